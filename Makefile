@@ -1,0 +1,77 @@
+# Needs git, make and Python >= 3.11. Everything is installed into .venv, from the versions in constraints.txt.
+#
+#   make demo     install, then run the main job on the embedded default
+#   make test     install, then run the tests
+#   make help     the other targets
+#
+# PYTHON=python3.12 picks another interpreter; JOBS=4 runs the tests on more cores.
+# TORCH_INDEX= (empty) takes torch from PyPI; on Linux that is the CUDA build, several gigabytes.
+
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.captune-installed
+
+# Where no NVIDIA driver is found the much smaller CPU build of torch is asked for.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download.pytorch.org/whl/cpu)
+PIP := $(PY) -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install test demo report doctor storybook study lint format docs clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## make .venv and install captune with its pinned dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "captune needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo absent)." >&2; \
+	  echo "Install one and name it: make install PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "'$(PYTHON) -m venv' failed; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@# torch first and by itself: any other order may pull the CUDA build, gigabytes of it.
+	@# torchvision is wanted by the processors of Qwen-VL and InternVL only; --no-deps keeps it from moving torch.
+	$(PIP) install --no-deps -c constraints.txt --retries 1 --timeout 60 \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch torchvision
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "captune is installed. Next: make demo, or: . $(VENV)/bin/activate && captune --help"
+
+test: $(STAMP)  ## run the tests (no network, no Java)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) $(PYTEST_ARGS)
+
+demo: $(STAMP)  ## the main job on the embedded default: a table and a page, in minutes
+	$(PY) -m captune demo --output runs/demo
+
+RUNS ?= $(patsubst %/config.yaml,%,$(wildcard runs/*/config.yaml))
+
+report: $(STAMP)  ## make the page for every run under runs/ again: runs/report.html
+	$(PY) -m captune report $(RUNS) --output runs/report.html
+
+doctor: $(STAMP)  ## what is installed, what is missing, how to get it
+	$(PY) -m captune doctor
+
+storybook: $(STAMP)  ## rebuild the embedded models from nothing
+	$(PY) -m captune storybook
+
+study: $(STAMP)  ## run the ViZer study again
+	$(PY) studies/vizer/run.py
+
+lint: $(STAMP)  ## lint, format check and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(STAMP)  ## format the code and mend what the linter can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+docs: $(STAMP)  ## build the documentation into site/
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
+	$(PY) -m mkdocs build --strict
+
+clean:  ## remove caches and built pages; keeps .venv and runs/
+	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,3 @@
+from captune.cli import main
+
+raise SystemExit(main())
