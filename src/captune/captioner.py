@@ -1,0 +1,313 @@
+"""A vision-language model, its processor and its prompt, as one captioner.
+
+The paper's symbols: F_I is `image_features`, f_psi(.) is `caption_hidden_states`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from transformers import BatchFeature, PreTrainedModel
+
+from captune import captioning, loading, vision
+from captune.families import CaptionerError, Family, attribute, family_for, lora_targets
+
+# tensors with one entry per token of the prompt; all others in a batch belong to the images
+TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+OURS = ("labels", "caption_mask")
+
+
+class Captioner:
+    """Loads frozen; `add_lora` makes adapters of the language model trainable, the vision side never is.
+
+    `model` is the PreTrainedModel, or the PeftModel around it; `core` is always the former.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Any, *, name: str = "", prompt: str | None = None) -> None:
+        self.model: PreTrainedModel | PeftModel = model
+        self.core, self.processor, self.name = model, processor, name
+        self.family: Family = family_for(model, processor)
+        if getattr(processor, "chat_template", None) is None:
+            processor.chat_template = self.family.chat_template
+        self.tokenizer = processor.tokenizer
+        self.prompt = (
+            prompt if prompt is not None else (self.family.prompt if self._turns() else self.family.base_prompt)
+        )
+        self._memo: vision.VisionMemo | None = None
+        self.eos_ids = self._eos_ids()
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.eos_ids[0])
+        model.requires_grad_(False)
+        model.eval()
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        adapter: str | Path | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+        *,
+        prompt: str | None = None,
+        adapter_trainable: bool = False,
+    ) -> Captioner:
+        """Load a folder, a hub name or a shipped model ("storybook"), with an adapter if one is named.
+
+        :param device: default: cuda where there is one, else cpu.
+        :param prompt: the text beside the image; default: the family's.
+        :raises CaptionerError: says what is missing and what to do about it.
+        """
+        source = loading.resolve(name_or_path)
+        model, processor = loading.load_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        captioner = cls(model, processor, name=str(name_or_path), prompt=prompt)
+        if adapter is not None:
+            captioner.model = loading.load_adapter(captioner.core, adapter, trainable=adapter_trainable)
+            captioner.model.eval()
+        captioner.model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        return captioner
+
+    @property
+    def device(self) -> torch.device:
+        return self.core.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.core.dtype
+
+    # -- text ----------------------------------------------------------------------------------------------------------
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The prompt as messages, with a place for the image: what TRL's GRPOTrainer takes as `prompt`."""
+        text = [{"type": "text", "text": self.prompt}] if self.prompt else []
+        return [{"role": "user", "content": [{"type": "image"}, *text]}]
+
+    def prompt_text(self, *, image: bool = True) -> str:
+        """The prompt through the chat template, up to where the caption starts; without the image if asked."""
+        messages = self.conversation()
+        if not image:
+            messages[0]["content"] = [part for part in messages[0]["content"] if part["type"] != "image"]
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def _turns(self) -> bool:
+        """Whether the chat template opens a turn for the assistant; base models' templates do not."""
+        messages = [{"role": "user", "content": [{"type": "image"}]}]
+        texts = [
+            self.processor.apply_chat_template(messages, add_generation_prompt=flag, tokenize=False)
+            for flag in (False, True)
+        ]
+        return texts[0] != texts[1]
+
+    def _eos_ids(self) -> list[int]:
+        """Ids that end a caption; the first is the one that training appends."""
+        named = self.core.generation_config.eos_token_id if self.core.generation_config else None
+        ids = [] if named is None else [named] if isinstance(named, int) else list(named)
+        own = self.tokenizer.eos_token_id
+        if own is not None:
+            ids = [own, *(i for i in ids if i != own)]
+        if not ids:
+            raise CaptionerError(f"{self.name or self.family.name}: neither tokenizer nor generation config has an EOS")
+        return ids
+
+    def _specials(self, text: str) -> bool:
+        """Whether the tokenizer should add its special tokens: not where the template wrote BOS already."""
+        return not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
+
+    def caption_ids(self, caption: str) -> list[int]:
+        """A caption's tokens as the model would generate them after the prompt, without EOS."""
+        text = caption.strip()
+        if self.prompt_text().endswith(":") and not self._marks_words():
+            text = " " + text  # "Assistant:" and the like: the answer starts with a space
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _marks_words(self) -> bool:
+        """Whether the tokenizer itself puts the space before a first word (SentencePiece)."""
+        ids = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        return self.tokenizer.convert_ids_to_tokens(ids[:1])[0].startswith("▁")
+
+    def decode(self, ids: torch.Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """Token ids (N, T) to captions: special tokens dropped, stripped."""
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    # -- batches -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, images: Sequence[Image.Image], captions: Sequence[str] | None = None) -> BatchFeature:
+        """Model inputs on the device: the prompt for each image, LEFT padded; with captions see `append`.
+
+        An image object that occurs several times in the list is preprocessed once.
+        """
+        if not images:
+            raise CaptionerError("prepare() was given no images")
+        distinct = list({id(image): image for image in images}.values())
+        place = {id(image): i for i, image in enumerate(distinct)}
+        text = self.prompt_text()
+        batch = self.processor(
+            text=[text] * len(distinct),
+            images=[[image.convert("RGB")] for image in distinct],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=self._specials(text),
+            return_tensors="pt",
+        )
+        if len(distinct) < len(images):
+            batch = self._repeat(batch, [place[id(image)] for image in images])
+        batch = batch.to(self.device, dtype=self.dtype)
+        return batch if captions is None else self.append(batch, captions)
+
+    def append(self, batch: BatchFeature, captions: Sequence[str]) -> BatchFeature:
+        """Add a caption and EOS to each row of a prompt batch; the images are not touched. RIGHT padded.
+
+        Adds `caption_mask` (B, T), 1 on caption tokens and EOS, and `labels` (B, T), -100 elsewhere.
+        """
+        rows = batch["input_ids"].shape[0]
+        if len(captions) != rows:
+            raise CaptionerError(f"{len(captions)} captions were given for {rows} images")
+        tails = [[*self.caption_ids(caption), self.eos_ids[0]] for caption in captions]
+        return self._append_ids(batch, tails, right=True)
+
+    def _append_ids(self, batch: BatchFeature, tails: list[list[int]], *, right: bool) -> BatchFeature:
+        """Prompt and tail of each row put together without the padding between them, padded anew on one side."""
+        real = batch["attention_mask"].bool()
+        width = int(max(int(n) + len(t) for n, t in zip(real.sum(-1), tails, strict=True)))
+        new: dict[str, torch.Tensor] = {}
+        for key in (*(k for k in TOKEN_KEYS if k in batch), *OURS):
+            padding = {"input_ids": self.tokenizer.pad_token_id, "labels": -100}.get(key, 0)
+            rows = []
+            for i, tail in enumerate(tails):
+                ids = torch.tensor(tail, dtype=torch.long, device=real.device)
+                ones, zeros = torch.ones_like(ids), torch.zeros_like(ids)
+                last = {"input_ids": ids, "labels": ids, "attention_mask": ones, "caption_mask": ones}.get(key, zeros)
+                n = int(real[i].sum())
+                first = ids.new_full((n,), padding) if key in OURS else batch[key][i][real[i]]
+                gap = ids.new_full((width - n - len(tail),), padding)
+                rows.append(torch.cat([first, last, gap] if right else [gap, first, last]))
+            new[key] = torch.stack(rows)
+        return BatchFeature({**batch, **new})
+
+    def _repeat(self, batch: BatchFeature, index: list[int]) -> BatchFeature:
+        tokens = {key: batch[key][index] for key in TOKEN_KEYS if key in batch}
+        units = vision.Units({key: value for key, value in batch.items() if key not in TOKEN_KEYS})
+        sizes = vision.units_per_image(self._image_tokens(batch), units.count)
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return BatchFeature({**tokens, **units.select([starts[i] + j for i in index for j in range(sizes[i])])})
+
+    def _image_tokens(self, batch: BatchFeature) -> list[int]:
+        return (batch["input_ids"] == self.core.config.image_token_id).sum(-1).tolist()
+
+    # -- captions ------------------------------------------------------------------------------------------------------
+
+    def generate(self, images: Sequence[Image.Image] | BatchFeature, **settings: Any) -> Any:
+        """Captions, `num_return_sequences` per image, grouped by image; settings: `captioning.generate`."""
+        return captioning.generate(self, images, **settings)
+
+    def caption(self, images: Any, **settings: Any) -> Iterator[tuple[str, str]]:
+        """Stream (image_id, caption) for a stream of (image_id, image); settings: `captioning.caption`."""
+        return captioning.caption(self, images, **settings)
+
+    # -- features ------------------------------------------------------------------------------------------------------
+
+    def image_features(
+        self,
+        images: Sequence[Image.Image] | BatchFeature,
+        *,
+        where: Literal["connector", "tower"] = "connector",
+        pool: Literal["mean", "flatten"] = "mean",
+    ) -> torch.Tensor:
+        """F_I: frozen visual features, (B, D) float32, after the connector or before it, averaged or laid end to end.
+
+        :raises CaptionerError: "flatten" on images with different numbers of image tokens.
+        """
+        if where not in ("connector", "tower") or pool not in ("mean", "flatten"):
+            raise CaptionerError(f'where is "connector" or "tower", pool "mean" or "flatten"; not {where!r}, {pool!r}')
+        batch = images if isinstance(images, BatchFeature) else self.prepare(images)
+        arguments = {key: value for key, value in batch.items() if key not in (*TOKEN_KEYS, *OURS)}
+        memo = self._memo if self._memo is not None and (where == "connector" or self._memo.tower) else None
+        if memo is not None:
+            encoded = memo.encode(arguments)
+        else:
+            encoded = vision.encode(self.core, self.family, arguments, tower=where == "tower")
+        sizes = vision.units_per_image(self._image_tokens(batch), len(encoded))
+        states = [e.pooled if where == "connector" else e.tower for e in encoded]
+        return vision.pool(states, sizes, pool)
+
+    def caption_hidden_states(
+        self, batch: BatchFeature, *, blind: bool = False, shift: bool = False, mm: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """f_psi(.): last hidden states (before lm_head) at the caption's positions, EOS included.
+
+        :param batch: from `prepare(images, captions)` or `append`.
+        :param blind: read the caption without an image: prompt text (or BOS) and caption only.
+        :param shift: the states that predict each caption token, i.e. from the last prompt position on.
+        :param mm: visual features computed before (what `get_image_features` returns), in place of the pixels.
+        :return: hidden (B, T, H) and mask (B, T), T the longest caption in tokens; gradients flow.
+        """
+        mask = batch["caption_mask"].bool()
+        counts = mask.sum(-1)
+        if blind:
+            tails = [ids[m].tolist() for ids, m in zip(batch["input_ids"], mask, strict=True)]
+            head = self._blind_ids()
+            rows = torch.tensor([head] * len(tails), device=self.device)
+            inputs: dict[str, Any] = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+            inputs = dict(self._append_ids(BatchFeature(inputs), tails, right=True))
+            starts = torch.full_like(counts, len(head))
+        else:
+            inputs, starts = dict(batch), mask.int().argmax(-1)
+            if mm is not None:
+                inputs = {k: v for k, v in inputs.items() if k not in ("pixel_values", "pixel_attention_mask")}
+                inputs["mm_encoder_outputs"] = {"image": mm}
+        inputs = {key: value for key, value in inputs.items() if key not in OURS}
+        hidden = self.core.base_model(**inputs, use_cache=False).last_hidden_state
+        steps = torch.arange(int(counts.max()), device=hidden.device)
+        valid = steps[None] < counts[:, None]
+        places = (starts[:, None] + steps[None] - int(shift)).clamp(max=hidden.shape[1] - 1)
+        return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])), valid
+
+    def _blind_ids(self) -> list[int]:
+        text = self.prompt_text(image=False)
+        ids = self.tokenizer(text, add_special_tokens=self._specials(text))["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        return ids or [bos if bos is not None else self.eos_ids[0]]
+
+    def share_vision(self, *, max_images: int = 1024, tower: bool = False) -> vision.VisionMemo:
+        """From now on encode each distinct image once; see `vision.VisionMemo`. Ends with `remove()` or `with`."""
+        if self._memo is None or self._memo.depth == 0:
+            self._memo = vision.VisionMemo(self.core, self.family, max_images=max_images, tower=tower)
+        return self._memo.install()
+
+    # -- adapters ------------------------------------------------------------------------------------------------------
+
+    def add_lora(
+        self, r: int = 32, alpha: int = 64, dropout: float = 0.1, bias: Literal["none", "all", "lora_only"] = "none"
+    ) -> PeftModel:
+        """Put trainable LoRA adapters on the linear layers of the language model; all else is frozen."""
+        if isinstance(self.model, PeftModel):
+            raise CaptionerError("this captioner has an adapter already; load it without one, or merge it first")
+        targets = lora_targets(self.core, self.family)
+        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias=bias, target_modules=targets)
+        self.model = get_peft_model(self.core, config)  # type: ignore[arg-type]
+        return self.model
+
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Write adapter_config.json and adapter_model.safetensors."""
+        if not isinstance(self.model, PeftModel):
+            raise CaptionerError("there is no adapter to save: call add_lora() first")
+        self.model.save_pretrained(str(folder), safe_serialization=True)
+        return Path(folder)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Inside, the captioner is its base model (nothing to switch off where there is no adapter)."""
+        if not isinstance(self.model, PeftModel):
+            yield
+            return
+        with self.model.disable_adapter():
+            yield
+
+    def language_model(self) -> torch.nn.Module:
+        return attribute(self.core, self.family.language_model)
