@@ -1,0 +1,209 @@
+"""Caption files: one JSON object per line, ``{"image_id": …, "caption": …}``, or the COCO results format.
+
+Lines end at "\\n" alone: a caption may hold U+2028 or a vertical tab, at which `str.splitlines` would cut it in two.
+A file is only ever appended to and each batch is flushed to the disk, so that a killed process leaves whole lines and
+at most one torn one at the end; reading leaves that line out with a warning, `CaptionWriter` removes it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks; two writers on one file are then the user's business
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+
+class CaptionFileError(ValueError):
+    """A caption file that cannot be used; the message names the file, the place and the reason."""
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file in file order; a torn last line (no line end, no valid JSON) is left out and logged.
+
+    Raises CaptionFileError for any other line that is not a JSON object.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+            if number == len(lines):
+                logger.warning("%s: the last line (%d) is cut off and left out", path, number)
+                break
+            raise CaptionFileError(f"{path}, line {number}: {error}") from error
+        rows.append(row)
+    return rows
+
+
+def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
+    """{image_id: caption} in file order, from JSONL, COCO results JSON (a list of objects) or JSON ``{id: caption}``.
+
+    Ids become strings.  Empty captions are kept: they are what the captioner said.  An id may occur twice only with the
+    same caption; two different captions for one image are an error, because either choice would be silent.
+
+    Raises CaptionFileError.
+    """
+    path = Path(path)
+    captions: dict[str, str] = {}
+    for place, image_id, caption in _entries(path):
+        if image_id is None or isinstance(image_id, bool | list | dict):
+            raise CaptionFileError(f"{path}, {place}: needs an image_id (a string or a number)")
+        if not isinstance(caption, str):
+            raise CaptionFileError(f"{path}, {place}: image {image_id!r} needs one caption, a string")
+        key = str(image_id)
+        if captions.setdefault(key, caption) != caption:
+            raise CaptionFileError(f"{path}, {place}: a second, different caption for image {key!r}")
+    return captions
+
+
+def _entries(path: Path) -> Iterable[tuple[str, Any, Any]]:
+    """(place, image_id, caption) of every entry."""
+    if _is_jsonl(path):
+        for number, row in enumerate(read_jsonl(path), start=1):
+            yield f"entry {number}", row.get("image_id"), row.get("caption")
+        return
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CaptionFileError(f"{path}: not valid JSON: {error}") from error
+    if isinstance(content, dict):
+        for image_id, caption in content.items():
+            yield f"key {image_id!r}", image_id, caption
+        return
+    for number, row in enumerate(content if isinstance(content, list) else [content], start=1):
+        if not isinstance(row, dict):
+            raise CaptionFileError(f"{path}, entry {number}: expected an object with image_id and caption")
+        yield f"entry {number}", row.get("image_id"), row.get("caption")
+
+
+def _is_jsonl(path: Path) -> bool:
+    """By content: the first line of JSONL is an object with an image_id; of an empty or torn file the name decides."""
+    with path.open("rb") as file:
+        first = file.readline().strip()
+    if not first:
+        return path.suffix.lower() != ".json"
+    try:
+        row = json.loads(first)
+    except ValueError:
+        return path.suffix.lower() in (".jsonl", ".ndjson")
+    return isinstance(row, dict) and "image_id" in row
+
+
+def write_coco_results(captions: Mapping[str, str], path: str | os.PathLike[str]) -> None:
+    """``[{"image_id": …, "caption": …}]``; whole-number ids are written as numbers, as COCO's tools expect."""
+    rows = [{"image_id": int(key) if key.isdecimal() else key, "caption": text} for key, text in captions.items()]
+    replace_file(path, json.dumps(rows, ensure_ascii=False))
+
+
+def replace_file(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old one or the new one and nothing between."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def jsonl_line(row: Mapping[str, Any]) -> str:
+    """One row as a line of JSONL with its line end; a lone surrogate is escaped, as UTF-8 cannot hold it."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(row, allow_nan=False)
+    return line + "\n"
+
+
+class CaptionWriter:
+    """Appends rows to a JSONL caption file; what `write` has returned from is on the disk.
+
+    ``resume=True`` keeps what the file holds (a torn last line is removed and logged): ``done`` are its ids, ``last``
+    the last one; ``resume=False`` starts an empty file.  Only one writer can hold a file.
+
+        with CaptionWriter("caps.jsonl") as writer:
+            if image_id not in writer.done:
+                writer.write([{"image_id": image_id, "caption": caption}])
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = True) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.done: set[str] = set()
+        self.last: str | None = None
+        self._file = self.path.open("ab")
+        try:
+            self._lock()
+            if resume:
+                self._repair()
+                captions = read_captions(self.path)
+                self.done, self.last = set(captions), next(reversed(captions), None)
+            else:
+                self._file.truncate(0)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CaptionFileError(f"{self.path}: another process is writing to it; wait for it to end") from error
+
+    def _repair(self) -> None:
+        content = self.path.read_bytes()
+        if not content or content.endswith(b"\n"):
+            return
+        start = content.rfind(b"\n") + 1
+        try:
+            whole = isinstance(json.loads(content[start:]), dict)
+        except ValueError:
+            whole = False
+        if whole:  # only the line end is missing
+            self._file.write(b"\n")
+        else:
+            logger.warning("%s: the last line is cut off; it is removed and its image done again", self.path)
+            self._file.truncate(start)
+        self._flush()
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows, each with at least ``image_id`` and ``caption``, and wait until they are on the disk."""
+        rows = list(rows)
+        for row in rows:
+            if not isinstance(row.get("image_id"), str) or not isinstance(row.get("caption"), str):
+                raise CaptionFileError(f"a row needs an image_id and a caption, both strings; got {dict(row)!r}")
+            if row["image_id"] in self.done:
+                raise CaptionFileError(f"{self.path}: image {row['image_id']!r} has a caption already")
+        self._file.write("".join(jsonl_line(row) for row in rows).encode("utf-8"))
+        self._flush()
+        self.done.update(row["image_id"] for row in rows)
+
+    def _flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> CaptionWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,200 @@
+"""Opening one image safely: the answer is an upright 8-bit RGB image, or a `BadImage` that says why there is none.
+
+Pillow opens a truncated file happily and fails only when its pixels are asked for, so everything here is decoded at
+once.  (A program that sets ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` asks for half images and gets them.)
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = 178_956_970
+"""Images with more pixels are refused as decompression bombs (the size at which Pillow itself refuses)."""
+
+_KINDS = "apng avif bmp dib gif heic heif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split(" "))
+"""File names that a folder source takes for images; compared in lower case."""
+
+
+class BadImage(ValueError):
+    """An image that cannot be used: ``item`` names it, ``why`` says what is wrong with it."""
+
+    def __init__(self, item: str, why: str) -> None:
+        super().__init__(item, why)  # both in args, so that it survives pickling between worker processes
+        self.item = item
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.item}: {self.why}"
+
+
+def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image as upright 8-bit RGB, fully loaded.
+
+    ``image``: a path, the file's bytes, a ``{"bytes", "path"}`` pair as `datasets` stores images, or a PIL image.
+    ``item``: the name used in errors; the path if not given.
+    EXIF rotation is applied, transparency is laid on white, 16-bit and floating-point images are scaled (not clipped)
+    to 8 bits, of an animation the first frame is taken.
+
+    Raises BadImage.
+    """
+    item = item if item is not None else _name(image)
+    if isinstance(image, Image.Image):
+        return _to_rgb_or_bad(image, item)
+    data = _read(image, item)
+    _refuse_other_files(data, item)
+    opened = _open(data, item, max_pixels)
+    try:
+        opened.load()
+    except Exception as error:  # Pillow's plugins raise whatever their parser stumbles over; the item is bad either way
+        raise BadImage(item, _why(error)) from error
+    return _to_rgb_or_bad(opened, item)
+
+
+def image_size(image: Any, item: str | None = None) -> tuple[int, int]:
+    """(width, height) from the header alone, in pixels, before any EXIF rotation.  Raises BadImage."""
+    if isinstance(image, Image.Image):
+        return image.size
+    item = item if item is not None else _name(image)
+    path = _path(image)
+    if path is not None:
+        _regular_file(path, item)
+        return _open(path, item, MAX_PIXELS).size
+    return _open(_read(image, item), item, MAX_PIXELS).size
+
+
+def _name(image: Any) -> str:
+    if isinstance(image, dict):
+        return str(image.get("path") or "image")
+    return str(image) if isinstance(image, str | os.PathLike) else "image"
+
+
+def _path(image: Any) -> Path | None:
+    if isinstance(image, dict):
+        return Path(image["path"]) if image.get("bytes") is None and image.get("path") else None
+    return Path(image) if isinstance(image, str | os.PathLike) else None
+
+
+def _regular_file(path: Path, item: str) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        if "\\udc" in str(path):
+            raise BadImage(item, "its file name is not valid UTF-8; rename the file") from error
+        raise BadImage(item, error.strerror or str(error)) from error
+    if not stat.S_ISREG(status.st_mode):  # reading a named pipe would wait for ever
+        raise BadImage(item, "is not a regular file")
+    if status.st_size == 0:
+        raise BadImage(item, "is empty (0 bytes)")
+
+
+def _read(image: Any, item: str) -> bytes:
+    path = _path(image)
+    if path is not None:
+        _regular_file(path, item)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise BadImage(item, error.strerror or str(error)) from error
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if data is None:
+        raise BadImage(item, "the source holds no image here")
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise BadImage(item, f"expected a path, bytes or a PIL image, got {type(data).__name__}")
+    if len(data) == 0:
+        raise BadImage(item, "is empty (0 bytes)")
+    return bytes(data)
+
+
+def _refuse_other_files(data: bytes, item: str) -> None:
+    """Files that are often found under an image's name get a reason that helps."""
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith((b"<!doctype html", b"<html")) or (head.startswith(b"<") and b"<html" in head):
+        raise BadImage(item, "is HTML, not an image (a saved error page?)")
+    if head.startswith(b"version https://git-lfs"):
+        raise BadImage(item, "is a Git LFS pointer, not the image; run `git lfs pull`")
+    if head.startswith((b"<svg", b"<?xml")):
+        raise BadImage(item, "is XML or SVG, not a pixel image")
+    if not data.strip(b"\0"):
+        raise BadImage(item, "holds only zero bytes")
+
+
+def _open(data: bytes | Path, item: str, max_pixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below decides
+            opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+    except Exception as error:  # see open_image
+        raise BadImage(item, _why(error)) from error
+    width, height = opened.size
+    if width * height > max_pixels:
+        raise BadImage(item, f"{width} x {height} pixels, over the limit of {max_pixels:,} (a decompression bomb?)")
+    return opened
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"looks like a decompression bomb: {error}"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "is not an image in any format that Pillow reads here"
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, OSError) else f"cannot be decoded ({type(error).__name__}: {text})"
+
+
+def _to_rgb_or_bad(image: Image.Image, item: str) -> Image.Image:
+    try:
+        return to_rgb(_upright(image, item))
+    except Exception as error:  # see open_image
+        raise BadImage(item, _why(error)) from error
+
+
+def _upright(image: Image.Image, item: str) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # a damaged EXIF block does not make the pixels bad
+        logger.warning("%s: its EXIF block cannot be read (%s); taken as upright", item, error)
+        return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode to RGB: scaled where it has more than 8 bits, on white where it is transparent."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_to_8_bits(image))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        if image.mode == "RGBa":
+            image = image.convert("RGBA")
+        if image.mode == "La":
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> np.ndarray:
+    """Grey levels of a 16-bit (I;16…), 32-bit (I) or floating-point (F) image as (H, W) uint8.
+
+    I;16 and I within 0…65535 (Pillow's mode for 16-bit files of several formats) are divided by 257; F within 0…1 is
+    multiplied by 255; F within 0…255 is kept; anything else carries no scale of its own and is stretched from its
+    smallest to its largest value.
+    """
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        values /= 257.0
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        values *= 255.0
+    elif not (image.mode == "F" and low >= 0 and high <= 255):
+        values = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -1,0 +1,304 @@
+"""Every image source as one kind of dataset: columns image, image_id, references (list[str]; empty if there are none).
+
+A source is written ``where?key=value&…``.  The keys: ``n`` (so many images), ``seed`` (drawn at random; without it the
+first n), ``split``, ``images`` (the image folder of a caption file), and for `datasets` names and tables also
+``config``, ``image``, ``caption``, ``id`` (column names) and ``streaming=1``.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import unquote
+
+import numpy as np
+from datasets import Dataset, Features, Image, IterableDataset
+
+from captune.data.images import IMAGE_SUFFIXES, open_image
+from captune.data.readers import TEXT_SUFFIXES, Entry, SourceError, find_image_folder, image_paths, read_entries
+from captune.data.tables import FEATURES, load_hub, load_saved, load_shards, normalise
+
+logger = logging.getLogger(__name__)
+
+ImageSource: TypeAlias = Dataset | IterableDataset
+
+COLUMN_KEYS = ("config", "image", "caption", "id", "streaming")
+KEYS = ("n", "seed", "split", "images", *COLUMN_KEYS)
+STORYBOOK = "storybook:"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source as written: ``where`` is a path, a `datasets` name or storybook:<split>."""
+
+    where: str
+    n: int | None = None
+    seed: int | None = None
+    split: str | None = None
+    images: str | None = None
+    columns: dict[str, str] | None = None  # config, image, caption, id, streaming
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Raises SourceError for an unknown key or a number that is none."""
+        where, mark, query = str(text).rpartition("?")
+        if not mark or os.path.exists(text):
+            return cls(str(text))
+        values: dict[str, Any] = {}
+        for part in filter(None, query.split("&")):
+            key, equals, value = part.partition("=")
+            if key not in KEYS or not equals or not value:
+                raise SourceError(
+                    f"{text!r}: {part!r} is not understood; known: {', '.join(KEYS)}, as in ?n=500&seed=1"
+                )
+            values[key] = unquote(value)
+        for key in ("n", "seed"):
+            if key in values:
+                if not values[key].isdecimal() or (key == "n" and int(values[key]) == 0):
+                    raise SourceError(f"{text!r}: {key} must be a whole number, found {values[key]!r}")
+                values[key] = int(values[key])
+        columns = {key: values.pop(key) for key in COLUMN_KEYS if key in values}
+        return cls(where, columns=columns or None, **values)
+
+
+def load_images(source: str, *, limit: int | None = None, decode: bool = True, stream: bool = False) -> ImageSource:
+    """The images of a source, lazily: nothing is decoded before its row is asked for, so a broken image fails alone.
+
+    ``limit``: at most so many rows (after ?n= and ?seed=).  ``decode=False`` leaves ``image`` as the undecoded
+    {"bytes", "path"} pair for `open_image`.  ``stream=True`` reads webdataset shards as they come (IterableDataset)
+    instead of copying them into the `datasets` cache first.
+
+    A row of the decoded dataset: {"image": PIL RGB, "image_id": str, "references": list[str]}; storybook adds scene and
+    alt_text.  Raises SourceError here, BadImage on access.
+    """
+    if limit is not None and limit < 1:
+        raise SourceError(f"limit must be at least 1, not {limit}")
+    parsed = Source.parse(source)
+    if parsed.where.startswith(STORYBOOK):
+        dataset = _storybook(parsed, limit)
+        return dataset if decode else undecoded(dataset)
+    entries = _entries(parsed, limit, with_images=True)
+    if entries is not None:
+        rows, paths = entries
+        dataset = Dataset.from_dict(
+            {
+                "image": [{"bytes": None, "path": path} for path in paths],
+                "image_id": [row.image_id for row in rows],
+                "references": [row.references for row in rows],
+            },
+            features=FEATURES,
+        )
+    else:
+        dataset = _table(parsed, limit, stream, with_images=True)
+    return decoded(dataset) if decode else dataset
+
+
+def load_references(source: str, *, limit: int | None = None) -> dict[str, list[str]]:
+    """{image_id: references} of a source; its images need not be there.  Raises SourceError if it has no references."""
+    parsed = Source.parse(source)
+    if parsed.where.startswith(STORYBOOK):
+        references = _columns(_storybook(parsed, limit), "references")
+    else:
+        entries = _entries(parsed, limit, with_images=False)
+        if entries is not None:
+            references = {row.image_id: row.references for row in entries[0]}
+        else:
+            references = _columns(_table(parsed, limit, stream=False, with_images=False), "references")
+    if not any(references.values()):
+        raise SourceError(f"{source} has no reference captions; name a captions file or a data set with captions")
+    return references
+
+
+def load_scenes(source: str, *, limit: int | None = None) -> dict[str, str]:
+    """{image_id: scene as JSON} of a source that knows what is in its images (storybook)."""
+    parsed = Source.parse(source)
+    dataset = _storybook(parsed, limit) if parsed.where.startswith(STORYBOOK) else load_images(source, limit=limit)
+    if "scene" not in (dataset.column_names or []):
+        raise SourceError(f"{source} has no scenes; only the embedded world does: storybook:test")
+    return _columns(dataset, "scene")
+
+
+def decoded(dataset: ImageSource) -> ImageSource:
+    """The dataset with images decoded on access by `open_image`."""
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_decode_row, features=_with_decoded(dataset.features))
+    return dataset.with_transform(_decode_batch)
+
+
+def undecoded(dataset: ImageSource) -> ImageSource:
+    """The dataset with images left as {"bytes", "path"}; one that draws its images on access is returned as it is."""
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    if dataset.format["type"] == "custom":
+        return dataset.with_format(None) if _decodes(dataset) else dataset
+    feature = dataset.features.get("image")
+    if isinstance(feature, Image) and feature.decode:
+        return dataset.cast_column("image", Image(decode=False))
+    return dataset
+
+
+def _decodes(dataset: Dataset) -> bool:
+    return dataset.format["format_kwargs"].get("transform") is _decode_batch
+
+
+def _decode_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    if "image" in batch:
+        names = batch.get("image_id") or [None] * len(batch["image"])
+        batch["image"] = [open_image(image, name) for image, name in zip(batch["image"], names, strict=True)]
+    return batch
+
+
+def _decode_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "image": open_image(row["image"], row["image_id"])}
+
+
+def _with_decoded(features: Features | None) -> Features | None:
+    return Features({**features, "image": Image()}) if features is not None else None
+
+
+def _columns(dataset: ImageSource, column: str) -> dict[str, Any]:
+    if isinstance(dataset, IterableDataset):
+        return {row["image_id"]: row[column] for row in dataset}
+    return dict(zip(dataset["image_id"], dataset[column], strict=True))
+
+
+def choose(total: int, n: int | None, seed: int | None, limit: int | None, source: str) -> Sequence[int]:
+    """Row numbers: all or the first n, in order; with a seed, n drawn without replacement, in the order drawn."""
+    if n is not None and n > total:
+        logger.warning("%s has only %d images, %d were asked for", source, total, n)
+    count = min(total, *(number for number in (n, limit) if number is not None), total)
+    if seed is None:
+        return range(count)
+    return np.random.default_rng(seed).permutation(total)[:count].tolist()
+
+
+# -------------------------------------------------------------------- sources
+
+
+def _storybook(source: Source, limit: int | None) -> Dataset:
+    from captune import storybook
+
+    for key in ("split", "images", "columns"):
+        if getattr(source, key) is not None:
+            raise SourceError(f"{source.where} takes only ?n= and ?seed= (the split is the name: storybook:test)")
+    given = {key: value for key, value in (("n", source.n), ("seed", source.seed)) if value is not None}
+    dataset = storybook.load(source.where.removeprefix(STORYBOOK), **given)
+    return dataset if limit is None or limit >= len(dataset) else dataset.select(range(limit))
+
+
+def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list[Entry], list[str]] | None:
+    """Rows and image paths of an image folder or a caption file; None for everything that `datasets` reads."""
+    path = Path(source.where).expanduser()
+    if path.is_dir():
+        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            return None
+        names = list_images(path)
+        if not names:
+            if any(glob.glob(str(path / "**" / f"*.{kind}"), recursive=True) for kind in ("tar", "parquet")):
+                return None
+            raise SourceError(f"no image files in {path} or below (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
+        if source.split or source.images or source.columns:
+            raise SourceError(f"{path} is a folder of images; it takes only ?n= and ?seed=")
+        rows = [Entry(name, name, []) for name in names]
+        folder = path
+    elif path.is_file() and path.suffix.lower() in {".json", ".jsonl", ".ndjson", *TEXT_SUFFIXES}:
+        if source.columns:
+            raise SourceError(f"{path} takes ?n=, ?seed=, ?split= and ?images=, not {', '.join(source.columns)}")
+        rows = read_entries(path, source.split)
+        if not rows:
+            raise SourceError(f"{path} names no image")
+        folder = None
+    elif path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        rows, folder = [Entry(path.name, path.name, [])], path.parent
+    else:
+        return None
+    rows = [rows[index] for index in choose(len(rows), source.n, source.seed, limit, source.where)]
+    if not with_images:
+        return rows, []
+    if folder is None:
+        folder = find_image_folder(path, rows, source.images)
+    return rows, image_paths(folder, rows)
+
+
+def list_images(folder: Path) -> list[str]:
+    """Image files below a folder, sorted, as paths relative to it with "/"; hidden ones are left out, links followed.
+
+    By name alone: nothing is opened, so that a folder of 100,000 files is listed in about a second.  A name that is
+    not valid UTF-8 is listed with its odd bytes escaped; opening it says so.
+    """
+    found, pending, seen = [], [("", folder)], {os.path.realpath(folder)}
+    while pending:
+        prefix, current = pending.pop()
+        try:
+            entries = list(os.scandir(current))
+        except OSError as error:
+            raise SourceError(f"{current} cannot be read: {error.strerror}") from error
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not entry.is_dir():
+                found.append((prefix + entry.name).encode("utf-8", "backslashreplace").decode("utf-8"))
+            elif entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real not in seen:  # a link may lead back up
+                    seen.add(real)
+                    pending.append((f"{prefix}{entry.name}/", Path(entry.path)))
+    return sorted(found)
+
+
+def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -> ImageSource:
+    """What `datasets` reads: parquet, webdataset shards, saved datasets and names on the hub."""
+    options = source.columns or {}
+    stream = options.get("streaming", "0").lower() in ("1", "true", "yes") or stream
+    path = Path(source.where).expanduser()
+    base = path if path.is_dir() else path.parent
+    if path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()):
+        dataset: ImageSource = load_saved(path, source.split)
+    elif files := _shards(source.where):
+        dataset = load_shards(files, stream)
+    elif path.exists() or source.where.startswith((".", "/", "~")) or path.suffix.lower() in _PATH_SUFFIXES:
+        reason = "is of no kind that is known here" if path.exists() else "does not exist"
+        raise SourceError(f"{source.where} {reason}; {_KINDS}")
+    else:
+        streaming = options.get("streaming", "0").lower() in ("1", "true", "yes")
+        dataset = load_hub(source.where, options.get("config"), source.split, streaming)
+        source = replace(source, split=None)
+    if source.split is not None and not path.is_dir():
+        raise SourceError(f"{source.where} has no splits; leave ?split={source.split} out")
+    dataset = normalise(dataset, source.where, options, Path(source.images) if source.images else base, with_images)
+    return _take(dataset, source, limit)
+
+
+_PATH_SUFFIXES = {".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".zip", *TEXT_SUFFIXES, *IMAGE_SUFFIXES}
+_KINDS = (
+    "a source is a folder of images, a captions file (COCO, Karpathy, Flickr8k/30k, JSONL, JSON), parquet, webdataset "
+    "shards, the name of a data set on the hub, or storybook:<split>"
+)
+
+
+def _shards(where: str) -> list[str]:
+    """Parquet or tar files that a path, a folder or a pattern names; all of one kind."""
+    path = Path(where).expanduser()
+    if path.is_dir():
+        for kind in ("tar", "parquet"):
+            if files := sorted(glob.glob(str(path / "**" / f"*.{kind}"), recursive=True)):
+                return files
+        return []
+    if path.suffix not in (".tar", ".parquet"):
+        return []
+    return [str(path)] if path.is_file() else sorted(glob.glob(str(path)))
+
+
+def _take(dataset: ImageSource, source: Source, limit: int | None) -> ImageSource:
+    if isinstance(dataset, IterableDataset):
+        if source.seed is not None:
+            dataset = dataset.shuffle(seed=source.seed, buffer_size=10_000)
+        counts = [number for number in (source.n, limit) if number is not None]
+        return dataset.take(min(counts)) if counts else dataset
+    rows = choose(len(dataset), source.n, source.seed, limit, source.where)
+    return dataset if isinstance(rows, range) and len(rows) == len(dataset) else dataset.select(rows)
