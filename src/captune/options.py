@@ -27,7 +27,9 @@ def unknown(name: str, known: Iterable[str], what: str) -> str:
     """A sentence for an unknown name, with the nearest known one and the whole list."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown {what} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f" (known: {', '.join(known)})"
+    return (
+        f"unknown {what} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f" (known: {', '.join(known)})"
+    )
 
 
 def convert(value: Any, kind: Any) -> Any:
@@ -70,8 +72,10 @@ def convert(value: Any, kind: Any) -> Any:
             return kind(value)
         except ValueError:
             raise ValueError(f"{value!r} is not {_name(kind)}") from None
-    raise TypeError(f"captune.options cannot read a value of type {kind}; use int, float, bool, str, Path, "
-                    "Literal, Optional, list or tuple in the config")
+    raise TypeError(
+        f"captune.options cannot read a value of type {kind}; use int, float, bool, str, Path, "
+        "Literal, Optional, list or tuple in the config"
+    )
 
 
 def _name(kind: Any) -> str:
@@ -113,7 +117,9 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _metavar(kind: Any) -> str:
-    arms = [a for a in get_args(kind) if a is not type(None)] if get_origin(kind) in (Union, types.UnionType) else [kind]
+    arms = (
+        [a for a in get_args(kind) if a is not type(None)] if get_origin(kind) in (Union, types.UnionType) else [kind]
+    )
     if len(arms) == 1 and get_origin(arms[0]) is Literal:
         return "{" + ",".join(map(str, get_args(arms[0]))) + "}"
     return "|".join({int: "N", float: "X", str: "TEXT", Path: "PATH"}.get(a, "VALUE") for a in arms)

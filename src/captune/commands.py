@@ -1,0 +1,215 @@
+"""What each verb of the command line takes and does: ``add_<verb>`` names its flags, ``run_<verb>`` calls and prints.
+
+Answers go to stdout, progress and warnings to stderr. Each function imports what it needs, so that no verb waits for
+another's libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from captune.options import UsageError, add_fields, build
+
+METHODS = {"vizer": ("captune.methods.vizer", "ViZerConfig"), "sft": ("captune.methods.sft", "SFTConfig")}
+
+
+def say(sentence: str) -> None:
+    """Something for the person, not for a pipe."""
+    print(sentence, file=sys.stderr)
+
+
+# ---------------------------------------------------------------- captioning
+
+
+def add_caption(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", required=True, help="a folder, a hub name, or storybook")
+    p.add_argument("--adapter", type=Path, help="a PEFT adapter folder, such as runs/g/adapter")
+    p.add_argument("--images", required=True, metavar="SOURCE", help="what to caption (see below)")
+    p.add_argument("--output", type=Path, required=True, help="the JSONL file to write; an existing one is continued")
+    p.add_argument("--overwrite", action="store_true", help="start the output afresh instead of continuing it")
+    p.add_argument("--limit", type=int, metavar="N", help="caption only the first N images")
+    p.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    p.add_argument("--max-new-tokens", type=int, metavar="N", help="longest caption (default: the family's)")
+    p.add_argument("--num-beams", type=int, default=1, metavar="N", help="beam search width (default: 1, greedy)")
+    p.add_argument("--temperature", type=float, metavar="X", help="sample at this temperature instead")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed for sampling (default: 0)")
+    p.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    p.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    p.add_argument("--trust-remote-code", action="store_true", help="run Python code that the model's folder brings")
+
+
+def run_caption(args: argparse.Namespace) -> int:
+    from captune.caption_files import caption_source
+
+    sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature is not None else {}
+    result = caption_source(
+        args.model,
+        args.images,
+        args.output,
+        adapter=args.adapter,
+        overwrite=args.overwrite,
+        limit=args.limit,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        loading={"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code},
+        max_new_tokens=args.max_new_tokens,
+        num_beams=args.num_beams,
+        **sampling,
+    )
+    for image, why in result.bad:
+        say(f"skipped {image}: {why}")
+    say(str(result))
+    return 1 if result.bad else 0
+
+
+# ------------------------------------------------------------------- methods
+
+
+def add_method(verb: str) -> Callable[[argparse.ArgumentParser], None]:
+    def add(p: argparse.ArgumentParser) -> None:
+        module = importlib.import_module(METHODS[verb][0])
+        p.add_argument("--config", type=Path, metavar="FILE", help="a YAML file with the settings below; flags win")
+        add_fields(p.add_argument_group("settings"), getattr(module, METHODS[verb][1]))
+
+    return add
+
+
+def run_method(verb: str) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        module = importlib.import_module(METHODS[verb][0])
+        config = build(getattr(module, METHODS[verb][1]), vars(args), args.config, getattr(module, "PRESETS", None))
+        folder = module.run(config).path
+        say(f"done: {folder}")
+        print(f"adapter: {folder / 'adapter'}")
+        return 0
+
+    return run
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def add_evaluate(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "captions",
+        nargs="+",
+        type=Path,
+        help="caption files: JSONL or COCO results",
+    )
+    p.add_argument("--references", metavar="SOURCE", help="where the references are (see below)")
+    p.add_argument("--images", metavar="SOURCE", help="where the images are, when --references has none")
+    p.add_argument(
+        "--scorers",
+        default="bleu,rouge,cider,health",
+        metavar="A,B",
+        help="comma-separated; `captune scorers` lists them (default: bleu,rouge,cider,health)",
+    )
+    p.add_argument("--paired", action="store_true", help="test each further file against the first, image by image")
+    p.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples per interval (default: 1000)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resampling (default: 0)")
+    p.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    from captune.evaluation import evaluate_files, table
+
+    if args.paired and len(args.captions) < 2:
+        raise UsageError("--paired needs at least two caption files: captune evaluate a.jsonl b.jsonl --paired …")
+    result = evaluate_files(
+        args.captions,
+        references=args.references,
+        images=args.images,
+        scorers=args.scorers.split(","),
+        bootstrap=args.bootstrap,
+        seed=args.seed,
+        paired=args.paired,
+    )
+    for warning in result["warnings"]:
+        say(f"warning: {warning}")
+    print(json.dumps(result, ensure_ascii=False, indent=1) if args.json else table(result))
+    return 0
+
+
+def add_scorers(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="print one JSON object instead of a list")
+
+
+def run_scorers(args: argparse.Namespace) -> int:
+    from captune.evaluation import scorer_list
+
+    rows = scorer_list()
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            print(f"{row['name']:<12} needs {', '.join(row['needs']) or 'nothing':<20} {row['help']}")
+    return 0
+
+
+# ----------------------------------------------------- report, demo, and care
+
+
+def add_report(p: argparse.ArgumentParser) -> None:
+    p.add_argument("runs", nargs="+", type=Path, help="run directories, in the order of the page")
+    p.add_argument("--output", type=Path, default=Path("report.html"), help="the page to write (default: report.html)")
+
+
+def run_report(args: argparse.Namespace) -> int:
+    from captune.report import render
+
+    for folder in args.runs:
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is no run directory; runs are what `captune vizer --output …` leaves behind")
+    print(render(args.runs, args.output))
+    return 0
+
+
+def add_demo(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for the runs (default: runs/demo)")
+    p.add_argument("--seed", type=int, default=7, metavar="N", help="seed of the training (default: 7)")
+    p.add_argument(
+        "--images",
+        default="storybook:test?n=500&seed=91",
+        metavar="SOURCE",
+        help="what to evaluate on (default: storybook:test?n=500&seed=91)",
+    )
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    from captune.demo import demo
+
+    print(demo(args.output, seed=args.seed, test=args.images))
+    return 0
+
+
+def add_doctor(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="print one JSON object instead of a list")
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    from captune.doctor import examine
+
+    checks = examine()
+    if args.json:
+        print(json.dumps([c._asdict() for c in checks], indent=1))
+    else:
+        for check in checks:
+            print(check)
+    return 1 if any(c.state == "missing" for c in checks) else 0
+
+
+def add_storybook(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--output", type=Path, help="folder for the models (default: inside the package, in place)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the training (default: 0)")
+
+
+def run_storybook(args: argparse.Namespace) -> int:
+    from captune.storybook.train import build_models
+
+    print(build_models(args.output, seed=args.seed))
+    return 0

@@ -1,0 +1,176 @@
+"""Caption files -> scores with intervals: the work behind ``captune evaluate``, usable without the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from captune import scorers as judging
+from captune.data import load_images, load_references, load_scenes, read_captions
+
+DEFAULT_SCORERS = ("bleu", "rouge", "cider", "health")
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be done, or would mean nothing; the message says why and what to do."""
+
+
+def match(captions: Mapping[str, str], references: Iterable[str]) -> list[str]:
+    """The image ids that have both a caption and a place in `references`, in the order of `references`.
+
+    Raises EvaluationError when there is none, with what the ids of the two sides look like and what to run.
+    """
+    ids = list(references)
+    both = [i for i in ids if i in captions]
+    if both:
+        return both
+    if not captions or not ids:
+        raise EvaluationError("the caption file is empty" if not captions else "the references are empty")
+    ours, theirs = next(iter(captions)), ids[0]
+    raise EvaluationError(
+        f"none of the {len(captions)} captioned images is among the {len(ids)} images of the references: captions "
+        f"have ids like {ours!r}, references like {theirs!r}. {_advice(list(captions), ids)}"
+    )
+
+
+def _advice(captioned: list[str], expected: list[str]) -> str:
+    made, asked = _storybook_source(captioned), _storybook_source(expected)
+    if made and asked:
+        return (
+            f'The captions are of other pictures: --references "{made}" belongs to them; to evaluate on "{asked}", '
+            f'first run: captune caption --model … --images "{asked}" --output …'
+        )
+    return (
+        "Caption the images that the references belong to, or name the references of the captioned images; ids are "
+        "what the source calls image_id (for a folder, the file's path inside it)."
+    )
+
+
+def _storybook_source(ids: list[str]) -> str | None:
+    """The storybook source that ids of the form split-seed-index come from."""
+    parts = [re.fullmatch(r"([a-z]+)-(\d+)-(\d+)", i) for i in ids]
+    first = parts[0]
+    if first is None or None in parts:
+        return None
+    count = max(int(p.group(3)) for p in parts if p) + 1
+    return f"storybook:{first.group(1)}?n={count}&seed={first.group(2)}"
+
+
+def evaluate_files(
+    files: Sequence[str | Path],
+    *,
+    references: str | None = None,
+    images: str | None = None,
+    scorers: Sequence[str] = DEFAULT_SCORERS,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    paired: bool = False,
+) -> dict[str, Any]:
+    """Score caption files on the images that all of them, and the references, have.
+
+    :param references: a source with references; it also serves as `images` where it has images.
+    :param paired: test each further file against the first, image by image.
+    :returns: about the first file: captions (its path), captioned, scores {scorer: {value, values, interval,
+        signature, n}}; then matched, expected, references, images, warnings; and others, a list of the same for each
+        further file, with paired {scorer: the test} where asked. Only numbers, texts, lists and dicts.
+    :raises EvaluationError: when no id matches or a scorer's needs are not met, before any image is opened.
+    """
+    systems = {str(file): read_captions(file) for file in files}
+    if len(systems) < len(files):
+        raise EvaluationError("the same caption file is named twice")
+    judges = {spec: judging.load_scorer(spec) for spec in scorers}
+    ids, columns, expected = _columns(systems, judges, references, images)
+    reports: list[dict[str, Any]] = []
+    for name, captions in systems.items():
+        results = judging.evaluate([captions[i] for i in ids], columns, judges, bootstrap=bootstrap, seed=seed)
+        scores = {spec: as_dict(result) for spec, result in results.items()}
+        reports.append({"captions": name, "captioned": len(captions), "scores": scores})
+    about = {"matched": len(ids), "expected": expected, "references": references, "images": images}
+    return {**reports[0], **about, "warnings": _warnings(systems, len(ids), expected), "others": reports[1:]}
+
+
+def _columns(
+    systems: Mapping[str, Mapping[str, str]],
+    judges: Mapping[str, Any],
+    references: str | None,
+    images: str | None,
+) -> tuple[list[str], dict[str, Any], int]:
+    """(ids to score, the columns that the scorers need for them, how many ids were expected)."""
+    needed = {need: spec for spec, judge in judges.items() for need in judge.needs}
+    pictures = images or references
+    if "references" in needed and references is None:
+        raise EvaluationError(f"scorer {needed['references']!r} needs references: say where they are, --references SOURCE")
+    for need in ("image", "scene"):
+        if need in needed and pictures is None:
+            raise EvaluationError(f"scorer {needed[need]!r} needs the {need} of each caption: add --images SOURCE")
+
+    by_id: dict[str, Mapping[str, Any]] = {}
+    if references is not None:
+        by_id["references"] = load_references(references)
+    if "scene" in needed:
+        by_id["scene"] = load_scenes(str(pictures))
+    dataset = load_images(str(pictures)) if "image" in needed else None
+    if dataset is not None:
+        if not isinstance(dataset, Dataset):
+            raise EvaluationError(f"{pictures} streams; evaluation needs a source that can be read by id")
+        by_id["image"] = {image_id: row for row, image_id in enumerate(dataset["image_id"])}
+
+    expected = list(next(iter(by_id.values()), next(iter(systems.values()))))
+    ids = expected
+    for known in (*systems.values(), *by_id.values()):
+        ids = match(known, ids)
+    columns: dict[str, Any] = {name: [known[i] for i in ids] for name, known in by_id.items()}
+    if dataset is not None:  # decoded as it is read, not all at once
+        columns["image"] = dataset.select(columns["image"])["image"]
+    if "references" in needed and not all(columns["references"]):
+        empty = next(i for i, texts in zip(ids, columns["references"], strict=True) if not texts)
+        raise EvaluationError(f"image {empty!r} has no reference in {references}")
+    return ids, columns, len(expected)
+
+
+def _warnings(systems: Mapping[str, Mapping[str, str]], matched: int, expected: int) -> list[str]:
+    said = []
+    if matched < expected:
+        said.append(f"only {matched} of the {expected} reference images are scored: the others have no caption")
+    for name, captions in systems.items():
+        if matched < len(captions):
+            said.append(f"{len(captions) - matched} of the {len(captions)} captions in {name} are not scored: "
+                        "no reference has their image_id")  # fmt: skip
+    return said
+
+
+def as_dict(result: Any) -> dict[str, Any]:
+    """A scorer's `Result` as plain data; value is its primary figure, the first of values."""
+    values = {key: float(value) for key, value in result.values.items()}
+    return {
+        "value": next(iter(values.values())),
+        "values": values,
+        "interval": {key: [float(low), float(high)] for key, (low, high) in result.interval.items()},
+        "signature": result.signature,
+        "n": result.n,
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result of `evaluate_files` as text: a line per figure, a column per caption file, intervals in brackets."""
+    systems = [result, *result["others"]]
+    lines = [["", *(str(s["captions"]) for s in systems)]]
+    for spec, score in result["scores"].items():
+        for key in score["values"]:
+            cells = [_cell(s["scores"][spec], key) for s in systems]
+            lines.append([key if key == spec else f"{spec} {key}", *cells])
+        if any("paired" in s for s in systems):
+            lines.append(["  difference", "", *(_difference(s["paired"][spec]) for s in systems[1:])])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text += ["", f"{result['matched']} images; 95% intervals in brackets", ""]
+    return "\n".join(text + [f"{spec}: {score['signature']}" for spec, score in result["scores"].items()])
+
+
+def _cell(score: Mapping[str, Any], key: str) -> str:
+    interval = score["interval"].get(key)
+    return f"{score['values'][key]:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
