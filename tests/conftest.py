@@ -11,6 +11,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import tiny.py and torchvision_shim.py
 
-import torchvision_shim  # noqa: E402
+import torchvision_shim
 
 torchvision_shim.install()

@@ -1,62 +1,44 @@
 """Lets PyPI's torchvision import beside a torch build that its compiled operators do not match.
 
-torchvision registers abstract ("meta") versions of its operators when it is imported, and fails if the operators do not
-exist. Their schemas are enough: the tests use image processors only, which call none of them.
+torchvision describes its operators to torch when it is imported, and fails if they do not exist. Names are enough: the
+tests use image processors only, which call none of them. The Qwen-VL, InternVL and SmolVLM processors need it.
+Never install such a torchvision where captune itself runs: transformers would find it, import it and fail.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import torch
 
-SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
-    "int sampling_ratio, bool aligned) -> Tensor",
-    "_roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
-    "SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, bool aligned) -> Tensor",
-    "roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width) "
-    "-> (Tensor, Tensor)",
-    "_roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, float spatial_scale, SymInt pooled_height, "
-    "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor",
-    "ps_roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
-    "int sampling_ratio) -> (Tensor, Tensor)",
-    "_ps_roi_align_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float spatial_scale, "
-    "SymInt pooled_height, SymInt pooled_width, int sampling_ratio, SymInt batch_size, SymInt channels, SymInt height, "
-    "SymInt width) -> Tensor",
-    "ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width) "
-    "-> (Tensor, Tensor)",
-    "_ps_roi_pool_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float spatial_scale, "
-    "SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width) "
-    "-> Tensor",
-    "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, "
-    "SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, "
-    "SymInt offset_groups, bool use_mask) -> Tensor",
-    "_deform_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, "
-    "SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, "
-    "SymInt groups, SymInt offset_groups, bool use_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
+# where `pip install --no-deps --target` may put a torchvision for the tests only
+FOLDER = Path(sys.prefix) / "tests-only"
+
+OPERATORS = ["nms", "qnms", "qroi_align", "deform_conv2d", "_deform_conv2d_backward"]
+OPERATORS += [
+    prefix + name + suffix
+    for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
+    for prefix, suffix in (("", ""), ("_", "_backward"))
+]
 
 _library: torch.library.Library | None = None
 
 
-def install() -> bool:
-    """Define the operators where torchvision is installed and its own cannot be loaded; say whether that was done."""
+def install() -> None:
+    """Make torchvision importable where it is installed, or in FOLDER; do nothing where it is neither or fits."""
     global _library
+    if importlib.util.find_spec("torchvision") is None and (FOLDER / "torchvision").is_dir():
+        sys.path.append(str(FOLDER))
     if _library is not None or importlib.util.find_spec("torchvision") is None:
-        return False
+        return
     try:
-        import torchvision  # noqa: F401
-    except (RuntimeError, ImportError, OSError):
+        importlib.import_module("torchvision")
+    except (RuntimeError, OSError):  # no operators, or a compiled library for another torch
         _library = torch.library.Library("torchvision", "DEF")
-        for schema in SCHEMAS:
-            _library.define(schema)
-        import sys
-
-        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        import torchvision  # noqa: F401
-
-        return True
-    return False
+        for name in OPERATORS:
+            _library.define(f"{name}(Tensor input) -> Tensor")
+        for module in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        importlib.import_module("torchvision")

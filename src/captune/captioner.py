@@ -8,19 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel
 
-from captune import captioning, loading, vision
+from captune import batches, captioning, loading, vision
 from captune.families import CaptionerError, Family, attribute, family_for, lora_targets
-
-# tensors with one entry per token of the prompt; all others in a batch belong to the images
-TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-OURS = ("labels", "caption_mask")
 
 
 class Captioner:
@@ -70,7 +66,9 @@ class Captioner:
         if adapter is not None:
             captioner.model = loading.load_adapter(captioner.core, adapter, trainable=adapter_trainable)
             captioner.model.eval()
-        captioner.model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        cast(torch.nn.Module, captioner.core).to(
+            torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        )
         return captioner
 
     @property
@@ -156,7 +154,7 @@ class Captioner:
             return_tensors="pt",
         )
         if len(distinct) < len(images):
-            batch = self._repeat(batch, [place[id(image)] for image in images])
+            batch = batches.repeat(batch, [place[id(image)] for image in images], self._image_tokens(batch))
         batch = batch.to(self.device, dtype=self.dtype)
         return batch if captions is None else self.append(batch, captions)
 
@@ -169,33 +167,7 @@ class Captioner:
         if len(captions) != rows:
             raise CaptionerError(f"{len(captions)} captions were given for {rows} images")
         tails = [[*self.caption_ids(caption), self.eos_ids[0]] for caption in captions]
-        return self._append_ids(batch, tails, right=True)
-
-    def _append_ids(self, batch: BatchFeature, tails: list[list[int]], *, right: bool) -> BatchFeature:
-        """Prompt and tail of each row put together without the padding between them, padded anew on one side."""
-        real = batch["attention_mask"].bool()
-        width = int(max(int(n) + len(t) for n, t in zip(real.sum(-1), tails, strict=True)))
-        new: dict[str, torch.Tensor] = {}
-        for key in (*(k for k in TOKEN_KEYS if k in batch), *OURS):
-            padding = {"input_ids": self.tokenizer.pad_token_id, "labels": -100}.get(key, 0)
-            rows = []
-            for i, tail in enumerate(tails):
-                ids = torch.tensor(tail, dtype=torch.long, device=real.device)
-                ones, zeros = torch.ones_like(ids), torch.zeros_like(ids)
-                last = {"input_ids": ids, "labels": ids, "attention_mask": ones, "caption_mask": ones}.get(key, zeros)
-                n = int(real[i].sum())
-                first = ids.new_full((n,), padding) if key in OURS else batch[key][i][real[i]]
-                gap = ids.new_full((width - n - len(tail),), padding)
-                rows.append(torch.cat([first, last, gap] if right else [gap, first, last]))
-            new[key] = torch.stack(rows)
-        return BatchFeature({**batch, **new})
-
-    def _repeat(self, batch: BatchFeature, index: list[int]) -> BatchFeature:
-        tokens = {key: batch[key][index] for key in TOKEN_KEYS if key in batch}
-        units = vision.Units({key: value for key, value in batch.items() if key not in TOKEN_KEYS})
-        sizes = vision.units_per_image(self._image_tokens(batch), units.count)
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        return BatchFeature({**tokens, **units.select([starts[i] + j for i in index for j in range(sizes[i])])})
+        return batches.append_ids(batch, tails, pad_id=self.tokenizer.pad_token_id, right=True)
 
     def _image_tokens(self, batch: BatchFeature) -> list[int]:
         return (batch["input_ids"] == self.core.config.image_token_id).sum(-1).tolist()
@@ -226,7 +198,7 @@ class Captioner:
         if where not in ("connector", "tower") or pool not in ("mean", "flatten"):
             raise CaptionerError(f'where is "connector" or "tower", pool "mean" or "flatten"; not {where!r}, {pool!r}')
         batch = images if isinstance(images, BatchFeature) else self.prepare(images)
-        arguments = {key: value for key, value in batch.items() if key not in (*TOKEN_KEYS, *OURS)}
+        arguments = batches.images_of(batch)
         memo = self._memo if self._memo is not None and (where == "connector" or self._memo.tower) else None
         if memo is not None:
             encoded = memo.encode(arguments)
@@ -253,15 +225,15 @@ class Captioner:
             tails = [ids[m].tolist() for ids, m in zip(batch["input_ids"], mask, strict=True)]
             head = self._blind_ids()
             rows = torch.tensor([head] * len(tails), device=self.device)
-            inputs: dict[str, Any] = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
-            inputs = dict(self._append_ids(BatchFeature(inputs), tails, right=True))
+            text = BatchFeature({"input_ids": rows, "attention_mask": torch.ones_like(rows)})
+            text = batches.append_ids(text, tails, pad_id=self.tokenizer.pad_token_id, right=True)
+            inputs: dict[str, Any] = batches.inputs_of(text)
             starts = torch.full_like(counts, len(head))
         else:
-            inputs, starts = dict(batch), mask.int().argmax(-1)
+            inputs, starts = batches.inputs_of(batch), mask.int().argmax(-1)
             if mm is not None:
                 inputs = {k: v for k, v in inputs.items() if k not in ("pixel_values", "pixel_attention_mask")}
                 inputs["mm_encoder_outputs"] = {"image": mm}
-        inputs = {key: value for key, value in inputs.items() if key not in OURS}
         hidden = self.core.base_model(**inputs, use_cache=False).last_hidden_state
         steps = torch.arange(int(counts.max()), device=hidden.device)
         valid = steps[None] < counts[:, None]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
+from captune import batches
 from captune.families import CaptionerError
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ def generate(
     opening: list[int] = []
     if forced_opening:
         opening = captioner.caption_ids(forced_opening)
-        batch = captioner._append_ids(batch, [opening] * len(batch["input_ids"]), right=False)
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "caption_mask")}
+        tails = [opening] * len(batch["input_ids"])
+        batch = batches.append_ids(batch, tails, pad_id=captioner.tokenizer.pad_token_id, right=False)
+    inputs = batches.inputs_of(batch)
     settings: dict[str, Any] = {**NEUTRAL, **kwargs, "do_sample": do_sample, "num_beams": num_beams}
     if do_sample:
         settings["temperature"] = temperature
@@ -70,7 +72,8 @@ def generate(
     training = captioner.model.training
     captioner.model.eval()
     try:
-        output = captioner.model.generate(**inputs, **settings)
+        model: Any = captioner.model
+        output = model.generate(**inputs, **settings)
     finally:
         captioner.model.train(training)
     fresh = output.sequences[:, batch["input_ids"].shape[1] :]
@@ -116,14 +119,14 @@ def caption(
             "caption() gives one caption per image; use generate() for several or for log-probabilities"
         )
     if total is None and hasattr(images, "__len__"):
-        total = len(images)
+        total = len(cast(Sized, images))
     stream = iter(images)
     with tqdm(total=total, desc="captions", unit="image", disable=not progress) as bar:
         while pending := list(itertools.islice(stream, window * batch_size)):
             pending.sort(key=lambda item: -(item[1].width * item[1].height))
             for start in range(0, len(pending), batch_size):
                 chunk = pending[start : start + batch_size]
-                captions = generate(captioner, [image for _, image in chunk], **settings)
+                captions = cast(list[str], generate(captioner, [image for _, image in chunk], **settings))
                 for (image_id, _), text in zip(chunk, captions, strict=True):
                     yield image_id, text
                 bar.update(len(chunk))

@@ -107,7 +107,7 @@ def family_for(core: PreTrainedModel, processor: Any) -> Family:
     row = FAMILIES.get(model_type) or _generic(core)
     if getattr(processor, "chat_template", None) is None and row.chat_template is None:
         raise CaptionerError(
-            f"no prompt is known for model type {model_type!r}: it has no row in captune.families and its processor "
+            f"no prompt is known for model type {model_type!r}: it has no row in families.py and its processor "
             "has no chat template. Save the processor with a chat_template that emits the image token, or add a row."
         )
     return row
@@ -118,7 +118,7 @@ def _generic(core: PreTrainedModel) -> Family:
     if inner is core or not hasattr(inner, "get_image_features") or core.config.is_encoder_decoder:
         raise CaptionerError(
             f"model type {model_type!r} ({type(core).__name__}) is not supported: captune needs a decoder-only model "
-            "whose inner model has get_image_features(). Use a LLaVA-like model class, or add a row to captune.families."
+            "whose inner model has get_image_features(). Use a LLaVA-like model class, or add a row to families.py."
         )
     if getattr(core.config, "image_token_id", None) is None:
         raise CaptionerError(
@@ -130,7 +130,7 @@ def _generic(core: PreTrainedModel) -> Family:
     if language_model in (core, inner) or vision in (core, inner) or names.get(vision) is None:
         raise CaptionerError(
             f"model type {model_type!r} ({type(core).__name__}) is not supported: no separate language model and "
-            "vision tower were found in it. Add a row to captune.families that says where they are."
+            "vision tower were found in it. Add a row to families.py that says where they are."
         )
     prefix = names[inner] + "."
     between = [

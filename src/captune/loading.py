@@ -71,7 +71,7 @@ def load_model(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool
         names = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise CaptionerError(
             f"the weights of {source} do not fit {type(model).__name__}: {len(names)} tensors are missing or have "
-            f"another shape ({', '.join(names[:3])}, ...). The download is incomplete or the config is of another model."
+            f"another shape ({', '.join(names[:3])}, ...). An incomplete download, or another model's config."
         )
     return model, processor
 

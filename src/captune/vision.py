@@ -17,6 +17,7 @@ import torch
 import xxhash
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.generic import TransformersKwargs
 
 from captune.families import CaptionerError, Family
 
@@ -33,7 +34,7 @@ class Units:
         self.pixels: torch.Tensor = arguments["pixel_values"]
         grid = arguments.get("image_grid_thw")
         self.flat = grid is not None
-        self.lengths: list[int] = grid.prod(-1).tolist() if self.flat else [1] * self.pixels.shape[0]
+        self.lengths: list[int] = [1] * self.pixels.shape[0] if grid is None else grid.prod(-1).tolist()
         self.count = len(self.lengths)
 
     def _along(self, name: str, value: Any) -> bool:
@@ -124,8 +125,11 @@ class VisionMemo:
         self.evaluations = self.images = self.hits = 0
         self.depth = 0
         self._kept: OrderedDict[bytes, Encoded] = OrderedDict()
-        self._original = core.base_model.get_image_features
+        self._original: Any = core.base_model.get_image_features
         self._signature = inspect.signature(self._original)
+        # forward() names the feature layer, generate() leaves it to the config: the same images either way
+        names = [name for name in self._signature.parameters if name.startswith("vision_feature")]
+        self._defaults = {name: getattr(core.config, name) for name in names if hasattr(core.config, name)}
         self._refuse_trainable()
 
     def install(self) -> VisionMemo:
@@ -158,8 +162,8 @@ class VisionMemo:
         self.remove()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        as_tuple = kwargs.pop("return_dict", True) is False
         arguments = call_arguments(self._signature, args, kwargs)
-        as_tuple = arguments.pop("return_dict", True) is False
         encoded, template = self._lookup(arguments)
         pooled: Any = [e.pooled for e in encoded]
         fields: dict[str, Any] = {"pooler_output": torch.stack(pooled) if template.stacked else pooled}
@@ -173,7 +177,7 @@ class VisionMemo:
         return self._lookup(arguments)[0]
 
     def _lookup(self, arguments: dict[str, Any]) -> tuple[list[Encoded], _Template]:
-        arguments = {**arguments, "pixel_values": arguments["pixel_values"].to(self.core.dtype)}
+        arguments = {**self._defaults, **arguments, "pixel_values": arguments["pixel_values"].to(self.core.dtype)}
         units = Units(arguments)
         keys = units.keys()
         found = {key: self._kept[key] for key in keys if key in self._kept}
@@ -214,11 +218,15 @@ class _Template:
         self.kind, self.stacked = kind, stacked
 
 
+# what forward() hands down to every part of a model, of no consequence for the features of an image
+PASSING = {*TransformersKwargs.__annotations__, "use_cache"}
+
+
 def call_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name, what went into **kwargs included, None left out."""
+    """Arguments by name, what went into **kwargs included; without None and what merely passes through."""
     bound = dict(signature.bind(*args, **kwargs).arguments)
     bound.update(bound.pop("kwargs", {}))
-    return {name: value for name, value in bound.items() if value is not None}
+    return {name: value for name, value in bound.items() if value is not None and name not in PASSING}
 
 
 def frozen_call(function: Any, core: PreTrainedModel, family: Family, arguments: dict[str, Any]) -> Any:
@@ -237,7 +245,7 @@ def frozen_call(function: Any, core: PreTrainedModel, family: Family, arguments:
 def encode(core: PreTrainedModel, family: Family, arguments: dict[str, Any], *, tower: bool) -> list[Encoded]:
     """The frozen features of each unit of a batch, without a memo."""
     arguments = {**arguments, "pixel_values": arguments["pixel_values"].to(core.dtype)}
-    method = core.base_model.get_image_features
+    method: Any = core.base_model.get_image_features
     method = getattr(method, "__wrapped__", method) if "get_image_features" in vars(core.base_model) else method
     return cut(frozen_call(method, core, family, arguments), Units(arguments), tower=tower)
 
@@ -253,7 +261,7 @@ def units_per_image(tokens: list[int], units: int) -> list[int]:
     return sizes
 
 
-def pool(states: list[torch.Tensor], sizes: list[int], how: str) -> torch.Tensor:
+def pool(states: list[Any], sizes: list[int], how: str) -> torch.Tensor:
     """(B, D) float32 from the states (tokens, H) of each unit, `sizes` units to an image."""
     images, start = [], 0
     for size in sizes:
