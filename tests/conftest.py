@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -14,3 +15,25 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import tiny.
 import torchvision_shim
 
 torchvision_shim.install()
+
+import pytest  # noqa: E402
+
+NEEDS_TORCHVISION = ("smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory):
+    """`tiny_folder("qwen2_vl")`: the folder of that tiny model, made once per session."""
+    import tiny_families
+
+    made: dict[str, Path] = {}
+
+    def make(name: str, **options: object) -> Path:
+        if name in NEEDS_TORCHVISION and importlib.util.find_spec("torchvision") is None:
+            pytest.skip(f"the processor of {name} needs torchvision (see tests/torchvision_shim.py)")
+        key = name + str(sorted(options.items()))
+        if key not in made:
+            made[key] = getattr(tiny_families, name)(tmp_path_factory.mktemp(name) / "model", **options)
+        return made[key]
+
+    return make

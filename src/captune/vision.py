@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -125,7 +126,7 @@ class VisionMemo:
         self.evaluations = self.images = self.hits = 0
         self.depth = 0
         self._kept: OrderedDict[bytes, Encoded] = OrderedDict()
-        self._original: Any = core.base_model.get_image_features
+        self._original = cast(Callable[..., Any], core.base_model.get_image_features)
         self._signature = inspect.signature(self._original)
         # forward() names the feature layer, generate() leaves it to the config: the same images either way
         names = [name for name in self._signature.parameters if name.startswith("vision_feature")]
