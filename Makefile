@@ -15,6 +15,7 @@ STAMP := $(VENV)/.captune-installed
 
 # Where no NVIDIA driver is found the much smaller CPU build of torch is asked for.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download.pytorch.org/whl/cpu)
+TORCH_OPTIONS := --retries 1 --timeout 60 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -32,9 +33,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "'$(PYTHON) -m venv' failed; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@# torch first and by itself: any other order may pull the CUDA build, gigabytes of it.
-	@# torchvision is wanted by the processors of Qwen-VL and InternVL only; --no-deps keeps it from moving torch.
-	$(PIP) install --no-deps -c constraints.txt --retries 1 --timeout 60 \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch torchvision
+	$(PIP) install --no-deps -c constraints.txt $(TORCH_OPTIONS) torch
+	@# torchvision is for the processors of Qwen-VL and InternVL; --no-deps keeps it from moving torch. One that does
+	@# not fit torch breaks transformers, so such a one goes to a folder of its own, for the tests alone.
+	$(PIP) install --no-deps -c constraints.txt $(TORCH_OPTIONS) torchvision
+	@$(PY) -c 'import torchvision' 2>/dev/null || { \
+	  echo "torchvision does not fit this torch: only the tests will use it, from .torchvision"; \
+	  $(PIP) uninstall -q -y torchvision && rm -rf .torchvision && \
+	  $(PIP) install -q --no-deps -c constraints.txt $(TORCH_OPTIONS) --target .torchvision torchvision; }
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 	@echo "captune is installed. Next: make demo, or: . $(VENV)/bin/activate && captune --help"

@@ -88,7 +88,7 @@ def test_caption_names_a_bad_image_and_captions_the_others(model, photos, tmp_pa
     (photos / "bad.jpg").write_text("<html>not found</html>")
     assert caption(model, photos, tmp_path / "caps.jsonl") == 1
     err = capsys.readouterr().err
-    assert "skipped bad.jpg" in err and "HTML" in err and "1 could not be read" in err
+    assert "skipped bad.jpg" in err and "HTML" in err and "1 bad image" in err
     assert set(captions(tmp_path / "caps.jsonl")) == {"a.png", "b.png", "more/c.png"}
 
 
@@ -116,9 +116,15 @@ def test_caption_does_not_mix_two_captioners_in_a_file(model, photos, tmp_path, 
 @pytest.mark.parametrize(
     ("words", "needle"),
     [
-        (["--model", "storybook", "--images", "/nowhere/photos", "--output", "o.jsonl"], "/nowhere/photos does not exist"),
+        (
+            ["--model", "storybook", "--images", "/nowhere/photos", "--output", "o.jsonl"],
+            "/nowhere/photos does not exist",
+        ),
         (["--model", "storybook", "--images", "storybook:tset", "--output", "o.jsonl"], "no split 'tset'"),
-        (["--model", "nobody/nothing", "--images", "storybook:test?n=2", "--output", "o.jsonl"], "hf download nobody/noth"),
+        (
+            ["--model", "nobody/nothing", "--images", "storybook:test?n=2", "--output", "o.jsonl"],
+            "hf download nobody/noth",
+        ),
         (["--model", "./nothing", "--images", "storybook:test?n=2", "--output", "o.jsonl"], "does not exist"),
     ],
 )
@@ -159,7 +165,9 @@ def method(monkeypatch):
 
 def test_a_method_gets_its_config_from_preset_file_and_flags(method, tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("model: storybook\nrate: 0.2\n")
-    assert main(["sft", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "run"), "--preset", "paper"]) == 0
+    assert (
+        main(["sft", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "run"), "--preset", "paper"]) == 0
+    )
     assert main(["sft", "--model", "m", "--output", "o"]) == 0
     assert method.ran == [Config("storybook", tmp_path / "run", "paper", 0.2), Config("m", Path("o"), blind=True)]
     assert str(tmp_path / "run" / "adapter") in capsys.readouterr().out
@@ -235,7 +243,11 @@ def test_evaluate_says_what_does_not_match(evaluated, tmp_path, capsys):
     good.write_text(json.dumps({"image_id": "test-0-000004", "caption": "a cat"}))
     assert evaluate(good, "--references", "storybook:test?n=3&seed=91", "--scorers", "bleu") == 1
     err = capsys.readouterr().err
-    assert "test-0-000004" in err and "test-91-000000" in err and 'captune caption --model … --images "storybook:test' in err
+    assert (
+        "test-0-000004" in err
+        and "test-91-000000" in err
+        and 'captune caption --model … --images "storybook:test' in err
+    )
 
 
 def test_evaluate_checks_needs_before_it_works(evaluated, capsys):

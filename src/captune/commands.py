@@ -44,27 +44,29 @@ def add_caption(p: argparse.ArgumentParser) -> None:
 
 
 def run_caption(args: argparse.Namespace) -> int:
-    from captune.caption_files import caption_source
+    from captune.caption_job import caption_to_file
 
     sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature is not None else {}
-    result = caption_source(
+    report = caption_to_file(
         args.model,
         args.images,
         args.output,
         adapter=args.adapter,
+        dtype=args.dtype,
+        device=args.device,
+        trust_remote_code=args.trust_remote_code,
         overwrite=args.overwrite,
         limit=args.limit,
         batch_size=args.batch_size,
         seed=args.seed,
-        loading={"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code},
         max_new_tokens=args.max_new_tokens,
         num_beams=args.num_beams,
         **sampling,
     )
-    for image, why in result.bad:
+    for image, why in report.bad:
         say(f"skipped {image}: {why}")
-    say(str(result))
-    return 1 if result.bad else 0
+    say(report.sentence())
+    return 1 if report.bad else 0
 
 
 # ------------------------------------------------------------------- methods
@@ -140,14 +142,14 @@ def add_scorers(p: argparse.ArgumentParser) -> None:
 
 
 def run_scorers(args: argparse.Namespace) -> int:
-    from captune.evaluation import scorer_list
+    from captune.scorers import describe
 
-    rows = scorer_list()
+    rows = [{"name": name, "about": about, "needs": list(needs)} for name, about, needs in describe()]
     if args.json:
         print(json.dumps(rows, indent=1))
     else:
         for row in rows:
-            print(f"{row['name']:<12} needs {', '.join(row['needs']) or 'nothing':<20} {row['help']}")
+            print(f"{row['name']:<10} needs {' and '.join(row['needs']) or 'nothing':<11} {row['about']}")
     return 0
 
 
@@ -204,12 +206,17 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 
 def add_storybook(p: argparse.ArgumentParser) -> None:
+    from captune.storybook.train import BuildConfig
+
     p.add_argument("--output", type=Path, help="folder for the models (default: inside the package, in place)")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the training (default: 0)")
+    add_fields(p.add_argument_group("settings"), BuildConfig)
 
 
 def run_storybook(args: argparse.Namespace) -> int:
-    from captune.storybook.train import build_models
+    from captune.storybook import MODELS
+    from captune.storybook.train import BuildConfig
+    from captune.storybook.train import build as build_models
 
-    print(build_models(args.output, seed=args.seed))
+    folder = (args.output or MODELS) / "storybook"
+    print(json.dumps(build_models(build(BuildConfig, vars(args)), folder), indent=1))
     return 0

@@ -1,5 +1,6 @@
-"""The main job on the embedded default, from first caption to report: what ``captune demo`` runs, to be read from top to
-bottom. Every step is one that the command line offers for any model and any images.
+"""The main job on the embedded default, from first caption to report: what ``captune demo`` runs.
+
+Every step is one that the command line offers for any model and any images.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from captune.caption_files import Captioned, caption_source
+from captune.caption_job import CaptionReport, caption_to_file
 from captune.data.captions import replace_file
 from captune.evaluation import evaluate_files
 from captune.methods import sft, vizer
@@ -46,7 +47,7 @@ def demo(output: Path, *, seed: int = 7, test: str = "storybook:test?n=500&seed=
     # 2. Caption images that none of them has seen, before and after.
     adapters = {"base": None, "ViZer zero-label": zero, "ViZer GT (paper)": gt, "supervised": supervised}
     captioned = {
-        name: caption_source(
+        name: caption_to_file(
             MODEL,
             test,
             output / "captions" / f"{name.split(' (')[0].lower().replace(' ', '-')}.jsonl",
@@ -70,10 +71,10 @@ def train(module: Any, config: str, output: Path, seed: int, **settings: Any) ->
     return module.run(build(getattr(module, config), flags, presets=getattr(module, "PRESETS", None))).path
 
 
-def score(captioned: dict[str, Captioned], test: str, mapper: Path) -> list[dict[str, Any]]:
+def score(captioned: dict[str, CaptionReport], test: str, mapper: Path) -> list[dict[str, Any]]:
     """Rows as scores.json has them, each system scored by every scorer on the images of `test`."""
     scorers = ["cider", "bleu", "rouge", "clip", f"vizer:{mapper}", "storybook", "health"]
-    files = [result.path for result in captioned.values()]
+    files = [result.output for result in captioned.values()]
     report = evaluate_files(files, references=test, scorers=scorers)
     rows = []
     for (name, result), scored in zip(captioned.items(), [report, *report["others"]], strict=True):
@@ -81,7 +82,7 @@ def score(captioned: dict[str, Captioned], test: str, mapper: Path) -> list[dict
             {
                 "name": name,
                 "scores": {spec.partition(":")[0]: values for spec, values in scored["scores"].items()},
-                "captions": str(result.path.relative_to(result.path.parents[1])),
+                "captions": str(result.output.relative_to(result.output.parents[1])),
                 "images_per_second": result.images_per_second,
             }
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from captune import scorers as judging
@@ -75,35 +76,46 @@ def evaluate_files(
     :param references: a source with references; it also serves as `images` where it has images.
     :param paired: test each further file against the first, image by image.
     :returns: about the first file: captions (its path), captioned, scores {scorer: {value, values, interval,
-        signature, n}}; then matched, expected, references, images, warnings; and others, a list of the same for each
-        further file, with paired {scorer: the test} where asked. Only numbers, texts, lists and dicts.
+        signature, n}}; then matched, expected, references, images, warnings; and others, a list of captions, captioned
+        and scores of each further file, with paired {scorer: {figure: {difference to the first file, interval,
+        p_value}}} where asked. Only numbers, texts, lists and dicts.
     :raises EvaluationError: when no id matches or a scorer's needs are not met, before any image is opened.
     """
     systems = {str(file): read_captions(file) for file in files}
     if len(systems) < len(files):
         raise EvaluationError("the same caption file is named twice")
-    judges = {spec: judging.load_scorer(spec) for spec in scorers}
+    judges = [judging.load_scorer(spec) for spec in scorers]
     ids, columns, expected = _columns(systems, judges, references, images)
+    texts = {name: [captions[i] for i in ids] for name, captions in systems.items()}
     reports: list[dict[str, Any]] = []
-    for name, captions in systems.items():
-        results = judging.evaluate([captions[i] for i in ids], columns, judges, bootstrap=bootstrap, seed=seed)
+    for name in systems:
+        results = judging.evaluate(texts[name], columns, judges, bootstrap=bootstrap, seed=seed)
         scores = {spec: as_dict(result) for spec, result in results.items()}
-        reports.append({"captions": name, "captioned": len(captions), "scores": scores})
+        reports.append({"captions": name, "captioned": len(systems[name]), "scores": scores})
+    if paired:
+        first, *others = (
+            {j.name: j.rows(text, **judging.columns_for(j, columns, len(ids))) for j in judges}
+            for text in texts.values()
+        )
+        for report, rows in zip(reports[1:], others, strict=True):
+            report["paired"] = {j.name: _test(rows[j.name], first[j.name], j, bootstrap, seed) for j in judges}
     about = {"matched": len(ids), "expected": expected, "references": references, "images": images}
     return {**reports[0], **about, "warnings": _warnings(systems, len(ids), expected), "others": reports[1:]}
 
 
 def _columns(
     systems: Mapping[str, Mapping[str, str]],
-    judges: Mapping[str, Any],
+    judges: Sequence[judging.Scorer],
     references: str | None,
     images: str | None,
 ) -> tuple[list[str], dict[str, Any], int]:
     """(ids to score, the columns that the scorers need for them, how many ids were expected)."""
-    needed = {need: spec for spec, judge in judges.items() for need in judge.needs}
+    needed = {need: judge.name for judge in judges for need in judge.needs}
     pictures = images or references
     if "references" in needed and references is None:
-        raise EvaluationError(f"scorer {needed['references']!r} needs references: say where they are, --references SOURCE")
+        raise EvaluationError(
+            f"scorer {needed['references']!r} needs references: say where they are, --references SOURCE"
+        )
     for need in ("image", "scene"):
         if need in needed and pictures is None:
             raise EvaluationError(f"scorer {needed[need]!r} needs the {need} of each caption: add --images SOURCE")
@@ -143,11 +155,24 @@ def _warnings(systems: Mapping[str, Mapping[str, str]], matched: int, expected: 
     return said
 
 
-def as_dict(result: Any) -> dict[str, Any]:
+def _test(a: np.ndarray, b: np.ndarray, judge: judging.Scorer, resamples: int, seed: int) -> dict[str, Any]:
+    """System a against system b as plain data: {figure: {difference, interval, p_value}}."""
+    test = judging.paired(a, b, judge, resamples=max(resamples, 1), seed=seed)
+    return {
+        key: {
+            "difference": float(difference),
+            "interval": [float(x) for x in test.interval[key]] if key in test.interval else None,
+            "p_value": float(test.p_value[key]) if key in test.p_value else None,
+        }
+        for key, difference in test.difference.items()
+    }
+
+
+def as_dict(result: judging.Result) -> dict[str, Any]:
     """A scorer's `Result` as plain data; value is its primary figure, the first of values."""
     values = {key: float(value) for key, value in result.values.items()}
     return {
-        "value": next(iter(values.values())),
+        "value": float(result.value),
         "values": values,
         "interval": {key: [float(low), float(high)] for key, (low, high) in result.interval.items()},
         "signature": result.signature,
@@ -163,8 +188,8 @@ def table(result: Mapping[str, Any]) -> str:
         for key in score["values"]:
             cells = [_cell(s["scores"][spec], key) for s in systems]
             lines.append([key if key == spec else f"{spec} {key}", *cells])
-        if any("paired" in s for s in systems):
-            lines.append(["  difference", "", *(_difference(s["paired"][spec]) for s in systems[1:])])
+            if "paired" in systems[-1]:
+                lines.append(["  against the first", "", *(_difference(s["paired"][spec][key]) for s in systems[1:])])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     text += ["", f"{result['matched']} images; 95% intervals in brackets", ""]
@@ -174,3 +199,10 @@ def table(result: Mapping[str, Any]) -> str:
 def _cell(score: Mapping[str, Any], key: str) -> str:
     interval = score["interval"].get(key)
     return f"{score['values'][key]:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+
+
+def _difference(test: Mapping[str, Any]) -> str:
+    interval, p = test["interval"], test["p_value"]
+    if interval is None:
+        return f"{test['difference']:+.4f}"
+    return f"{test['difference']:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}] p = {p:.4f}"

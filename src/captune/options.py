@@ -110,7 +110,7 @@ def _fields(config: type) -> list[dataclasses.Field]:
 
 def _default(field: dataclasses.Field) -> str:
     if field.default is not dataclasses.MISSING:
-        return f" (default: {'none' if field.default is None else field.default})"
+        return "" if field.default == "" else f" (default: {'none' if field.default is None else field.default})"
     if field.default_factory is not dataclasses.MISSING:
         return f" (default: {field.default_factory()})"
     return " (required)"
