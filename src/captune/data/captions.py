@@ -120,6 +120,20 @@ def replace_file(path: str | os.PathLike[str], text: str) -> None:
     os.replace(temporary, path)
 
 
+def cut_torn_line(path: Path) -> None:
+    """Cut off a last line without its line end, which a killed process may have left; logged."""
+    with path.open("rb+") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+    logger.warning("%s: the last line was cut off and is removed", path)
+
+
 def jsonl_line(row: Mapping[str, Any]) -> str:
     """One row as a line of JSONL with its line end; a lone surrogate is escaped, as UTF-8 cannot hold it."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False)

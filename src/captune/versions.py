@@ -1,0 +1,57 @@
+"""With what a run was made: library versions, the commit, the command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "captune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy",
+    "pillow",
+)  # fmt: skip
+
+
+def command_line() -> str:
+    """The command that is running, as it could be typed."""
+    program = Path(sys.argv[0]).name
+    program = "python -m captune" if program in ("__main__.py", "") else program
+    return " ".join([program, *(shlex.quote(part) for part in sys.argv[1:])])
+
+
+def versions() -> dict[str, Any]:
+    """Python, platform, the libraries that decide results, and captune's git commit where it runs from a checkout."""
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    if found["captune"] is None:
+        from captune import __version__
+
+        found["captune"] = __version__
+    return found | {"git_commit": git_commit()}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that captune runs from, with "+changes" if tracked files differ; None elsewhere."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not git("ls-files", "--error-unmatch", Path(__file__).name):  # installed inside somebody else's repository
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+changes" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
