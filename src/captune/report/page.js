@@ -1,0 +1,27 @@
+"use strict";
+(() => {
+  const tools = document.getElementById("tools");
+  if (!tools) return;
+  const cards = [...document.querySelectorAll("[data-card]")].map((node) => ({
+    node,
+    text: (node.dataset.image + " " + node.textContent).toLowerCase().replace(/\s+/g, " "),
+  }));
+  const found = document.getElementById("found");
+  const apply = () => {
+    const state = tools.elements.state ? tools.elements.state.value : "";
+    const row = tools.elements.row ? tools.elements.row.value : null;
+    const words = tools.elements.query.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const { node, text } of cards) {
+      const its = row === null ? node.dataset.state : node.getAttribute("data-row-" + row);
+      const visible = (!state || its === state) && words.every((word) => text.includes(word));
+      node.hidden = !visible;
+      shown += visible;
+    }
+    found.textContent = shown === cards.length ? `${shown} images` : `${shown} of ${cards.length} images`;
+  };
+  tools.addEventListener("input", apply);
+  tools.addEventListener("submit", (event) => event.preventDefault());
+  tools.hidden = false;
+  apply();
+})();

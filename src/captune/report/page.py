@@ -1,0 +1,122 @@
+"""Puts the page together: reads the runs, builds its parts, fills the template, writes one file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import os
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from captune.report import curves, gallery, table
+from captune.report.reading import Row, Run, group_rows, read_run
+from captune.report.truth import load_truth
+
+log = logging.getLogger(__name__)
+
+
+def render(run_dirs: list[Path], output: Path, *, title: str | None = None, images: int = 60) -> Path:
+    """Writes a self-contained HTML page about the runs and returns its path.
+
+    Args:
+        run_dirs: run directories; what is missing or broken in them is said on the page.
+        output: the HTML file to write (its folder is made when missing).
+        title: the page's title; by default made from the runs' names.
+        images: at most this many images in the gallery. About 10-25 kB each.
+
+    Raises:
+        ValueError: no run directory was named.
+        NotADirectoryError: one of them is not a folder.
+    """
+    if not run_dirs:
+        raise ValueError("No run directory was named: there is nothing to report. Name at least one folder of runs/.")
+    runs = _distinct([read_run(Path(path)) for path in run_dirs])
+    groups = group_rows(runs)
+    source, rows = next(iter(groups.items()), ("", []))
+    truth = load_truth(source)
+    shown = gallery.build(rows, truth, limit=images)
+    columns = table.columns_of(rows)
+    sentence, figures = table.headline(rows, columns, shown.images)
+    script = _asset("page.js")
+    plots = curves.plots(runs)
+    html = _environment().from_string(_asset("page.html.j2")).render(
+        title=title or _title(runs),
+        sentence=sentence,
+        figures=figures,
+        when=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
+        runs=runs,
+        sources=[_source(name, group) for name, group in groups.items()],
+        plots=[plot for plot in plots if plot.main],
+        more_plots=[plot for plot in plots if not plot.main],
+        gallery=shown,
+        gallery_source=source,
+        notes=truth.notes,
+        bad_images=sorted({line for run in runs for line in run.bad_images}),
+        signatures=_signatures(rows),
+        style=Markup(_asset("page.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )  # fmt: skip
+    return _write(Path(output), html)
+
+
+def _environment() -> Environment:
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+
+
+def _asset(name: str) -> str:
+    return (resources.files("captune.report") / name).read_text(encoding="utf-8")
+
+
+def _distinct(runs: list[Run]) -> list[Run]:
+    """Two runs of the same folder name are told apart by the folder above."""
+    names = [run.name for run in runs]
+    for run in runs:
+        if names.count(run.name) > 1:
+            run.name = f"{run.path.resolve().parent.name}/{run.name}"
+            run.rows = [Row(**{**vars(row), "run": run.name}) for row in run.rows]
+    return runs
+
+
+def _title(runs: list[Run]) -> str:
+    names = [run.name for run in runs]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _source(name: str, rows: list[Row]) -> dict[str, object]:
+    main, every = table.columns_of(rows), table.columns_of(rows, every=True)
+    health = table.columns_of(rows, health=True)
+    return {
+        "name": name,
+        "images": max((len(row.captions) for row in rows), default=0),
+        "table": table.build_table(rows, main),
+        "every": table.build_table(rows, every, gaps=False) if len(every) > len(main) else None,
+        "health": table.build_table(rows, health, gaps=False, rank=False) if health else None,
+        "gap_note": _gap_note(rows),
+    }
+
+
+def _gap_note(rows: list[Row]) -> str:
+    lacking = [role for role in ("base", "supervised") if table.first(rows, role) is None]
+    if not lacking or len(rows) < 2:
+        return ""
+    return f"No “gap closed” column: there is no {' and no '.join(lacking)} row to measure it against."
+
+
+def _signatures(rows: list[Row]) -> list[str]:
+    found = [str(result["signature"]) for row in rows for result in row.scores.values() if result.get("signature")]
+    return list(dict.fromkeys(found))
+
+
+def _write(output: Path, html: str) -> Path:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    partial.write_text(html, encoding="utf-8")
+    os.replace(partial, output)
+    log.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
+    return output

@@ -1,0 +1,235 @@
+"""Reads run directories for the report. What is missing or broken becomes a note on the page, never a crash."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROLES = ("base", "zero", "gt", "supervised", "other", "control")
+ROLE_LABELS = {
+    "base": "before training",
+    "zero": "no labels",
+    "gt": "labels for the mapper only",
+    "supervised": "labels: the ceiling",
+    "other": "",
+    "control": "control",
+}
+# The first pattern found in the row's name decides; names have "_", "-" and "/" turned into spaces.
+_ROLE_PATTERNS = (
+    ("control", r"control|\blength\b|wrong|forced|opening|best of|likelihood|prompted"),
+    ("base", r"^base|^before|untrained"),
+    ("supervised", r"\bsft\b|supervised|ceiling|fine ?tun"),
+    ("gt", r"\bgt\b|vizergt|ground truth"),
+    ("zero", r"zero|vizer|label free|unlabelled|^g\b|\bg$"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One captioner's result on one source: a line of the table and a line of every gallery card."""
+
+    name: str
+    role: str
+    run: str
+    source: str
+    scores: dict[str, dict[str, Any]]
+    captions: dict[str, str]  # image_id -> caption
+    images_per_second: float | None = None
+
+
+@dataclass
+class Run:
+    """A run directory as far as it could be read. `notes` are sentences for the reader of the page."""
+
+    name: str
+    path: Path
+    rows: list[Row] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    versions: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    notes: list[str] = field(default_factory=list)
+    bad_images: list[str] = field(default_factory=list)
+
+
+def role_of(name: str) -> str:
+    """The part a row plays in the comparison ("base", "zero", "gt", "supervised", "control", "other"), by its name."""
+    plain = re.sub(r"[_\-/()\s]+", " ", name.lower()).strip()
+    return next((role for role, pattern in _ROLE_PATTERNS if re.search(pattern, plain)), "other")
+
+
+def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """JSON objects of a file, one per line, and a sentence for every line that is not one."""
+    records, problems = [], []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    # Only "\n" ends a line: str.splitlines() would also cut inside captions with U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            problems.append(f"{path.name} line {number} is not JSON ({error.msg}); it was left out.")
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            problems.append(f"{path.name} line {number} is not a JSON object; it was left out.")
+    if len(problems) > 3:
+        problems = [*problems[:3], f"{path.name} has {len(problems) - 3} more unreadable lines."]
+    return records, problems
+
+
+def read_run(path: Path) -> Run:
+    """Reads one run directory. Raises NotADirectoryError when `path` is not a folder; all else becomes a note."""
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is not a run directory: there is no such folder. Name a folder of runs/.")
+    run = Run(name=path.resolve().name, path=path)
+    absent = [name for name in ("config.yaml", "versions.json", "metrics.jsonl", "scores.json") if not (path / name).is_file()]
+    if absent:
+        run.notes.append(f"Not in this folder: {', '.join(absent)}. What they would show is missing from this page.")
+    run.versions = _read_json(run, "versions.json", "the versions are unknown")
+    _read_config(run)
+    if (path / "metrics.jsonl").is_file():
+        run.metrics, problems = read_jsonl(path / "metrics.jsonl")
+        run.notes += problems
+    _read_rows(run, _read_json(run, "scores.json", "there is no row of the table and no caption to show"))
+    if not run.rows and not run.metrics:
+        run.notes.append("Neither scores nor training metrics were found: did the run finish its first step?")
+    run.command = _command(run)
+    return run
+
+
+def _read_json(run: Run, name: str, consequence: str) -> dict[str, Any]:
+    path = run.path / name
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except json.JSONDecodeError as error:
+        run.notes.append(f"{name} is not valid JSON ({error.msg}, line {error.lineno}): {consequence}.")
+        return {}
+    if isinstance(content, dict):
+        return content
+    run.notes.append(f"{name} does not hold a JSON object: {consequence}.")
+    return {}
+
+
+def _read_config(run: Run) -> None:
+    path = run.path / "config.yaml"
+    if not path.is_file():
+        return
+    run.config_text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        content = yaml.safe_load(run.config_text)
+    except yaml.YAMLError as error:
+        run.notes.append(f"config.yaml is not valid YAML ({str(error).splitlines()[0]}); it is shown as text.")
+        return
+    run.config = content if isinstance(content, dict) else {}
+
+
+def _read_rows(run: Run, content: dict[str, Any]) -> None:
+    source = str(content.get("source") or "")
+    run.bad_images += _bad_images(content)
+    if content and not source:
+        run.notes.append('scores.json names no "source": images and references cannot be shown.')
+    for position, entry in enumerate(content.get("rows") or [], start=1):
+        if not isinstance(entry, dict) or not entry.get("name"):
+            run.notes.append(f"Row {position} of scores.json has no name; it was left out.")
+            continue
+        name = str(entry["name"])
+        scores = {str(k): v for k, v in (entry.get("scores") or {}).items() if isinstance(v, dict)}
+        speed = entry.get("images_per_second")
+        run.rows.append(
+            Row(
+                name=name,
+                role=entry.get("role") if entry.get("role") in ROLES else role_of(name),
+                run=run.name,
+                source=str(entry.get("source") or source),
+                scores=scores,
+                captions=_read_captions(run, name, entry.get("captions")),
+                images_per_second=float(speed) if is_number(speed) else None,
+            )
+        )
+
+
+def _read_captions(run: Run, name: str, relative: Any) -> dict[str, str]:
+    if not relative:  # a row quoted from elsewhere: figures only
+        return {}
+    path = run.path / str(relative)
+    if not path.is_file():
+        run.notes.append(f"The captions of “{name}” ({relative}) are missing: no examples of it.")
+        return {}
+    records, problems = read_jsonl(path)
+    run.notes += problems
+    captions = {}
+    for record in records:
+        if isinstance(record.get("caption"), str) and "image_id" in record:
+            captions[str(record["image_id"])] = record["caption"]
+        elif record.get("error") or record.get("bad_image"):
+            run.bad_images += _bad_images({"bad_images": [record]})
+    return captions
+
+
+def _bad_images(content: dict[str, Any]) -> list[str]:
+    """Bad images as "item: why", from a list of strings or of objects, or a mapping item -> why."""
+    found = content.get("bad_images") or []
+    if isinstance(found, dict):
+        return [f"{item}: {why}" for item, why in found.items()]
+    lines = []
+    for entry in found if isinstance(found, list) else []:
+        if isinstance(entry, dict):
+            item = entry.get("item") or entry.get("image_id") or entry.get("path") or "an unnamed image"
+            why = entry.get("why") or entry.get("error") or entry.get("bad_image")
+            lines.append(f"{item}: {why}" if why else str(item))
+        else:
+            lines.append(str(entry))
+    return lines
+
+
+def _command(run: Run) -> str:
+    """The command that made the run: as recorded, or else rebuilt from the configuration's own path."""
+    for place in (run.config, run.versions):
+        recorded = place.get("command")
+        if isinstance(recorded, str) and recorded.strip():
+            return recorded.strip()
+        if isinstance(recorded, list) and recorded:
+            return shlex.join(str(part) for part in recorded)
+    verb = next((str(run.config[k]) for k in ("verb", "method") if run.config.get(k)), "")
+    return shlex.join(["captune", verb, "--config", str(run.path / "config.yaml")]) if verb else ""
+
+
+def is_number(value: Any) -> bool:
+    """True for a finite int or float (not a bool)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def group_rows(runs: list[Run]) -> dict[str, list[Row]]:
+    """Rows by source, in table order (base first, controls last); a row that several runs share appears once.
+
+    Rows of the same name that differ are told apart by their run's name. Sources come with most rows first.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in (row for run in runs for row in run.rows):
+        group = groups.setdefault(row.source, [])
+        same_name = [other for other in group if other.name == row.name or other.name.startswith(f"{row.name} (")]
+        if any(_same_result(row, other) for other in same_name):
+            continue
+        group.append(replace(row, name=f"{row.name} ({row.run})") if same_name else row)
+    for group in groups.values():
+        group.sort(key=lambda row: ROLES.index(row.role))
+    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+def _same_result(a: Row, b: Row) -> bool:
+    if a.captions and b.captions:
+        return a.captions == b.captions
+    return {k: v.get("values") for k, v in a.scores.items()} == {k: v.get("values") for k, v in b.scores.items()}

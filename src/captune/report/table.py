@@ -1,0 +1,237 @@
+"""The table of scores, the gap-closed figures, the health figures and the sentence at the top of the page."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from captune.report.reading import ROLE_LABELS, Row, is_number
+
+_LABELS = {
+    "cider": "CIDEr-D",
+    "cider_d": "CIDEr-D",
+    "rouge": "ROUGE-L",
+    "rouge_l": "ROUGE-L",
+    "clip": "CLIPScore",
+    "clip_score": "CLIPScore",
+    "ref_clip_score": "RefCLIPScore",
+    "fact_f1": "Fact F1",
+    "vizer": "ViZer cosine",
+}
+_LOWER_IS_BETTER = re.compile(r"halluc|wrong|error|truncat|bad_ending|repet")
+_NO_DIRECTION = re.compile(r"length|vocab|words|count|distinct")
+HEALTH = ("health", "length")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of one scorer."""
+
+    scorer: str
+    key: str
+    label: str
+    better: int  # 1 higher is better, -1 lower is better, 0 neither
+    digits: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str = "–"
+    interval: str = ""
+    rank: str = ""  # "best" | "second" | ""
+    # the interval and the value as percentages of the column's span, for the little bar; None where unknown
+    low: float | None = None
+    high: float | None = None
+    at: float | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    role: str
+    note: str
+    cells: list[Cell]
+    gaps: list[str] = field(default_factory=list)
+    speed: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: list[Column]
+    lines: list[Line]
+    gap_labels: list[str] = field(default_factory=list)
+    speed: bool = False
+
+
+def label(scorer: str, key: str) -> str:
+    """A heading for a figure: "CIDEr-D", "BLEU-4", "Hallucinated per caption"."""
+    if key.startswith("bleu_"):
+        return "BLEU-" + key[5:]
+    if key in _LABELS:
+        return _LABELS[key]
+    if key in ("score", "value", "mean", scorer):
+        name = scorer.split(":")[0]
+        return _LABELS.get(name, name.replace("_", " ").capitalize())
+    return key.replace("_", " ").capitalize()
+
+
+def value_of(row: Row, column: Column) -> float | None:
+    value = (row.scores.get(column.scorer, {}).get("values") or {}).get(column.key)
+    return float(value) if is_number(value) else None
+
+
+def interval_of(row: Row, column: Column) -> tuple[float, float] | None:
+    pair = (row.scores.get(column.scorer, {}).get("interval") or {}).get(column.key)
+    if isinstance(pair, list | tuple) and len(pair) == 2 and all(is_number(end) for end in pair):
+        return float(pair[0]), float(pair[1])
+    return None
+
+
+def columns_of(rows: list[Row], *, health: bool = False, every: bool = False) -> list[Column]:
+    """The table's columns: each scorer's first figure (BLEU: bleu_4) and its hallucination figures, or every figure."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        for scorer, result in row.scores.items():
+            if (scorer.split(":")[0] in HEALTH) != health:
+                continue
+            values = {k: v for k, v in (result.get("values") or {}).items() if is_number(v)}
+            keys = list(values)
+            if not (every or health):
+                primary = "bleu_4" if "bleu_4" in values else next(iter(keys), "")
+                keys = [key for key in keys if key == primary or "halluc" in key]
+            for key in keys:
+                found.setdefault((scorer, key), []).append(float(values[key]))
+    columns = []
+    for (scorer, key), numbers in found.items():
+        size = max(abs(number) for number in numbers)
+        digits = 1 if size >= 20 else 2 if size >= 2 else 3
+        better = 0 if _NO_DIRECTION.search(key) else -1 if _LOWER_IS_BETTER.search(key) else 1
+        columns.append(Column(scorer, key, label(scorer, key), better, digits))
+    order = {scorer: position for position, scorer in enumerate(dict.fromkeys(column.scorer for column in columns))}
+    return sorted(columns, key=lambda column: order[column.scorer])
+
+
+def gap_closed(row: Row, base: Row | None, ceiling: Row | None, column: Column) -> float | None:
+    """(row - base) / (supervised - base); None where a figure is missing or the ceiling is not above the base."""
+    if base is None or ceiling is None:
+        return None
+    value, low, high = value_of(row, column), value_of(base, column), value_of(ceiling, column)
+    if value is None or low is None or high is None or (high - low) * (column.better or 1) <= 0:
+        return None
+    return (value - low) / (high - low)
+
+
+def gap_columns(columns: list[Column]) -> list[Column]:
+    """The figures whose gap is worth a column: CIDEr-D and the storybook's facts, else the first that has a direction."""
+    directed = [column for column in columns if column.better == 1]
+    chosen = [c for c in directed if c.scorer.split(":")[0] in ("cider", "storybook")]
+    return chosen[:2] or directed[:1]
+
+
+def build_table(rows: list[Row], columns: list[Column], *, gaps: bool = True, rank: bool = True) -> Table:
+    """Rows x columns with intervals and ranks. Ties share a rank; a column without a direction has none."""
+    base, ceiling = first(rows, "base"), first(rows, "supervised")
+    wanted = gap_columns(columns) if gaps and base and ceiling else []
+    wanted = [column for column in wanted if gap_closed(base, base, ceiling, column) is not None] if base else []
+    cells = {column: _cells(rows, column, rank=rank) for column in columns}
+    speed = any(row.images_per_second for row in rows) and gaps
+    lines = [
+        Line(
+            name=row.name,
+            role=row.role,
+            note=ROLE_LABELS[row.role],
+            cells=[cells[column][position] for column in columns],
+            gaps=["" if row in (base, ceiling) else percent(gap_closed(row, base, ceiling, c)) for c in wanted],
+            speed=f"{row.images_per_second:.3g}" if row.images_per_second else "–",
+        )
+        for position, row in enumerate(rows)
+    ]
+    return Table(columns, lines, [column.label for column in wanted], speed)
+
+
+def _cells(rows: list[Row], column: Column, *, rank: bool) -> list[Cell]:
+    values = [value_of(row, column) for row in rows]
+    intervals = [interval_of(row, column) for row in rows]
+    known = [v for v in values if v is not None]
+    ends = known + [end for pair in intervals if pair for end in pair]
+    floor, roof = (min([0.0, *ends]), max(ends)) if ends else (0.0, 1.0)
+    span = (roof - floor) or 1.0
+    order = sorted(set(known), key=lambda v: -v * column.better) if column.better and rank and len(known) > 1 else []
+    ranks = dict(zip(order[:2], ("best", "second"), strict=False))
+    cells = []
+    for value, pair in zip(values, intervals, strict=True):
+        if value is None:
+            cells.append(Cell())
+            continue
+        low, high = pair or (value, value)
+        cells.append(
+            Cell(
+                text=f"{value:.{column.digits}f}",
+                interval=f"{low:.{column.digits}f} – {high:.{column.digits}f}" if pair else "",
+                rank=ranks.get(value, ""),
+                low=round(100 * (low - floor) / span, 1),
+                high=round(100 * (high - floor) / span, 1),
+                at=round(100 * (value - floor) / span, 1),
+            )
+        )
+    return cells
+
+
+def first(rows: list[Row], role: str) -> Row | None:
+    return next((row for row in rows if row.role == role), None)
+
+
+def focus_of(rows: list[Row]) -> Row | None:
+    """The row the page is about: the first zero-label one, else the first trained one."""
+    for role in ("zero", "gt", "supervised", "other", "control"):
+        if (row := first(rows, role)) is not None:
+            return row
+    return None
+
+
+def percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.0f} %".replace("-0 %", "0 %")
+
+
+def headline(rows: list[Row], columns: list[Column], images: int) -> tuple[str, list[dict[str, Any]]]:
+    """The sentence at the top and its two or three key figures (label, value, detail)."""
+    base, ceiling, focus = first(rows, "base"), first(rows, "supervised"), focus_of(rows)
+    main = next((c for c in columns if c.better == 1), None)
+    on = f"on {images:,} images" if images else "on these images"
+    if main is None:
+        return "No scores were recorded, so there is nothing to compare yet.", []
+    if focus is None or base is None:
+        scored = "One captioner was" if len(rows) == 1 else f"{len(rows)} captioners were"
+        return f"{scored} scored {on}; without a base row there is no gain to state.", _figures(rows[0], columns[:3])
+    before, after = value_of(base, main), value_of(focus, main)
+    if before is None or after is None:
+        return f"“{focus.name}” and “{base.name}” were not scored alike, so there is no gain to state.", []
+    how = {"zero": "Without a single label, ", "gt": "With labels for the mapper only, "}.get(focus.role, "")
+    verb = "moved" if after == before else "raised" if after > before else "lowered"
+    d = main.digits
+    sentence = f"{how}“{focus.name}” {verb} {main.label} from {before:.{d}f} to {after:.{d}f} {on}"
+    figures = [{"label": main.label, "before": f"{before:.{d}f}", "after": f"{after:.{d}f}", "detail": "base → trained"}]
+    if (pair := interval_of(focus, main)) is not None:
+        figures[0]["detail"] = f"95 % interval {pair[0]:.{d}f} – {pair[1]:.{d}f}"
+    gap = gap_closed(focus, base, ceiling, main)
+    if gap is not None and focus is not ceiling:
+        sentence += f", {percent(gap)} of the way to supervised training" if gap > 0 else ", away from supervised training"
+        detail = f"of the {main.label} gap between base and supervised"
+        figures.append({"label": "Gap closed", "before": "", "after": percent(gap), "detail": detail})
+    wrong = next((c for c in columns if c.better == -1 and "halluc" in c.key), None)
+    if wrong is not None and (x := value_of(base, wrong)) is not None and (y := value_of(focus, wrong)) is not None:
+        d = wrong.digits
+        turn = "fell" if y < x else "rose" if y > x else "stayed"
+        join = "and" if (y < x) == (after > before) else "but"
+        sentence += f", {join} {wrong.label.lower()} {turn} from {x:.{d}f} to {y:.{d}f}"
+        figures.append({"label": wrong.label, "before": f"{x:.{d}f}", "after": f"{y:.{d}f}", "detail": "lower is better"})
+    return sentence.replace(" %", "\u202f%") + ".", figures
+
+
+def _figures(row: Row, columns: list[Column]) -> list[dict[str, Any]]:
+    return [
+        {"label": c.label, "before": "", "after": f"{value_of(row, c):.{c.digits}f}", "detail": f"“{row.name}”"}
+        for c in columns
+        if value_of(row, c) is not None
+    ]
