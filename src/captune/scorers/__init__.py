@@ -1,0 +1,179 @@
+"""Scorers judge captions. One shape serves as a metric and as a reward.
+
+A scorer turns captions (with their images or references) into rows of sufficient statistics, `(captions, columns) -> rows
+(N, D)`; a corpus figure is a function of the rows' totals, so that resampling rows is a matrix product, and one column,
+or a function of it, is the score of each caption. Called with TRL's reward signature, a scorer answers with one number
+per completion:
+
+    scorer = load_scorer("cider")
+    rows = scorer.rows(captions, references=references)
+    scorer.corpus(rows)                        # {"cider": 0.93}
+    scorer.per_caption(rows)                   # (N,)
+    trl.GRPOTrainer(..., reward_funcs=[scorer])
+
+To add one: a module with a subclass of `Scorer`, and a line in `SCORERS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from captune.scorers.statistics import Comparison, Result, evaluate, paired
+
+__all__ = [
+    "SCORERS", "Comparison", "MissingColumn", "Result", "Scorer", "UnknownScorer", "check_needs", "columns_for",
+    "completion_text", "describe", "evaluate", "load_scorer", "paired", "scorer_class",
+]  # fmt: skip
+
+#: name -> "module:class". Imported when asked for, so that BLEU does not load torch.
+SCORERS: dict[str, str] = {
+    "bleu": "captune.scorers.bleu:Bleu",
+    "rouge": "captune.scorers.rouge:Rouge",
+    "cider": "captune.scorers.cider:Cider",
+    "clip": "captune.scorers.clip:ClipScore",
+    "vizer": "captune.scorers.vizer:ViZerScorer",
+    "storybook": "captune.scorers.storybook:StorybookScorer",
+    "health": "captune.scorers.health:Health",
+    "length": "captune.scorers.health:Length",
+}
+
+
+class UnknownScorer(ValueError):
+    """A scorer's name that the registry does not hold; the message has the nearest names."""
+
+
+class MissingColumn(ValueError):
+    """A column that a scorer needs and the data lack; raised before any work starts."""
+
+
+class Scorer:
+    """What judges captions. Subclasses define `rows`; most need nothing else but `from_totals` and `signature`.
+
+    A subclass's constructor takes the text after the colon of its spec ("clip:folder") or None, and any keyword context.
+    """
+
+    name: str = ""  # the registry's name; `load_scorer` replaces it by the whole spec where that has an argument
+    needs: ClassVar[tuple[str, ...]] = ()  # columns without which it cannot work: "image", "references", "scene"
+    uses: ClassVar[tuple[str, ...]] = ()  # columns that add figures where they are there
+    no_interval: ClassVar[tuple[str, ...]] = ()  # figures of the whole corpus that resampling says nothing about
+
+    def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
+        """(N, D) float64: what each caption adds to the corpus figures."""
+        raise NotImplementedError
+
+    def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Corpus figures, the primary one first, from the sums over n rows.
+
+        :param totals: (..., D); every figure has the leading shape. Many resamples come at once.
+        """
+        return {self.name.partition(":")[0]: totals[..., 0] / n}
+
+    def corpus(self, rows: np.ndarray) -> dict[str, float]:
+        """Corpus figures, the primary one first. A figure that no function of sums can give: override this method,
+        and intervals are found by calling it on resampled rows, more slowly."""
+        if not len(rows):
+            raise ValueError(f"scorer {self.name}: there is no caption to score")
+        return {key: float(value) for key, value in self.from_totals(rows.sum(axis=0), len(rows)).items()}
+
+    def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        """(N,): the primary figure of each caption by itself; also the reward."""
+        return rows[:, 0]
+
+    @property
+    def signature(self) -> str:
+        """Everything that a reader needs to compare the figure with another: settings, model, version."""
+        return self.name
+
+    @property
+    def __name__(self) -> str:  # TRL logs a reward function under this name
+        return self.name
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        *,
+        prompts: Any = None,
+        image: Any = None,
+        references: Any = None,
+        scene: Any = None,
+        **others: Any,
+    ) -> list[float]:
+        """The reward of each completion (text, or a chat's messages), in TRL's signature."""
+        given = {"image": image, "references": references, "scene": scene}
+        if image is None and others.get("images") is not None:  # TRL's other name: a list of images per row
+            given["image"] = [images[0] for images in others["images"]]
+        captions = [completion_text(c) for c in completions]
+        columns = columns_for(self, {k: v for k, v in given.items() if v is not None}, len(captions))
+        return [float(score) for score in self.per_caption(self.rows(captions, **columns))]
+
+
+def completion_text(completion: Any) -> str:
+    """The text of a completion: a string, or a list of messages whose content is a string or a list of parts."""
+    if isinstance(completion, str):
+        return completion
+    texts = []
+    for message in completion:
+        content = message["content"]
+        parts = [content] if isinstance(content, str) else [p["text"] for p in content if p.get("type") == "text"]
+        texts.extend(parts)
+    return " ".join(texts)
+
+
+def columns_for(scorer: Scorer, columns: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """The columns that the scorer reads, checked: they are there and have one entry per caption."""
+    missing = [need for need in scorer.needs if need not in columns]
+    if missing:
+        have = ", ".join(columns) or "nothing besides the captions"
+        raise MissingColumn(
+            f"scorer {scorer.name!r} needs {' and '.join(missing)}; the data have {have}. "
+            f"Give a source with {' and '.join(missing)}, or leave {scorer.name!r} out."
+        )
+    chosen = {name: columns[name] for name in (*scorer.needs, *scorer.uses) if name in columns}
+    for name, column in chosen.items():
+        if len(column) != n:
+            raise ValueError(f"scorer {scorer.name!r}: {n} captions but {len(column)} entries in column {name!r}")
+    return chosen
+
+
+def check_needs(scorers: Iterable[Scorer], columns: Mapping[str, Any], n: int) -> None:
+    """Raises MissingColumn for the first scorer whose needs the columns do not meet. Costs nothing: call it first."""
+    for scorer in scorers:
+        columns_for(scorer, columns, n)
+
+
+def scorer_class(name: str) -> type[Scorer]:
+    """The class registered under `name` (no argument); raises UnknownScorer with the nearest names."""
+    if name not in SCORERS:
+        near = difflib.get_close_matches(name.lower(), SCORERS, n=3, cutoff=0.4)
+        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise UnknownScorer(f"no scorer is called {name!r}. {hint}The scorers are {', '.join(SCORERS)}.")
+    module, _, attribute = SCORERS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def load_scorer(spec: str, **context: Any) -> Scorer:
+    """ "cider", "clip:<folder>", "vizer:<folder>" ... -> a scorer.
+
+    :param context: what some scorers can use (device, df ...); each takes what its constructor declares.
+    """
+    name, _, argument = spec.strip().partition(":")
+    cls = scorer_class(name)
+    declared = inspect.signature(cls).parameters
+    scorer = cls(argument or None, **{key: value for key, value in context.items() if key in declared})
+    scorer.name = spec.strip()
+    return scorer
+
+
+def describe() -> list[tuple[str, str, tuple[str, ...]]]:
+    """(name, what it measures, what it needs) of every scorer: the first line of each class's docstring."""
+    rows = []
+    for name in SCORERS:
+        cls = scorer_class(name)
+        rows.append((name, (inspect.getdoc(cls) or "").partition("\n")[0], cls.needs))
+    return rows

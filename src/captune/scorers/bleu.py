@@ -1,0 +1,87 @@
+"""BLEU-1 to BLEU-4 (Papineni et al., 2002), corpus level, as pycocoevalcap 1.2 computes it for captions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from captune.scorers import Scorer, ptb
+
+_N = 4
+_SMALL, _TINY = 1e-9, 1e-15  # keep the ratios defined where a count is 0; the values are the reference implementation's
+
+
+class Bleu(Scorer):
+    """Corpus BLEU-4 (and 1 to 3): clipped n-gram precision with a brevity penalty.
+
+    Each row holds the caption's length c, the length r of the reference closest to it (the shorter one when two are
+    equally close), its numbers of 1- to 4-grams and how many of them are in the references, clipped:
+
+        BLEU_n = min(1, exp(1 - r / c)) * (prod_{k<=n} correct_k / guessed_k)^(1/n),   all four summed over the corpus.
+
+    A caption's own BLEU-4 is 0, or nearly so, unless it shares a 4-gram with a reference.
+    """
+
+    name = "bleu"
+    needs: ClassVar = ("references",)
+
+    def __init__(self, argument: str | None = None) -> None:
+        no_argument(self, argument)
+
+    def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]]) -> np.ndarray:  # type: ignore[override]
+        check_references(self.name, references)
+        rows = np.zeros((len(captions), 2 + 2 * _N))
+        for row, caption, own in zip(rows, captions, references, strict=True):
+            counts = ptb.ngrams(ptb.tokenize(caption))
+            length = len(ptb.words(caption))
+            most: Counter[tuple[str, ...]] = Counter()
+            lengths = []
+            for reference in own:
+                lengths.append(len(ptb.words(reference)))
+                most |= ptb.ngrams(ptb.tokenize(reference))
+            row[0] = length
+            row[1] = min((abs(r - length), r) for r in lengths)[1]
+            row[2 : 2 + _N] = [max(0, length - k) for k in range(_N)]
+            for ngram, count in (counts & most).items():
+                row[1 + _N + len(ngram)] += count
+        return rows
+
+    def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        bleu = _bleu(totals)
+        return {"bleu_4": bleu[..., 3], "bleu_1": bleu[..., 0], "bleu_2": bleu[..., 1], "bleu_3": bleu[..., 2]}
+
+    def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        return _bleu(rows)[..., 3]
+
+    @property
+    def signature(self) -> str:
+        return f"bleu|n:{_N}|ref_length:closest|tok:{ptb.VERSION}"
+
+
+def _bleu(totals: np.ndarray) -> np.ndarray:
+    """(..., 10) sums -> (..., 4) BLEU-1 to BLEU-4."""
+    length, closest = totals[..., 0], totals[..., 1]
+    precisions = (totals[..., 2 + _N :] + _TINY) / (totals[..., 2 : 2 + _N] + _SMALL)
+    bleu = np.cumprod(precisions, axis=-1) ** (1 / np.arange(1, _N + 1))
+    ratio = (length + _TINY) / (closest + _SMALL)
+    return bleu * np.exp(np.minimum(0.0, 1 - 1 / ratio))[..., None]
+
+
+def check_references(name: str, references: Sequence[Sequence[str]]) -> None:
+    """Raises ValueError for the first caption without references: it has no score, and 0 would be a wrong one."""
+    for i, own in enumerate(references):
+        if isinstance(own, str):
+            raise TypeError(f"scorer {name!r}: the references of caption {i} are one text; give a list of texts")
+        if not own:
+            raise ValueError(f"scorer {name!r}: caption {i} has no reference; leave such images out and say how many")
+
+
+def no_argument(scorer: Scorer, argument: str | None) -> None:
+    """Raises ValueError where a scorer that takes no argument is given one ("bleu:4")."""
+    if argument is not None:
+        raise ValueError(
+            f"scorer {scorer.name!r} takes no argument; write {scorer.name!r}, not '{scorer.name}:{argument}'"
+        )

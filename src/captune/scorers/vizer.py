@@ -1,0 +1,70 @@
+"""ViZer's fitted mapper as a scorer: cos(F_I, F_T_hat) between an image and a caption (ViZer, section 3.1).
+
+    vizer:runs/g/mapper        as a metric and as a reward, in [-1, 1], higher is better
+
+The caption is read by the captioner that the mapper was fitted on, without its adapter. What the number means is
+decided by the mapper's own settings (blind, centred, ...), which the signature repeats.
+
+Needs: `image`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captune.scorers import Scorer
+
+if TYPE_CHECKING:
+    from captune.captioner import Captioner
+    from captune.methods.mapper import Mapper
+
+
+class ViZerScorer(Scorer):
+    """See the module.
+
+    Args:
+        argument: the folder of the mapper (`<run>/mapper`).
+        captioner: the frozen captioner that reads; default: the one that the mapper's run names in `base.json`.
+    """
+
+    name = "vizer"
+    needs = ("image",)
+    batch_size = 64
+
+    def __init__(
+        self, argument: str | None = None, *, captioner: Captioner | None = None, mapper: Mapper | None = None
+    ) -> None:
+        from captune.methods.mapper import Mapper, load_base
+
+        if mapper is None and not argument:
+            raise ValueError("the scorer 'vizer' needs the folder of a mapper: vizer:<run>/mapper")
+        self.mapper = mapper if mapper is not None else Mapper.load(Path(str(argument)))
+        self.captioner = captioner if captioner is not None else load_base(Path(str(argument)))
+        self.mapper.to(self.captioner.device)
+
+    def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
+        from captune.methods.mapper import caption_reader
+
+        scores: list[float] = []
+        for start in range(0, len(captions), self.batch_size):
+            images = list(image[start : start + self.batch_size])
+            features = self.mapper.image_features(self.captioner, images)
+            pooled = caption_reader(self.captioner, self.mapper, images, captions[start : start + self.batch_size])
+            scores += self.mapper.cosine(pooled, features).tolist()
+        return np.array(scores, dtype=np.float64).reshape(-1, 1)
+
+    def corpus(self, rows: np.ndarray) -> dict[str, float]:
+        return {"vizer": float(rows.mean()) if len(rows) else 0.0}
+
+    @property
+    def signature(self) -> str:
+        c = self.mapper.config
+        read = "blind" if c.blind else "with-image"
+        return (
+            f"vizer|captioner:{self.captioner.name}|{read}|F_I:{c.feature}-{c.pool}|caption:{c.caption_pool}"
+            f"|centred:{'yes' if c.centred else 'no'}|shift:{'yes' if c.shift else 'no'}|width:{c.width}"
+        )
