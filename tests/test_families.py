@@ -126,6 +126,7 @@ def test_one_evaluation_for_generation_training_and_features(captioner: Captione
     assert len(calls) == 2  # removed: the plain path again
 
 
+@pytest.mark.filterwarnings("ignore:For backward hooks", "ignore::FutureWarning")
 def test_the_tower_never_runs_backward(captioner: Captioner, images: list) -> None:
     """Gradient checkpointing asks for gradients at every embedding, the tower's too; the memo keeps them out."""
     captioner.add_lora(r=4, alpha=8)
@@ -137,6 +138,11 @@ def test_the_tower_never_runs_backward(captioner: Captioner, images: list) -> No
         for name, module in part.named_modules():
             module.register_full_backward_hook(lambda *_, name=name: backward.append(name))
     batch = captioner.prepare(images, CAPTIONS)
+    loss_of(captioner, batch).backward()
+    if captioner.family.name != "qwen3_vl":  # whose embeddings get no such hook
+        assert backward, "without the memo a frozen tower does run backward, and this test can see it"
+    backward.clear()
+    captioner.model.zero_grad()
     with captioner.share_vision():
         loss_of(captioner, batch).backward()
         assert captioner.model.training and attribute(captioner.core, captioner.family.vision).training

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -22,13 +23,16 @@ EMBEDDED = ("storybook",)  # captioners shipped with the package
 def resolve(name_or_path: str | Path) -> str:
     """The folder of a shipped model, the path of a folder, or the hub name unchanged."""
     name = str(name_or_path)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path)
     if name in EMBEDDED:
         from captune.storybook import model_path
 
-        return str(model_path(name))
+        shipped = model_path(name)
+        if not (shipped / "config.json").is_file():
+            raise CaptionerError(f"the shipped model {name!r} is not in {shipped}: reinstall captune, or rebuild it")
+        return str(shipped)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or path.parent.is_dir()
     if looks_local:
         raise CaptionerError(
@@ -95,6 +99,8 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path, *, trainable: bool
         return PeftModel.from_pretrained(model, name, is_trainable=trainable, use_safetensors=True)
     except OSError as error:
         raise CaptionerError(_unreachable(name, "adapter", error)) from error
+    except SafetensorError as error:
+        raise CaptionerError(f"the adapter file in {name} is damaged: {_first(error)}") from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise CaptionerError(
             f"adapter {name} does not fit {type(model).__name__}; it was trained on another model. {_first(error)}"
@@ -108,7 +114,7 @@ def _try(load: Any, source: str, folder: Path | None, what: str) -> Any:
         raise CaptionerError(
             f"the {what} of {source} needs a package that is not installed: {_first(error)}"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise CaptionerError(
                 f"{source} brings its own Python code, which captune does not run unless asked to: read that code, "
