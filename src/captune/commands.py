@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -206,17 +207,18 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 
 def add_storybook(p: argparse.ArgumentParser) -> None:
-    from captune.storybook.train import BuildConfig
-
     p.add_argument("--output", type=Path, help="folder for the models (default: inside the package, in place)")
-    add_fields(p.add_argument_group("settings"), BuildConfig)
+    p.add_argument("--only", choices=["captioner", "clip"], help="build this one (default: both)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and pictures (default: 0)")
 
 
 def run_storybook(args: argparse.Namespace) -> int:
-    from captune.storybook import MODELS
-    from captune.storybook.train import BuildConfig
-    from captune.storybook.train import build as build_models
+    from captune.storybook import MODELS, clip, train
 
-    folder = (args.output or MODELS) / "storybook"
-    print(json.dumps(build_models(build(BuildConfig, vars(args)), folder), indent=1))
+    logging.getLogger("captune").setLevel(logging.INFO)
+    folder = args.output or MODELS
+    if args.only != "clip":
+        print(json.dumps(train.build(train.BuildConfig(seed=args.seed), folder / "storybook"), indent=1))
+    if args.only != "captioner":
+        print(json.dumps(clip.build(clip.ClipConfig(seed=args.seed), folder / "storybook-clip"), indent=1))
     return 0

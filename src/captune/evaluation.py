@@ -119,6 +119,11 @@ def _columns(
     for need in ("image", "scene"):
         if need in needed and pictures is None:
             raise EvaluationError(f"scorer {needed[need]!r} needs the {need} of each caption: add --images SOURCE")
+    if "scene" in needed and not str(pictures).startswith("storybook:"):
+        raise EvaluationError(
+            f"scorer {needed['scene']!r} needs the scene behind each image, which only storybook sources know; "
+            f"{pictures} is none"
+        )
 
     by_id: dict[str, Mapping[str, Any]] = {}
     if references is not None:
