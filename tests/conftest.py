@@ -37,3 +37,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory):
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def captioner(tiny_folder):
+    """A tiny Idefics3, fresh for each test."""
+    from captune.captioner import Captioner
+
+    return Captioner.load(tiny_folder("idefics3"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def images() -> list:
+    """Four different 64 px images."""
+    import tiny
+
+    return [tiny.picture(seed) for seed in range(4)]

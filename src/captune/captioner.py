@@ -147,7 +147,7 @@ class Captioner:
         text = self.prompt_text()
         batch = self.processor(
             text=[text] * len(distinct),
-            images=[[image.convert("RGB")] for image in distinct],
+            images=[[image if image.mode == "RGB" else image.convert("RGB")] for image in distinct],
             padding=True,
             padding_side="left",
             add_special_tokens=self._specials(text),
@@ -250,6 +250,10 @@ class Captioner:
         """From now on encode each distinct image once; see `vision.VisionMemo`. Ends with `remove()` or `with`."""
         if self._memo is None or self._memo.depth == 0:
             self._memo = vision.VisionMemo(self.core, self.family, max_images=max_images, tower=tower)
+        elif tower and not self._memo.tower:
+            raise CaptionerError(
+                "the vision memo in place keeps no tower features: start with share_vision(tower=True)"
+            )
         return self._memo.install()
 
     # -- adapters ------------------------------------------------------------------------------------------------------
@@ -263,13 +267,15 @@ class Captioner:
         targets = lora_targets(self.core, self.family)
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias=bias, target_modules=targets)
         self.model = get_peft_model(self.core, config)  # type: ignore[arg-type]
+        config.base_model_name_or_path = self.name  # what the user called it, not where it happens to lie
         return self.model
 
     def save_adapter(self, folder: str | Path) -> Path:
         """Write adapter_config.json and adapter_model.safetensors."""
         if not isinstance(self.model, PeftModel):
             raise CaptionerError("there is no adapter to save: call add_lora() first")
-        self.model.save_pretrained(str(folder), safe_serialization=True)
+        # False: "auto" would ask the hub about the base model's vocabulary
+        self.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         return Path(folder)
 
     @contextmanager

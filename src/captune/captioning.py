@@ -66,6 +66,7 @@ def generate(
         max_new_tokens=max_new_tokens or own or captioner.family.max_new_tokens,
         eos_token_id=captioner.eos_ids,
         pad_token_id=captioner.tokenizer.pad_token_id,
+        suppress_tokens=[captioner.core.config.image_token_id],  # a caption holds no image
         return_dict_in_generate=True,
         output_logits=return_logprob,
     )

@@ -147,6 +147,9 @@ class VisionMemo:
         return self
 
     def remove(self) -> None:
+        """Undo one `install`; the last one restores the model and forgets the features."""
+        if self.depth == 0:
+            return
         self.depth -= 1
         if self.depth == 0:
             del self.core.base_model.get_image_features
