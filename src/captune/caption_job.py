@@ -30,7 +30,7 @@ from captune.caption_settings import beside, job_settings, same_settings
 from captune.data import BadImage, CaptionFileError, CaptionWriter, ImageSource, load_images, open_image, read_jsonl
 from captune.data.captions import jsonl_line, replace_file
 from captune.data.images import image_size
-from captune.data.sources import undecoded
+from captune.data.sources import column, undecoded
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ def _windows(dataset: ImageSource, size: int, places: dict[str, int], done: froz
                 place(row.image_id, row.place)
             yield rows
         return
-    ids = [str(image_id) for image_id in dataset["image_id"]]
+    ids = [str(image_id) for image_id in column(dataset, "image_id")]
     for index, image_id in enumerate(ids):
         place(image_id, index)
     for start in range(0, len(ids), size):

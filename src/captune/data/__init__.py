@@ -10,7 +10,7 @@ from __future__ import annotations
 from captune.data.captions import CaptionFileError, CaptionWriter, read_captions, read_jsonl, write_coco_results
 from captune.data.images import BadImage, image_size, open_image
 from captune.data.readers import SourceError
-from captune.data.sources import ImageSource, load_images, load_references, load_scenes
+from captune.data.sources import ImageSource, column, load_images, load_references, load_scenes
 
 __all__ = [
     "BadImage",
@@ -18,6 +18,7 @@ __all__ = [
     "CaptionWriter",
     "ImageSource",
     "SourceError",
+    "column",
     "image_size",
     "load_images",
     "load_references",

@@ -164,8 +164,8 @@ class CaptionWriter:
         try:
             self._lock()
             if resume:
-                self._repair()
                 captions = read_captions(self.path)
+                self._repair()
                 self.done, self.last = set(captions), next(reversed(captions), None)
             else:
                 self._file.truncate(0)
@@ -192,6 +192,8 @@ class CaptionWriter:
             whole = False
         if whole:  # only the line end is missing
             self._file.write(b"\n")
+        elif not content[start:].startswith((b"{", b"\0")):
+            raise CaptionFileError(f"{self.path} is not a caption file; name another output")
         else:
             logger.warning("%s: the last line is cut off; it is removed and its image done again", self.path)
             self._file.truncate(start)

@@ -10,7 +10,6 @@ import io
 import logging
 import os
 import stat
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +49,15 @@ def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIX
     Raises BadImage.
     """
     item = item if item is not None else _name(image)
-    if isinstance(image, Image.Image):
-        return _to_rgb_or_bad(image, item)
-    data = _read(image, item)
-    _refuse_other_files(data, item)
-    opened = _open(data, item, max_pixels)
+    if not isinstance(image, Image.Image):
+        data = _read(image, item)
+        _refuse_other_files(data, item)
+        image = _open(data, item, max_pixels)
     try:
-        opened.load()
+        image.load()
+        return to_rgb(_upright(image, item))
     except Exception as error:  # Pillow's plugins raise whatever their parser stumbles over; the item is bad either way
         raise BadImage(item, _why(error)) from error
-    return _to_rgb_or_bad(opened, item)
 
 
 def image_size(image: Any, item: str | None = None) -> tuple[int, int]:
@@ -76,7 +74,9 @@ def image_size(image: Any, item: str | None = None) -> tuple[int, int]:
 
 def _name(image: Any) -> str:
     if isinstance(image, dict):
-        return str(image.get("path") or "image")
+        return str(image.get("path") or _name(image.get("bytes")))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return f"an image of {len(image):,} bytes without a name"
     return str(image) if isinstance(image, str | os.PathLike) else "image"
 
 
@@ -132,9 +132,7 @@ def _refuse_other_files(data: bytes, item: str) -> None:
 
 def _open(data: bytes | Path, item: str, max_pixels: int) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below decides
-            opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+        opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
     except Exception as error:  # see open_image
         raise BadImage(item, _why(error)) from error
     width, height = opened.size
@@ -150,13 +148,6 @@ def _why(error: Exception) -> str:
         return "is not an image in any format that Pillow reads here"
     text = str(error) or type(error).__name__
     return text if isinstance(error, OSError) else f"cannot be decoded ({type(error).__name__}: {text})"
-
-
-def _to_rgb_or_bad(image: Image.Image, item: str) -> Image.Image:
-    try:
-        return to_rgb(_upright(image, item))
-    except Exception as error:  # see open_image
-        raise BadImage(item, _why(error)) from error
 
 
 def _upright(image: Image.Image, item: str) -> Image.Image:

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import numpy as np
 from datasets import Dataset, Features, Image, IterableDataset
+from PIL.Image import Image as PILImage
 
 from captune.data.images import IMAGE_SUFFIXES, open_image
 from captune.data.readers import TEXT_SUFFIXES, Entry, SourceError, find_image_folder, image_paths, read_entries
@@ -80,8 +81,7 @@ def load_images(source: str, *, limit: int | None = None, decode: bool = True, s
         raise SourceError(f"limit must be at least 1, not {limit}")
     parsed = Source.parse(source)
     if parsed.where.startswith(STORYBOOK):
-        dataset = _storybook(parsed, limit)
-        return dataset if decode else undecoded(dataset)
+        return _storybook(parsed, limit)
     entries = _entries(parsed, limit, with_images=True)
     if entries is not None:
         rows, paths = entries
@@ -102,13 +102,13 @@ def load_references(source: str, *, limit: int | None = None) -> dict[str, list[
     """{image_id: references} of a source; its images need not be there.  Raises SourceError if it has no references."""
     parsed = Source.parse(source)
     if parsed.where.startswith(STORYBOOK):
-        references = _columns(_storybook(parsed, limit), "references")
+        references = _by_id(_storybook(parsed, limit), "references")
     else:
         entries = _entries(parsed, limit, with_images=False)
         if entries is not None:
             references = {row.image_id: row.references for row in entries[0]}
         else:
-            references = _columns(_table(parsed, limit, stream=False, with_images=False), "references")
+            references = _by_id(_table(parsed, limit, stream=False, with_images=False), "references")
     if not any(references.values()):
         raise SourceError(f"{source} has no reference captions; name a captions file or a data set with captions")
     return references
@@ -117,54 +117,50 @@ def load_references(source: str, *, limit: int | None = None) -> dict[str, list[
 def load_scenes(source: str, *, limit: int | None = None) -> dict[str, str]:
     """{image_id: scene as JSON} of a source that knows what is in its images (storybook)."""
     parsed = Source.parse(source)
-    dataset = _storybook(parsed, limit) if parsed.where.startswith(STORYBOOK) else load_images(source, limit=limit)
+    dataset = (
+        _storybook(parsed, limit)
+        if parsed.where.startswith(STORYBOOK)
+        else load_images(source, limit=limit, decode=False)
+    )
     if "scene" not in (dataset.column_names or []):
         raise SourceError(f"{source} has no scenes; only the embedded world does: storybook:test")
-    return _columns(dataset, "scene")
+    return _by_id(dataset, "scene")
+
+
+@dataclass
+class SafeImage(Image):
+    """`datasets`' image feature, opened by `open_image`; a column without images costs no decoding."""
+
+    def decode_example(self, value: Any, token_per_repo_id: Any = None) -> PILImage:
+        return open_image(value)
 
 
 def decoded(dataset: ImageSource) -> ImageSource:
-    """The dataset with images decoded on access by `open_image`."""
-    if isinstance(dataset, IterableDataset):
-        return dataset.map(_decode_row, features=_with_decoded(dataset.features))
-    return dataset.with_transform(_decode_batch)
+    """The dataset with images opened on access by `open_image`."""
+    if isinstance(dataset, IterableDataset):  # its columns keep the types of its last map
+        return dataset.map(_open_row, features=Features({**dataset.features, "image": SafeImage()}))
+    return dataset.cast_column("image", SafeImage())
+
+
+def _open_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {"image": open_image(row["image"], row["image_id"])}
 
 
 def undecoded(dataset: ImageSource) -> ImageSource:
     """The dataset with images left as {"bytes", "path"}; one that draws its images on access is returned as it is."""
+    feature = (dataset.features or {}).get("image")
+    return dataset.cast_column("image", Image(decode=False)) if isinstance(feature, Image) else dataset
+
+
+def column(dataset: ImageSource, name: str) -> list[Any]:
+    """One column without its images: a transform that draws or decodes them (storybook's) is left out."""
     if isinstance(dataset, IterableDataset):
-        return dataset
-    if dataset.format["type"] == "custom":
-        return dataset.with_format(None) if _decodes(dataset) else dataset
-    feature = dataset.features.get("image")
-    if isinstance(feature, Image) and feature.decode:
-        return dataset.cast_column("image", Image(decode=False))
-    return dataset
+        return [row[name] for row in undecoded(dataset)]
+    return list(dataset.with_format(None)[name])
 
 
-def _decodes(dataset: Dataset) -> bool:
-    return dataset.format["format_kwargs"].get("transform") is _decode_batch
-
-
-def _decode_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    if "image" in batch:
-        names = batch.get("image_id") or [None] * len(batch["image"])
-        batch["image"] = [open_image(image, name) for image, name in zip(batch["image"], names, strict=True)]
-    return batch
-
-
-def _decode_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "image": open_image(row["image"], row["image_id"])}
-
-
-def _with_decoded(features: Features | None) -> Features | None:
-    return Features({**features, "image": Image()}) if features is not None else None
-
-
-def _columns(dataset: ImageSource, column: str) -> dict[str, Any]:
-    if isinstance(dataset, IterableDataset):
-        return {row["image_id"]: row[column] for row in dataset}
-    return dict(zip(dataset["image_id"], dataset[column], strict=True))
+def _by_id(dataset: ImageSource, name: str) -> dict[str, Any]:
+    return dict(zip(column(dataset, "image_id"), column(dataset, name), strict=True))
 
 
 def choose(total: int, n: int | None, seed: int | None, limit: int | None, source: str) -> Sequence[int]:

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, List, Value
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    List,
+    Value,
+    concatenate_datasets,
+)
 
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, SourceError, as_references, first_key
@@ -140,12 +150,14 @@ def _one_image_column(dataset: Dataset, images: list[str], folder: Path, name: s
         return dataset if images[0] == "image" else dataset.rename_column(images[0], "image")
     if len(images) == 1 and feature in (Value("string"), Value("large_string")):
         pairs: list[Any] = [_pair(value, folder, name) for value in dataset[images[0]]]
-        return dataset.remove_columns(images).add_column("image", pairs, feature=Image(decode=False))  # type: ignore[call-arg]
+        column = Dataset.from_dict({"image": pairs}, features=Features({"image": Image(decode=False)}))
+        others = [key for key in dataset.column_names if key not in images]
+        return concatenate_datasets([column, dataset.select_columns(others)], axis=1) if others else column
     if len(images) > 1:  # shards with more than one kind of image
         for column in images:
             dataset = dataset.cast_column(column, Image(decode=False))
-        others = {key: feature for key, feature in dataset.features.items() if key not in images}
-        features = Features({**others, "image": Image(decode=False)})
+        rest = {key: feature for key, feature in dataset.features.items() if key not in images}
+        features = Features({**rest, "image": Image(decode=False)})
         return dataset.map(_first_image, fn_kwargs={"columns": images}, remove_columns=images, features=features)
     raise SourceError(f"{name}: the column {images[0]!r} is {feature}, not images; name another with ?image=COLUMN")
 
@@ -176,9 +188,11 @@ def _normalise_stream(
             dataset = dataset.cast_column(column, Image(decode=False))
 
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
+        image_id = str(row[id_column]) if id_column else f"{index:06d}"
+        image = _pair(_first_image(row, images)["image"], folder, name) or {"bytes": None, "path": None}
         return {
-            "image": _pair(_first_image(row, images)["image"], folder, name),
-            "image_id": str(row[id_column]) if id_column else f"{index:06d}",
+            "image": image if image["path"] else {**image, "path": image_id},  # a name for errors
+            "image_id": image_id,
             "references": as_references(row[caption]) if caption else [],
         }
 

@@ -1,0 +1,139 @@
+"""Caption files: nothing lost, nothing cut at odd characters, torn lines noticed and mended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from captune.data import CaptionFileError, CaptionWriter, read_captions, write_coco_results
+
+ODD = {
+    "plain": "a dog",
+    "empty": "",
+    "lines": "one\u2028two\u2029three\vfour\ffive\x85six\rseven\neight",
+    "emoji": "a 🐕 on the 🏖️",
+    "quotes": 'she says "hi" \\ {"a": 1}',
+    "brackets": "(a) [b] {c} <PERSON>",
+    "ünï/çödé.jpg": "ein schöner Tag 日本語",
+    "surrogate": "\udc80",
+}
+
+
+def rows(captions: dict[str, str]) -> list[dict[str, str]]:
+    return [{"image_id": key, "caption": text} for key, text in captions.items()]
+
+
+def test_odd_captions_survive(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "caps.jsonl"
+    with CaptionWriter(path) as writer:
+        writer.write(rows(ODD))
+    assert read_captions(path) == ODD
+    assert path.read_bytes().count(b"\n") == len(ODD)
+    assert "日本語".encode() in path.read_bytes()  # readable for people
+
+
+@pytest.mark.parametrize("write", ["results", "dict", "one line"])
+def test_json_forms(tmp_path: Path, write: str) -> None:
+    path = tmp_path / "caps.json"
+    captions = {"12": "a dog", "b.jpg": ""}
+    if write == "results":
+        write_coco_results(captions, path)
+        assert json.loads(path.read_text())[0] == {"image_id": 12, "caption": "a dog"}
+    elif write == "dict":
+        path.write_text(json.dumps(captions, indent=1))
+    else:
+        captions = {"12": "a dog"}
+        path.write_text('{"image_id": 12, "caption": "a dog", "score": 0.5}')
+    assert read_captions(path) == captions
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"image_id": 1, "caption": "a"}\n{"image_id": 1, "caption": "b"}\n', "entry 2: a second, different caption"),
+        ('{"image_id": 1, "caption": "a"}\nnot json\n{"image_id": 2, "caption": "b"}\n', "line 2"),
+        ('{"image_id": 1, "caption": "a"}\n[1]\n{"image_id": 2, "caption": "b"}\n', "line 2: expected a JSON object"),
+        ('{"image_id": 1, "caption": ["a", "b"]}\n', "needs one caption"),
+        ('{"image_id": 1, "caption": null}\n', "needs one caption"),
+        ('{"image_id": null, "caption": "a"}\n', "needs an image_id"),
+        ('[{"caption": "a"}]', "entry 1: needs an image_id"),
+        ("[[1, 2]]", "entry 1: expected an object"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, content: str, reason: str) -> None:
+    path = tmp_path / "caps.jsonl"
+    path.write_text(content)
+    with pytest.raises(CaptionFileError, match=reason) as caught:
+        read_captions(path)
+    assert "caps.jsonl" in str(caught.value)
+
+
+def test_the_same_caption_twice_is_no_contradiction(tmp_path: Path) -> None:
+    path = tmp_path / "caps.jsonl"
+    path.write_text('{"image_id": 1, "caption": "a"}\n' * 2)
+    assert read_captions(path) == {"1": "a"}
+
+
+def test_every_cut_leaves_whole_rows_and_is_mended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file cut after any byte reads as its whole lines; a writer that goes on restores the same bytes."""
+    whole = tmp_path / "whole.jsonl"
+    with CaptionWriter(whole) as writer:
+        writer.write(rows(ODD))
+    content = whole.read_bytes()
+    path = tmp_path / "cut.jsonl"
+    for cut in range(len(content) + 1):
+        path.write_bytes(content[:cut])
+        caplog.clear()
+        lines = content[:cut].count(b"\n") + (content[cut : cut + 1] == b"\n")  # a line end alone may be missing
+        with caplog.at_level(logging.WARNING):
+            assert read_captions(path) == dict(list(ODD.items())[:lines])
+        torn = cut > 0 and content[cut - 1 : cut] != b"\n" and content[cut : cut + 1] != b"\n"
+        assert ("cut off" in caplog.text) == torn
+        with CaptionWriter(path) as writer:
+            assert writer.done == set(list(ODD)[:lines])
+            assert writer.last == (list(ODD)[lines - 1] if lines else None)
+            writer.write(row for row in rows(ODD) if row["image_id"] not in writer.done)
+        assert path.read_bytes() == content
+
+
+def test_writer_starts_afresh_only_when_told(tmp_path: Path) -> None:
+    path = tmp_path / "caps.jsonl"
+    with CaptionWriter(path) as writer:
+        writer.write(rows({"a": "1"}))
+    with CaptionWriter(path) as writer:
+        with pytest.raises(CaptionFileError, match="has a caption already"):
+            writer.write(rows({"a": "2"}))
+        writer.write(rows({"b": "2"}))
+    assert read_captions(path) == {"a": "1", "b": "2"}
+    with CaptionWriter(path, resume=False) as writer:
+        writer.write(rows({"c": "3"}))
+    assert read_captions(path) == {"c": "3"}
+
+
+def test_bad_rows_are_refused_before_any_is_written(tmp_path: Path) -> None:
+    with CaptionWriter(tmp_path / "caps.jsonl") as writer, pytest.raises(CaptionFileError, match="both strings"):
+        writer.write([{"image_id": "a", "caption": "fine"}, {"image_id": "b", "caption": None}])
+    assert read_captions(tmp_path / "caps.jsonl") == {}
+
+
+def test_a_file_that_is_no_caption_file_is_not_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    for text in ("first line\nsecond line\n", "first line\nsecond line", "one line"):
+        path.write_text(text)
+        with pytest.raises(CaptionFileError):
+            CaptionWriter(path)
+        assert path.read_text() == text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no advisory locks")
+def test_two_writers_do_not_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "caps.jsonl"
+    with CaptionWriter(path) as writer:
+        writer.write(rows({"a": "1"}))
+        with pytest.raises(CaptionFileError, match="another process is writing"):
+            CaptionWriter(path, resume=False)
+    assert read_captions(path) == {"a": "1"}

@@ -1,0 +1,171 @@
+"""Every kind of file that an image folder really holds: opened upright in RGB, or refused by name with a reason."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from broken_images import BAD, GOOD, encode, photo, write_all
+from PIL import Image
+
+from captune.data import BadImage, image_size, open_image
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files")
+    write_all(path)
+    return path
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_files_open_as_loaded_rgb(folder: Path, name: str) -> None:
+    image = open_image(folder / name)
+    assert image.mode == "RGB"
+    assert np.asarray(image).dtype == np.uint8
+    assert open_image((folder / name).read_bytes()).tobytes() == image.tobytes()
+    assert open_image({"bytes": None, "path": str(folder / name)}).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(("name", "reason"), BAD.items())
+def test_bad_files_are_refused_by_name(folder: Path, name: str, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason) as caught:
+        open_image(folder / name, item=f"id of {name}")
+    assert caught.value.item == f"id of {name}"
+    assert str(caught.value).startswith(f"id of {name}: ")
+
+
+def test_exif_rotation_is_applied_and_not_left_to_be_applied_again() -> None:
+    image = Image.new("RGB", (40, 20), RED)
+    image.paste(BLUE, (0, 0, 20, 20))  # left half blue
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: the left half comes to the top
+    upright = open_image(encode(image, "PNG", exif=exif))
+    assert upright.size == (20, 40)
+    assert upright.getpixel((10, 5)) == BLUE
+    assert upright.getpixel((10, 35)) == RED
+    assert upright.getexif().get(0x0112, 1) == 1
+
+
+def test_damaged_exif_does_not_make_an_image_bad() -> None:
+    data = encode(photo(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff garbage")
+    assert open_image(data).size == photo().size
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
+    opened = np.asarray(open_image(encode(Image.fromarray(ramp), "PNG")))[..., 0]
+    assert np.array_equal(opened.ravel(), np.arange(256))
+    dark = np.full((4, 4), 300, np.uint16)  # a dark picture stays dark
+    assert np.asarray(open_image(encode(Image.fromarray(dark), "PNG"))).max() == 1
+
+
+def test_floating_point_greys() -> None:
+    def opened(values: list[float]) -> list[int]:
+        image = Image.fromarray(np.array([values], np.float32))
+        return np.asarray(open_image(encode(image, "TIFF")))[0, :, 0].tolist()
+
+    assert opened([0.0, 0.5, 1.0]) == [0, 128, 255]
+    assert opened([0.0, 128.0, 255.0]) == [0, 128, 255]
+    assert opened([-1000.0, 0.0, 1000.0]) == [0, 128, 255]
+    assert opened([float("nan"), 0.5, 1.0]) == [0, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
+def test_transparency_is_laid_on_white(mode: str) -> None:
+    if mode in ("RGBA", "LA"):
+        image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+        image.paste((0, 0, 0, 255), (0, 0, 4, 8))
+        data = encode(image.convert(mode), "PNG")
+    else:  # one colour of the palette, one grey, one RGB colour is declared transparent
+        image = Image.new("RGB", (8, 8), RED)
+        image.paste((0, 0, 0), (0, 0, 4, 8))
+        image = image.convert(mode)
+        right = image.getpixel((7, 0))
+        data = encode(image, "PNG", transparency=right)
+    opened = open_image(data)
+    assert opened.getpixel((7, 4)) == WHITE
+    assert opened.getpixel((0, 4)) == (0, 0, 0)
+
+
+def test_cmyk_colours() -> None:
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # magenta and yellow ink: red
+    assert open_image(encode(image, "TIFF")).getpixel((8, 8)) == RED
+    r, g, b = open_image(encode(image, "JPEG", quality=100)).getpixel((8, 8))
+    assert (r > 250, g < 5, b < 5) == (True, True, True)
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    for kind in ("GIF", "PNG", "WEBP"):
+        data = encode(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+        assert open_image(data).getpixel((4, 4)) == RED
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_a_file_cut_in_half_is_refused_in_every_format(kind: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    data = encode(noise, kind)
+    with pytest.raises(BadImage):
+        open_image(data[: len(data) // 2], item="half")
+
+
+def test_any_damage_is_a_bad_image_and_nothing_else() -> None:
+    rng = np.random.default_rng(1)
+    for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF"):
+        data = np.frombuffer(encode(photo(), kind), np.uint8)
+        for _ in range(40):
+            damaged = data.copy()
+            damaged[rng.integers(0, len(data), 12)] = rng.integers(0, 255, 12)
+            try:
+                assert open_image(damaged.tobytes()).mode == "RGB"
+            except BadImage as error:
+                assert error.why
+
+
+def test_pixel_limit() -> None:
+    data = encode(Image.new("L", (200, 100)), "PNG")
+    assert open_image(data, max_pixels=20_000).size == (200, 100)
+    with pytest.raises(BadImage, match="200 x 100 pixels, over the limit of 19,999"):
+        open_image(data, max_pixels=19_999)
+
+
+def test_a_bomb_is_refused_before_its_pixels_are_made(folder: Path) -> None:
+    with pytest.raises(BadImage, match="bomb"):
+        image_size(folder / "bomb.png")
+
+
+def test_size_needs_only_the_header(folder: Path) -> None:
+    assert image_size(folder / "truncated.jpg") == photo().size  # its header is whole
+    assert image_size(photo()) == photo().size
+    with pytest.raises(BadImage, match="empty"):
+        image_size(folder / "empty.png")
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="No such file"):
+        open_image(tmp_path / "nowhere.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(BadImage, match="not a regular file"):
+        open_image(tmp_path / "folder.jpg")
+    with pytest.raises(BadImage, match="holds no image"):
+        open_image({"bytes": None, "path": None}, item="row 7")
+    with pytest.raises(BadImage, match="got int"):
+        open_image(7)
+
+
+def test_bad_image_travels_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(BadImage("a.jpg", "is empty")))
+    assert (error.item, error.why, str(error)) == ("a.jpg", "is empty", "a.jpg: is empty")
+
+
+def test_pil_images_pass_through_and_are_converted() -> None:
+    assert open_image(Image.new("L", (3, 3), 7)).getpixel((0, 0)) == (7, 7, 7)
+    lazy = Image.open(io.BytesIO(encode(photo(), "JPEG")[:-100]))
+    with pytest.raises(BadImage, match="truncated"):
+        open_image(lazy, item="lazy")

@@ -1,0 +1,351 @@
+"""Every kind of source ends as rows of image, image_id, references; what is wrong with one is said in a sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from broken_images import encode, photo
+from PIL import Image
+
+from captune.data import BadImage, SourceError, load_images, load_references
+from captune.data.sources import list_images, undecoded
+
+NAMES = ["a.jpg", "b.jpg", "c.jpg"]
+TRUTH = {"a.jpg": ["a dog", "one dog"], "b.jpg": ["two cats", "cats"], "c.jpg": ["a boat, far away", 'a "boat"']}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def images(folder: Path, names: list[str] = NAMES) -> Path:
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encode(photo(seed=seed), "JPEG"))
+    return folder
+
+
+def content(source: Any, **options: Any) -> dict[str, list[str]]:
+    """{image_id: references}, with every image opened."""
+    dataset = load_images(str(source), **options)
+    for row in dataset:
+        assert row["image"].mode == "RGB"
+        assert row["image"].size == photo().size
+    return {row["image_id"]: row["references"] for row in dataset}
+
+
+def write(path: Path, text: str | Any) -> Path:
+    path.write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8")
+    return path
+
+
+# -------------------------------------------------------------------- folders
+
+
+def test_folder_is_recursive_sorted_and_ignores_the_rest(tmp_path: Path) -> None:
+    names = ["b.jpg", "a/x.JPG", "a/y/z.jpeg", "ü é.jpg", ".hidden.jpg", ".thumbs/t.jpg"]
+    images(tmp_path / "photos", names)
+    write(tmp_path / "photos" / "notes.txt", "x")
+    assert list(content(tmp_path / "photos")) == sorted(name for name in names if not name.startswith("."))
+    assert list(content(tmp_path / "photos" / "b.jpg")) == ["b.jpg"]
+
+
+def test_links_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
+    photos, elsewhere = images(tmp_path / "photos", ["a.jpg"]), images(tmp_path / "elsewhere", ["b.jpg"])
+    (photos / "other").symlink_to(elsewhere)
+    (photos / "self").symlink_to(photos)
+    assert list_images(photos) == ["a.jpg", "other/b.jpg"]
+
+
+def test_only_the_broken_image_fails(tmp_path: Path) -> None:
+    images(tmp_path, [*NAMES, "d.jpg"])
+    (tmp_path / "b.jpg").write_bytes(b"<html>")
+    dataset = load_images(str(tmp_path))
+    assert [dataset[i]["image"].mode for i in (0, 2, 3)] == ["RGB"] * 3
+    with pytest.raises(BadImage, match=r"b\.jpg: is HTML"):
+        dataset[1]
+    assert list(dataset["image_id"]) == [*NAMES, "d.jpg"]  # a column is read without opening images
+    assert dataset.select([3, 0])[0]["image_id"] == "d.jpg"
+    assert set(undecoded(dataset)[1]["image"]) == {"bytes", "path"}
+
+
+@pytest.mark.skipif(os.sys.platform != "linux", reason="needs file names that are no UTF-8")
+def test_a_name_that_is_no_utf8_is_listed_and_fails_alone(tmp_path: Path) -> None:
+    images(tmp_path, ["a.jpg"])
+    os.rename(tmp_path / "a.jpg", os.fsencode(tmp_path) + b"/\xff.jpg")
+    images(tmp_path, ["b.jpg"])
+    dataset = load_images(str(tmp_path))
+    assert len(dataset) == 2
+    with pytest.raises(BadImage, match="not valid UTF-8"):
+        dataset[0]
+
+
+def test_number_seed_and_limit(tmp_path: Path) -> None:
+    names = [f"{i:02d}.jpg" for i in range(20)]
+    folder = images(tmp_path / "p", names)
+    assert list(content(f"{folder}?n=3")) == names[:3]
+    assert list(content(folder, limit=2)) == names[:2]
+    drawn = list(content(f"{folder}?n=5&seed=1"))
+    assert drawn == list(content(f"{folder}?n=5&seed=1"))
+    assert drawn != list(content(f"{folder}?n=5&seed=2"))
+    assert len(set(drawn)) == 5
+    assert drawn[:2] == list(content(f"{folder}?n=5&seed=1", limit=2))
+    assert sorted(content(f"{folder}?seed=3")) == names
+    assert list(content(f"{folder}?n=99")) == names
+
+
+# -------------------------------------------------------------- caption files
+
+
+def flickr8k(folder: Path) -> Path:
+    lines = [f"{name}#{i}\t{text} " for name, texts in TRUTH.items() for i, text in enumerate(texts)]
+    return write(folder / "Flickr8k.token.txt", "\n".join(lines) + "\n")
+
+
+def kaggle(folder: Path) -> Path:
+    quoted = [(name, text.replace('"', '""')) for name, texts in TRUTH.items() for text in texts]
+    return write(folder / "captions.txt", "image,caption\n" + "".join(f'{name},"{text}"\r\n' for name, text in quoted))
+
+
+def flickr30k(folder: Path) -> Path:
+    lines = [f"{name}| {i}| {text} ." for name, texts in TRUTH.items() for i, text in enumerate(texts)]
+    lines[2] = lines[2].replace("0| ", "0   ")  # as in the published file, whose one row lacks a mark
+    return write(folder / "results.csv", "image_name| comment_number| comment\n" + "\n".join(lines))
+
+
+def jsonl(folder: Path) -> Path:
+    rows = [{"image": name, "references": texts} for name, texts in TRUTH.items()]
+    return write(folder / "set.jsonl", "\n".join(map(json.dumps, rows)))
+
+
+def jsonl_line_per_caption(folder: Path) -> Path:
+    rows = [{"file_name": name, "caption": text} for name, texts in TRUTH.items() for text in texts]
+    return write(folder / "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+
+
+@pytest.mark.parametrize("where", ["", "images", "Images"])
+@pytest.mark.parametrize("form", [flickr8k, kaggle, flickr30k, jsonl, jsonl_line_per_caption])
+def test_caption_files_find_their_images(tmp_path: Path, form: Any, where: str) -> None:
+    images(tmp_path / where)
+    expected = {k: [f"{t} ." for t in v] for k, v in TRUTH.items()} if form is flickr30k else TRUTH
+    path = form(tmp_path)
+    assert content(path) == expected
+    assert load_references(str(path)) == expected
+    assert list(content(f"{path}?n=2")) == NAMES[:2]
+
+
+def test_images_elsewhere_are_named_in_the_source(tmp_path: Path) -> None:
+    path, folder = flickr8k(tmp_path), images(tmp_path / "far away" / "x")
+    with pytest.raises(SourceError, match=r"\?images=FOLDER"):
+        load_images(str(path))
+    assert load_references(str(path)) == TRUTH  # references alone need no images
+    assert content(f"{path}?images={folder}") == TRUTH
+    with pytest.raises(SourceError, match="does not exist"):
+        load_images(f"{path}?images=/no/such/folder")
+
+
+def test_a_missing_image_fails_alone(tmp_path: Path) -> None:
+    images(tmp_path, NAMES[:2])
+    dataset = load_images(str(flickr8k(tmp_path)))
+    assert dataset[1]["references"] == TRUTH["b.jpg"]
+    with pytest.raises(BadImage, match=r"c\.jpg: No such file"):
+        dataset[2]
+
+
+def coco(folder: Path) -> Path:
+    listed = [{"id": i, "file_name": name} for i, name in enumerate(TRUTH)]
+    captions = [{"image_id": i, "caption": t} for i, texts in enumerate(TRUTH.values()) for t in texts]
+    folder.mkdir(exist_ok=True)
+    return write(folder / "captions_val2017.json", {"images": listed, "annotations": captions})
+
+
+def test_coco_captions(tmp_path: Path) -> None:
+    images(tmp_path / "val2017")
+    path = coco(tmp_path / "annotations")  # as COCO unpacks: images in a folder beside the annotations'
+    expected = dict(zip(("0", "1", "2"), TRUTH.values(), strict=True))
+    assert content(path) == expected
+    assert content(f"{path}?images={tmp_path / 'val2017'}&n=1") == {"0": TRUTH["a.jpg"]}
+    with pytest.raises(SourceError, match="no splits"):
+        load_images(f"{path}?split=test")
+
+
+def test_karpathy_json_and_its_splits(tmp_path: Path) -> None:
+    images(tmp_path / "images" / "val2014")
+    entries: list[dict[str, Any]] = [
+        {
+            "filename": name,
+            "filepath": "val2014",
+            "cocoid": 40 + i,
+            "split": split,
+            "sentences": [{"raw": t} for t in TRUTH[name]],
+        }
+        for i, (name, split) in enumerate(zip(NAMES, ("train", "restval", "test"), strict=True))
+    ]
+    path = write(tmp_path / "dataset_coco.json", {"dataset": "coco", "images": entries})
+    assert list(content(path)) == ["40", "41", "42"]
+    assert content(f"{path}?split=test") == {"42": TRUTH["c.jpg"]}
+    assert list(content(f"{path}?split=train+restval")) == ["40", "41"]
+    with pytest.raises(SourceError, match="no split 'dev'; it has restval, test, train"):
+        load_images(f"{path}?split=dev")
+
+
+def test_plain_json_and_results(tmp_path: Path) -> None:
+    by_id = {name.removesuffix(".jpg"): texts for name, texts in TRUTH.items()}
+    path = write(tmp_path / "captions.json", {**by_id, "c": TRUTH["c.jpg"][0]})
+    expected = {**by_id, "c": TRUTH["c.jpg"][:1]}
+    assert load_references(str(path)) == expected
+    folder = images(tmp_path / "images")
+    assert content(path) == expected  # ids without a suffix find their files
+    assert content(f"{path}?images={folder}") == expected
+    results = write(tmp_path / "results.json", [{"image_id": 3, "caption": "x"}, {"image_id": 3, "caption": "y"}])
+    assert load_references(str(results)) == {"3": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("x.json", "{", "not valid JSON"),
+        ("x.json", "3", "expected COCO or Karpathy"),
+        ("x.json", '{"images": [{"id": 1}], "annotations": []}', "not COCO captions"),
+        ("x.json", '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]}', "without captions"),
+        ("x.json", '{"a": 3}', "expected a caption or a list"),
+        ("x.json", "{}", "names no image"),
+        ("x.txt", "hello\n", "no caption table"),
+        ("x.csv", "image,caption\na.jpg\n", "line 2: expected an image and a caption"),
+        ("x.token", "a.jpg#0\tx\nbroken\n", "line 2: expected 'name.jpg#0"),
+        ("x.jsonl", '{"text": "a"}\n', "line 1: needs an 'image' or an 'image_id'"),
+        (
+            "x.jsonl",
+            '{"image_id": 1, "image": "a"}\n{"image_id": 1, "image": "b"}\n',
+            "two images share the image_id '1'",
+        ),
+        ("x.bin", "?", "is of no kind that is known here"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, name: str, text: str, reason: str) -> None:
+    with pytest.raises(SourceError, match=reason) as caught:
+        load_images(str(write(tmp_path / name, text)))
+    assert name.split(".")[1] in str(caught.value) or "image_id" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{}?n=0", "whole number"),
+        ("{}?n=x", "whole number"),
+        ("{}?size=3", "'size=3' is not understood"),
+        ("{}?split=test", "takes only"),
+        ("{}/empty", "no image files"),
+        ("{}/nowhere", "does not exist"),
+        ("no-such-name-anywhere", "hf download no-such-name-anywhere --repo-type dataset"),
+        ("storybook:test?split=x", "takes only"),
+    ],
+)
+def test_wrong_sources(tmp_path: Path, source: str, reason: str) -> None:
+    images(tmp_path, ["a.jpg"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match=reason):
+        load_images(source.format(tmp_path))
+
+
+def test_references_where_there_are_none(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no reference captions"):
+        load_references(str(images(tmp_path)))
+
+
+# ------------------------------------------------------------ datasets' tables
+
+
+def table(**more: Any) -> datasets.Dataset:
+    columns = {"image": [{"bytes": encode(photo(seed=i), "PNG"), "path": None} for i in range(3)], **more}
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+
+
+def test_parquet_with_images_inside(tmp_path: Path) -> None:
+    table(image_id=[7, 8, 9], captions=list(TRUTH.values())).to_parquet(tmp_path / "a.parquet")
+    expected = dict(zip(("7", "8", "9"), TRUTH.values(), strict=True))
+    assert content(tmp_path / "a.parquet") == expected
+    assert content(tmp_path) == expected  # a folder of parquet files
+    assert content(tmp_path / "*.parquet") == expected
+    assert load_references(str(tmp_path)) == expected
+    assert list(content(f"{tmp_path}?n=2&seed=4")) == list(content(f"{tmp_path}?seed=4"))[:2]
+
+
+def test_columns_are_named_in_the_source(tmp_path: Path) -> None:
+    table(key=list("abc"), comment_de=["ein Hund", "zwei", "drei"]).to_parquet(tmp_path / "a.parquet")
+    source = f"{tmp_path / 'a.parquet'}?id=key&caption=comment_de"
+    assert content(source) == {"a": ["ein Hund"], "b": ["zwei"], "c": ["drei"]}
+    with pytest.raises(SourceError, match="no column 'title'; it has image, key, comment_de"):
+        load_images(f"{tmp_path / 'a.parquet'}?caption=title")
+
+
+def test_a_broken_image_in_a_table_fails_alone(tmp_path: Path) -> None:
+    pairs = [{"bytes": encode(photo(), "PNG"), "path": None}, {"bytes": b"junk", "path": None}]
+    rows = datasets.Dataset.from_dict({"image": pairs}).cast_column("image", datasets.Image(decode=False))
+    rows.to_parquet(tmp_path / "a.parquet")
+    dataset = load_images(str(tmp_path / "a.parquet"))
+    assert dataset[0]["image"].size == photo().size
+    with pytest.raises(BadImage, match="4 bytes without a name: is not an image"):
+        dataset[1]
+
+
+def test_one_row_per_caption_becomes_one_row_per_image(tmp_path: Path) -> None:
+    table(cocoid=[1, 1, 2], caption=["a", "b", "c"]).to_parquet(tmp_path / "a.parquet")
+    dataset = load_images(str(tmp_path / "a.parquet"))
+    assert {row["image_id"]: row["references"] for row in dataset} == {"1": ["a", "b"], "2": ["c"]}
+    assert dataset[1]["image"].tobytes() == photo(seed=2).tobytes()
+
+
+def test_parquet_with_paths_and_with_addresses(tmp_path: Path) -> None:
+    images(tmp_path)
+    datasets.Dataset.from_dict({"image": NAMES, "text": ["x", "y", "z"]}).to_parquet(tmp_path / "p.parquet")
+    assert content(tmp_path / "p.parquet") == {"000000": ["x"], "000001": ["y"], "000002": ["z"]}
+    datasets.Dataset.from_dict({"image": ["https://x.org/a.jpg"]}).to_parquet(tmp_path / "u.parquet")
+    with pytest.raises(SourceError, match="addresses of images"):
+        load_images(str(tmp_path / "u.parquet"))
+    datasets.Dataset.from_dict({"words": ["a"]}).to_parquet(tmp_path / "w.parquet")
+    with pytest.raises(SourceError, match="no column of images; it has words"):
+        load_images(str(tmp_path / "w.parquet"))
+
+
+def test_saved_datasets_and_their_splits(tmp_path: Path) -> None:
+    both = datasets.DatasetDict({"train": table(caption=list("abc")), "test": table(caption=list("xyz")).select([0])})
+    both.save_to_disk(tmp_path / "saved")
+    assert content(f"{tmp_path / 'saved'}?split=test") == {"000000": ["x"]}
+    with pytest.raises(SourceError, match=r"has the splits train, test; say which one"):
+        load_images(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_webdataset_shards(tmp_path: Path, stream: bool) -> None:
+    for shard, names in enumerate((NAMES[:2], NAMES[2:])):
+        with tarfile.open(tmp_path / f"{shard:05d}.tar", "w") as tar:
+            for name in names:
+                for suffix, data in (("jpg", encode(photo(), "JPEG")), ("txt", TRUTH[name][0].encode())):
+                    info = tarfile.TarInfo(f"{name[0]}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    expected = {name[0]: texts[:1] for name, texts in TRUTH.items()}
+    assert content(tmp_path, stream=stream) == expected
+    assert content(tmp_path / "*.tar", stream=stream, limit=2) == dict(list(expected.items())[:2])
+    assert isinstance(load_images(str(tmp_path), stream=stream), datasets.IterableDataset) is stream
+    raw = load_images(str(tmp_path), stream=stream, decode=False)
+    assert set(next(iter(raw))["image"]) == {"bytes", "path"}
+
+
+def test_storybook(tmp_path: Path) -> None:
+    dataset = load_images("storybook:test?n=3&seed=91", limit=2)
+    assert len(dataset) == 2
+    assert isinstance(dataset[0]["image"], Image.Image)
+    references = load_references("storybook:test?n=3&seed=91")
+    assert list(references) == ["test-91-000000", "test-91-000001", "test-91-000002"]
+    assert all(len(texts) == 5 for texts in references.values())
