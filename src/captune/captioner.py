@@ -246,7 +246,7 @@ class Captioner:
         bos = self.tokenizer.bos_token_id
         return ids or [bos if bos is not None else self.eos_ids[0]]
 
-    def share_vision(self, *, max_images: int = 1024, tower: bool = False) -> vision.VisionMemo:
+    def share_vision(self, *, max_images: int = 256, tower: bool = False) -> vision.VisionMemo:
         """From now on encode each distinct image once; see `vision.VisionMemo`. Ends with `remove()` or `with`."""
         if self._memo is None or self._memo.depth == 0:
             self._memo = vision.VisionMemo(self.core, self.family, max_images=max_images, tower=tower)

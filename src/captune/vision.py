@@ -79,7 +79,7 @@ class Units:
                 if stacked and value.dim() >= 3 and value.shape[0] == run.shape[0]:
                     value = value[: extents[i]]  # the tiles, or the mask of each
                 digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
-                digest.update(value.contiguous().view(torch.uint8).numpy().data)
+                digest.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().data)
             keys.append(digest.digest())
         return keys
 
@@ -93,6 +93,11 @@ class Encoded:
 
     def __init__(self, pooled: torch.Tensor, deep: list[torch.Tensor] | None, tower: torch.Tensor | None) -> None:
         self.pooled, self.deep, self.tower = pooled, deep, tower
+
+    def own(self) -> Encoded:
+        """Copies: a view would keep the features of its whole batch in memory."""
+        deep = [layer.clone() for layer in self.deep] if self.deep else None
+        return Encoded(self.pooled.clone(), deep, None if self.tower is None else self.tower.clone())
 
 
 def cut(output: Any, units: Units, *, tower: bool) -> list[Encoded]:
@@ -119,7 +124,7 @@ class VisionMemo:
     :raises CaptionerError: when a parameter of the vision tower or the connector requires a gradient.
     """
 
-    def __init__(self, core: PreTrainedModel, family: Family, *, max_images: int = 1024, tower: bool = False) -> None:
+    def __init__(self, core: PreTrainedModel, family: Family, *, max_images: int = 256, tower: bool = False) -> None:
         if max_images < 1:
             raise CaptionerError(f"max_images must be at least 1, not {max_images}")
         self.core, self.family, self.max_images, self.tower = core, family, max_images, tower
@@ -204,7 +209,8 @@ class VisionMemo:
         self._template = _Template(type(output), isinstance(output.pooler_output, torch.Tensor))
         self.evaluations += 1
         self.images += units.count
-        return cut(output, units, tower=self.tower)
+        with torch.inference_mode(False), torch.no_grad():
+            return [encoded.own() for encoded in cut(output, units, tower=self.tower)]
 
     def _refuse_trainable(self) -> None:
         for name, part in zip((self.family.vision, *self.family.connector), self.family.parts(self.core), strict=True):
