@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -12,8 +13,9 @@ from captune.report.reading import Run, is_number
 WIDTH, HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 24
 _POINTS = 300  # per line; more cannot be seen at this size and would swell the page
-_MAIN = ("loss", "reward", "kl", "eval", "entropy", "cosine", "length")
-_DULL = ("learning_rate", "grad_norm", "epoch", "runtime", "per_second", "num_tokens", "time", "clip_ratio", "total_flos")
+_FOREMOST = 9  # plots shown at once; the others can be unfolded
+_MAIN = ("loss", "reward", "kl", "eval", "entropy", "cosine", "mean_length")
+_DULL = re.compile(r"learning_rate|grad_norm|epoch|time|per_second|num_tokens|clip_ratio|flos|std$")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,13 @@ def plots(runs: list[Run]) -> list[Plot]:
         broken = sum(line.broken for line in lines)
         note = f"{broken} value{'s' * (broken != 1)} not finite, left out" if broken else ""
         drawn.append(Plot(quantity, _svg(quantity, lines, runs), _order(quantity) < len(_MAIN), note))
-    return sorted(drawn, key=lambda plot: (_order(plot.quantity), plot.quantity.count("/"), plot.quantity))
+    drawn.sort(key=lambda plot: (_order(plot.quantity), plot.quantity.count("/"), plot.quantity))
+    return [replace(plot, main=plot.main and position < _FOREMOST) for position, plot in enumerate(drawn)]
 
 
 def _order(quantity: str) -> int:
     name = quantity.lower()
-    if any(word in name for word in _DULL) or name.endswith(("/std", "_std")):
+    if _DULL.search(name):
         return len(_MAIN)
     if name.startswith(("eval", "val")):
         return _MAIN.index("eval")
@@ -63,11 +66,11 @@ def _series(run: Run, position: int) -> dict[str, Series]:
         if not is_number(step):
             continue
         for key, value in record.items():
-            if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+            if key != "step" and (value is None or isinstance(value, int | float)) and not isinstance(value, bool):
                 found.setdefault(key, {})[float(step)] = value  # a resumed run logs a step again: the last counts
     series = {}
     for key, values in found.items():
-        points = sorted((step, float(value)) for step, value in values.items() if math.isfinite(value))
+        points = sorted((step, float(value)) for step, value in values.items() if is_number(value))
         series[key] = Series(position, points, len(values) - len(points))
     return series
 
@@ -118,9 +121,9 @@ def _svg(quantity: str, lines: list[Series], runs: list[Run]) -> str:
 
     parts = []
     for y in ticks(y0, y1):
-        left, down = at(x0, y).split(",")
-        parts.append(f'<path class="grid" d="M{left} {down}H{WIDTH - _RIGHT}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{float(down) + 3.5:.1f}" text-anchor="end">{_number(y)}</text>')
+        down = float(at(x0, y).split(",")[1])
+        parts.append(f'<path class="grid" d="M{_LEFT} {down}H{WIDTH - _RIGHT}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{down + 3.5:.1f}" text-anchor="end">{_number(y)}</text>')
     for x in ticks(x0, x1, 5):
         across = at(x, y0).split(",")[0]
         parts.append(f'<text class="tick" x="{across}" y="{HEIGHT - 7}" text-anchor="middle">{_number(x)}</text>')

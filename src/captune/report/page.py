@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from captune.report import curves, gallery, table
 from captune.report.reading import Row, Run, group_rows, read_run
-from captune.report.truth import load_truth
+from captune.report.truth import Truth, health_of_references, load_truth
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def render(run_dirs: list[Path], output: Path, *, title: str | None = None, imag
         figures=figures,
         when=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
         runs=runs,
-        sources=[_source(name, group) for name, group in groups.items()],
+        sources=[_source(name, group, truth if name == source else Truth()) for name, group in groups.items()],
         plots=[plot for plot in plots if plot.main],
         more_plots=[plot for plot in plots if not plot.main],
         gallery=shown,
@@ -88,16 +88,23 @@ def _title(runs: list[Run]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _source(name: str, rows: list[Row]) -> dict[str, object]:
+def _source(name: str, rows: list[Row], truth: Truth) -> dict[str, object]:
     main, every = table.columns_of(rows), table.columns_of(rows, every=True)
     health = table.columns_of(rows, health=True)
+    captioned = sorted({image_id for row in rows for image_id in row.captions})
+    people = health_of_references(truth, captioned) if health else {}
+    patients = rows
+    if people:
+        scores = {column.scorer: {"values": people} for column in health if column.scorer == "health"}
+        patients = [Row("references", "other", "", name, scores, {}), *rows]
     return {
         "name": name,
         "images": max((len(row.captions) for row in rows), default=0),
         "table": table.build_table(rows, main),
         "every": table.build_table(rows, every, gaps=False) if len(every) > len(main) else None,
-        "health": table.build_table(rows, health, gaps=False, rank=False) if health else None,
+        "health": table.build_table(patients, health, gaps=False, rank=False) if health else None,
         "gap_note": _gap_note(rows),
+        "intervals": any(result.get("interval") for row in rows for result in row.scores.values()),
     }
 
 

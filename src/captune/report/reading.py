@@ -8,7 +8,7 @@ import re
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -19,7 +19,7 @@ ROLE_LABELS = {
     "gt": "labels for the mapper only",
     "supervised": "labels: the ceiling",
     "other": "",
-    "control": "control",
+    "control": "",
 }
 # The first pattern found in the row's name decides; names have "_", "-" and "/" turned into spaces.
 _ROLE_PATTERNS = (
@@ -59,6 +59,12 @@ class Run:
     notes: list[str] = field(default_factory=list)
     bad_images: list[str] = field(default_factory=list)
 
+    @property
+    def trained(self) -> str:
+        """The name of the row that this run made, where it has only one beside base and controls."""
+        names = [row.name for row in self.rows if row.role not in ("base", "control")]
+        return names[0] if len(names) == 1 and names[0] != self.name else ""
+
 
 def role_of(name: str) -> str:
     """The part a row plays in the comparison ("base", "zero", "gt", "supervised", "control", "other"), by its name."""
@@ -93,9 +99,9 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise NotADirectoryError(f"{path} is not a run directory: there is no such folder. Name a folder of runs/.")
     run = Run(name=path.resolve().name, path=path)
-    absent = [name for name in ("config.yaml", "versions.json", "metrics.jsonl", "scores.json") if not (path / name).is_file()]
-    if absent:
-        run.notes.append(f"Not in this folder: {', '.join(absent)}. What they would show is missing from this page.")
+    expected = ("config.yaml", "versions.json", "metrics.jsonl", "scores.json")
+    if absent := [name for name in expected if not (path / name).is_file()]:
+        run.notes.append(f"Not in this folder: {', '.join(absent)}; the page does without.")
     run.versions = _read_json(run, "versions.json", "the versions are unknown")
     _read_config(run)
     if (path / "metrics.jsonl").is_file():
@@ -147,11 +153,11 @@ def _read_rows(run: Run, content: dict[str, Any]) -> None:
             continue
         name = str(entry["name"])
         scores = {str(k): v for k, v in (entry.get("scores") or {}).items() if isinstance(v, dict)}
-        speed = entry.get("images_per_second")
+        speed, role = entry.get("images_per_second"), entry.get("role")
         run.rows.append(
             Row(
                 name=name,
-                role=entry.get("role") if entry.get("role") in ROLES else role_of(name),
+                role=role if role in ROLES else role_of(name),
                 run=run.name,
                 source=str(entry.get("source") or source),
                 scores=scores,
@@ -207,7 +213,7 @@ def _command(run: Run) -> str:
     return shlex.join(["captune", verb, "--config", str(run.path / "config.yaml")]) if verb else ""
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """True for a finite int or float (not a bool)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -15,11 +15,15 @@ _LABELS = {
     "rouge_l": "ROUGE-L",
     "clip": "CLIPScore",
     "clip_score": "CLIPScore",
+    "ref_clip": "RefCLIPScore",
     "ref_clip_score": "RefCLIPScore",
     "fact_f1": "Fact F1",
+    "hallucinated_per_fact": "Hallucinated",
+    "hallucinated_per_caption": "Hallucinated per caption",
     "vizer": "ViZer cosine",
 }
-_LOWER_IS_BETTER = re.compile(r"halluc|wrong|error|truncat|bad_ending|repet")
+_DETAILS = {"hallucinated_per_fact": "share of facts stated", "fact_f1": "storybook", "length": "words per caption"}
+_LOWER_IS_BETTER = re.compile(r"halluc|wrong|error|truncat|bad_ending|repet|empty")
 _NO_DIRECTION = re.compile(r"length|vocab|words|count|distinct")
 HEALTH = ("health", "length")
 
@@ -33,6 +37,7 @@ class Column:
     label: str
     better: int  # 1 higher is better, -1 lower is better, 0 neither
     digits: int
+    detail: str = ""  # a few small words under the label
 
 
 @dataclass(frozen=True)
@@ -99,15 +104,19 @@ def columns_of(rows: list[Row], *, health: bool = False, every: bool = False) ->
             keys = list(values)
             if not (every or health):
                 primary = "bleu_4" if "bleu_4" in values else next(iter(keys), "")
-                keys = [key for key in keys if key == primary or "halluc" in key]
+                wrong = next(
+                    (key for key in sorted(keys, reverse=True) if "halluc" in key), ""
+                )  # per fact, else per caption
+                keys = [key for key in keys if key in (primary, wrong)]
             for key in keys:
                 found.setdefault((scorer, key), []).append(float(values[key]))
     columns = []
     for (scorer, key), numbers in found.items():
         size = max(abs(number) for number in numbers)
-        digits = 1 if size >= 20 else 2 if size >= 2 else 3
+        digits = 0 if size >= 20 and all(n == round(n) for n in numbers) else 1 if size >= 20 else 2 if size >= 2 else 3
         better = 0 if _NO_DIRECTION.search(key) else -1 if _LOWER_IS_BETTER.search(key) else 1
-        columns.append(Column(scorer, key, label(scorer, key), better, digits))
+        detail = _DETAILS.get(key, scorer.split(":")[0] if every and scorer.split(":")[0] not in _LABELS else "")
+        columns.append(Column(scorer, key, label(scorer, key), better, digits, detail))
     order = {scorer: position for position, scorer in enumerate(dict.fromkeys(column.scorer for column in columns))}
     return sorted(columns, key=lambda column: order[column.scorer])
 
@@ -123,7 +132,7 @@ def gap_closed(row: Row, base: Row | None, ceiling: Row | None, column: Column) 
 
 
 def gap_columns(columns: list[Column]) -> list[Column]:
-    """The figures whose gap is worth a column: CIDEr-D and the storybook's facts, else the first that has a direction."""
+    """The figures whose gap is worth a column: CIDEr-D and the storybook's facts, else the first with a direction."""
     directed = [column for column in columns if column.better == 1]
     chosen = [c for c in directed if c.scorer.split(":")[0] in ("cider", "storybook")]
     return chosen[:2] or directed[:1]
@@ -167,12 +176,12 @@ def _cells(rows: list[Row], column: Column, *, rank: bool) -> list[Cell]:
         low, high = pair or (value, value)
         cells.append(
             Cell(
-                text=f"{value:.{column.digits}f}",
-                interval=f"{low:.{column.digits}f} – {high:.{column.digits}f}" if pair else "",
+                text=f"{value:.{column.digits}f}".replace("-", "−"),
+                interval=f"{low:.{column.digits}f} – {high:.{column.digits}f}".replace("-", "−") if pair else "",
                 rank=ranks.get(value, ""),
-                low=round(100 * (low - floor) / span, 1),
-                high=round(100 * (high - floor) / span, 1),
-                at=round(100 * (value - floor) / span, 1),
+                low=round(100 * (low - floor) / span, 1) if rank else None,
+                high=round(100 * (high - floor) / span, 1) if rank else None,
+                at=round(100 * (value - floor) / span, 1) if rank else None,
             )
         )
     return cells
@@ -191,7 +200,7 @@ def focus_of(rows: list[Row]) -> Row | None:
 
 
 def percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.0f} %".replace("-0 %", "0 %")
+    return "–" if fraction is None else f"{100 * fraction:.0f} %".replace("-0 %", "0 %").replace("-", "−")
 
 
 def headline(rows: list[Row], columns: list[Column], images: int) -> tuple[str, list[dict[str, Any]]]:
@@ -201,7 +210,9 @@ def headline(rows: list[Row], columns: list[Column], images: int) -> tuple[str, 
     on = f"on {images:,} images" if images else "on these images"
     if main is None:
         return "No scores were recorded, so there is nothing to compare yet.", []
-    if focus is None or base is None:
+    if focus is None:
+        return f"Only the base captioner was scored, {on}.", _figures(rows[0], columns[:3])
+    if base is None:
         scored = "One captioner was" if len(rows) == 1 else f"{len(rows)} captioners were"
         return f"{scored} scored {on}; without a base row there is no gain to state.", _figures(rows[0], columns[:3])
     before, after = value_of(base, main), value_of(focus, main)
@@ -211,12 +222,13 @@ def headline(rows: list[Row], columns: list[Column], images: int) -> tuple[str, 
     verb = "moved" if after == before else "raised" if after > before else "lowered"
     d = main.digits
     sentence = f"{how}“{focus.name}” {verb} {main.label} from {before:.{d}f} to {after:.{d}f} {on}"
-    figures = [{"label": main.label, "before": f"{before:.{d}f}", "after": f"{after:.{d}f}", "detail": "base → trained"}]
-    if (pair := interval_of(focus, main)) is not None:
-        figures[0]["detail"] = f"95 % interval {pair[0]:.{d}f} – {pair[1]:.{d}f}"
+    pair = interval_of(focus, main)
+    detail = f"95 % interval {pair[0]:.{d}f} – {pair[1]:.{d}f}" if pair else "base → trained"
+    figures = [_figure(main.label, before, after, d, detail)]
     gap = gap_closed(focus, base, ceiling, main)
     if gap is not None and focus is not ceiling:
-        sentence += f", {percent(gap)} of the way to supervised training" if gap > 0 else ", away from supervised training"
+        way = f"{percent(gap)} of the way to" if gap > 0 else "away from"
+        sentence += f", {way} supervised training"
         detail = f"of the {main.label} gap between base and supervised"
         figures.append({"label": "Gap closed", "before": "", "after": percent(gap), "detail": detail})
     wrong = next((c for c in columns if c.better == -1 and "halluc" in c.key), None)
@@ -224,9 +236,17 @@ def headline(rows: list[Row], columns: list[Column], images: int) -> tuple[str, 
         d = wrong.digits
         turn = "fell" if y < x else "rose" if y > x else "stayed"
         join = "and" if (y < x) == (after > before) else "but"
-        sentence += f", {join} {wrong.label.lower()} {turn} from {x:.{d}f} to {y:.{d}f}"
-        figures.append({"label": wrong.label, "before": f"{x:.{d}f}", "after": f"{y:.{d}f}", "detail": "lower is better"})
+        what = (
+            "the hallucinated share of what it states" if wrong.key == "hallucinated_per_fact" else wrong.label.lower()
+        )
+        sentence += f", {join} {what} {turn} from {x:.{d}f} to {y:.{d}f}"
+        detail = f"{wrong.detail}; lower is better" if wrong.detail else "lower is better"
+        figures.append(_figure(wrong.label, x, y, d, detail))
     return sentence.replace(" %", "\u202f%") + ".", figures
+
+
+def _figure(name: str, before: float, after: float, digits: int, detail: str) -> dict[str, Any]:
+    return {"label": name, "before": f"{before:.{digits}f}", "after": f"{after:.{digits}f}", "detail": detail}
 
 
 def _figures(row: Row, columns: list[Column]) -> list[dict[str, Any]]:

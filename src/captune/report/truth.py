@@ -17,11 +17,14 @@ log = logging.getLogger(__name__)
 
 DRAWN_SIZE = 224  # storybook scenes are drawn afresh at this size
 THUMBNAIL = 256  # longest side of a photo's thumbnail
-_TONES = {"storybook": 0.005, "cider": 0.1}  # changes smaller than this count as unchanged
-_STOP = frozenset(
-    "a an the and or but of in on at to by for with from as is are was were be being been it its this that these those "
-    "there here his her their my our your i he she they we you him them me us who which what while into onto over under "
-    "near next two one some".split()
+_TOLERANCE = {"storybook": 0.005, "cider": 0.1}  # a change of at most this counts as unchanged
+_STOP = frozenset(  # function words state nothing; as one text, because a list of them would be a page long
+    re.findall(
+        r"\w+",
+        """a an the and or but of in on at to by for with from as is are was were be being been it its this that these
+        those there here his her their my our your i he she they we you him them me us who which what while into onto
+        near next some""",
+    )
 )
 
 
@@ -127,19 +130,30 @@ def per_caption(truth: Truth, captions: dict[str, str], scorer: str) -> dict[str
         columns = {"references": [truth.references[i] for i in ids]}
     if not ids:
         return {}
-    judge = load_scorer(scorer)
+    judge: Any = load_scorer(scorer)
+    if scorer == "cider":  # the same document frequencies for every row, whatever images it has captions for
+        judge.fit(list(truth.references.values()))
     values = judge.per_caption(judge.rows([captions[i] for i in ids], **columns))
     return {i: float(value) for i, value in zip(ids, values, strict=True)}
 
 
+def health_of_references(truth: Truth, image_ids: Iterable[str]) -> dict[str, float]:
+    """The health figures of the first reference of each image: what people's own captions look like."""
+    from captune.scorers import load_scorer
+
+    texts = [truth.references[i][0] for i in image_ids if i in truth.references]
+    judge = load_scorer("health")
+    return judge.corpus(judge.rows(texts)) if texts else {}
+
+
 def change(delta: float, scorer: str) -> str:
     """ "improved", "worsened" or "unchanged"."""
-    tolerance = _TONES[scorer]
+    tolerance = _TOLERANCE[scorer]
     return "improved" if delta > tolerance else "worsened" if delta < -tolerance else "unchanged"
 
 
 def tolerance(scorer: str) -> float:
-    return _TONES[scorer]
+    return _TOLERANCE[scorer]
 
 
 def mark(truth: Truth, image_id: str, caption: str, base: str | None) -> list[Segment]:
@@ -163,9 +177,9 @@ def _facts(scene: Any, caption: str, base: str | None) -> Iterable[tuple[int, in
     for fact, true in judged(caption, scene):
         stated = f"{fact.type} ({' '.join(word for word in fact.value if word)})"
         if not true:
-            yield fact.start, fact.end, "wrong", f"{stated}: not so in the image"
+            yield fact.start, fact.end, "wrong", f"{stated}: not so"
         elif base is not None and not known[fact.type, canonical(fact.value)]:
-            yield fact.start, fact.end, "added", f"{stated}: true, and not in the base caption"
+            yield fact.start, fact.end, "added", f"{stated}: true, and new"
 
 
 def _words(references: list[str], caption: str, base: str | None) -> Iterable[tuple[int, int, str, str]]:
@@ -198,4 +212,16 @@ def _cut(text: str, spans: Iterable[tuple[int, int, str, str]]) -> list[Segment]
             segments[-1] = Segment(segments[-1].text + character, kind, title)
         else:
             segments.append(Segment(character, kind, title))
-    return segments
+    return _join(segments)
+
+
+def _join(segments: list[Segment]) -> list[Segment]:
+    """Neighbouring marks of one kind, with nothing but a space between them, become one mark."""
+    joined: list[Segment] = []
+    for segment in segments:
+        if len(joined) > 1 and segment.mark and joined[-1].text.isspace() and joined[-2].mark == segment.mark:
+            space, before = joined.pop(), joined.pop()
+            title = before.title if segment.title in before.title else f"{before.title}; {segment.title}"
+            segment = Segment(before.text + space.text + segment.text, segment.mark, title)
+        joined.append(segment)
+    return joined
