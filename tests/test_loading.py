@@ -150,3 +150,16 @@ def test_adapter_errors(captioner: Captioner, tiny_folder, tmp_path: Path) -> No
     torch.save({}, adapter / "adapter_model.bin")
     with pytest.raises(CaptionerError, match=r"no adapter_model\.safetensors"):
         Captioner.load(folder, adapter=adapter)
+
+
+def test_a_merged_adapter_is_a_new_base(captioner: Captioner, images: list) -> None:
+    base = captioner.generate(images, max_new_tokens=8)
+    adapted = tiny.taught(captioner).generate(images, max_new_tokens=8)
+    captioner.merge_adapter()
+    assert captioner.model is captioner.core
+    assert captioner.generate(images, max_new_tokens=8) == adapted != base
+    assert not any(p.requires_grad for p in captioner.model.parameters())
+    captioner.add_lora(r=4, alpha=8)  # a fresh adapter on top changes nothing yet
+    assert captioner.generate(images, max_new_tokens=8) == adapted
+    captioner.merge_adapter()
+    captioner.merge_adapter()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-# where `pip install --no-deps --target` may put a torchvision for the tests only
-FOLDER = Path(sys.prefix) / "tests-only"
+# where `make install` puts a torchvision that does not fit torch, for the tests only
+FOLDER = Path(__file__).parents[1] / ".torchvision"
 
 OPERATORS = ["nms", "qnms", "qroi_align", "deform_conv2d", "_deform_conv2d_backward"]
 OPERATORS += [

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import BatchFeature, PreTrainedModel
 
 from captune import batches, captioning, loading, vision
-from captune.families import CaptionerError, Family, attribute, family_for, lora_targets
+from captune.families import CaptionerError, Family, family_for, lora_targets
 
 
 class Captioner:
@@ -270,6 +270,12 @@ class Captioner:
         config.base_model_name_or_path = self.name  # what the user called it, not where it happens to lie
         return self.model
 
+    def merge_adapter(self) -> None:
+        """Write the adapter's change into the weights and drop it: the result is a new base (nothing to do without)."""
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.merge_and_unload()
+            self.model.requires_grad_(False)
+
     def save_adapter(self, folder: str | Path) -> Path:
         """Write adapter_config.json and adapter_model.safetensors."""
         if not isinstance(self.model, PeftModel):
@@ -286,6 +292,3 @@ class Captioner:
             return
         with self.model.disable_adapter():
             yield
-
-    def language_model(self) -> torch.nn.Module:
-        return attribute(self.core, self.family.language_model)

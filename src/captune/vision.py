@@ -118,8 +118,9 @@ class VisionMemo:
     """Shares one evaluation of the vision tower among all passes that see the same pixels.
 
     `evaluations` counts calls of the tower, `images` the images (or flat tiles) encoded, `hits` those served from
-    memory. At most `max_images` are kept, the least recently used go first. Features have the precision of their first
-    evaluation and never carry a gradient. A context manager; `remove()` restores the model, `clear()` empties the memo.
+    memory. At most `max_images` are kept, the least recently used go first (SmolVLM-2.2B in bfloat16 takes 6 MB an
+    image, a storybook captioner 2 kB). Features have the precision of their first evaluation and never carry a
+    gradient. A context manager; `remove()` restores the model, `clear()` empties the memo.
 
     :raises CaptionerError: when a parameter of the vision tower or the connector requires a gradient.
     """
