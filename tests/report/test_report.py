@@ -103,6 +103,7 @@ def test_page_is_self_contained_and_complete(run: Path, tmp_path: Path) -> None:
     path = render([run], tmp_path / "deep" / "report.html", title="A <title>")
     page = Page(path)
     assert path == tmp_path / "deep" / "report.html"
+    assert render([run], tmp_path / "again.html", title="A <title>").read_bytes() == path.read_bytes()
     assert path.stat().st_size < 5e6
     for attribute in ("src", "href"):
         for element in page.having(attribute):

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import logging
 import os
-from datetime import datetime
 from importlib import resources
 from pathlib import Path
 
@@ -21,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def render(run_dirs: list[Path], output: Path, *, title: str | None = None, images: int = 60) -> Path:
-    """Writes a self-contained HTML page about the runs and returns its path.
+    """Writes a self-contained HTML page about the runs and returns its path. The same runs give the same bytes.
 
     Args:
         run_dirs: run directories; what is missing or broken in them is said on the page.
@@ -48,7 +47,6 @@ def render(run_dirs: list[Path], output: Path, *, title: str | None = None, imag
         title=title or _title(runs),
         sentence=sentence,
         figures=figures,
-        when=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
         runs=runs,
         sources=[_source(name, group, truth if name == source else Truth()) for name, group in groups.items()],
         plots=[plot for plot in plots if plot.main],
