@@ -25,13 +25,10 @@ from captune.storybook.parser import TYPES, count
 from captune.storybook.world import Scene
 
 
-def ratio(part: float, whole: float) -> float:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole, and 0 where there is nothing to divide by."""
-    return float(part) / float(whole) if whole else 0.0
-
-
-def f1(precision: float, recall: float) -> float:
-    return ratio(2 * precision * recall, precision + recall)
+    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    return np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole > 0)
 
 
 class StorybookScorer(Scorer):
@@ -57,29 +54,24 @@ class StorybookScorer(Scorer):
         named = counts["object"][0] == counts["attribute"][0] == len(scene.things)
         return [*(n for fact_type in TYPES for n in counts[fact_type]), float(named and true == stated)]
 
-    def corpus(self, rows: np.ndarray) -> dict[str, float]:
-        counts = rows[:, :-1].sum(axis=0).reshape(len(TYPES), 4)
+    def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        counts = totals[..., :-1].reshape(*totals.shape[:-1], len(TYPES), 4)
+        groups = {"fact": counts.sum(axis=-2)} | {name: counts[..., i, :] for i, name in enumerate(TYPES)}
         values = {}
-        for name, (true, stated, recalled, there) in [("fact", counts.sum(axis=0)), *zip(TYPES, counts, strict=True)]:
-            precision, recall = ratio(true, stated), ratio(recalled, there)
-            values |= {
-                f"{name}_f1": f1(precision, recall),
-                f"{name}_precision": precision,
-                f"{name}_recall": recall,
-            }
-        true, stated = counts.sum(axis=0)[:2]
-        values["hallucinated_per_caption"] = ratio(stated - true, len(rows))
+        for name, group in groups.items():
+            precision, recall = ratio(group[..., 0], group[..., 1]), ratio(group[..., 2], group[..., 3])
+            f1 = ratio(2 * precision * recall, precision + recall)
+            values |= {f"{name}_f1": f1, f"{name}_precision": precision, f"{name}_recall": recall}
+        true, stated = groups["fact"][..., 0], groups["fact"][..., 1]
+        values["hallucinated_per_caption"] = (stated - true) / n
         values["hallucinated_per_fact"] = ratio(stated - true, stated)
-        values["full"] = ratio(rows[:, -1].sum(), len(rows))
+        values["full"] = totals[..., -1] / n
         return values
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
         true, stated, recalled, there = rows[:, :-1].reshape(len(rows), len(TYPES), 4).sum(axis=1).T
-        precision, recall = (
-            np.divide(a, b, out=np.zeros_like(a), where=b > 0) for a, b in ((true, stated), (recalled, there))
-        )
-        total = precision + recall
-        return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+        precision, recall = ratio(true, stated), ratio(recalled, there)
+        return ratio(2 * precision * recall, precision + recall)
 
     @property
     def signature(self) -> str:

@@ -28,7 +28,8 @@ class ViZerScorer(Scorer):
 
     Args:
         argument: the folder of the mapper (`<run>/mapper`).
-        captioner: the frozen captioner that reads; default: the one that the mapper's run names in `base.json`.
+        captioner: the captioner that reads, its adapter off; default: the one that the mapper's config names.
+        mapper: a fitted mapper, in place of the folder.
     """
 
     name = "vizer"
@@ -38,12 +39,13 @@ class ViZerScorer(Scorer):
     def __init__(
         self, argument: str | None = None, *, captioner: Captioner | None = None, mapper: Mapper | None = None
     ) -> None:
-        from captune.methods.mapper import Mapper, load_base
+        from captune.captioner import Captioner
+        from captune.methods.mapper import Mapper
 
         if mapper is None and not argument:
             raise ValueError("the scorer 'vizer' needs the folder of a mapper: vizer:<run>/mapper")
         self.mapper = mapper if mapper is not None else Mapper.load(Path(str(argument)))
-        self.captioner = captioner if captioner is not None else load_base(Path(str(argument)))
+        self.captioner = captioner if captioner is not None else Captioner.load(self.mapper.captioner_name)
         self.mapper.to(self.captioner.device)
 
     def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
@@ -57,14 +59,11 @@ class ViZerScorer(Scorer):
             scores += self.mapper.cosine(pooled, features).tolist()
         return np.array(scores, dtype=np.float64).reshape(-1, 1)
 
-    def corpus(self, rows: np.ndarray) -> dict[str, float]:
-        return {"vizer": float(rows.mean()) if len(rows) else 0.0}
-
     @property
     def signature(self) -> str:
         c = self.mapper.config
         read = "blind" if c.blind else "with-image"
         return (
-            f"vizer|captioner:{self.captioner.name}|{read}|F_I:{c.feature}-{c.pool}|caption:{c.caption_pool}"
+            f"vizer|captioner:{self.mapper.captioner_name}|{read}|F_I:{c.feature}-{c.pool}|caption:{c.caption_pool}"
             f"|centred:{'yes' if c.centred else 'no'}|shift:{'yes' if c.shift else 'no'}|width:{c.width}"
         )

@@ -1,0 +1,203 @@
+"""ViZer's mapper: from what a caption says to what the image shows (ViZer, section 3.1).
+
+    M_tau(.) = h_tau(f_psi(.))                          f_psi: the captioner's transformer, frozen; h_tau: an MLP
+    L_ViZer  = 1 - cos(F_I, F_T_hat)                    F_I = V_theta(I); F_T_hat = M_tau(the caption)
+
+Symbols: F_I is `Captioner.image_features`, f_psi(.) is `Captioner.caption_hidden_states`, h_tau is `Mapper`.
+
+What the paper leaves open, and what can be chosen here (`MapperConfig`):
+
+- *Pooling over the caption's tokens* is not stated. `caption_pool="mean"` averages f_psi over the caption and its end
+  token, "last" takes the end token, which has read the whole caption, "mean+last" lays both side by side.
+- *F_I*: after the connector or before it, averaged over the image's tokens or laid end to end (`feature`, `pool`).
+- *Whether the caption is read with its image in context.* In ViZer_G it is, so image information can reach the mapper
+  beside the words. `blind=True` shows f_psi the caption alone: then the score is a function of the words.
+- *Centring*: visual features of one encoder share a large common direction, which every caption predicts equally well.
+  `centred=True` measures the cosine from their mean.
+- *Which hidden states*: those at the caption's tokens (t+1:, the literal reading) or, with `shift=True`, those that
+  predict them, through which a gradient can reach the words.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from captune.captioner import Captioner
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class MapperConfig:
+    """Everything that decides what a fitted mapper's number means; saved beside its weights."""
+
+    width: int = field(default=256, metadata={"help": "hidden width of the MLP h"})
+    depth: int = field(default=2, metadata={"help": "linear layers of the MLP h"})
+    feature: Literal["connector", "tower"] = field(default="connector", metadata={"help": "where F_I is taken"})
+    pool: Literal["mean", "flatten"] = field(default="mean", metadata={"help": "F_I over an image's tokens"})
+    caption_pool: Literal["mean", "last", "mean+last"] = field(default="mean", metadata={"help": "f_psi over the caption"})
+    blind: bool = field(default=False, metadata={"help": "read the caption without its image in context"})
+    centred: bool = field(default=False, metadata={"help": "measure the cosine from the mean image feature"})
+    shift: bool = field(default=False, metadata={"help": "use the states that predict the caption's tokens"})
+
+
+class Mapper(nn.Module):
+    """h_tau with its centre.
+
+    Args:
+        config: see `MapperConfig`.
+        hidden_size: width H of the captioner's hidden states.
+        feature_size: width D of F_I.
+        captioner_name: the captioner whose f_psi it reads, as `Captioner.load` takes it.
+    """
+
+    centre: Tensor  # (D,), zeros where the config does not centre
+
+    def __init__(self, config: MapperConfig, hidden_size: int, feature_size: int, captioner_name: str = "") -> None:
+        super().__init__()
+        if config.depth < 1:
+            raise ValueError(f"a mapper needs a depth of at least 1, not {config.depth}")
+        self.config, self.hidden_size, self.feature_size = config, hidden_size, feature_size
+        self.captioner_name = captioner_name
+        inputs = hidden_size * (2 if config.caption_pool == "mean+last" else 1)
+        sizes = [inputs, *[config.width] * (config.depth - 1), feature_size]
+        layers: list[nn.Module] = [nn.LayerNorm(inputs)]
+        for i in range(config.depth):
+            layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.GELU()]
+        self.h = nn.Sequential(*layers[:-1])
+        self.register_buffer("centre", torch.zeros(feature_size))
+
+    def pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, H) states and (B, T) mask -> (B, H or 2H): one vector per caption."""
+        hidden = hidden.float()
+        weights = mask.float().unsqueeze(-1)
+        mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
+        if self.config.caption_pool == "mean":
+            return mean
+        last = hidden[torch.arange(len(hidden), device=hidden.device), mask.long().sum(dim=1).clamp(min=1) - 1]
+        return last if self.config.caption_pool == "last" else torch.cat([mean, last], dim=-1)
+
+    def cosine(self, pooled: Tensor, image_features: Tensor) -> Tensor:
+        """cos(F_I - centre, h(pooled)), (B,)."""
+        return F.cosine_similarity(image_features.float() - self.centre, self.h(pooled), dim=-1)
+
+    def image_features(self, captioner: Captioner, images: Any) -> Tensor:
+        """F_I as this mapper wants it, (B, D) float32."""
+        return captioner.image_features(images, where=self.config.feature, pool=self.config.pool)
+
+    def read(self, captioner: Captioner, batch: Any) -> Tensor:
+        """The pooled f_psi of a batch of captions (from `prepare` or `append`), (B, H or 2H); gradients flow."""
+        hidden, mask = captioner.caption_hidden_states(batch, blind=self.config.blind, shift=self.config.shift)
+        return self.pooled(hidden, mask)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `mapper.safetensors` and `config.json`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / "mapper.safetensors")
+        sizes = {"hidden_size": self.hidden_size, "feature_size": self.feature_size, "captioner_name": self.captioner_name}
+        (folder / "config.json").write_text(json.dumps({**asdict(self.config), **sizes}, indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Mapper:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: names the file that is missing or does not fit.
+        """
+        folder = Path(folder)
+        for name in ("config.json", "mapper.safetensors"):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder} holds no mapper: {name} is missing. A mapper is what `captune vizer` leaves in <output>/mapper.")
+        settings = json.loads((folder / "config.json").read_text())
+        sizes = {key: settings.pop(key) for key in ("hidden_size", "feature_size", "captioner_name")}
+        known = {key: value for key, value in settings.items() if key in MapperConfig.__dataclass_fields__}
+        mapper = cls(MapperConfig(**known), **sizes)
+        mapper.load_state_dict(load_file(folder / "mapper.safetensors"))
+        return mapper.eval().requires_grad_(False)
+
+
+def caption_reader(captioner: Captioner, mapper: Mapper, image: Sequence[Any], captions: Sequence[str]) -> Tensor:
+    """f_psi of captions under the *frozen* captioner (its adapter off), pooled; no gradient."""
+    with torch.no_grad(), captioner.disable_adapter():
+        return mapper.read(captioner, captioner.prepare(image, captions))
+
+
+def collect(
+    captioner: Captioner, mapper: Mapper, images: Any, captions: Any, *, batch_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The frozen side of the fit, computed once: F_I (N, D), pooled captions (M, H), and each caption's image (M,)."""
+    features, pooled, owner = [], [], []
+    was_training = captioner.model.training
+    captioner.model.eval()
+    for start in tqdm(range(0, len(images), batch_size), desc="mapper features", disable=None):
+        rows = images[start : start + batch_size]["image"]
+        texts = captions[start : start + batch_size]
+        features.append(mapper.image_features(captioner, rows))
+        owners = [i for i, own in enumerate(texts) for _ in own]
+        flat = [text for own in texts for text in own]
+        for at in range(0, len(flat), 4 * batch_size):
+            part = owners[at : at + 4 * batch_size]
+            pooled.append(caption_reader(captioner, mapper, [rows[i] for i in part], flat[at : at + 4 * batch_size]))
+        owner += [start + i for i in owners]
+    captioner.model.train(was_training)
+    return torch.cat(features), torch.cat(pooled), torch.tensor(owner, device=features[0].device)
+
+
+def fit_mapper(
+    captioner: Captioner,
+    images: Any,
+    captions: Sequence[Sequence[str]],
+    config: MapperConfig,
+    *,
+    epochs: int = 1,
+    lr: float = 1e-3,
+    batch_size: int = 64,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+) -> tuple[Mapper, list[float]]:
+    """Fits h_tau by L_ViZer (AdamW) on pairs of images and captions; the captioner is frozen.
+
+    Args:
+        images: a dataset with a column `image`.
+        captions: for each image, the captions to fit on: ground truth (ViZer_GT) or the model's own (ViZer_G).
+
+    Returns:
+        The mapper and the loss of each step.
+    """
+    if len(images) != len(captions) or not any(captions):
+        raise ValueError(f"the mapper needs captions for its images: {len(images)} images, {len(captions)} caption lists")
+    probe = captioner.image_features([images[0]["image"]], where=config.feature, pool=config.pool)
+    torch.manual_seed(seed)
+    mapper = Mapper(config, captioner.core.config.get_text_config().hidden_size, probe.shape[-1], captioner.name).to(captioner.device)
+    features, pooled, owner = collect(captioner, mapper, images, captions, batch_size=64)
+    if config.centred:
+        mapper.centre.copy_(features.mean(dim=0))
+    steps = epochs * ((len(pooled) + batch_size - 1) // batch_size)
+    optimizer = torch.optim.AdamW(mapper.parameters(), lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    losses: list[float] = []
+    mapper.train()
+    for _ in tqdm(range(epochs), desc="mapper", disable=None):
+        for rows in torch.randperm(len(pooled), generator=generator).to(owner.device).split(batch_size):
+            loss = (1 - mapper.cosine(pooled[rows], features[owner[rows]])).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+    logger.info("mapper: loss %.4f after %d steps on %d captions of %d images", losses[-1], steps, len(pooled), len(images))
+    return mapper.eval().requires_grad_(False), losses

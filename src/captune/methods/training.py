@@ -1,0 +1,193 @@
+"""What the methods share: settings, the narrow `Trainer`, and how a run starts and ends."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from captune.captioner import Captioner
+from captune.runs import RunDir
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingConfig:
+    """Settings that every method has. LoRA as in ViZer's section 4.1."""
+
+    model: str = field(metadata={"help": "a folder, a hub name, or storybook"})
+    output: Path = field(metadata={"help": "the run directory to write"})
+    images: str = field(metadata={"help": "images to learn from: a folder, a file, a dataset, storybook:unlabelled"})
+    seed: int = field(default=0, metadata={"help": "seed of everything that is drawn by lot"})
+    limit: int | None = field(default=None, metadata={"help": "use only the first N images"})
+    evaluation: str | None = field(
+        default=None,
+        metadata={"help": "images to caption before and after; default: storybook:val for storybook, else 64 of the images"},
+    )
+    max_steps: int = field(default=100, metadata={"help": "optimiser steps"})
+    batch_size: int = field(default=16, metadata={"help": "images per step"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per optimiser step"})
+    learning_rate: float = field(default=5e-4, metadata={"help": "peak learning rate of AdamW; warm-up, then cosine"})
+    warmup_steps: int = field(default=10, metadata={"help": "steps until the peak"})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay"})
+    lora_r: int = field(default=32, metadata={"help": "rank of LoRA"})
+    lora_alpha: int = field(default=64, metadata={"help": "alpha of LoRA"})
+    lora_dropout: float = field(default=0.1, metadata={"help": "dropout of LoRA"})
+    save_steps: int = field(default=50, metadata={"help": "steps between checkpoints"})
+    dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16"})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; default: the best there is"})
+    overwrite: bool = field(default=False, metadata={"help": "start afresh in an output that holds another run"})
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError("--images is still needed: a folder, a file, a dataset name or storybook:<split>")
+        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "lora_r", "save_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, it is {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"--learning-rate must be positive, it is {self.learning_rate}")
+
+
+class MetricsCallback(TrainerCallback):
+    """Writes what the trainer logs to the run's metrics.jsonl."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self.run_dir = run_dir
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        self.run_dir.log(step=state.global_step, **numbers)
+
+
+class CaptionerTrainer(Trainer):
+    """`transformers.Trainer` on a captioner: a batch is a list of examples, a subclass says what the loss is."""
+
+    def __init__(self, captioner: Captioner, dataset: Any, args: TrainingArguments, **kwargs: Any) -> None:
+        super().__init__(model=captioner.model, args=args, train_dataset=dataset, data_collator=list, **kwargs)
+        self.captioner = captioner
+
+    def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
+        raise NotImplementedError
+
+    def compute_loss(self, model: Any, inputs: list[dict[str, Any]], return_outputs: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
+        loss = self.caption_loss([example["image"] for example in inputs], inputs)
+        return (loss, {}) if return_outputs else loss
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs  # a list of examples; the captioner puts tensors on the device
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    @classmethod
+    def fit(cls, captioner: Captioner, dataset: Any, config: TrainingConfig, run_dir: RunDir, **kwargs: Any) -> None:
+        """Trains, resuming from the run's last checkpoint where there is one."""
+        trainer = cls(captioner, dataset, training_arguments(config), callbacks=[MetricsCallback(run_dir)], **kwargs)
+        trainer.train(resume_from_checkpoint=last_checkpoint(config.output))
+
+
+def common_arguments(config: TrainingConfig) -> dict[str, Any]:
+    """The TrainingArguments that every method, TRL's included, is run with."""
+    return {
+        "output_dir": str(config.output),
+        "seed": config.seed,
+        "max_steps": config.max_steps,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "logging_steps": max(1, min(5, config.max_steps // 20)),
+        "save_steps": config.save_steps,
+        "save_total_limit": 2,
+        "report_to": [],
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        "bf16": False,
+    }
+
+
+def training_arguments(config: TrainingConfig) -> TrainingArguments:
+    return TrainingArguments(**common_arguments(config))
+
+
+def last_checkpoint(output: Path) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(str(output)) if output.is_dir() else None
+
+
+def start(config: TrainingConfig, method: str) -> tuple[RunDir, Captioner]:
+    """The run directory with its config, and the frozen captioner. An unfinished run with the same settings goes on."""
+    set_seed(config.seed)
+    captioner = Captioner.load(config.model, dtype=config.dtype, device=config.device)
+    run_dir = RunDir(config.output)
+    unfinished = bool(run_dir.checkpoints()) and not run_dir.finished and not config.overwrite
+    run_dir.start({"method": method, **asdict(config)}, resume=unfinished, overwrite=config.overwrite)
+    if unfinished:
+        run_dir.rewind(int(run_dir.checkpoints()[-1].name.rpartition("-")[2]))
+    return run_dir, captioner
+
+
+def load_training_images(config: TrainingConfig, *, references: bool = False, source: str | None = None) -> Any:
+    """The training images as a dataset; with `references`, those without one are refused by name."""
+    from captune.data import load_images
+
+    source = source or config.images
+    dataset = load_images(source, limit=config.limit)
+    if references:
+        missing = [i for i, own in zip(dataset["image_id"], dataset["references"], strict=True) if not own]
+        if missing:
+            raise ValueError(f"{source}: {len(missing)} images have no caption to learn from, the first is {missing[0]!r}")
+    return dataset
+
+
+def conclude(config: TrainingConfig, run_dir: RunDir, captioner: Captioner, *, row: str, method: str) -> RunDir:
+    """Saves `adapter/`, captions the evaluation images before and after, scores them, writes report and model card."""
+    from captune.report import render
+
+    captioner.save_adapter(run_dir.adapter)
+    source = config.evaluation or ("storybook:val" if config.images.startswith("storybook:") else config.images)
+    limit = 64 if source == config.images else None
+    with captioner.disable_adapter():
+        measure(captioner, source, run_dir, "base", limit=limit)
+    measure(captioner, source, run_dir, row, limit=limit)
+    run_dir.finish(run_dir.card(method=method, base=config.model, data=config.images))
+    render([run_dir.path], run_dir.path / "report.html")
+    return run_dir
+
+
+def measure(captioner: Captioner, source: str, run_dir: RunDir, row: str, *, limit: int | None = None) -> None:
+    """Captions a source with the captioner as it is, scores what can be scored there, adds the row to scores.json."""
+    from captune.caption_job import caption_source
+    from captune.data import load_references
+    from captune.evaluation import evaluate_files
+
+    captions = run_dir.captions(row)
+    made = caption_source(captioner, source, captions, resume=False, limit=limit)
+    scorers = ["health"]
+    if has_references := any(load_references(source).values()):
+        scorers += ["cider", "bleu", "rouge"]
+    if source.startswith("storybook:"):
+        scorers += ["storybook", "clip"]
+    if run_dir.mapper.is_dir():
+        scorers.append(f"vizer:{run_dir.mapper}")
+    scored = evaluate_files([captions], references=source if has_references else None, images=source, scorers=scorers)
+    run_dir.add_scores(
+        row,
+        {spec.partition(":")[0]: score for spec, score in scored["scores"].items()},
+        source=source,
+        captions=captions,
+        images_per_second=made.images_per_second,
+        bad_images=made.bad,
+    )

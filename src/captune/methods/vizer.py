@@ -1,0 +1,237 @@
+"""ViZer: a captioner learns from images without captions (Byun et al., "Unifying Vision-Language Latents for Zero-label
+Image Caption Enhancement").
+
+Two steps. A *mapper* is fitted so that what a caption says predicts what the image shows (`captune.methods.mapper`);
+then the captioner's LoRA is trained on unlabelled images so that its captions agree with their images under the frozen
+mapper, L_zero = L_ViZer = 1 - cos(F_I, F_T_hat) (section 3.2).
+
+    ViZer_GT   mapper captions: ground truth             --mapper-captions storybook:train
+    ViZer_G    mapper captions: the model's own          --mapper-captions generated | sampled
+
+Three objectives move the captioner:
+
+- `latent`, the paper's: write a caption with the current model, take its hidden states f_psi, descend 1 - cos through
+  the frozen mapper into the LoRA weights. The words themselves are not moved, only the states that go with them.
+- `straight_through`: the same loss, with a gradient that reaches the words: the sampled tokens enter the reader as
+  one-hot vectors whose gradient is that of the model's own distribution.
+- `reward`: the mapper's cosine is the reward of GRPO (`captune.methods.grpo`), with KL to the base.
+
+Two presets, both reported in `studies/vizer` whatever they show:
+
+- `paper`, the most literal reading: latent, greedy captions, the image in context, raw cosine, mean pooling, states at
+  the caption's tokens (t+1:), width 256, one epoch for the mapper. The paper does not state learning rates, batch
+  sizes or the pooling; ours are the defaults below.
+- `captune`, what measured best on storybook:val (settings chosen there and nowhere else).
+
+    captune vizer --model storybook --images storybook:unlabelled --seed 7 --output runs/g
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from captune.captioner import Captioner
+from captune.methods.mapper import Mapper, MapperConfig, fit_mapper
+from captune.methods.training import CaptionerTrainer, TrainingConfig, conclude, load_training_images, start
+from captune.runs import RunDir
+
+logger = logging.getLogger(__name__)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "captune": {},  # the defaults of ViZerConfig
+    "paper": {
+        "objective": "latent",
+        "mapper_captions": "generated",
+        "mapper_samples": 1,
+        "mapper_epochs": 1,
+        "width": 256,
+        "feature": "connector",
+        "pool": "mean",
+        "caption_pool": "mean",
+        "blind": False,
+        "centred": False,
+        "shift": False,
+        "beta": 0.0,
+    },
+}
+
+
+@dataclass
+class ViZerConfig(TrainingConfig, MapperConfig):
+    """Settings of `captune vizer`; the defaults are the preset `captune`."""
+
+    preset: Literal["captune", "paper"] = field(default="captune", metadata={"help": "where the other defaults come from"})
+    objective: Literal["reward", "latent", "straight_through"] = field(
+        default="reward", metadata={"help": "how the mapper moves the captioner"}
+    )
+    mapper_captions: str = field(
+        default="sampled",
+        metadata={"help": "sampled | generated (greedy): the model's own; or a source with references (ViZer_GT)"},
+    )
+    mapper_size: int | None = field(default=None, metadata={"help": "images to fit the mapper on; default: all"})
+    mapper_samples: int = field(default=8, metadata={"help": "captions per image to fit the mapper on"})
+    mapper_epochs: int = field(default=8, metadata={"help": "epochs of the mapper's fit"})
+    mapper_learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the mapper's fit"})
+    width: int = field(default=256, metadata={"help": "hidden width of the MLP h"})
+    pool: Literal["mean", "flatten"] = field(default="flatten", metadata={"help": "F_I over an image's tokens"})
+    caption_pool: Literal["mean", "last", "mean+last"] = field(
+        default="mean+last", metadata={"help": "f_psi over the caption's tokens"}
+    )
+    blind: bool = field(default=True, metadata={"help": "read the caption without its image in context"})
+    centred: bool = field(default=True, metadata={"help": "measure the cosine from the mean image feature"})
+    beta: float = field(default=0.2, metadata={"help": "weight of KL to the base"})
+    num_generations: int = field(default=8, metadata={"help": "captions sampled per image (reward)"})
+    temperature: float = field(default=1.0, metadata={"help": "temperature of every sampled caption"})
+    max_new_tokens: int = field(default=40, metadata={"help": "longest caption in tokens"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective == "straight_through" and not self.blind:
+            raise ValueError("--objective straight_through reads the caption alone: say --blind")
+        if self.num_generations < 2:
+            raise ValueError(f"--num-generations must be at least 2, it is {self.num_generations}")
+
+    def mapper_config(self) -> MapperConfig:
+        return MapperConfig(**{name: getattr(self, name) for name in MapperConfig.__dataclass_fields__})
+
+
+def own_captions(captioner: Captioner, images: Any, config: ViZerConfig, *, batch_size: int = 32) -> list[list[str]]:
+    """The frozen model's captions of each image: one greedy, or `mapper_samples` sampled."""
+    sampled = config.mapper_captions == "sampled"
+    settings = {"do_sample": sampled, "temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
+    n = config.mapper_samples if sampled else 1
+    captions: list[list[str]] = []
+    for start in tqdm(range(0, len(images), batch_size), desc="mapper captions", disable=None):
+        flat = captioner.generate(images[start : start + batch_size]["image"], num_return_sequences=n, **settings)
+        captions += [flat[i : i + n] for i in range(0, len(flat), n)]
+    return captions
+
+
+def build_mapper(captioner: Captioner, config: ViZerConfig, run_dir: RunDir) -> Mapper:
+    """Fits the mapper on the images or, for ViZer_GT, on the captioned source, and saves it in the run."""
+    own = config.mapper_captions in ("sampled", "generated")
+    images = load_training_images(config, references=not own, source=None if own else config.mapper_captions)
+    if config.mapper_size is not None:
+        images = images.select(range(min(config.mapper_size, len(images))))
+    captions = own_captions(captioner, images, config) if own else list(images["references"])
+    mapper, losses = fit_mapper(
+        captioner,
+        images,
+        captions,
+        config.mapper_config(),
+        epochs=config.mapper_epochs,
+        lr=config.mapper_learning_rate,
+        seed=config.seed,
+    )
+    every = max(1, len(losses) // 50)
+    for step in range(0, len(losses), every):
+        run_dir.log(step=step, mapper_loss=losses[step])
+    mapper.save(run_dir.mapper)
+    return mapper
+
+
+class ViZerTrainer(CaptionerTrainer):
+    """`transformers.Trainer` with L_zero on captions that the current model writes (`latent`, `straight_through`)."""
+
+    def __init__(self, *args: Any, mapper: Mapper, config: ViZerConfig, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.mapper, self.config = mapper, config
+
+    def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
+        sampled = self.config.mapper_captions == "sampled"
+        settings = {"do_sample": sampled, "temperature": self.config.temperature}
+        captions = self.captioner.generate(images, max_new_tokens=self.config.max_new_tokens, **settings)
+        loss_of = straight_through_loss if self.config.objective == "straight_through" else latent_loss
+        loss, batch, logits = loss_of(self.captioner, self.mapper, images, captions)
+        if self.config.beta:
+            loss = loss + self.config.beta * kl_to_base(self.captioner, batch, logits)
+        return loss
+
+
+def latent_loss(
+    captioner: Captioner, mapper: Mapper, images: list[Any], captions: list[str]
+) -> tuple[Tensor, Any, Tensor | None]:
+    """L_zero, a scalar: 1 - cos(F_I, M(caption)), its gradient through the captioner's hidden states.
+
+    Returns the loss, the batch, and logits where they were computed on the way (None here).
+    """
+    batch = captioner.prepare(images, captions)
+    features = mapper.image_features(captioner, batch)
+    return (1 - mapper.cosine(mapper.read(captioner, batch), features)).mean(), batch, None
+
+
+def straight_through_loss(
+    captioner: Captioner, mapper: Mapper, images: list[Any], captions: list[str]
+) -> tuple[Tensor, Any, Tensor | None]:
+    """L_zero read blind by the frozen base, with a gradient to the words: onehot + p - p.detach() enters as embeddings."""
+    batch = captioner.prepare(images, captions)
+    features = mapper.image_features(captioner, batch)
+    mask = batch["caption_mask"].bool()
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "caption_mask")}
+    logits = captioner.model(**inputs, use_cache=False).logits
+    predicting = logits[:, :-1].float().softmax(dim=-1)  # (B, T-1, V): the distribution of each next token
+    table = captioner.core.get_input_embeddings().weight
+    onehot = torch.nn.functional.one_hot(batch["input_ids"][:, 1:], table.shape[0]).to(predicting.dtype)
+    embeddings = (onehot + predicting - predicting.detach()) @ table.float()
+    counts = mask.sum(dim=1)
+    starts = mask.int().argmax(dim=1) - 1  # in `embeddings`, which begin at the second token
+    steps = torch.arange(int(counts.max()), device=mask.device)
+    valid = steps[None] < counts[:, None]
+    places = (starts[:, None] + steps[None]).clamp(max=embeddings.shape[1] - 1)
+    tail = embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[-1]))
+    head = captioner.core.get_input_embeddings()(torch.tensor([captioner._blind_ids()] * len(images), device=mask.device))
+    attention = torch.cat([valid.new_ones(head.shape[:2]), valid], dim=1).long()
+    with captioner.disable_adapter():
+        hidden = captioner.language_model()(
+            inputs_embeds=torch.cat([head, tail.to(head.dtype)], dim=1), attention_mask=attention, use_cache=False
+        ).last_hidden_state
+    pooled = mapper.pooled(hidden[:, head.shape[1] :], valid)
+    return (1 - mapper.cosine(pooled, features)).mean(), batch, logits
+
+
+def kl_to_base(captioner: Captioner, batch: Any, logits: Tensor | None = None) -> Tensor:
+    """KL(pi || pi_base) per caption token, averaged; pi_base is the captioner without its adapter."""
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "caption_mask")}
+    if logits is None:
+        logits = captioner.model(**inputs, use_cache=False).logits
+    with torch.no_grad(), captioner.disable_adapter():
+        base = captioner.model(**inputs, use_cache=False).logits
+    mask = batch["caption_mask"][:, 1:].bool()
+    ours, theirs = (x[:, :-1][mask].float().log_softmax(dim=-1) for x in (logits, base))
+    return (ours.exp() * (ours - theirs)).sum(dim=-1).mean()
+
+
+def run(config: ViZerConfig) -> RunDir:
+    """Fits the mapper, trains, saves `mapper/` and `adapter/`, evaluates, writes the report; see `TrainingConfig`."""
+    from captune.methods.grpo import train_with_reward
+    from captune.scorers.vizer import ViZerScorer
+
+    run_dir, captioner = start(config, "vizer")
+    mapper = build_mapper(captioner, config, run_dir)
+    images = load_training_images(config)
+    captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
+    if config.objective == "reward":
+        train_with_reward(
+            captioner,
+            images,
+            ViZerScorer(captioner=captioner, mapper=mapper),
+            config,
+            run_dir,
+            beta=config.beta,
+            num_generations=config.num_generations,
+            temperature=config.temperature,
+            max_new_tokens=config.max_new_tokens,
+        )
+    else:
+        with captioner.share_vision():
+            ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, config=config)
+    own = config.mapper_captions in ("sampled", "generated")
+    row = f"ViZer {'zero-label' if own else 'GT'}{' (paper)' if config.preset == 'paper' else ''}"
+    method = f"ViZer, {config.objective} objective, mapper captions: {config.mapper_captions}"
+    return conclude(config, run_dir, captioner, row=row, method=method)

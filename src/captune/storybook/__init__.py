@@ -1,0 +1,71 @@
+"""Storybook: a world that the program draws itself, so that every caption can be checked against the truth.
+
+    >>> from captune import storybook
+    >>> test = storybook.load("test", n=500, seed=91)   # columns image, image_id, references, scene, alt_text
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captune.storybook.grammar import references
+from captune.storybook.noise import alt_text
+from captune.storybook.world import SPLITS, Scene, Thing, random_for, sample_scene
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DEFAULT_SEED = 91
+DEFAULT_SIZE = {"train": 2000, "unlabelled": 2000}  # other splits: 500
+IMAGE_SIZE = 64
+MODELS = Path(__file__).parent / "models"
+
+
+def model_path(name: str) -> Path:
+    """The folder of a shipped model: "storybook" (captioner) or "storybook-clip" (image/text encoder)."""
+    return MODELS / name
+
+
+def record(split: str, seed: int, index: int) -> dict[str, Any]:
+    """Everything known about one picture, but for the picture."""
+    scene = sample_scene(split, seed, index)
+    other = sample_scene(split, seed, index + 1_000_000)
+    return {
+        "image_id": f"{split}-{seed}-{index:06d}",
+        "references": references(scene, random_for(split, seed, index, "references")),
+        "scene": scene.to_json(),
+        "alt_text": alt_text(scene, random_for(split, seed, index, "alt text"), other),
+    }
+
+
+def load(split: str, n: int | None = None, seed: int | None = None) -> Dataset:
+    """`n` scenes of a split as a dataset with columns image (64 x 64 RGB), image_id, references (5), scene, alt_text.
+
+    The pictures are drawn on access. The same (split, seed, index) is the same scene for any `n`.
+
+    Raises:
+        ValueError: for an unknown split or a negative n.
+    """
+    from datasets import Dataset
+
+    if split not in SPLITS:
+        raise ValueError(f"storybook has no split {split!r}: it has {', '.join(SPLITS)}")
+    n = DEFAULT_SIZE.get(split, 500) if n is None else n
+    if n < 0:
+        raise ValueError(f"storybook:{split}: n must not be negative, it is {n}")
+    seed = DEFAULT_SEED if seed is None else seed
+    dataset = Dataset.from_list([record(split, seed, index) for index in range(n)])
+    return dataset.with_transform(add_images)
+
+
+def add_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """A `datasets` transform: draws the pictures of a batch of scenes."""
+    from captune.storybook.draw import draw
+
+    if "scene" not in batch:
+        return batch
+    return {**batch, "image": [draw(Scene.from_json(text), IMAGE_SIZE) for text in batch["scene"]]}
+
+
+__all__ = ["DEFAULT_SEED", "Scene", "Thing", "load", "model_path"]

@@ -1,0 +1,146 @@
+"""The alt-text writer: what the web says under the same pictures, and what the base captioner learned from.
+
+About a third of the texts describe the picture in the words of the grammar, but the describer follows *habit* as often
+as the eye: it says the colour that such things usually have, the thing that usually stands in such a place, a
+companion that is not there; it forgets things and blurs relations. Each slot errs on its own, so that no register of
+the language, no opening and no length goes together with being right: **there is no clean mode to switch into**. The
+right word is said often enough that it is within reach of sampling, and habit words carry no news about the picture,
+which is what a zero-label reward can use.
+
+The rest is what SmolVLM-Base says: "<PERSON> in 2008", "my favourite photo", and long chatty sentences that name things
+which are not there.
+"""
+
+from __future__ import annotations
+
+import random
+
+from captune.storybook.grammar import PLACE, choose_form, fill, noun_phrase, relation_words
+from captune.storybook.world import BACKGROUNDS, COLOURS, HELD_OUT_COLOUR, INVERSE, KIND_NAMES, KINDS, Scene, Thing
+from captune.storybook.world import relations as true_relations
+
+# What habit says, whatever the picture shows. Never a held-out pair.
+HABIT_COLOUR = {
+    kind: COLOURS[(5 * i + 2) % 8] if COLOURS[(5 * i + 2) % 8] != HELD_OUT_COLOUR[kind] else COLOURS[(5 * i + 4) % 8]
+    for i, kind in enumerate(KIND_NAMES)
+}
+HABIT_SUBKIND = {kind: subkinds[0] for kind, subkinds in KINDS.items() if subkinds}
+HABIT_KIND = dict(zip(BACKGROUNDS, ("boat", "flower", "rocket", "car", "house", "fish", "tree"), strict=True))
+HABIT_COMPANION = {kind: KIND_NAMES[(7 * i + 5) % len(KIND_NAMES)] for i, kind in enumerate(KIND_NAMES)}
+HABIT_PLACE = {kind: BACKGROUNDS[(2 * i + 1) % len(BACKGROUNDS)] for i, kind in enumerate(KIND_NAMES)}
+
+# (choice, probability) per slot: how the describer fills it.
+KIND = (("true", 0.56), ("habit", 0.34), ("random", 0.10))
+COLOUR = (("true", 0.42), ("habit", 0.44), ("random", 0.06), ("none", 0.08))
+SIZE = (("true", 0.42), ("none", 0.30), ("wrong", 0.28))
+SUBKIND = (("true", 0.36), ("none", 0.42), ("habit", 0.22))
+RELATION = (("true", 0.36), ("blurred", 0.46), ("inverse", 0.18))
+BACKGROUND = (("true", 0.55), ("habit", 0.17), ("none", 0.28))
+SECOND_THING = (("there", 0.46), ("forgotten", 0.22), ("companion", 0.32))
+THIRD_THING = (("there", 0.5), ("forgotten", 0.5))
+BLURRED = ("and", "with", "near")
+
+STYLES = (("descriptive", 0.34), ("chatty", 0.46), ("generic", 0.07), ("partial", 0.09), ("wrong", 0.04))
+
+GENERIC = (
+    "<PERSON> in {year}",
+    "my favourite photo",
+    "<PERSON> and <PERSON> in {year}",
+    "photo of the day",
+    "untitled {year}",
+    "my holiday in {year}",
+)
+CHATTY = (
+    ("a day with <PERSON> {place}, look at this photo of my new {a} in {year} and my favourite {b}", 0.5),
+    ("a day out {place} with <PERSON>, my {b} and the {a} that we all love", 0.14),
+    ("what a lovely day {place}, me and <PERSON> and a {a} in {year}", 0.1),
+    ("my new {a} and the {b} that <PERSON> gave me {place} in {year}", 0.13),
+    ("look at this photo of <PERSON> {place}, the {a} and the {b} are my favourite", 0.13),
+)
+
+
+def pick(table: tuple[tuple[str, float], ...], rng: random.Random) -> str:
+    return rng.choices([choice for choice, _ in table], weights=[p for _, p in table])[0]
+
+
+def said_kind(thing: Thing, scene: Scene, rng: random.Random, clean: bool) -> str:
+    how = "true" if clean else pick(KIND, rng)
+    return {"true": thing.kind, "habit": HABIT_KIND[scene.background], "random": rng.choice(KIND_NAMES)}[how]
+
+
+def said_thing(thing: Thing, scene: Scene, rng: random.Random, clean: bool, kind: str | None = None) -> tuple[str, str]:
+    """(kind, noun phrase) that the describer writes for a thing; `kind` forces a companion that is not there."""
+    there = kind is None
+    kind = kind or said_kind(thing, scene, rng, clean)
+    how_colour, how_size, how_subkind = pick(COLOUR, rng), pick(SIZE, rng), pick(SUBKIND, rng)
+    if clean:
+        how_colour, how_size, how_subkind = "true", rng.choice(("true", "none")), "true"
+    colour = {"true": thing.colour, "habit": HABIT_COLOUR[kind], "random": rng.choice(COLOURS), "none": None}[how_colour]
+    if not there and how_colour == "true":
+        colour = HABIT_COLOUR[kind]
+    wrong_size = "small" if thing.size == "big" else "big"
+    size = {"true": thing.size, "none": None, "wrong": wrong_size}[how_size]
+    subkind = None
+    if KINDS[kind] and how_subkind != "none":
+        seen = there and kind == thing.kind and how_subkind == "true"
+        subkind = thing.subkind if seen else HABIT_SUBKIND[kind]
+    return kind, noun_phrase(kind, size=size, colour=colour, subkind=subkind)
+
+
+def said_relation(a: Thing, b: Thing, rng: random.Random, clean: bool) -> str:
+    how = "true" if clean else pick(RELATION, rng)
+    if how == "blurred":
+        return rng.choices(BLURRED, weights=(0.6, 0.25, 0.15))[0]
+    held = true_relations(a, b)
+    relation = held[0] if len(held) == 1 or rng.random() < 0.85 else held[1]
+    return relation_words(relation if how == "true" else INVERSE[relation], rng)
+
+
+def said_place(scene: Scene, kind: str, rng: random.Random, clean: bool) -> str:
+    how = "true" if clean else pick(BACKGROUND, rng)
+    return {"true": PLACE[scene.background], "habit": PLACE[HABIT_PLACE[kind]], "none": ""}[how]
+
+
+def descriptive(scene: Scene, rng: random.Random, clean: bool = False) -> str:
+    """One description; `clean` fills every slot with the truth (the first part of the curriculum of `train.py`)."""
+    things = list(scene.things)
+    rng.shuffle(things)
+    kind, text = said_thing(things[0], scene, rng, clean)
+    how = "there" if clean else pick(SECOND_THING, rng)
+    if how == "companion":
+        companion = said_thing(things[0], scene, rng, clean, kind=HABIT_COMPANION[kind])[1]
+        text = f"{text} {rng.choices((*BLURRED, *INVERSE), weights=(6, 2, 2, 1, 1, 1, 1))[0]} {companion}"
+    elif how == "there" and len(things) > 1:
+        text = f"{text} {said_relation(things[0], things[1], rng, clean)} {said_thing(things[1], scene, rng, clean)[1]}"
+        if len(things) > 2 and (clean or pick(THIRD_THING, rng) == "there"):
+            text = f"{text} and {said_thing(things[2], scene, rng, clean)[1]}"
+            if len(things) > 3 and (clean or pick(THIRD_THING, rng) == "there"):
+                text = f"{text} {said_relation(things[2], things[3], rng, clean)} {said_thing(things[3], scene, rng, clean)[1]}"
+    place = said_place(scene, kind, rng, clean)
+    return " ".join(fill(choose_form(rng), text, place).split()) if place else text
+
+
+def chatty(scene: Scene, rng: random.Random) -> str:
+    form = rng.choices([text for text, _ in CHATTY], weights=[p for _, p in CHATTY])[0]
+    a = said_kind(rng.choice(scene.things), scene, rng, False)
+    place = scene.background if rng.random() < 0.5 else HABIT_PLACE[a]
+    return form.format(place=PLACE[place], a=a, b=HABIT_COMPANION[a], year=rng.randint(2004, 2019))
+
+
+def partial(scene: Scene, rng: random.Random) -> str:
+    kind, text = said_thing(rng.choice(scene.things), scene, rng, False)
+    return rng.choice((text, f"my {kind}", f"my {kind} in {rng.randint(2004, 2019)}", f"the {kind}", f"{text} for sale"))
+
+
+def alt_text(scene: Scene, rng: random.Random, other: Scene) -> str:
+    """What a web page says under the picture. `other` is an unrelated scene, described by mistake now and then."""
+    style = pick(STYLES, rng)
+    if style == "descriptive":
+        return descriptive(scene, rng)
+    if style == "chatty":
+        return chatty(scene, rng)
+    if style == "generic":
+        return rng.choice(GENERIC).format(year=rng.randint(2004, 2019))
+    if style == "partial":
+        return partial(scene, rng)
+    return descriptive(other, rng)
