@@ -78,7 +78,10 @@ def write_all(folder: Path) -> None:
         "noise.webp": np.random.default_rng(0).bytes(500),
         "text.gif": b"just some words",
         "bomb.png": _png_header(60_000, 60_000) + _chunk(b"IDAT", zlib.compress(bytes(100_000))) + _chunk(b"IEND", b""),
-        "bomb.gif": b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b";",
+        "bomb.gif": b"GIF89a"
+        + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0)
+        + struct.pack("<cHHHHB", b",", 0, 0, 65_535, 65_535, 0)
+        + b"\x02\x02\x4c\x01\x00;",
         "vector.jpg": b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>",
     }
     assert set(files) == {*GOOD, *BAD}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,10 @@ def test_good_files_open_as_loaded_rgb(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "reason"), BAD.items())
 def test_bad_files_are_refused_by_name(folder: Path, name: str, reason: str) -> None:
-    with pytest.raises(BadImage, match=reason) as caught:
-        open_image(folder / name, item=f"id of {name}")
-    assert caught.value.item == f"id of {name}"
-    assert str(caught.value).startswith(f"id of {name}: ")
+    with pytest.raises(BadImage) as caught:
+        open_image(folder / name, item="7")
+    assert re.search(reason, caught.value.why)
+    assert (caught.value.item, str(caught.value)) == ("7", f"7: {caught.value.why}")
 
 
 def test_exif_rotation_is_applied_and_not_left_to_be_applied_again() -> None:
