@@ -7,86 +7,79 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
-from captune.caption_job import CaptionReport, caption_to_file
-from captune.data.captions import replace_file
 from captune.evaluation import evaluate_files
 from captune.methods import sft, vizer
 from captune.options import build
 from captune.report import render
+from captune.runs import RunDir
 
 logger = logging.getLogger(__name__)
 
 MODEL, UNLABELLED, LABELLED = "storybook", "storybook:unlabelled", "storybook:train"
+SCORERS = ("cider", "bleu", "rouge", "clip", "storybook", "health")
 CONTROLS = Path(__file__).parents[2] / "studies" / "vizer" / "results" / "controls.json"
 
-# What the printed table shows: heading, scorer, key. The report has all of it.
+# What the printed table shows: heading, scorer, figure (none: the scorer's primary one). The report has every figure.
 COLUMNS = (
-    ("CIDEr-D", "cider", "cider_d"),
+    ("CIDEr-D", "cider", None),
     ("BLEU-4", "bleu", "bleu_4"),
-    ("ROUGE-L", "rouge", "rouge_l"),
-    ("CLIPScore", "clip", "clip_score"),
-    ("mapper", "vizer", "vizer"),
+    ("ROUGE-L", "rouge", None),
+    ("CLIPScore", "clip", None),
+    ("mapper", "vizer", None),
     ("fact F1", "storybook", "fact_f1"),
     ("false/fact", "storybook", "hallucinated_per_fact"),
-    ("words", "health", "words"),
+    ("words", "health", "length"),
 )
 
 
 def demo(output: Path, *, seed: int = 7, test: str = "storybook:test?n=500&seed=91") -> str:
-    """Run everything below `output`; returns the table and the path of the page, as text."""
-    # 1. Improve the captioner with unlabelled images; with a mapper fitted on references; and by plain supervision.
-    zero = train(vizer, "ViZerConfig", output / "vizer", seed, images=UNLABELLED)
+    """Run everything below `output`; returns the table, the seconds it took and the path of the page, as text."""
+    started = time.perf_counter()
+    # 1. Improve the captioner: with unlabelled images; with a mapper fitted on references; by plain supervision.
+    #    Each run ends by captioning `test`, before and after.
+    zero = train(vizer, "ViZerConfig", output / "vizer", seed, test, images=UNLABELLED)
     gt = train(
-        vizer, "ViZerConfig", output / "vizer-gt", seed, images=UNLABELLED, preset="paper", mapper_captions=LABELLED
+        vizer,
+        "ViZerConfig",
+        output / "vizer-gt",
+        seed,
+        test,
+        images=UNLABELLED,
+        preset="paper",
+        mapper_captions=LABELLED,
     )
-    supervised = train(sft, "SFTConfig", output / "sft", seed, images=LABELLED)
+    supervised = train(sft, "SFTConfig", output / "sft", seed, test, images=LABELLED)
 
-    # 2. Caption images that none of them has seen, before and after.
-    adapters = {"base": None, "ViZer zero-label": zero, "ViZer GT (paper)": gt, "supervised": supervised}
-    captioned = {
-        name: caption_to_file(
-            MODEL,
-            test,
-            output / "captions" / f"{name.split(' (')[0].lower().replace(' ', '-')}.jsonl",
-            adapter=adapter and adapter / "adapter",
-            overwrite=True,
-        )
-        for name, adapter in adapters.items()
-    }
-
-    # 3. Score the captions, and put the report together.
-    rows = score(captioned, test, zero / "mapper")
-    rows += controls()
-    replace_file(output / "scores.json", json.dumps({"source": test, "rows": rows}, indent=1))
-    page = render([output, zero, gt, supervised], output / "report.html")
-    return f"{table(rows)}\n\n{page.resolve()}"
+    # 2. Score all of them side by side, the mapper of the zero-label run included, and put the report together.
+    systems = {name: run for run in (supervised, gt, zero) for name in captioned(run)}  # the base's comes from zero
+    order = sorted(systems, key=lambda name: (name != "base", systems[name] is not zero, systems[name] is not gt))
+    files = [systems[name].path / captioned(systems[name])[name]["captions"] for name in order]
+    scored = evaluate_files(files, references=test, images=test, scorers=[*SCORERS, f"vizer:{zero.mapper}"])
+    together = RunDir(output).start({"method": "demo", "seed": seed, "test": test}, overwrite=True)
+    for name, file, report in zip(order, files, [scored, *scored["others"]], strict=True):
+        scores = {spec.partition(":")[0]: score for spec, score in report["scores"].items()}
+        speed = captioned(systems[name])[name].get("images_per_second")
+        together.add_scores(name, scores, source=test, captions=file, images_per_second=speed)
+    for row in controls():
+        together.add_scores(row["name"], row["scores"], role="control", source=row["source"])
+    page = render([output, zero.path, gt.path, supervised.path], output / "report.html")
+    minutes = (time.perf_counter() - started) / 60
+    return f"{table(together.scores()['rows'])}\n\n{minutes:.1f} minutes; the page: {page.resolve()}"
 
 
-def train(module: Any, config: str, output: Path, seed: int, **settings: Any) -> Path:
+def train(module: Any, config: str, output: Path, seed: int, test: str, **settings: Any) -> RunDir:
     """One training run with a method's default settings, as `captune vizer` and `captune sft` do it."""
-    flags = {"model": MODEL, "seed": seed, "output": output, "overwrite": True, **settings}
-    return module.run(build(getattr(module, config), flags, presets=getattr(module, "PRESETS", None))).path
+    flags = {"model": MODEL, "seed": seed, "output": output, "evaluation": test, "overwrite": True, **settings}
+    return module.run(build(getattr(module, config), flags, presets=getattr(module, "PRESETS", None)))
 
 
-def score(captioned: dict[str, CaptionReport], test: str, mapper: Path) -> list[dict[str, Any]]:
-    """Rows as scores.json has them, each system scored by every scorer on the images of `test`."""
-    scorers = ["cider", "bleu", "rouge", "clip", f"vizer:{mapper}", "storybook", "health"]
-    files = [result.output for result in captioned.values()]
-    report = evaluate_files(files, references=test, scorers=scorers)
-    rows = []
-    for (name, result), scored in zip(captioned.items(), [report, *report["others"]], strict=True):
-        rows.append(
-            {
-                "name": name,
-                "scores": {spec.partition(":")[0]: values for spec, values in scored["scores"].items()},
-                "captions": str(result.output.relative_to(result.output.parents[1])),
-                "images_per_second": result.images_per_second,
-            }
-        )
-    return rows
+def captioned(run: RunDir) -> dict[str, dict[str, Any]]:
+    """The rows of a run's scores.json, by name."""
+    return {row["name"]: row for row in run.scores()["rows"]}
 
 
 def controls() -> list[dict[str, Any]]:
@@ -94,7 +87,8 @@ def controls() -> list[dict[str, Any]]:
     if not CONTROLS.is_file():
         logger.warning("the study's controls are not here (%s): their rows are left out", CONTROLS)
         return []
-    return [row | {"role": "control"} for row in json.loads(CONTROLS.read_text(encoding="utf-8"))["rows"]]
+    content = json.loads(CONTROLS.read_text(encoding="utf-8"))
+    return [{"source": content.get("source"), **row} for row in content["rows"]]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -103,7 +97,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = [row["name"] + (" *" if row.get("role") == "control" else "")]
         for _, scorer, key in COLUMNS:
-            value = row["scores"].get(scorer, {}).get("values", {}).get(key)
+            values = row["scores"].get(scorer, {}).get("values", {})
+            value = values.get(key or next(iter(values), ""))
             cells.append("-" if value is None else f"{value:.3f}")
         speed = row.get("images_per_second")
         lines.append([*cells, f"{speed:.0f}" if speed else "-"])
