@@ -2,9 +2,9 @@
 
     python benchmarks/cider_speed.py captions.txt [--output benchmarks/cider_speed.json]
 
-The captions file has `image,caption` lines, several per image (Flickr8k's). The 1,000 captions are the first captions of
-images taken in turn, each scored against five captions of the next image with the same words in other places: what counts
-here is the work, which is the same for both. Both sides get the same tokenized texts in one process, in turns. Measured:
+The captions file has `image,caption` lines, several per image (Flickr8k's). The 1,000 candidates are half a caption of
+the image and half of the next image's, so that scores lie between nothing and perfect; each is scored against its
+image's five captions. Both sides get the same tokenized texts in one process, in turns. Measured:
 
 - first: a new scorer that has seen nothing: document frequencies, reference vectors, 1,000 scores;
 - repeated: the same scorer scores other captions against the same references, as a reward does;
@@ -51,7 +51,6 @@ def main() -> None:
     if len(complete) < args.images:
         parser.error(f"{args.captions} has {len(complete)} images with 5 captions, not {args.images}")
     references = [texts[:5] for texts in complete]
-    # candidates: half a caption of the image and half of its neighbour's, so that scores differ from 0 and from perfect
     halves = [
         (own[0].split(), other[1].split()) for own, other in zip(complete, complete[1:] + complete[:1], strict=True)
     ]

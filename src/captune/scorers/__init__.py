@@ -1,9 +1,8 @@
 """Scorers judge captions. One shape serves as a metric and as a reward.
 
-A scorer turns captions (with their images or references) into rows of sufficient statistics, `(captions, columns) -> rows
-(N, D)`; a corpus figure is a function of the rows' totals, so that resampling rows is a matrix product, and one column,
-or a function of it, is the score of each caption. Called with TRL's reward signature, a scorer answers with one number
-per completion:
+A scorer turns captions (with their images or references) into rows (N, D) of sufficient statistics. A corpus figure is
+a function of the rows' totals, so that resampling is a matrix product, and one column, or a function of the row, is the
+score of each caption. Called with TRL's reward signature, a scorer answers with one number per completion:
 
     scorer = load_scorer("cider")
     rows = scorer.rows(captions, references=references)
@@ -55,7 +54,7 @@ class MissingColumn(ValueError):
 class Scorer:
     """What judges captions. Subclasses define `rows`; most need nothing else but `from_totals` and `signature`.
 
-    A subclass's constructor takes the text after the colon of its spec ("clip:folder") or None, and any keyword context.
+    A subclass's constructor takes the text after the colon of its spec ("clip:folder") or None, and keyword context.
     """
 
     name: str = ""  # the registry's name; `load_scorer` replaces it by the whole spec where that has an argument

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Bleu(Scorer):
     def __init__(self, argument: str | None = None) -> None:
         no_argument(self, argument)
 
-    def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]]) -> np.ndarray:  # type: ignore[override]
+    def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
         check_references(self.name, references)
         rows = np.zeros((len(captions), 2 + 2 * _N))
         for row, caption, own in zip(rows, captions, references, strict=True):

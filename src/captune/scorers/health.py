@@ -11,26 +11,25 @@ from captune.scorers import Scorer, ptb
 from captune.scorers.bleu import no_argument
 
 # A caption that stops on one of these was cut off: articles, determiners, possessives that need a noun, prepositions,
-# conjunctions and forms of "be". What people do end sentences with is left out ("with his helmet on", "the sea is behind
-# her", "shakes the water off", "stands by"): of 40,000 human captions 0.11% end on a word of this list, and with those
-# words it would be 1.4%.
-_UNFINISHED = frozenset(
-    """a an the this these those some any every each my your his its our their whose which
+# conjunctions and forms of "be". What people do end sentences with is left out ("with his helmet on", "the sea is
+# behind her", "shakes the water off", "stands by"): of 40,000 human captions 0.11% end on a word of this list, and with
+# those words it would be 1.4%.
+_ENDINGS = """a an the this these those some any every each my your his its our their whose which
     and or but nor while as because if than
     in of at to for from with without into onto upon against between among during toward towards beside beneath under
     through across near
-    is are was were be being""".split()
-)
+    is are was were be being"""
+_UNFINISHED = frozenset(_ENDINGS.split())
 
 
 class Health(Scorer):
     """Length, repetition, vocabulary, bad endings and empty captions: what references do not show.
 
-    length: words per caption. repetition: the share of a caption's 2- and 3-grams that it has already used,
-    1 - distinct / all over both (0 for captions of fewer than two words), averaged over captions. bad_endings: the share
-    of captions whose last word cannot end a sentence ("a dog on the"), a trace of rewards that ignore where a caption
-    stops. empty: the share of captions without a word. vocabulary: distinct words in all captions together; it grows with
-    their number, so compare it at equal numbers only, and no interval is given, since a resample always has fewer.
+    length: words per caption. repetition: the share of a caption's 2- and 3-grams that it has already used, 1 -
+    distinct / all over both (0 for captions of fewer than two words), averaged over captions. bad_endings: the share of
+    captions whose last word cannot end a sentence ("a dog on the"), a trace of rewards that ignore where a caption
+    stops. empty: the share of captions without a word. vocabulary: distinct words in all captions together; it grows
+    with their number, so compare it at equal numbers only; it has no interval, since a resample always has fewer.
     """
 
     name = "health"

@@ -10,9 +10,10 @@ two caption corpora), not from its source. What it keeps of that behaviour, odd 
 - Characters that the lexer does not know (emoji outside the BMP among them) vanish.
 - `2 1/2` is one token with a no-break space, which BLEU and CIDEr split again and ROUGE does not.
 
-Where it differs on purpose: every kind of line break inside a caption (`\\r \\v \\f U+0085 U+2028 U+2029` ...) is white
-space here. pycocoevalcap lets such a caption shift all later captions by one line. And a caption is tokenized by itself,
-where the Java program peeks at the first letter of the next line to judge a full stop.
+Where it differs on purpose: every kind of line break inside a caption (`\r \v \f U+0085 U+2028 U+2029` ...) is white
+space here. pycocoevalcap lets such a caption shift all later captions by one line. And a caption is tokenized by
+itself, where the Java program peeks at the first word of the next line to judge a final full stop: here a letter at the
+end ("plan B.") loses it, as it does there before a line that begins with "A" or "The".
 """
 
 from __future__ import annotations
@@ -23,12 +24,8 @@ from functools import lru_cache
 
 VERSION = "ptb-1"  # part of every signature that depends on the tokens: raise it when a token can change
 
-#: pycocoevalcap's list of tokens that do not count as words.
-DROPPED = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...",
-                     ";"])  # fmt: skip
-
-# A letter or digit: word characters without the underscore, without numerals such as superscripts, fractions and circled
-# numbers, and without everything beyond the BMP. Combining marks continue a word.
+# A letter or digit: word characters without the underscore, without numerals such as superscripts, fractions and
+# circled numbers, and without everything beyond the BMP. Combining marks continue a word.
 _C = (
     r"(?:[^\W_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u218f\u2460-\u24ff\u2776-\u2793\u3021-\u3029\u3038-"
     r"\u303a\u3192-\u3195\u3220-\u32bf\U00010000-\U0010ffff]|[\u02c2-\u036f\u0483-\u0487\u0591-\u05c7\u064b-\u0670"
@@ -39,20 +36,22 @@ _APOSTROPHE = "['\u2019\u0092]"
 _A = "[A-Za-z]"
 
 # Abbreviations that keep their full stop: always, before a number only, and only where no capital follows.
-_ALWAYS = """adj adm adv al ala alex apr ariz assn assoc asst atty aug ave bhd bldg blvd brig bros calif capt cf cie cmdr
-co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov govs hon
-inc ind insp intl invt jan jos jr jul jun kan kans ky lt ltd maj mar md messrs mfg mich minn mlle mme mo mon mont mr mrs
-ms msgr mt mtg natl neb nev nov oct okla ore penn pfc ph plc ppte ppty pres prof pte ptes pty ptys pvt rd rep reps rev rt
-sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue tues univ va vs vt wed wis wisc wm
-wyo"""
+_ALWAYS = """
+adj adm adv al ala alex apr ariz assn assoc asst atty aug ave bhd bldg blvd brig bros calif capt cf cie cmdr co col
+colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov govs hon
+inc ind insp intl invt jan jos jr jul jun kan kans ky lt ltd maj mar md messrs mfg mich minn mlle mme mo mon mont mr
+mrs ms msgr mt mtg natl neb nev nov oct okla ore penn pfc ph plc ppte ppty pres prof pte ptes pty ptys pvt rd rep
+reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue tues univ va vs vt
+wed wis wisc wm wyo
+"""
 _CAPITALISED = "Ark Az Del Ill Kan La Mass Miss Pa Tex Wash Apr"
 _NUMBERED = "art ca fig figs no nos op pp prop"
 # After "letter B." these words begin a sentence.
-_OPENINGS = "|".join(
-    f"{w.capitalize()}|{w.upper()}"
-    for w in """about after an as at but he her here however if in it last many more now once one other our she since so
-    some such that the their then there these they this we what when while yet you a""".split()
-)
+_STARTERS = """
+about after an as at but he her here however if in it last many more now once one other our she since so some such that
+the their then there these they this we what when while yet you a
+"""
+_OPENINGS = "|".join(f"{w.capitalize()}|{w.upper()}" for w in _STARTERS.split())
 
 
 def _abbreviations(words: str) -> str:
@@ -68,6 +67,7 @@ _WORD_RULES = [
         # O'Neil, o'er, Hawai'i and some words by name
         rf"[A-Z]{_APOSTROPHE}(?!(?i:ll|re|ve)(?!{_A})){_A}{{2,}}|(?i:[eo]|ne){_APOSTROPHE}er\b",
         rf"{_A}*[aeiouAEIOU]{_APOSTROPHE}[aeiouAEIOU]{_A}*",
+        rf"[yY]{_APOSTROPHE}(?={_A}{{2}})|[cC]\+\+|[A-Z]#",
         rf"(?i:nat{_APOSTROPHE}l|s{_APOSTROPHE}mores|c{_APOSTROPHE}est|dunkin{_APOSTROPHE})(?!{_C})",
         # a word and its full stop before other inner punctuation
         rf"{_C}+(?:-{_C}+)*\.(?=[,;:])",
@@ -85,7 +85,8 @@ _WORD_RULES = [
         r"(?:US|HK|NT|NZ|[ACMRS])\$",
         r"(?:\d{1,4}[- ])?\d{1,4}\\?/\d{1,4}(?!\d)",
         r"(?:\d{2,4}[- ]){2,}\d{3,5}(?!\d)|\d{2}[- ]\d{6}(?!\d)",
-        r"https?://[^\s<>\"]+[^\s<>\".,;:!?()]|www\.(?:[^\s<>\".,;:!?()]+\.)+[A-Za-z]{2,4}(?:/[^\s<>\"]*[^\s<>\".,;:!?()])?",
+        r"https?://[^\s<>\"]+[^\s<>\".,;:!?()]",
+        r"www\.(?:[^\s<>\".,;:!?()]+\.)+[A-Za-z]{2,4}(?:/[^\s<>\"]*[^\s<>\".,;:!?()])?",
         r"[\w.]+@[\w-]+(?:\.[\w-]+)*",
         rf"{_A}[A-Za-z0-9]*(?:\.{_A}+)*\.(?:com|net|org|edu|gov)(?:/[^\s<>\"]*[^\s<>\".,;:!?()])?",
     )
@@ -93,8 +94,8 @@ _WORD_RULES = [
 _OTHER_RULES = [
     re.compile(rule)
     for rule in (
-        rf"{_APOSTROPHE}\d\ds|{_APOSTROPHE}\d\d(?!\d)",
-        rf"{_APOSTROPHE}(?i:em|til|cause|n{_APOSTROPHE}?)(?!{_C})",
+        rf"{_APOSTROPHE}\d\ds|{_APOSTROPHE}\d\d(?= |$)",
+        rf"{_APOSTROPHE}[nN]{_APOSTROPHE}|{_APOSTROPHE}(?i:em|til|cause|n)(?!{_C})",
         rf"'(?i:s|m|d|ll|re|ve)(?!{_A})|[\u2019\u0092](?i:s|m|d|ll|re|ve)",
         rf"{_APOSTROPHE}(?i:t(?=(?:is|was)(?!{_A})))",
         r"[-+]?(?:[.,:]\d+)+|[-+]\d+(?:[.,:]\d+)*",
@@ -111,8 +112,8 @@ _OTHER_RULES = [
 _RIGHT = {ord("("): "-lrb-", ord(")"): "-rrb-", ord("["): "-lsb-", ord("]"): "-rsb-", ord("{"): "-lcb-",
           ord("}"): "-rcb-"}  # fmt: skip
 # What single characters become; "" means that the drop list would take them anyway.
-_NAMED = {"€": "$", "¤": "$", "\u20a0": "$", "\u0080": "$", "£": "#", "¢": "cents", "½": "1/2", "¼": "1/4", "¾": "3/4",
-          "⅓": "1/3", "⅔": "2/3"}  # fmt: skip
+_NAMED = {"€": "$", "¤": "$", "\u20a0": "$", "\u0080": "$", "£": "#", "¢": "cents", "½": "1/2", "¼": "1/4",
+          "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}  # fmt: skip
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}
 _SILENT = frozenset("\"'`.,:;!?-\u2013\u2014\u2015\u2026\u2018\u2019\u201b\u201c\u201d\u2039\u203a\u00ab\u00bb\u0085"
                     "\u0091\u0092\u0093\u0094\u0096\u0097\u2010\u2011\u058a")  # fmt: skip
@@ -130,7 +131,10 @@ _NOT = re.compile(r"[nN]['\u2019\u0092`][tT](?![A-Za-z])")
 _SPLIT_IN_TWO = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "gimme": 3, "lemme": 3}
 
 _PLAIN = re.compile(r"[a-z]+(?: [a-z]+)*(?:(?: |(?<=[a-z]{5}))\.)?")
-_PLAIN_TAIL = frozenset("ariz assoc calif messrs thurs treas insp bldg blvd".split())
+_PLAIN_WORD = re.compile(
+    r"[A-Za-z]+(?=[ ,;]|$)|(?i:(?!(?:ariz|assoc|calif|messrs|thurs|treas)\.)[a-z]{5,}(?=\.(?: |$)))"
+)
+_PLAIN_TAIL = frozenset({"ariz", "assoc", "calif", "messrs", "thurs", "treas"})
 
 
 @lru_cache(maxsize=2**16)
@@ -170,6 +174,14 @@ def _lex(text: str) -> list[str]:
         if character == " ":
             position += 1
             continue
+        plain = _PLAIN_WORD.match(text, position)
+        if plain and plain.group().lower() not in _SPLIT_IN_TWO:
+            tokens.append(plain.group().lower())
+            position = plain.end()
+            continue
+        if character in ",." and text[position + 1 : position + 2] in " ":
+            position += 1
+            continue
         word = character.isalnum()
         end = max((m.end() for rule in (_WORD_RULES if word else _OTHER_RULES) if (m := rule.match(text, position))),
                   default=position)  # fmt: skip
@@ -203,7 +215,7 @@ def _word(text: str, start: int, end: int, tokens: list[str]) -> int:
 def _run(run: str, tokens: list[str]) -> None:
     """Appends a token that starts with something else than a letter or digit."""
     token = _ENTITIES.get(run, run)
-    if token.startswith("&") and len(token) > 1 or token.startswith(("...", ". .")):
+    if (token.startswith("&") and len(token) > 1) or token.startswith(("...", ". .")):
         return
     if len(token) < 5 and not token.strip("-"):
         return

@@ -1,0 +1,98 @@
+"""The n-grams of many texts at once, as arrays.
+
+With ids for words and for (n-1)-grams, an n-gram is a pair of integers, and one sort per order brings equal ones
+together: no dict per text, a hundred times fewer Python objects, and no dependence on hashing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+ORDERS = 4
+
+
+class Grams(NamedTuple):
+    """The n-grams of one order in a list of texts.
+
+    Distinct n-grams have ids 0 .. G-1; each is an (n-1)-gram and one more word, and they are sorted by that pair. An
+    entry says that a text has an n-gram so many times; entries are sorted by n-gram, then text.
+    """
+
+    prefix: np.ndarray  # (G,) id of the (n-1)-gram; 0 for n = 1
+    last: np.ndarray  # (G,) id of the last word
+    gram: np.ndarray  # (E,)
+    text: np.ndarray  # (E,)
+    count: np.ndarray  # (E,)
+
+
+def count_ngrams(texts: Sequence[str]) -> tuple[list[str], np.ndarray, list[Grams]]:
+    """(vocabulary, (T,) words per text, the n-grams for n = 1 .. 4) of tokenized texts."""
+    end = "\0"  # a word of its own after each text: one split for all of them
+    words = f" {end} ".join([*texts, ""]).split()
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    ids = np.fromiter(map(vocabulary.__getitem__, words), dtype=np.int64, count=len(words))
+    place = np.arange(len(words))
+    is_end = ids == vocabulary.get(end, -1)
+    ends = place[is_end]
+    text_of = np.cumsum(is_end) - is_end
+    left = ends[text_of] - place  # words from here to the end of the text
+    size, bits = max(1, len(vocabulary)), max(1, len(words).bit_length())
+    if 2 * bits + size.bit_length() > 62:
+        raise ValueError(f"{len(words)} words are too many to score in one call; score fewer captions at a time")
+
+    gram_at = np.zeros(len(words), dtype=np.int64)  # id of the (n-1)-gram that starts here
+    grams = []
+    for n in range(1, ORDERS + 1):
+        starts = place[left >= n]
+        packed = gram_at[starts] * size + ids[starts + n - 1]
+        packed = np.sort((packed << bits) | starts)  # equal n-grams stay in text order
+        keys, starts = packed >> bits, packed & ((1 << bits) - 1)
+        new_gram = np.ones(len(keys), dtype=bool)
+        np.not_equal(keys[1:], keys[:-1], out=new_gram[1:])
+        gram = np.cumsum(new_gram) - 1
+        text = text_of[starts]
+        new_entry = new_gram.copy()
+        new_entry[1:] |= text[1:] != text[:-1]
+        first = np.flatnonzero(new_entry)
+        distinct = keys[new_gram]
+        count = np.diff(first, append=len(keys))
+        grams.append(Grams(distinct // size, distinct % size, gram[first], text[first], count))
+        gram_at[starts] = gram
+    return list(vocabulary), np.diff(ends, prepend=-1) - 1, grams
+
+
+class Table:
+    """A set of n-grams that other texts' n-grams are looked up in, for each order by sorted keys.
+
+    The key of an n-gram is (row of its (n-1)-gram in the table before) * (number of words) + (word); the set must hold
+    the words and the (n-1)-gram of every n-gram in it.
+    """
+
+    def __init__(self, words: Sequence[str], keys: Sequence[np.ndarray]) -> None:
+        self.words, self.keys = list(words), list(keys)
+        self._word = {word: i for i, word in enumerate(self.words)}
+
+    @classmethod
+    def of(cls, vocabulary: Sequence[str], grams: Sequence[Grams]) -> Table:
+        """All n-grams of `count_ngrams`; an n-gram's row is its id."""
+        return cls(vocabulary, [g.prefix * len(vocabulary) + g.last for g in grams])
+
+    def rows(self, vocabulary: Sequence[str], grams: Sequence[Grams]) -> list[np.ndarray]:
+        """For each order, the (G,) rows of other texts' n-grams; -1 for those that are not in the set."""
+        word = np.array([self._word.get(w, -1) for w in vocabulary], dtype=np.int64)
+        row = np.zeros(1, dtype=np.int64)
+        rows = []
+        for g, keys in zip(grams, self.keys, strict=True):
+            prefix, last = row[g.prefix], word[g.last]
+            row = np.full(len(prefix), -1, dtype=np.int64)
+            if len(keys):
+                may = np.flatnonzero((prefix >= 0) & (last >= 0))
+                key = prefix[may] * len(self.words) + last[may]
+                place = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+                found = keys[place] == key
+                row[may[found]] = place[found]
+            rows.append(row)
+        return rows

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from captune.scorers import load_scorer, ptb
+from captune.scorers.cider import Cider, DocumentFrequencies
+from captune.scorers.ngrams import count_ngrams
+
+TRAIN = [["a dog runs", "the dog is running"], ["a cat sleeps", "the cat is sleeping on a mat"], ["a dog and a cat"]]
+
+
+def by_hand(caption: str, references: list[str], train: list[list[str]]) -> float:
+    """CIDEr-D from its definition, with dicts."""
+
+    def grams(text: str, n: int) -> Counter:
+        words = ptb.words(text)
+        return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+    def idf(gram: tuple[str, ...]) -> float:
+        df = sum(any(gram in grams(text, len(gram)) for text in own) for own in train)
+        return math.log(len(train)) - math.log(max(1, df))
+
+    total = 0.0
+    for n in range(1, 5):
+        c = {g: k * idf(g) for g, k in grams(caption, n).items()}
+        for reference in references:
+            r = {g: k * idf(g) for g, k in grams(reference, n).items()}
+            norms = math.hypot(*c.values()) * math.hypot(*r.values())
+            penalty = math.exp(-((sum(grams(caption, 2).values()) - sum(grams(reference, 2).values())) ** 2) / 72)
+            if norms:
+                total += penalty * sum(min(c[g], r[g]) * r[g] for g in c if g in r) / norms
+    return 10 * total / 4 / len(references)
+
+
+def test_equals_pycocoevalcap(corpus: dict) -> None:
+    scorer = Cider()
+    rows = scorer.rows(corpus["captions"], references=corpus["references"])
+    assert scorer.corpus(rows)["cider"] == pytest.approx(corpus["corpus"]["cider"], abs=1e-9)
+    np.testing.assert_allclose(scorer.per_caption(rows), corpus["each"]["cider"], atol=1e-9)
+
+
+def test_frozen_on_the_same_references_it_says_the_same(corpus: dict) -> None:
+    scorer = Cider().fit(corpus["references"])
+    rows = scorer.rows(corpus["captions"], references=corpus["references"])
+    np.testing.assert_allclose(rows[:, 0], corpus["each"]["cider"], atol=1e-9)
+
+
+def test_frozen_frequencies_as_defined() -> None:
+    scorer = Cider().fit(TRAIN)
+    captions = ["a dog runs", "the dog the dog the dog", "a zebra runs on a mat", "", "a cat is sleeping"]
+    references = [["a dog runs fast", "dogs run"], ["the dog"], ["a zebra on a mat", "a horse"], ["a dog"], TRAIN[1]]
+    rows = scorer.rows(captions, references=references)
+    expected = [by_hand(c, r, TRAIN) for c, r in zip(captions, references, strict=True)]
+    np.testing.assert_allclose(rows[:, 0], expected, atol=1e-12)
+    assert max(expected) > 1
+
+
+def test_a_reward_does_not_depend_on_its_batch(golden: dict) -> None:
+    items = golden["flickr8k"]["items"][:60]
+    captions, references = [i["caption"] for i in items], [i["references"] for i in items]
+    scorer = Cider().fit(references)
+    together = scorer(captions, references=references)
+    one_by_one = [scorer([c], references=[r])[0] for c, r in zip(captions, references, strict=True)]
+    np.testing.assert_allclose(together, one_by_one, atol=1e-12)
+    samples = scorer(captions[:1] * 3 + captions[:2], references=references[:1] * 3 + references[:2])
+    np.testing.assert_allclose(samples, [*together[:1] * 3, *together[:2]], atol=1e-12)
+    assert all(type(reward) is float for reward in together)
+
+
+def test_an_unfitted_reward_is_an_error() -> None:
+    with pytest.raises(ValueError, match="frozen document frequencies"):
+        Cider()(["a dog"], references=[["a dog"]])
+
+
+def test_a_second_system_is_scored_against_its_own_references(golden: dict) -> None:
+    """The vectors of the last references are kept; others must not be mistaken for them."""
+    items = golden["flickr8k"]["items"]
+    captions, references = [i["caption"] for i in items], [i["references"] for i in items]
+    scorer = Cider()
+    first = scorer.rows(captions, references=references)
+    other = scorer.rows(captions, references=[r[:2] for r in references])
+    np.testing.assert_array_equal(other, Cider().rows(captions, references=[r[:2] for r in references]))
+    np.testing.assert_array_equal(first, scorer.rows(captions, references=references))
+    fitted = scorer.fit(TRAIN).rows(captions, references=references)
+    assert np.abs(fitted - first).max() > 0.1
+
+
+def test_one_image_is_zero_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    assert Cider().rows(["a dog"], references=[["a dog"]]).tolist() == [[0.0]]
+    assert "single image" in caplog.text
+
+
+def test_saved_and_loaded(tmp_path: Path, golden: dict) -> None:
+    items = golden["flickr8k"]["items"]
+    captions, references = [i["caption"] for i in items[:50]], [i["references"] for i in items[:50]]
+    scorer = Cider().fit([i["references"] for i in items])
+    scorer.save(tmp_path / "deep" / "df.json")
+    for loaded in (Cider.load(tmp_path / "deep" / "df.json"), load_scorer(f"cider:{tmp_path}/deep/df.json")):
+        np.testing.assert_array_equal(
+            loaded.rows(captions, references=references), scorer.rows(captions, references=references)
+        )
+        assert loaded.signature == scorer.signature and "300 images" in loaded.signature
+    assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "df.json"]
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "df.json"
+    Cider().fit(TRAIN).save(file)
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"images": 4}))
+    with pytest.raises(ValueError, match="damaged"):
+        Cider.load(file)
+    file.write_text(json.dumps(content | {"tokenizer": "another"}))
+    with pytest.raises(ValueError, match="fit them again"):
+        Cider.load(file)
+    for text in ("<html>", "[]", "\x00"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="does not hold"):
+            Cider.load(file)
+    with pytest.raises(ValueError, match="fit"):
+        Cider().save(file)
+    with pytest.raises(ValueError, match="at least one image"):
+        Cider().fit([])
+
+
+def test_the_digest_is_that_of_the_content() -> None:
+    def digest(references: list[list[str]]) -> str:
+        return Cider().fit(references).df.digest
+
+    assert digest(TRAIN) == digest(TRAIN[::-1]) == digest([own[::-1] for own in TRAIN])
+    assert digest(TRAIN) != digest(TRAIN[:2]) != digest([*TRAIN[:2], ["a dog"]])
+
+
+def test_counts_of_ngrams() -> None:
+    vocabulary, lengths, grams = count_ngrams(["a b a b", "", "b", "a b a"])
+    assert lengths.tolist() == [4, 0, 1, 3]
+    names: list[list[tuple[str, ...]]] = [[()]]
+    for g in grams:
+        names.append([(*names[-1][p], vocabulary[w]) for p, w in zip(g.prefix, g.last, strict=True)])
+    found = {(names[n][g], int(t)): int(c) for n, o in enumerate(grams, 1) for g, t, c in zip(*o[2:], strict=True)}
+    assert found == {
+        (("a",), 0): 2, (("a",), 3): 2, (("b",), 0): 2, (("b",), 2): 1, (("b",), 3): 1, (("a", "b"), 0): 2,
+        (("a", "b"), 3): 1, (("b", "a"), 0): 1, (("b", "a"), 3): 1, (("a", "b", "a"), 0): 1, (("a", "b", "a"), 3): 1,
+        (("b", "a", "b"), 0): 1, (("a", "b", "a", "b"), 0): 1,
+    }  # fmt: skip
+    assert DocumentFrequencies.of([[""]]).lookup(vocabulary, grams)[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "random"])
+def test_the_same_bits_for_any_hash_seed(seed: str, golden: dict) -> None:
+    program = (
+        "import json,sys; from captune.scorers import evaluate; d=json.load(sys.stdin);"
+        "r=evaluate(d['c'],{'references':d['r']},['cider','bleu','rouge','health'],bootstrap=50);"
+        "print(json.dumps([[v.values,v.interval,v.per_caption.tolist()] for v in r.values()]))"
+    )
+    items = golden["flickr8k"]["items"][:40]
+    data = json.dumps({"c": [i["caption"] for i in items], "r": [i["references"] for i in items]})
+    environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}
+    ran = subprocess.run([sys.executable, "-c", program], input=data, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    global _first
+    _first = _first or ran.stdout
+    assert ran.stdout == _first
+
+
+_first = ""
