@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -146,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in argv
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(name)s: %(message)s")
+    if not debug:
+        warnings.filterwarnings("ignore", module=r"(transformers|peft|trl|torch|datasets|huggingface_hub)\b")
     verb = next((a for a in argv if not a.startswith("-")), None)
     try:
         if verb is not None and verb not in VERBS:

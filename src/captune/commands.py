@@ -24,6 +24,13 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
+def hush_transformers() -> None:
+    """No bars for reading and writing weights; those of downloads, of training and of captune's own work stay."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
 # ---------------------------------------------------------------- captioning
 
 
@@ -47,6 +54,7 @@ def add_caption(p: argparse.ArgumentParser) -> None:
 def run_caption(args: argparse.Namespace) -> int:
     from captune.caption_job import caption_to_file
 
+    hush_transformers()
     sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature is not None else {}
     report = caption_to_file(
         args.model,
@@ -86,6 +94,7 @@ def run_method(verb: str) -> Callable[[argparse.Namespace], int]:
     def run(args: argparse.Namespace) -> int:
         module = importlib.import_module(METHODS[verb][0])
         config = build(getattr(module, METHODS[verb][1]), vars(args), args.config, getattr(module, "PRESETS", None))
+        hush_transformers()
         folder = module.run(config).path
         say(f"done: {folder}")
         print(f"adapter: {folder / 'adapter'}")
@@ -186,6 +195,7 @@ def add_demo(p: argparse.ArgumentParser) -> None:
 def run_demo(args: argparse.Namespace) -> int:
     from captune.demo import demo
 
+    hush_transformers()
     print(demo(args.output, seed=args.seed, test=args.images))
     return 0
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from captune import scorers as judging
 from captune.data import load_images, load_references, load_scenes, read_captions
+from captune.data.sources import column
 
 DEFAULT_SCORERS = ("bleu", "rouge", "cider", "health")
 
@@ -134,19 +135,32 @@ def _columns(
     if dataset is not None:
         if not isinstance(dataset, Dataset):
             raise EvaluationError(f"{pictures} streams; evaluation needs a source that can be read by id")
-        by_id["image"] = {image_id: row for row, image_id in enumerate(dataset["image_id"])}
+        by_id["image"] = {image_id: row for row, image_id in enumerate(column(dataset, "image_id"))}
 
     expected = list(next(iter(by_id.values()), next(iter(systems.values()))))
     ids = expected
     for known in (*systems.values(), *by_id.values()):
         ids = match(known, ids)
     columns: dict[str, Any] = {name: [known[i] for i in ids] for name, known in by_id.items()}
-    if dataset is not None:  # decoded as it is read, not all at once
-        columns["image"] = dataset.select(columns["image"])["image"]
+    if dataset is not None:
+        columns["image"] = Images(dataset.select(columns["image"]))
     if "references" in needed and not all(columns["references"]):
         empty = next(i for i, texts in zip(ids, columns["references"], strict=True) if not texts)
         raise EvaluationError(f"image {empty!r} has no reference in {references}")
     return ids, columns, len(expected)
+
+
+class Images(Sequence[Any]):
+    """The images of a dataset, opened (or drawn) when they are asked for, not all at once."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.dataset[index]["image"]
 
 
 def _warnings(systems: Mapping[str, Mapping[str, str]], matched: int, expected: int) -> list[str]:

@@ -92,7 +92,8 @@ def add_fields(parser: argparse._ActionsContainer, config: type, hide: Iterable[
         if field.name in hide:
             continue
         kind, flag = hints[field.name], "--" + field.name.replace("_", "-")
-        text = (field.metadata.get("help", "") + _default(field)).replace("%", "%%")
+        text = field.metadata.get("help", "")
+        text = (text if "default" in text else text + _default(field)).replace("%", "%%")
         common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text.strip()}
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
