@@ -47,6 +47,11 @@ class Fake:
         return [f"{i.width}x{i.height} in batch {together}\u2028{chance}" for i in images]
 
 
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of small files on a busy disk take minutes otherwise
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """12 photographs of different sizes among 13 odd files and 12 broken ones."""

@@ -103,10 +103,13 @@ def test_resume_keeps_everything_and_tells_what_differs(run: RunDir, caplog: pyt
     (run.path / "checkpoint-10").mkdir()
     (run.path / "checkpoint-best").mkdir()
     with caplog.at_level(logging.WARNING):
-        again = RunDir(run.path).start(Config(learning_rate=2e-5), resume=True)
+        again = RunDir(run.path).start(Config(learning_rate=2e-5), resume=True, may_change=["learning_rate"])
     assert "learning_rate: 1e-05 then, 2e-05 now" in caplog.text
     assert again.metrics() == [{"step": 1, "loss": 1.0}]
     assert [path.name for path in again.checkpoints()] == ["checkpoint-9", "checkpoint-10"]
+    with pytest.raises(RunError, match="model"):
+        RunDir(run.path).start(Config(model="other"), resume=True, may_change=["learning_rate"])
+    assert again.metrics()
 
 
 def test_a_folder_that_is_no_run_is_not_taken_over(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,19 @@ class RunDir:
     # --------------------------------------------------------------- start
 
     def start(
-        self, config: Any, *, resume: bool = False, overwrite: bool = False, command: str | None = None
+        self,
+        config: Any,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        may_change: Collection[str] = (),
+        command: str | None = None,
     ) -> RunDir:
         """Begin (or with ``resume`` go on with) a run with these settings, a dataclass or a mapping.
 
         Writes config.yaml and versions.json.  Without ``resume`` what an earlier run left here is removed first, by the
-        names that a run uses; other files stay.  A folder that holds a run with other settings is refused unless
-        ``overwrite`` or ``resume`` is said; so is, without ``overwrite``, a folder that is no run but holds such names.
+        names that a run uses; other files stay.  Without ``overwrite`` a folder is refused that holds a run with other
+        settings (when resuming, those named in ``may_change`` may differ), or that is no run but holds such names.
 
         Raises RunError.
         """
@@ -101,14 +107,12 @@ class RunDir:
             raise RunError(f"{self.path} is a file, not a folder for a run")
         if (self.path / "config.yaml").is_file():
             changed = differences(self.config, settings)
-            if changed and resume:
-                logger.warning("%s is resumed with other settings: %s", self.path, "; ".join(changed))
+            if changed and resume and changed.keys() <= set(may_change):
+                logger.warning("%s is resumed with other settings: %s", self.path, "; ".join(changed.values()))
             elif changed and not overwrite:
-                state = "a finished run" if self.finished else "a run"
-                raise RunError(
-                    f"{self.path} holds {state} with other settings ({'; '.join(changed)}); name another --output, or "
-                    "say --overwrite"
-                )
+                what = ("a finished run" if self.finished else "a run") + " with other settings"
+                told = "; ".join(changed.values())
+                raise RunError(f"{self.path} holds {what} ({told}); name another --output, or say --overwrite")
         elif not overwrite and (taken := self._present()):
             raise RunError(f"{self.path} is no run but holds {', '.join(taken)}; name another --output")
         if not resume:
@@ -277,10 +281,10 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, as "name: old then, new now"; where the run is written to is no setting."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """{name: "name: old then, new now"} of the settings that differ; where the run is written to is no setting."""
     keys = sorted((old.keys() | new.keys()) - NOT_SETTINGS)
-    return [f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
+    return {key: f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)}
 
 
 def _score(result: Any) -> dict[str, Any]:

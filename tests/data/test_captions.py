@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +22,11 @@ ODD = {
     "ünï/çödé.jpg": "ein schöner Tag 日本語",
     "surrogate": "\udc80",
 }
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of small files on a busy disk take minutes otherwise
 
 
 def rows(captions: dict[str, str]) -> list[dict[str, str]]:

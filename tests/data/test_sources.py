@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import tarfile
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
-from broken_images import encode, photo
 from PIL import Image
+from source_files import NAMES, TRUTH, content, images, write
 
-from captune.data import BadImage, SourceError, load_images, load_references
+from captune.data import BadImage, SourceError, load_images, load_references, without_bad
 from captune.data.sources import list_images, undecoded
-
-NAMES = ["a.jpg", "b.jpg", "c.jpg"]
-TRUTH = {"a.jpg": ["a dog", "one dog"], "b.jpg": ["two cats", "cats"], "c.jpg": ["a boat, far away", 'a "boat"']}
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-
-
-def images(folder: Path, names: list[str] = NAMES) -> Path:
-    for seed, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(encode(photo(seed=seed), "JPEG"))
-    return folder
-
-
-def content(source: Any, **options: Any) -> dict[str, list[str]]:
-    """{image_id: references}, with every image opened."""
-    dataset = load_images(str(source), **options)
-    for row in dataset:
-        assert row["image"].mode == "RGB"
-        assert row["image"].size == photo().size
-    return {row["image_id"]: row["references"] for row in dataset}
-
-
-def write(path: Path, text: str | Any) -> Path:
-    path.write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8")
-    return path
-
 
 # -------------------------------------------------------------------- folders
 
@@ -258,88 +224,16 @@ def test_wrong_sources(tmp_path: Path, source: str, reason: str) -> None:
 
 
 def test_references_where_there_are_none(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no reference captions"):
-        load_references(str(images(tmp_path)))
+    assert load_references(str(images(tmp_path))) == {name: [] for name in NAMES}
 
 
-# ------------------------------------------------------------ datasets' tables
-
-
-def table(**more: Any) -> datasets.Dataset:
-    columns = {"image": [{"bytes": encode(photo(seed=i), "PNG"), "path": None} for i in range(3)], **more}
-    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
-
-
-def test_parquet_with_images_inside(tmp_path: Path) -> None:
-    table(image_id=[7, 8, 9], captions=list(TRUTH.values())).to_parquet(tmp_path / "a.parquet")
-    expected = dict(zip(("7", "8", "9"), TRUTH.values(), strict=True))
-    assert content(tmp_path / "a.parquet") == expected
-    assert content(tmp_path) == expected  # a folder of parquet files
-    assert content(tmp_path / "*.parquet") == expected
-    assert load_references(str(tmp_path)) == expected
-    assert list(content(f"{tmp_path}?n=2&seed=4")) == list(content(f"{tmp_path}?seed=4"))[:2]
-
-
-def test_columns_are_named_in_the_source(tmp_path: Path) -> None:
-    table(key=list("abc"), comment_de=["ein Hund", "zwei", "drei"]).to_parquet(tmp_path / "a.parquet")
-    source = f"{tmp_path / 'a.parquet'}?id=key&caption=comment_de"
-    assert content(source) == {"a": ["ein Hund"], "b": ["zwei"], "c": ["drei"]}
-    with pytest.raises(SourceError, match="no column 'title'; it has image, key, comment_de"):
-        load_images(f"{tmp_path / 'a.parquet'}?caption=title")
-
-
-def test_a_broken_image_in_a_table_fails_alone(tmp_path: Path) -> None:
-    pairs = [{"bytes": encode(photo(), "PNG"), "path": None}, {"bytes": b"junk", "path": None}]
-    rows = datasets.Dataset.from_dict({"image": pairs}).cast_column("image", datasets.Image(decode=False))
-    rows.to_parquet(tmp_path / "a.parquet")
-    dataset = load_images(str(tmp_path / "a.parquet"))
-    assert dataset[0]["image"].size == photo().size
-    with pytest.raises(BadImage, match="4 bytes without a name: is not an image"):
-        dataset[1]
-
-
-def test_one_row_per_caption_becomes_one_row_per_image(tmp_path: Path) -> None:
-    table(cocoid=[1, 1, 2], caption=["a", "b", "c"]).to_parquet(tmp_path / "a.parquet")
-    dataset = load_images(str(tmp_path / "a.parquet"))
-    assert {row["image_id"]: row["references"] for row in dataset} == {"1": ["a", "b"], "2": ["c"]}
-    assert dataset[1]["image"].tobytes() == photo(seed=2).tobytes()
-
-
-def test_parquet_with_paths_and_with_addresses(tmp_path: Path) -> None:
+def test_bad_images_are_sorted_out_before_training(tmp_path: Path) -> None:
     images(tmp_path)
-    datasets.Dataset.from_dict({"image": NAMES, "text": ["x", "y", "z"]}).to_parquet(tmp_path / "p.parquet")
-    assert content(tmp_path / "p.parquet") == {"000000": ["x"], "000001": ["y"], "000002": ["z"]}
-    datasets.Dataset.from_dict({"image": ["https://x.org/a.jpg"]}).to_parquet(tmp_path / "u.parquet")
-    with pytest.raises(SourceError, match="addresses of images"):
-        load_images(str(tmp_path / "u.parquet"))
-    datasets.Dataset.from_dict({"words": ["a"]}).to_parquet(tmp_path / "w.parquet")
-    with pytest.raises(SourceError, match="no column of images; it has words"):
-        load_images(str(tmp_path / "w.parquet"))
-
-
-def test_saved_datasets_and_their_splits(tmp_path: Path) -> None:
-    both = datasets.DatasetDict({"train": table(caption=list("abc")), "test": table(caption=list("xyz")).select([0])})
-    both.save_to_disk(tmp_path / "saved")
-    assert content(f"{tmp_path / 'saved'}?split=test") == {"000000": ["x"]}
-    with pytest.raises(SourceError, match=r"has the splits train, test; say which one"):
-        load_images(str(tmp_path / "saved"))
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_webdataset_shards(tmp_path: Path, stream: bool) -> None:
-    for shard, names in enumerate((NAMES[:2], NAMES[2:])):
-        with tarfile.open(tmp_path / f"{shard:05d}.tar", "w") as tar:
-            for name in names:
-                for suffix, data in (("jpg", encode(photo(), "JPEG")), ("txt", TRUTH[name][0].encode())):
-                    info = tarfile.TarInfo(f"{name[0]}.{suffix}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-    expected = {name[0]: texts[:1] for name, texts in TRUTH.items()}
-    assert content(tmp_path, stream=stream) == expected
-    assert content(tmp_path / "*.tar", stream=stream, limit=2) == dict(list(expected.items())[:2])
-    assert isinstance(load_images(str(tmp_path), stream=stream), datasets.IterableDataset) is stream
-    raw = load_images(str(tmp_path), stream=stream, decode=False)
-    assert set(next(iter(raw))["image"]) == {"bytes", "path"}
+    (tmp_path / "b.jpg").write_bytes(b"")
+    dataset, bad = without_bad(load_images(str(tmp_path)), progress=False)
+    assert bad == [("b.jpg", "is empty (0 bytes)")]
+    assert [row["image_id"] for row in dataset] == ["a.jpg", "c.jpg"]
+    assert without_bad(dataset, progress=False) == (dataset, [])
 
 
 def test_storybook(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ photos[0]["image"]                          # decoded now, upright RGB; BadImage
 from __future__ import annotations
 
 from captune.data.captions import CaptionFileError, CaptionWriter, read_captions, read_jsonl, write_coco_results
+from captune.data.checking import without_bad
 from captune.data.images import BadImage, image_size, open_image
 from captune.data.readers import SourceError
 from captune.data.sources import ImageSource, column, load_images, load_references, load_scenes
@@ -26,5 +27,6 @@ __all__ = [
     "open_image",
     "read_captions",
     "read_jsonl",
+    "without_bad",
     "write_coco_results",
 ]

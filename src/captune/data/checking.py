@@ -1,0 +1,55 @@
+"""Finding bad images before a long job meets them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from datasets import Dataset, Image
+from tqdm.auto import tqdm
+
+from captune.data.images import BadImage, open_image
+from captune.data.sources import column, undecoded
+
+logger = logging.getLogger(__name__)
+
+
+def without_bad(
+    dataset: Dataset, *, progress: bool = True, workers: int | None = None
+) -> tuple[Dataset, list[tuple[str, str]]]:
+    """The rows whose images open, and (image_id, why) of the others, each of which is logged.
+
+    Opens every image once, a few at a time: for training, which would otherwise end at the first bad one.  A dataset
+    that draws its images (storybook) comes back as it is.
+    """
+    if not isinstance((dataset.features or {}).get("image"), Image):
+        return dataset, []
+    rows, ids = undecoded(dataset), column(dataset, "image_id")
+    workers = workers or min(8, os.cpu_count() or 1)
+
+    def why(index: int) -> str | None:
+        try:
+            open_image(rows[index]["image"], ids[index])
+        except BadImage as error:
+            return error.why
+        return None
+
+    bad: dict[int, str] = {}
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(ids), desc="checking images", unit="image", disable=not progress) as bar,
+    ):
+        indices: Any = iter(range(len(ids)))
+        while piece := list(itertools.islice(indices, 64 * workers)):
+            for index, reason in zip(piece, pool.map(why, piece), strict=True):
+                if reason is not None:
+                    bad[index] = reason
+                    logger.warning("bad image left out: %s: %s", ids[index], reason)
+            bar.update(len(piece))
+    if not bad:
+        return dataset, []
+    kept = [index for index in range(len(ids)) if index not in bad]
+    return dataset.select(kept), [(ids[index], reason) for index, reason in bad.items()]
