@@ -132,6 +132,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
     if args.paired and len(args.captions) < 2:
         raise UsageError("--paired needs at least two caption files: captune evaluate a.jsonl b.jsonl --paired …")
+    hush_transformers()
     result = evaluate_files(
         args.captions,
         references=args.references,
