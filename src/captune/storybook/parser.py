@@ -33,7 +33,7 @@ RELATION_PHRASES = {
     "beneath": "below",
 }
 FILLERS = re.compile(r"^(?:and|is|that is|which is|,)\s+")
-WORD = re.compile(r"[a-z]+")
+WORD = re.compile(r"[A-Za-z]+")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Mention:
 
 def read(caption: str) -> tuple[list[tuple[str, int, int]], list[Mention], list[Fact]]:
     """The words, the noun phrases, and the facts that stand outside noun phrases (backgrounds, stray modifiers)."""
-    words = [(m.group(), m.start(), m.end()) for m in WORD.finditer(caption.lower())]
+    words = [(m.group().lower(), m.start(), m.end()) for m in WORD.finditer(caption)]  # lower() may change lengths
     mentions: list[Mention] = []
     stray: list[Fact] = []
     pending: list[tuple[str, int, int]] = []
