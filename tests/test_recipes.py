@@ -19,7 +19,8 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
 def test_a_recipe_is_a_valid_config(recipe, tmp_path):
-    vizer = pytest.importorskip("captune.methods.vizer")
+    from captune.methods import vizer
+
     config = build(vizer.ViZerConfig, {"output": tmp_path}, recipe, vizer.PRESETS)
     assert config.preset == "paper"
 
@@ -34,7 +35,6 @@ def test_a_recipe_begins_with_its_command_hardware_time_and_figures(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
 def test_a_recipe_says_what_to_fetch(recipe, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("captune.methods.vizer")
     monkeypatch.chdir(tmp_path)
     assert main(["vizer", "--config", str(recipe), "--output", "run"]) == 1
     err = capsys.readouterr().err

@@ -107,6 +107,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     )
-    if any(row.get("role") == "control" for row in rows):
-        text += "\n* from the committed study (studies/vizer), not measured now"
+    sources = {str(row.get("source", "the same images")) for row in rows if row.get("role") == "control"}
+    if sources:
+        text += f"\n* from the committed study (studies/vizer) on {', '.join(sorted(sources))}, not measured now"
     return text
