@@ -50,7 +50,7 @@ def clip(folder: Path) -> Path:
 def siglip(folder: Path) -> Path:
     tokenizer = _tokenizer(None, "</s>")
     tokenizer.model_input_names = ["input_ids"]
-    torch.manual_seed(0)
+    torch.manual_seed(7)  # cosines of both signs
     model = SiglipModel(SiglipConfig(text_config=_text(tokenizer, projection_size=32), vision_config=tiny.VISION))
     model.save_pretrained(folder)
     images = SiglipImageProcessorPil(size={"height": 64, "width": 64})

@@ -10,7 +10,7 @@ def test_equals_pycocoevalcap(corpus: dict) -> None:
     scorer = Bleu()
     rows = scorer.rows(corpus["captions"], references=corpus["references"])
     values = scorer.corpus(rows)
-    assert list(values)[0] == "bleu_4"
+    assert next(iter(values)) == "bleu_4"
     for n in range(1, 5):
         assert values[f"bleu_{n}"] == pytest.approx(corpus["corpus"][f"bleu_{n}"], abs=1e-9)
     np.testing.assert_allclose(scorer.per_caption(rows), corpus["each"]["bleu_4"], atol=1e-9)

@@ -62,6 +62,12 @@ class Scorer:
     uses: ClassVar[tuple[str, ...]] = ()  # columns that add figures where they are there
     no_interval: ClassVar[tuple[str, ...]] = ()  # figures of the whole corpus that resampling says nothing about
 
+    def __init__(self, argument: str | None = None) -> None:
+        if argument is not None:
+            raise ValueError(
+                f"scorer {self.name!r} takes no argument; write {self.name!r}, not '{self.name}:{argument}'"
+            )
+
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
         """(N, D) float64: what each caption adds to the corpus figures."""
         raise NotImplementedError

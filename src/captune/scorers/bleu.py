@@ -28,9 +28,6 @@ class Bleu(Scorer):
     name = "bleu"
     needs: ClassVar = ("references",)
 
-    def __init__(self, argument: str | None = None) -> None:
-        no_argument(self, argument)
-
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
         check_references(self.name, references)
         rows = np.zeros((len(captions), 2 + 2 * _N))
@@ -77,11 +74,3 @@ def check_references(name: str, references: Sequence[Sequence[str]]) -> None:
             raise TypeError(f"scorer {name!r}: the references of caption {i} are one text; give a list of texts")
         if not own:
             raise ValueError(f"scorer {name!r}: caption {i} has no reference; leave such images out and say how many")
-
-
-def no_argument(scorer: Scorer, argument: str | None) -> None:
-    """Raises ValueError where a scorer that takes no argument is given one ("bleu:4")."""
-    if argument is not None:
-        raise ValueError(
-            f"scorer {scorer.name!r} takes no argument; write {scorer.name!r}, not '{scorer.name}:{argument}'"
-        )

@@ -154,7 +154,7 @@ class References:
 
     def _weigh(self, grams: Grams, frequency: np.ndarray, texts: int) -> tuple[np.ndarray, np.ndarray]:
         """(E,) tf-idf of each entry and (T,) the norm of each text's vector."""
-        weight = grams.count * (self.log_n - np.log(np.maximum(1, frequency)))[grams.gram]
+        weight = grams.times * (self.log_n - np.log(np.maximum(1, frequency)))[grams.gram]
         return weight, np.sqrt(np.bincount(grams.text, weight**2, minlength=texts))
 
     def cider_d(self, captions: Sequence[str], image: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 
 from captune.scorers import Scorer, ptb
-from captune.scorers.bleu import no_argument
 
 # A caption that stops on one of these was cut off: articles, determiners, possessives that need a noun, prepositions,
 # conjunctions and forms of "be". What people do end sentences with is left out ("with his helmet on", "the sea is
@@ -34,9 +33,6 @@ class Health(Scorer):
 
     name = "health"
     no_interval: ClassVar = ("vocabulary",)
-
-    def __init__(self, argument: str | None = None) -> None:
-        no_argument(self, argument)
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
         rows = np.zeros((len(captions), 5))
@@ -67,9 +63,6 @@ class Length(Scorer):
     """Words per caption: as a reward, the control that shows what a mere length preference achieves."""
 
     name = "length"
-
-    def __init__(self, argument: str | None = None) -> None:
-        no_argument(self, argument)
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
         return np.array([[len(ptb.words(caption))] for caption in captions], dtype=np.float64).reshape(-1, 1)

@@ -25,7 +25,7 @@ class Grams(NamedTuple):
     last: np.ndarray  # (G,) id of the last word
     gram: np.ndarray  # (E,)
     text: np.ndarray  # (E,)
-    count: np.ndarray  # (E,)
+    times: np.ndarray  # (E,)
 
 
 def count_ngrams(texts: Sequence[str]) -> tuple[list[str], np.ndarray, list[Grams]]:
@@ -58,8 +58,8 @@ def count_ngrams(texts: Sequence[str]) -> tuple[list[str], np.ndarray, list[Gram
         new_entry[1:] |= text[1:] != text[:-1]
         first = np.flatnonzero(new_entry)
         distinct = keys[new_gram]
-        count = np.diff(first, append=len(keys))
-        grams.append(Grams(distinct // size, distinct % size, gram[first], text[first], count))
+        times = np.diff(first, append=len(keys))
+        grams.append(Grams(distinct // size, distinct % size, gram[first], text[first], times))
         gram_at[starts] = gram
     return list(vocabulary), np.diff(ends, prepend=-1) - 1, grams
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from captune.scorers import Scorer, ptb
-from captune.scorers.bleu import check_references, no_argument
+from captune.scorers.bleu import check_references
 
 _BETA = 1.2
 
@@ -24,9 +24,6 @@ class Rouge(Scorer):
 
     name = "rouge"
     needs: ClassVar = ("references",)
-
-    def __init__(self, argument: str | None = None) -> None:
-        no_argument(self, argument)
 
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
         check_references(self.name, references)

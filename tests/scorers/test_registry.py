@@ -1,0 +1,120 @@
+"""The shape that all scorers share: specs, needs, rewards."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from captune import scorers
+from captune.scorers import MissingColumn, Scorer, UnknownScorer, columns_for, completion_text, load_scorer
+
+CHEAP = ("bleu", "rouge", "cider", "health", "length")
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownScorer, match="Did you mean 'cider'"):
+        load_scorer("cidr")
+    with pytest.raises(UnknownScorer, match="The scorers are bleu, rouge"):
+        load_scorer("zzz:folder")
+
+
+def test_every_line_of_the_registry_names_a_scorer_with_a_description() -> None:
+    for name in scorers.SCORERS:
+        cls = scorers.scorer_class(name)
+        assert issubclass(cls, Scorer) and cls.name == name
+        assert inspect.getdoc(cls)
+        assert next(iter(inspect.signature(cls).parameters.values())).default is None
+    assert [row[0] for row in scorers.describe()] == list(scorers.SCORERS)
+
+
+def test_the_cheap_scorers_do_not_load_torch() -> None:
+    program = (
+        "import sys; from captune.scorers import load_scorer;"
+        f"[load_scorer(n) for n in {CHEAP}]; print('torch' in sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True
+    )
+    assert ran.stdout.strip() == "False", ran.stderr
+
+
+def test_needs_are_checked_before_any_work() -> None:
+    with pytest.raises(MissingColumn, match="'cider' needs references; the data have image"):
+        scorers.evaluate(["a dog"], {"image": [None]}, ["health", "cider"])
+    with pytest.raises(ValueError, match="2 captions but 1 entries in column 'references'"):
+        scorers.evaluate(["a", "b"], {"references": [["a"]]}, ["bleu"])
+    with pytest.raises(ValueError, match="no caption"):
+        scorers.evaluate([], {"references": []}, ["bleu"])
+    with pytest.raises(TypeError, match="caption 1 is None"):
+        scorers.evaluate(["a", None], {}, ["health"])  # type: ignore[list-item]
+
+
+def test_a_scorer_gets_the_context_and_the_columns_that_it_declares() -> None:
+    frequencies = load_scorer("cider").fit([["a dog"], ["a cat"]]).df  # type: ignore[attr-defined]
+    scorer = load_scorer("cider", df=frequencies, device="cpu")
+    assert scorer.df is frequencies  # type: ignore[attr-defined]
+    assert list(columns_for(scorer, {"references": [["a"]], "image": [0], "scene": ["{}"]}, 1)) == ["references"]
+
+
+def test_the_name_of_a_scorer_with_an_argument_is_its_spec() -> None:
+    scorer = load_scorer(" clip:some/folder ")
+    assert scorer.name == scorer.__name__ == "clip:some/folder"
+    assert list(scorer.from_totals(np.ones(2), 1)) == ["clip", "ref_clip"]
+
+
+@pytest.mark.parametrize("name", ["bleu", "rouge", "health", "length"])
+def test_trl_calls_it(name: str) -> None:
+    """With the keywords that TRL's GRPOTrainer passes, text or chat, and whatever else is in the data."""
+    scorer = load_scorer(name)
+    references = [["a dog runs", "the dog"], ["a cat"]]
+    extra: dict[str, Any] = {
+        "prompts": ["", ""],
+        "completion_ids": [[1], [2]],
+        "trainer_state": None,
+        "log_metric": print,
+    }
+    plain = scorer(["a dog runs on", "a cat"], references=references, **extra)
+    chat = [[{"role": "assistant", "content": [{"type": "text", "text": t}]}] for t in ("a dog runs on", "a cat")]
+    assert scorer(chat, references=references, **extra) == plain
+    assert len(plain) == 2 and all(type(r) is float for r in plain)
+    assert scorer.__name__ == name
+
+
+def test_the_text_of_a_completion() -> None:
+    assert completion_text("a dog") == completion_text([{"role": "assistant", "content": "a dog"}]) == "a dog"
+    parts = [{"type": "image"}, {"type": "text", "text": "a"}, {"type": "text", "text": "dog"}]
+    assert completion_text([{"role": "assistant", "content": parts}]) == "a dog"
+
+
+def test_odd_captions_are_scored_by_all() -> None:
+    captions = ["", "😀 🐕", "一只狗在海滩上", "a dog\u2028runs\ron", "a dog runs on", "(a dog)", "a dog " * 300]
+    references = [["a dog runs on", "dog"]] * len(captions)
+    for name in CHEAP:
+        scorer = load_scorer(name)
+        rows = scorer.rows(captions, **columns_for(scorer, {"references": references}, len(captions)))
+        scores = scorer.per_caption(rows)
+        assert rows.shape[0] == len(captions) and np.isfinite(rows).all() and np.isfinite(scores).all()
+        assert scores[3] == pytest.approx(scores[4], abs=1e-12)  # a line break is a space
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_rows_do_not_depend_on_their_neighbours(name: str, golden: dict) -> None:
+    items = golden["flickr8k"]["items"][:30]
+    captions, references = [i["caption"] for i in items], [i["references"] for i in items]
+    scorer = load_scorer(name)
+    if name == "cider":
+        scorer.fit(references)  # type: ignore[attr-defined]
+    rows = scorer.rows(captions, **columns_for(scorer, {"references": references}, 30))
+    parts = [
+        scorer.rows(
+            captions[i : i + 7], **columns_for(scorer, {"references": references[i : i + 7]}, len(captions[i : i + 7]))
+        )
+        for i in range(0, 30, 7)
+    ]
+    columns = slice(0, 4) if name == "health" else slice(None)  # its last column: words new to the corpus
+    np.testing.assert_allclose(np.concatenate(parts)[:, columns], rows[:, columns], atol=1e-12)
