@@ -1,7 +1,7 @@
 """Captions with exactly one fact changed, and the facts of captions and scenes as vectors, to tell truth in batches.
 
-    >>> changed("a red fish left of a blue cup on the beach", "binding", random.Random(0))
-    'a blue fish left of a red cup on the beach'
+>>> changed("a red fish left of a blue cup on the beach", "binding", random.Random(0))
+'a blue fish left of a red cup on the beach'
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from captune.storybook.grammar import PLACE, article
 from captune.storybook.parser import canonical, parse
-from captune.storybook.world import BACKGROUNDS, COLOURS, KIND_NAMES, KINDS, RELATIONS, SIZES, Scene, relations
+from captune.storybook.world import BACKGROUNDS, COLOURS, KIND_NAMES, KINDS, SIZES, Scene, relations
 
 # "binding" swaps the colours of two things; "colour" puts in one that is not there.
 CHANGES = ("kind", "colour", "binding", "subkind", "relation", "size", "background")
@@ -106,7 +106,9 @@ def scene_vector(scene: Scene) -> np.ndarray:
     for a in scene.things:
         facts += [("object", (a.kind,)), ("attribute", (a.kind, a.colour)), ("size", (a.kind, a.size))]
         facts += [("subkind", (a.kind, a.subkind))] if a.subkind else []
-        facts += [("relation", canonical((a.kind, r, b.kind))) for b in scene.things if b is not a for r in relations(a, b)]
+        facts += [
+            ("relation", canonical((a.kind, r, b.kind))) for b in scene.things if b is not a for r in relations(a, b)
+        ]
     vector = np.zeros(NEVER + 1, dtype=np.float32)
     vector[[FACTS[fact] for fact in facts]] = 1
     return vector

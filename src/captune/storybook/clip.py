@@ -15,8 +15,10 @@ import json
 import logging
 import random
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -28,124 +30,36 @@ from tqdm import tqdm
 
 from captune.storybook import draw as drawing
 from captune.storybook.changes import CHANGES, changed, fact_vector, scene_vector, true_of
+from captune.storybook.clip_model import ClipConfig, build_model, build_processor, build_tokenizer
 from captune.storybook.grammar import reference, references
 from captune.storybook.noise import alt_text, descriptive
 from captune.storybook.train import (
     IMAGE_SIZE,
-    PATCH_SIZE,
-    SUBKIND_NAMES,
+    QUESTIONS,
     cell_labels,
     optimise,
+    patch_labels,
     per_cell,
     relation_only,
     schedule,
     to_pixel_values,
 )
-from captune.storybook.world import BACKGROUNDS, COLOURS, KIND_NAMES, SIZES, Scene, random_for, sample_scene
+from captune.storybook.world import BACKGROUNDS, Scene, random_for, sample_scene
 
 logger = logging.getLogger(__name__)
 
 SPLIT = "clip"
-VOCABULARY = 512
-MAX_TOKENS = 96
-SPECIAL_TOKENS = {
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",  # must not get id 2, which `CLIPTextModel` takes for a legacy configuration
-    "pad_token": "<|pad|>",
-    "unk_token": "<|unk|>",
-}
 PREFIXES = ("a photo depicts ", "a photo of ", "")  # CLIPScore's, CLIP's, none
-LABELS = (*(1 + len(names) for names in (KIND_NAMES, COLOURS, SIZES, SUBKIND_NAMES, KIND_NAMES, KIND_NAMES)), len(BACKGROUNDS))
+FACT_WEIGHT = 0.02  # of a loss that is a sum over some seven hundred facts
 
 
-@dataclass
-class ClipConfig:
-    """Every setting of the build; the defaults made the shipped model."""
-
-    seed: int = field(default=0, metadata={"help": "seed of the weights and of the pictures drawn for training"})
-    num_images: int = field(default=20_000, metadata={"help": "pictures drawn from storybook:clip"})
-    look_steps: int = field(default=700, metadata={"help": "steps of stage 1"})
-    steps: int = field(default=1800, metadata={"help": "steps of stage 2"})
-    batch_size: int = field(default=128, metadata={"help": "pictures per step"})
-    negatives: int = field(default=2, metadata={"help": "hard negatives per caption"})
-    look_weight: float = field(default=0.1, metadata={"help": "weight of the stage 1 loss in stage 2"})
-    look_lr: float = field(default=1.5e-3, metadata={"help": "peak learning rate of stage 1"})
-    lr: float = field(default=1.5e-3, metadata={"help": "peak learning rate of stage 2"})
-    width: int = field(default=128, metadata={"help": "width of both transformers and of the shared space"})
-    vision_layers: int = field(default=4, metadata={"help": "layers of the image side"})
-    text_layers: int = field(default=3, metadata={"help": "layers of the text side"})
-    bf16: bool = field(default=True, metadata={"help": "matrix products in bfloat16: faster where the CPU has it"})
-    validation: int = field(default=500, metadata={"help": "pictures of storybook:val to measure on"})
-
-
-def build_tokenizer(seed: int = 0) -> Any:
-    """A lower-casing byte-level BPE tokenizer with CLIP's conventions: <bos> text <eos>, padded on the right."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL_TOKENS.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    rng = random.Random(f"{seed}/tokenizer")
-    scenes = [sample_scene(SPLIT, seed, index) for index in range(2000)]
-    texts = [PREFIXES[i % 3] + say(scene, rng) for i, scene in enumerate(scenes)]
-    tokenizer.train_from_iterator([*texts, *(alt_text(scene, rng, scene) for scene in scenes)], trainer)
-    bos, eos = SPECIAL_TOKENS["bos_token"], SPECIAL_TOKENS["eos_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A {eos}", special_tokens=[(t, tokenizer.token_to_id(t)) for t in (bos, eos)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **SPECIAL_TOKENS, padding_side="right", model_max_length=MAX_TOKENS
-    )
-
-
-def build_processor(tokenizer: Any) -> Any:
-    from transformers import CLIPImageProcessorPil, CLIPProcessor
-
-    half = [0.5, 0.5, 0.5]
-    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size=side, image_mean=half, image_std=half
-    )
-    return CLIPProcessor(image_processor, tokenizer)
-
-
-def build_model(tokenizer: Any, config: ClipConfig) -> Any:
-    """An untrained CLIPModel."""
-    from transformers import CLIPConfig, CLIPModel
-
-    shared = {
-        "hidden_size": config.width,
-        "num_attention_heads": config.width // 32,
-        "intermediate_size": 3 * config.width,
-        "hidden_act": "gelu",
-        "projection_dim": config.width,
-    }
-    vision = {"num_hidden_layers": config.vision_layers, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
-    text = {
-        "num_hidden_layers": config.text_layers,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": MAX_TOKENS,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    clip = CLIPConfig(vision_config=shared | vision, text_config=shared | text, projection_dim=config.width)
-    model = CLIPModel._from_config(clip, attn_implementation="eager")  # sdpa's backward is slow on a CPU
-    for table, std in (  # positions and words: the usual std of 0.02 is too small at this width
-        (model.vision_model.embeddings.position_embedding, 0.1),
-        (model.text_model.embeddings.position_embedding, 0.1),
-        (model.text_model.embeddings.token_embedding, 0.3),
-    ):
-        nn.init.normal_(table.weight, std=std)
-    return model
+def corpus(seed: int, n: int = 2000) -> Iterator[str]:
+    """What the tokenizer is made from: captions and alt text of storybook:clip."""
+    rng = random.Random(f"{seed}/corpus")
+    for index in range(n):
+        scene = sample_scene(SPLIT, seed, index)
+        yield PREFIXES[index % len(PREFIXES)] + say(scene, rng)
+        yield alt_text(scene, rng, scene)
 
 
 def draw_pictures(config: ClipConfig) -> tuple[list[Scene], np.ndarray]:
@@ -179,35 +93,42 @@ def mislead(caption: str, scene: Scene, other: Scene, rng: random.Random) -> str
     return alt_text(scene, rng, other)
 
 
-class Trainer:
+class Trainer(nn.Module):
     """The pictures, their facts, and the two losses."""
 
     def __init__(self, model: Any, tokenizer: Any, config: ClipConfig) -> None:
+        super().__init__()
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.scenes, self.pictures = draw_pictures(config)
         self.facts = np.stack([scene_vector(scene) for scene in self.scenes])
-        self.cells = torch.from_numpy(np.stack([cell_labels(scene) for scene in self.scenes]))  # (N, 4, 6)
+        self.cells = torch.from_numpy(np.stack([cell_labels(scene) for scene in self.scenes]))  # (N, 4, questions)
+        self.patches = torch.from_numpy(np.stack([patch_labels(scene) for scene in self.scenes]))  # (N, patches, 2)
         self.places = torch.tensor([BACKGROUNDS.index(scene.background) for scene in self.scenes])
-        self.heads = nn.ModuleList([nn.Linear(config.width, size) for size in LABELS])
+        self.cell_heads = nn.ModuleList([nn.Linear(config.width, answers) for _, answers in QUESTIONS])
+        answers = dict(QUESTIONS)
+        self.patch_heads = nn.ModuleList([nn.Linear(config.width, answers[name]) for name in ("kind", "subkind")])
+        self.place_head = nn.Linear(config.width, len(BACKGROUNDS))
         self.known = nn.Linear(config.width, self.facts.shape[1])  # from an embedding of either side to the facts in it
         self.rng = random.Random(f"{config.seed}/contrast")
 
     def see(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Image embeddings (B, D), not normalised, and the loss of stage 1 on the same pictures."""
         seen = self.model.vision_model(pixel_values=to_pixel_values(self.pictures[rows]))
-        patches = seen.last_hidden_state[:, 1:]  # (B, 64, H), without the class token
-        quarters = per_cell(patches)
-        losses = [
-            F.cross_entropy(head(quarters).flatten(0, 1), self.cells[rows, :, i].flatten())
-            for i, head in enumerate(self.heads[:-1])
+        patches = seen.last_hidden_state[:, 1:]  # (B, patches, H), without the class token
+        pairs = [
+            *zip(repeat(per_cell(patches)), self.cell_heads, self.cells[rows].unbind(-1)),
+            *zip(repeat(patches), self.patch_heads, self.patches[rows].unbind(-1)),
+            (patches.mean(dim=1), self.place_head, self.places[rows]),
         ]
-        losses.append(F.cross_entropy(self.heads[-1](patches.mean(dim=1)), self.places[rows]))
+        losses = [F.cross_entropy(head(states).flatten(0, -2), labels.flatten()) for states, head, labels in pairs]
         embedding = self.model.visual_projection(seen.pooler_output)
-        return embedding, torch.stack(losses).sum() + self.fact_loss(embedding, self.facts[rows])
+        return embedding, torch.stack(losses).sum() + FACT_WEIGHT * self.fact_loss(embedding, self.facts[rows])
 
     def fact_loss(self, embeddings: Tensor, facts: np.ndarray) -> Tensor:
         """Binary cross-entropy summed over the facts that a picture shows or a text states."""
-        losses = F.binary_cross_entropy_with_logits(self.known(embeddings).float(), torch.from_numpy(facts), reduction="sum")
+        losses = F.binary_cross_entropy_with_logits(
+            self.known(embeddings).float(), torch.from_numpy(facts), reduction="sum"
+        )
         return losses / len(facts)
 
     def read(self, texts: list[str]) -> Tensor:
@@ -240,7 +161,7 @@ class Trainer:
         texts = [rng.choice(PREFIXES) + caption + rng.choice(("", "", "", ".")) for caption in captions]
         said = self.read(texts)
         seen, look = self.see(rows)
-        extra = look + self.fact_loss(said, stated)
+        extra = look + FACT_WEIGHT * self.fact_loss(said, stated)
         scale = self.model.logit_scale.clamp(max=4.6).exp()
         return info_nce(seen.float(), said.float(), scale, truth) + self.config.look_weight * extra
 
@@ -262,44 +183,30 @@ def info_nce(seen: Tensor, said: Tensor, scale: Tensor, truth: Tensor) -> Tensor
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, :n].T, target)) / 2
 
 
-@torch.no_grad()
-def embed(model: Any, processor: Any, *, images: list[Any] | None = None, texts: list[str] | None = None) -> Tensor:
-    """(N, D) normalised float32 embeddings of images or of texts, through the processor as any user would."""
-    items: list[Any] = (images if images is not None else texts) or []
-    parts = []
-    for start in range(0, len(items), 250):
-        some = items[start : start + 250]
-        if images is not None:
-            pixels = processor.image_processor(some, return_tensors="pt").pixel_values
-            parts.append(model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output))
-        else:
-            tokens = processor.tokenizer(some, padding=True, truncation=True, return_tensors="pt")
-            parts.append(model.text_projection(model.text_model(**tokens).pooler_output))
-    return F.normalize(torch.cat(parts), dim=-1)
-
-
 def measure(model: Any, processor: Any, n: int = 500, split: str = "val", seed: int = 91) -> dict[str, float]:
     """Retrieval, right against wrong picture, and the share of one-fact changes that lower the similarity."""
+    from captune.encoders import Encoder
+
+    encoder = Encoder(model, processor, name="storybook-clip")
     scenes = [sample_scene(split, seed, index) for index in range(n)]
-    said = [references(s, random_for(split, seed, i, "references")) for i, s in enumerate(scenes)]
-    seen = embed(model, processor, images=[drawing.draw(scene, IMAGE_SIZE) for scene in scenes])
-    texts = embed(model, processor, texts=[text for five in said for text in five])
-    similarity = seen @ texts.T  # (n, 5 n)
-    right = similarity[torch.arange(n).repeat_interleave(5), torch.arange(5 * n)]
-    wrong = similarity[torch.arange(1, n + 1).remainder(n).repeat_interleave(5), torch.arange(5 * n)]
+    said = [references(scene, random_for(split, seed, i, "references")) for i, scene in enumerate(scenes)]
+    seen = encoder.encode_images([drawing.draw(scene, IMAGE_SIZE) for scene in scenes])
+    similarity = seen @ encoder.encode_texts([text for five in said for text in five]).T  # (n, 5 n)
+    own = torch.arange(n).repeat_interleave(5)
+    right, wrong = (similarity[rows, torch.arange(5 * n)] for rows in (own, (own + 1) % n))
     figures = {
-        "image to text R@1": float((similarity.argmax(1) // 5 == torch.arange(n)).float().mean()),
-        "text to image R@1": float((similarity.argmax(0) == torch.arange(n).repeat_interleave(5)).float().mean()),
-        "right against wrong picture AUC": float((right[:, None] > wrong[None]).float().mean()),
+        "image to text R@1": similarity.argmax(1) // 5 == torch.arange(n),
+        "text to image R@1": similarity.argmax(0) == own,
+        "right against wrong picture AUC": right[:, None] > wrong,
     }
     for what in CHANGES:
         rng = random.Random(f"{split}/{seed}/{what}")
-        pairs = [(5 * i, changed(five[0], what, rng)) for i, five in enumerate(said)]
-        kept = [(row, text) for row, text in pairs if text is not None]
-        false = embed(model, processor, texts=[text for _, text in kept])
-        rows = torch.tensor([row for row, _ in kept])
-        figures[f"changed {what}"] = float((right[rows] > (seen[rows // 5] * false).sum(1)).float().mean())
-    return {name: round(value, 4) for name, value in figures.items()}
+        tried = ((5 * i, changed(five[0], what, rng)) for i, five in enumerate(said))
+        texts = {row: text for row, text in tried if text is not None}
+        rows = list(texts)
+        false = (seen[own[rows]] * encoder.encode_texts(list(texts.values()))).sum(1)
+        figures[f"changed {what}"] = right[rows] > false
+    return {name: round(float(better.float().mean()), 4) for name, better in figures.items()}
 
 
 def build(config: ClipConfig, output: Path) -> dict[str, Any]:
@@ -312,17 +219,19 @@ def build(config: ClipConfig, output: Path) -> dict[str, Any]:
     def lap(name: str) -> None:
         log["seconds"][name] = round(time.perf_counter() - started - sum(log["seconds"].values()), 1)
 
-    tokenizer = build_tokenizer(config.seed)
+    tokenizer = build_tokenizer(corpus(config.seed))
     model = build_model(tokenizer, config)
     log["parameters"] = sum(p.numel() for p in model.parameters())
     trainer = Trainer(model, tokenizer, config)
     lap("drawing")
-    parameters = [*model.parameters(), *trainer.heads.parameters()]
-    stages = (("look", trainer.look, config.look_steps, config.look_lr), ("contrast", trainer.contrast, config.steps, config.lr))
-    model.train()
+    stages = (
+        ("look", trainer.look, config.look_steps, config.look_lr),
+        ("contrast", trainer.contrast, config.steps, config.lr),
+    )
+    trainer.train()
     for name, loss_of, steps, lr in stages:
         losses = optimise(
-            parameters,
+            list(trainer.parameters()),
             loss_of,
             steps=steps,
             lr=lr,
@@ -332,7 +241,7 @@ def build(config: ClipConfig, output: Path) -> dict[str, Any]:
         )
         log[f"{name} loss"] = round(float(np.mean(losses[-50:])), 4)
         lap(name)
-    model.eval()
+    trainer.eval()
     processor = build_processor(tokenizer)
     log["figures"] = measure(model, processor, config.validation)
     lap("measuring")
