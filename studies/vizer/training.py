@@ -1,0 +1,192 @@
+"""Trains one row of the study with the library's own parts, as `captune vizer` and `captune sft` do.
+
+Differences to the command line: nothing is captioned or reported here, and what several rows share (the captions that
+a mapper is fitted on, the fitted mapper) is made once per base and kept in `work/`, keyed by all that it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from study import UNLABELLED, Spec
+
+from captune.captioner import Captioner
+from captune.loading import resolve
+from captune.methods.grpo import train_with_reward
+from captune.methods.mapper import Mapper, fit_mapper
+from captune.methods.sft import SFTConfig, SFTTrainer
+from captune.methods.training import MetricsCallback, TrainingConfig, load_training_images, start, training_arguments
+from captune.methods.vizer import PRESETS, ViZerConfig, ViZerTrainer, own_captions
+from captune.options import build
+from captune.scorers import load_scorer
+from captune.scorers.vizer import ViZerScorer
+
+# What does not decide a result. The model is in the key by the digest of its weights.
+NOT_IN_KEY = {"model", "output", "evaluation", "overwrite", "save_steps", "device"}
+MAPPER_FIELDS = ("mapper_captions", "mapper_size", "mapper_samples", "temperature", "max_new_tokens", "limit", "seed")
+REWARD_FIELDS = ("beta", "num_generations", "temperature", "max_new_tokens")
+QUICK = {"max_steps": 2, "limit": 24, "batch_size": 4, "save_steps": 2}
+QUICK_VIZER = {"num_generations": 2, "mapper_samples": 2, "mapper_epochs": 1, "max_new_tokens": 8}
+
+
+def key_of(content: Any) -> str:
+    """16 hexadecimal digits that stand for any JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class Bench:
+    """One base captioner and everything trained from it.
+
+    Args:
+        base: as `Captioner.load` takes it.
+        seed: of the training runs and of what is sampled.
+        work: the folder for what can be made again.
+        quick: tiny settings, to try the study itself.
+    """
+
+    def __init__(self, base: str, seed: int, work: Path, *, quick: bool = False) -> None:
+        self.base, self.seed, self.work, self.quick = base, seed, work, quick
+        self.label = Path(base).name
+        folder = Path(resolve(base))
+        digest = hashlib.sha256()
+        for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+            if file.name != "build.json":
+                digest.update(file.read_bytes())
+        self.digest = digest.hexdigest()[:16]
+
+    def load(self, adapter: Path | None = None) -> Captioner:
+        return Captioner.load(self.base, adapter=adapter)
+
+    def config(self, spec: Spec) -> TrainingConfig:
+        """The method's config with the spec's settings, presets applied as on the command line."""
+        flags = {"model": self.base, "output": self.work, "seed": self.seed, "save_steps": 10**6, "overwrite": True}
+        flags |= spec.settings
+        if self.quick:
+            flags |= QUICK if spec.kind == "sft" else QUICK | QUICK_VIZER
+        config = build(ViZerConfig, flags, presets=PRESETS) if spec.kind == "vizer" else build(SFTConfig, flags)
+        config.output = self.work / "runs" / self.key(spec, config)
+        return config
+
+    def key(self, spec: Spec, config: TrainingConfig | None = None) -> str:
+        """What the row's result depends on, but for the images of the evaluation."""
+        if config is None and spec.kind in ("vizer", "sft"):
+            config = self.config(spec)
+        settings = spec.settings if config is None else {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
+        seeded = spec.kind in ("best_of", "probe")
+        return key_of([self.digest, spec.kind, spec.reward, settings, self.seed if seeded else None])
+
+    def trained(self, spec: Spec) -> tuple[Path, Mapper | None, float | None]:
+        """The adapter of a row, its mapper, and the seconds that training took (None: it was there already)."""
+        config = self.config(spec)
+        if not (config.output / "adapter" / "adapter_model.safetensors").is_file():
+            return self.train(spec, config)
+        mapper = None
+        if isinstance(config, ViZerConfig):
+            mapper = self.mapper(self.load(), config)[0]
+        return config.output / "adapter", mapper, None
+
+    def train(self, spec: Spec, config: TrainingConfig) -> tuple[Path, Mapper | None, float]:
+        run_dir, captioner = start(config, spec.kind)
+        mapper = None
+        seconds = 0.0
+        if isinstance(config, ViZerConfig):
+            mapper, seconds = self.mapper(captioner, config)
+        started = time.perf_counter()
+        images = load_training_images(config, references=spec.kind == "sft")
+        captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
+        if isinstance(config, SFTConfig):
+            with captioner.share_vision():
+                SFTTrainer.fit(captioner, images, config, run_dir)
+        elif isinstance(config, ViZerConfig) and mapper is not None and config.objective == "reward":
+            reward = reward_of(spec.reward, ViZerScorer(captioner=captioner, mapper=mapper), images)
+            settings = {name: getattr(config, name) for name in REWARD_FIELDS}
+            train_with_reward(captioner, images, reward, config, run_dir, **settings)
+        elif isinstance(config, ViZerConfig):
+            callbacks = [MetricsCallback(run_dir)]
+            with captioner.share_vision():
+                arguments = training_arguments(config)
+                ViZerTrainer(captioner, images, arguments, callbacks=callbacks, mapper=mapper, config=config).train()
+        captioner.save_adapter(run_dir.adapter)
+        for checkpoint in run_dir.checkpoints():
+            shutil.rmtree(checkpoint)
+        return run_dir.adapter, mapper, seconds + time.perf_counter() - started
+
+    def mapper(self, captioner: Captioner, config: ViZerConfig) -> tuple[Mapper, float]:
+        """The fitted mapper of a config and the seconds its captions and its fit took, now or when it was made.
+
+        What is drawn by lot afterwards does not depend on whether it was fitted now or read back.
+        """
+        settings = asdict(config.mapper_config()) | {name: getattr(config, name) for name in MAPPER_FIELDS}
+        settings |= {"epochs": config.mapper_epochs, "lr": config.mapper_learning_rate, "images": config.images}
+        folder = self.work / "mappers" / key_of([self.digest, settings])
+        if not (folder / "done.json").is_file():
+            captions, images, seconds = self.mapper_captions(captioner, config)
+            started = time.perf_counter()
+            mapper, losses = fit_mapper(
+                captioner, images, captions, config.mapper_config(),
+                epochs=config.mapper_epochs, lr=config.mapper_learning_rate, seed=config.seed,
+            )  # fmt: skip
+            mapper.save(folder)
+            torch.save(torch.get_rng_state(), folder / "rng.pt")
+            seconds += time.perf_counter() - started
+            (folder / "done.json").write_text(json.dumps({"seconds": seconds, "loss": losses[-1], "first": losses[0]}))
+        torch.set_rng_state(torch.load(folder / "rng.pt", weights_only=True))
+        return Mapper.load(folder).to(captioner.device), json.loads((folder / "done.json").read_text())["seconds"]
+
+    def mapper_captions(self, captioner: Captioner, config: ViZerConfig) -> tuple[list[list[str]], Any, float]:
+        """The captions that the mapper is fitted on, with their images and the seconds that writing them took."""
+        own = config.mapper_captions in ("sampled", "generated")
+        source = config.images if own else config.mapper_captions
+        images = load_training_images(config, references=not own, source=source)
+        if config.mapper_size is not None:
+            images = images.select(range(min(config.mapper_size, len(images))))
+        if not own:
+            return list(images["references"]), images, 0.0
+        settings = {name: getattr(config, name) for name in MAPPER_FIELDS}
+        file = self.work / "mapper-captions" / f"{key_of([self.digest, settings, source])}.json"
+        if not file.is_file():
+            started = time.perf_counter()
+            captions = own_captions(captioner, images, config)
+            write(file, {"seconds": time.perf_counter() - started, "captions": captions})
+        content = json.loads(file.read_text())
+        return content["captions"], images, content["seconds"]
+
+    def judge(self, captioner: Captioner) -> Mapper:
+        """The mapper of the zero-label preset: what judges rows that have no mapper of their own."""
+        config = self.config(Spec("", "", "vizer", {"images": UNLABELLED}))
+        assert isinstance(config, ViZerConfig)
+        return self.mapper(captioner, config)[0]
+
+
+def reward_of(kind: str, mapper: ViZerScorer, images: Any) -> Callable[..., list[float]]:
+    """The reward function of a run. "wrong image": each image has another one, always the same and never itself."""
+    if kind == "mapper":
+        return mapper
+    if kind == "length":
+        return load_scorer("length")
+    order = list(range(len(images)))
+    random.Random(0).shuffle(order)
+    names = images["image_id"]
+    other = {names[i]: j for i, j in zip(order, [*order[1:], order[0]], strict=True)}  # one cycle through all
+
+    def wrong_image(completions: list[Any], *, image_id: list[str], **_: Any) -> list[float]:
+        return mapper(completions, image=[images[other[name]]["image"] for name in image_id])
+
+    return wrong_image
+
+
+def write(file: Path, content: Any) -> None:
+    """JSON, in one step."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".tmp")
+    partial.write_text(json.dumps(content))
+    partial.replace(file)
