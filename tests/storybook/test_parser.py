@@ -148,9 +148,7 @@ def test_stray_sizes_are_false() -> None:
 def test_a_subkind_may_stand_for_its_kind() -> None:
     assert facts("a green pine")[:1] == [("attribute", ("tree", "green"))]
     assert ("object", ("tree",)) in facts("a green pine") and ("subkind", ("tree", "pine")) in facts("a green pine")
-    assert (
-        facts("a pine tree") == facts("a pine tree") and len([f for f in facts("a pine tree") if f[0] == "object"]) == 1
-    )
+    assert [fact for fact in facts("a pine tree") if fact[0] == "object"] == [("object", ("tree",))]
     assert ("object", ("flower",)) in facts("two daisy in the city")
 
 
@@ -269,14 +267,7 @@ def test_counts_are_consistent_on_salad(salad: list[str]) -> None:
             assert true == sum(span.true for span in spans if span.kind == fact_type)
 
 
-def test_each_kind_is_true_once_at_most(salad: list[str]) -> None:
-    scene = sample_scene("test", 2, 3)
-    for text in salad[::4]:
-        true = [text[span.start : span.end] for span in judge(text, scene) if span.kind == "object" and span.true]
-        assert len(true) <= len(scene.things)
-
-
-def test_every_noun_of_the_salad_counts(salad: list[str]) -> None:
+def test_every_noun_of_the_salad_counts() -> None:
     """Of bare kinds with indefinite articles none is overlooked."""
     rng = random.Random(4)
     for _ in range(500):
@@ -300,9 +291,7 @@ def test_alt_texts_are_read_word_for_word() -> None:
         scene = sample_scene("train", 1, i)
         text = alt_text(scene, rng, sample_scene("train", 1, i + 1000))
         stated = {text[span.start : span.end] for span in judge(text, scene)}
-        missed = {word for word in names.findall(text)} - stated
-        assert missed <= {"fish", *KIND_NAMES} and not missed & {*COLOURS, *SIZES, *BACKGROUNDS}, text
-        assert not missed, text
+        assert set(names.findall(text)) <= stated, text
 
 
 def test_long_salad_takes_no_long_time() -> None:
