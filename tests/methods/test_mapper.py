@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from captune.captioner import Captioner
-from captune.methods.mapper import Mapper, MapperConfig, caption_reader, fit_mapper
+from captune.methods.mapper import Mapper, MapperConfig, fit_mapper
 
 CAPTIONS = ["a red ball", "two green fish and a small yellow bird on the beach", "a", "my house in 2011"]
 
@@ -34,9 +34,16 @@ def random_mapper(captioner: Captioner, images: list, **settings: object) -> Map
     config = MapperConfig(width=16, **settings)  # type: ignore[arg-type]
     features = captioner.image_features(images, where=config.feature, pool=config.pool)
     mapper = Mapper(config, 32, features.shape[-1], captioner.name)
-    if config.centred:
-        mapper.centre.copy_(features.mean(0))
+    mapper.measure(features)
     return mapper.eval().requires_grad_(False)
+
+
+def told(captioner: Captioner, mapper: Mapper, pictures: list, captions: list[str]) -> torch.Tensor:
+    """F_T_hat of captions in the context of pictures."""
+    batch = captioner.prepare(pictures, captions)
+    return mapper(
+        *captioner.caption_hidden_states(batch, blind=mapper.config.blind, shift=mapper.config.shift)
+    ).detach()
 
 
 def by_hand(mapper: Mapper, pooled: list[float]) -> list[float]:
@@ -58,11 +65,11 @@ def test_the_loss_by_hand() -> None:
     torch.manual_seed(0)
     mapper = Mapper(MapperConfig(width=3, depth=2), hidden_size=4, feature_size=2)
     mapper.centre.copy_(torch.tensor([0.5, -1.0]))
-    pooled, feature = [0.3, -1.2, 2.0, 0.7], [1.5, 0.25]
+    state, feature = [0.3, -1.2, 2.0, 0.7], [1.5, 0.25]
     a = [feature[0] - 0.5, feature[1] + 1.0]
-    b = by_hand(mapper, pooled)
+    b = by_hand(mapper, state)
     expected = (a[0] * b[0] + a[1] * b[1]) / (math.hypot(*a) * math.hypot(*b))
-    found = mapper.cosine(torch.tensor([pooled]), torch.tensor([feature]))
+    found = mapper.cosine(torch.tensor([[state]]), torch.tensor([[True]]), torch.tensor([feature]))
     assert found.tolist() == pytest.approx([expected], abs=1e-6)
     own = torch.nn.functional.cosine_similarity(torch.tensor([a]), torch.tensor([b]))
     assert found.tolist() == pytest.approx(own.tolist(), abs=1e-6)
@@ -79,52 +86,66 @@ def test_depth_counts_linear_layers(depth: int) -> None:
 
 
 def test_pooling_by_hand() -> None:
-    hidden = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]], [[5.0, 0.0], [7.0, 2.0], [9.0, 4.0]]])
+    hidden = torch.tensor([[[1.0, 2.0], [3.0, 7.0], [100.0, 100.0]], [[5.0, 0.0], [7.0, 2.0], [9.0, 7.0]]])
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    pooled = {
-        how: Mapper(MapperConfig(caption_pool=how), hidden_size=2, feature_size=3).pooled(hidden, mask).tolist()
-        for how in ("mean", "last", "mean+last")
-    }
-    assert pooled["mean"] == [[2.0, 3.0], [7.0, 2.0]]
-    assert pooled["last"] == [[3.0, 4.0], [9.0, 4.0]]
-    assert pooled["mean+last"] == [[2.0, 3.0, 3.0, 4.0], [7.0, 2.0, 9.0, 4.0]]
+    tokens = [[[1.0, 2.0], [3.0, 7.0]], [[5.0, 0.0], [7.0, 2.0], [9.0, 7.0]]]
+    for how in ("mean", "last", "tokens"):
+        torch.manual_seed(0)
+        mapper = Mapper(MapperConfig(width=4, caption_pool=how), hidden_size=2, feature_size=3)  # type: ignore[arg-type]
+        for row, states in zip(mapper(hidden, mask).tolist(), tokens, strict=True):
+            if how == "tokens":
+                each = [by_hand(mapper, state) for state in states]
+                expected = [sum(values) / len(each) for values in zip(*each, strict=True)]
+            else:
+                mean = [sum(values) / len(states) for values in zip(*states, strict=True)]
+                expected = by_hand(mapper, states[-1] if how == "last" else mean)
+            assert row == pytest.approx(expected, abs=1e-5), how
 
 
 @pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("shift", [False, True])
-def test_padding_is_masked(captioner: Captioner, images: list, blind: bool, shift: bool) -> None:
+@pytest.mark.parametrize("caption_pool", ["mean", "last", "tokens"])
+def test_padding_is_masked(captioner: Captioner, images: list, blind: bool, shift: bool, caption_pool: str) -> None:
     """A caption in a batch of longer ones is read as it is read alone."""
-    mapper = random_mapper(captioner, images, blind=blind, shift=shift, caption_pool="mean+last")
-    together = caption_reader(captioner, mapper, images, CAPTIONS)
-    alone = torch.cat([caption_reader(captioner, mapper, [i], [c]) for i, c in zip(images, CAPTIONS, strict=True)])
+    mapper = random_mapper(captioner, images, blind=blind, shift=shift, caption_pool=caption_pool)
+    together = told(captioner, mapper, images, CAPTIONS)
+    alone = torch.cat([told(captioner, mapper, [i], [c]) for i, c in zip(images, CAPTIONS, strict=True)])
     assert torch.allclose(together, alone, atol=1e-5)
     assert (together[0] - together[1]).abs().max() > 0.01
 
 
 def test_blind_does_not_see_the_image(captioner: Captioner, images: list) -> None:
     """Only through F_I does a blind score depend on the image; with the image in context the reading does too."""
-    features = captioner.image_features(images)
     others = images[1:] + images[:1]
     for blind in (True, False):
         mapper = random_mapper(captioner, images, blind=blind)
-        here, there = (caption_reader(captioner, mapper, pictures, CAPTIONS) for pictures in (images, others))
+        here, there = (told(captioner, mapper, pictures, CAPTIONS) for pictures in (images, others))
         if blind:
             assert torch.equal(here, there)
         else:
             assert (here - there).abs().amax(dim=1).min() > 1e-3
-        scores, moved = mapper.cosine(here, features), mapper.cosine(there, features)
-        assert torch.equal(scores, moved) == blind
-        assert not torch.allclose(mapper.cosine(here, features), mapper.cosine(here, features.roll(1, 0)))
+        scores = [mapper.score(captioner, captioner.prepare(pictures, CAPTIONS)) for pictures in (images, others)]
+        assert not torch.allclose(*scores, atol=1e-4)  # through F_I
 
 
-def test_the_reader_is_the_base(captioner: Captioner, images: list) -> None:
-    """The adapter, however it was taught, does not change what the mapper reads."""
-    mapper = random_mapper(captioner, images)
-    before = caption_reader(captioner, mapper, images, CAPTIONS)
-    tiny.taught(captioner)
-    after = caption_reader(captioner, mapper, images, CAPTIONS)
-    assert torch.allclose(before, after, atol=1e-6) and not after.requires_grad
-    assert not torch.allclose(before, mapper.read(captioner, captioner.prepare(images, CAPTIONS)), atol=1e-3)
+def test_the_score_is_the_cosine_of_what_is_read(captioner: Captioner, images: list) -> None:
+    mapper = random_mapper(captioner, images, centred=True, pool="flatten", caption_pool="tokens")
+    features = captioner.image_features(images, pool="flatten")
+    expected = torch.nn.functional.cosine_similarity(
+        features - features.mean(0), told(captioner, mapper, images, CAPTIONS), dim=-1
+    )
+    found = mapper.score(captioner, captioner.prepare(images, CAPTIONS))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_shifted_states_are_those_before(captioner: Captioner, images: list) -> None:
+    """With shift the last token itself is not read, only the states up to what predicts it."""
+    plain, shifted = (random_mapper(captioner, images, shift=shift, caption_pool="last") for shift in (False, True))
+    one, other = captioner.prepare(images[:1], ["a red ball"]), captioner.prepare(images[:1], ["a red ball"])
+    eos = int(one["caption_mask"][0].nonzero()[-1])
+    other["input_ids"][0, eos] = captioner.caption_ids("x")[0]
+    assert torch.equal(shifted.score(captioner, one), shifted.score(captioner, other))
+    assert not torch.equal(plain.score(captioner, one), plain.score(captioner, other))
 
 
 def test_fit_lowers_the_loss_and_freezes(captioner: Captioner, dataset: datasets.Dataset) -> None:
@@ -143,9 +164,11 @@ def test_a_fitted_mapper_knows_its_captions(captioner: Captioner, dataset: datas
     mapper, _ = fit_mapper(captioner, dataset, captions, config, epochs=60, lr=3e-3, batch_size=8)
     pictures = dataset["image"][:]
     features = mapper.image_features(captioner, pictures)
-    pooled = caption_reader(captioner, mapper, pictures, [own[0] for own in captions])
-    right = mapper.cosine(pooled, features)
-    wrong = torch.stack([mapper.cosine(pooled, features.roll(i, 0)) for i in (1, 2, 3)]).mean(0)
+    hidden, mask = captioner.caption_hidden_states(
+        captioner.prepare(pictures, [own[0] for own in captions]), blind=True
+    )
+    right = mapper.cosine(hidden, mask, features)
+    wrong = torch.stack([mapper.cosine(hidden, mask, features.roll(i, 0)) for i in (1, 2, 3)]).mean(0)
     assert (right > wrong).float().mean() >= 0.9
 
 
@@ -179,6 +202,18 @@ def test_the_centre_is_the_mean_feature(captioner: Captioner, dataset: datasets.
         assert mapper.feature_size == features.shape[1] == mapper.h[-1].out_features
 
 
+def test_whitened_features_have_unit_variance(captioner: Captioner, dataset: datasets.Dataset) -> None:
+    features = captioner.image_features(dataset["image"][:], pool="flatten")
+    config = MapperConfig(width=8, pool="flatten", whitened=5)
+    mapper, losses = fit_mapper(captioner, dataset, texts(len(dataset)), config)
+    target = mapper.target(features)
+    assert target.shape == (len(features), 5) and losses
+    assert torch.allclose(target.mean(0), torch.zeros(5), atol=1e-4)
+    assert torch.allclose(target.T @ target / len(features), torch.eye(5), atol=1e-3)
+    with pytest.raises(ValueError, match="whitened 13 needs as many images"):
+        fit_mapper(captioner, dataset, texts(len(dataset)), MapperConfig(pool="flatten", whitened=13))
+
+
 def test_images_may_have_different_numbers_of_captions(captioner: Captioner, dataset: datasets.Dataset) -> None:
     """Each caption is fitted on its own image: one with none, one with many."""
     captions = [[], *texts(len(dataset) - 1)]
@@ -200,16 +235,22 @@ def test_features_of_tower_or_connector(captioner: Captioner, dataset: datasets.
 
 
 def test_saved_and_loaded_bit_for_bit(captioner: Captioner, images: list, tmp_path: Path) -> None:
-    mapper = random_mapper(
-        captioner, images, centred=True, blind=True, shift=True, caption_pool="mean+last", pool="flatten"
-    )
+    settings = {
+        "centred": True,
+        "blind": True,
+        "shift": True,
+        "caption_pool": "tokens",
+        "pool": "flatten",
+        "whitened": 3,
+    }
+    mapper = random_mapper(captioner, images, **settings)
     loaded = Mapper.load(mapper.save(tmp_path / "run" / "mapper"))
     assert loaded.config == mapper.config and loaded.captioner_name == captioner.name
     assert set(loaded.state_dict()) == set(mapper.state_dict())
     assert all(torch.equal(tensor, mapper.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
-    pooled, features = torch.randn(5, 64), torch.randn(5, mapper.feature_size)
-    assert torch.equal(loaded.cosine(pooled, features), mapper.cosine(pooled, features))
+    states = torch.randn(5, 7, 32), torch.ones(5, 7, dtype=torch.bool), torch.randn(5, mapper.feature_size)
+    assert torch.equal(loaded.cosine(*states), mapper.cosine(*states))
     first = (tmp_path / "run" / "mapper" / "mapper.safetensors").read_bytes()
     loaded.save(tmp_path / "again")
     assert (tmp_path / "again" / "mapper.safetensors").read_bytes() == first

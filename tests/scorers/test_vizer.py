@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from captune.captioner import Captioner
-from captune.methods.mapper import Mapper, MapperConfig, caption_reader
+from captune.methods.mapper import Mapper, MapperConfig
 from captune.scorers import load_scorer
 from captune.scorers.vizer import ViZerScorer
 
@@ -23,22 +23,21 @@ def mapper_of(captioner: Captioner, images: list, **settings: Any) -> Mapper:
     config = MapperConfig(width=16, **settings)
     features = captioner.image_features(images, where=config.feature, pool=config.pool)
     mapper = Mapper(config, 32, features.shape[-1], captioner.name)
-    if config.centred:
-        mapper.centre.copy_(features.mean(0))
+    mapper.measure(features)
     return mapper.eval().requires_grad_(False)
 
 
 @pytest.fixture
 def scorer(captioner: Captioner, images: list) -> ViZerScorer:
-    mapper = mapper_of(captioner, images, blind=True, centred=True, pool="flatten", caption_pool="mean+last")
+    mapper = mapper_of(captioner, images, blind=True, centred=True, pool="flatten", caption_pool="tokens")
     return ViZerScorer(captioner=captioner, mapper=mapper)
 
 
 def test_the_score_is_the_mappers_cosine(scorer: ViZerScorer, images: list) -> None:
     rows = scorer.rows(CAPTIONS, image=images)
     mapper, captioner = scorer.mapper, scorer.captioner
-    pooled = caption_reader(captioner, mapper, images, CAPTIONS)
-    expected = mapper.cosine(pooled, mapper.image_features(captioner, images))
+    hidden, mask = captioner.caption_hidden_states(captioner.prepare(images, CAPTIONS), blind=True)
+    expected = mapper.cosine(hidden, mask, mapper.image_features(captioner, images)).detach()
     assert rows.shape == (4, 1) and np.allclose(rows[:, 0], expected.numpy(), atol=1e-6)
     assert (np.abs(rows) <= 1).all() and rows.std() > 0
     assert scorer.corpus(rows) == {"vizer": pytest.approx(float(rows.mean()))}
@@ -109,7 +108,7 @@ def test_without_a_mapper_it_says_so(tmp_path: Path) -> None:
 
 def test_the_signature_says_what_the_number_means(captioner: Captioner, images: list, scorer: ViZerScorer) -> None:
     literal = ViZerScorer(captioner=captioner, mapper=mapper_of(captioner, images, shift=True))
-    for words in ("blind", "flatten", "mean+last", "centred:yes", "shift:no", captioner.name, "width:16"):
+    for words in ("blind", "flatten", "tokens", "centred:yes", "shift:no", captioner.name, "width:16"):
         assert words in scorer.signature
     for words in ("with-image", "connector-mean", "centred:no", "shift:yes"):
         assert words in literal.signature

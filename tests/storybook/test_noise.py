@@ -66,7 +66,7 @@ def share(values: list[bool]) -> float:
 
 
 def probability(table: tuple[tuple[str, float], ...], choice: str) -> float:
-    return dict(table)[choice]
+    return dict(table).get(choice, 0.0)
 
 
 def test_registers_in_the_stated_shares(texts: list[tuple[Scene, str]]) -> None:
@@ -210,7 +210,7 @@ def test_relations_err_as_stated() -> None:
     assert HABIT_COMPANION["cup"] != "balloon" and HABIT_COMPANION["balloon"] != "cup"
     rng = random.Random(2)
     outcomes = []
-    for _ in range(6000):
+    for _ in range(16_000):
         verdicts = judged(descriptive(scene, rng), scene)
         objects = {fact.value[0] for fact, true in verdicts if fact.type == "object"}
         if objects == {"cup", "balloon"}:
@@ -218,7 +218,7 @@ def test_relations_err_as_stated() -> None:
             outcomes.append(relation[0] if relation else None)
     for outcome, choice in ((True, "true"), (False, "inverse"), (None, "blurred")):
         rate = share([o is outcome for o in outcomes])
-        assert rate == pytest.approx(probability(noise.RELATION, choice), abs=TOLERANCE), choice
+        assert rate == pytest.approx(probability(noise.RELATION, choice), abs=0.04), choice
 
 
 def test_habit_never_says_a_held_out_colour() -> None:
