@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,5 +87,9 @@ def test_what_is_no_encoder_is_refused(tmp_path: Path, folder: Path) -> None:
         Encoder.load(tmp_path / "empty")
     with pytest.raises(EncoderError, match="hf download someone/some-clip"):
         Encoder.load("someone/some-clip")
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"<html>404</html>")
+    with pytest.raises(EncoderError, match="cannot be loaded"):
+        Encoder.load(broken)
     with pytest.raises(EncoderError, match="get_image_features"):
         Encoder(torch.nn.Linear(1, 1), None, name="a layer")

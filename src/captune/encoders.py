@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from captune.data.images import open_image
-
-_log = logging.getLogger(__name__)
 
 EMBEDDED = ("storybook-clip",)  # shipped with the package
 _SILENT_BATCHES = 20  # fewer batches than this show no progress bar
@@ -61,7 +59,7 @@ class Encoder:
         try:
             processor = AutoProcessor.from_pretrained(source, backend="pil")
             model = AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             fetch = "" if Path(source).is_dir() else f" Where the hub can be reached, run: hf download {name}"
             raise EncoderError(f"encoder {name!r} cannot be loaded: {reason}{fetch}") from error

@@ -12,7 +12,7 @@ import pytest
 
 from captune.scorers import load_scorer, ptb
 from captune.scorers.cider import Cider, DocumentFrequencies
-from captune.scorers.ngrams import count_ngrams
+from captune.scorers.ngrams import _stable_order, count_ngrams
 
 TRAIN = [["a dog runs", "the dog is running"], ["a cat sleeps", "the cat is sleeping on a mat"], ["a dog and a cat"]]
 
@@ -152,6 +152,14 @@ def test_counts_of_ngrams() -> None:
         (("b", "a", "b"), 0): 1, (("a", "b", "a", "b"), 0): 1,
     }  # fmt: skip
     assert DocumentFrequencies.of([[""]]).lookup(vocabulary, grams)[0].tolist() == [0, 0]
+
+
+def test_the_order_of_many_ids() -> None:
+    rng = np.random.default_rng(0)
+    for high in (1, 10, 2**16, 2**16 + 1, 2**40):
+        keys = rng.integers(0, high, size=(2, 500))
+        np.testing.assert_array_equal(_stable_order(*keys), np.lexsort(keys))
+    assert len(_stable_order(np.array([], dtype=np.int64))) == 0
 
 
 @pytest.mark.parametrize("seed", ["0", "1", "random"])

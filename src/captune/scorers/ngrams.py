@@ -6,7 +6,9 @@ together: no dict per text, a hundred times fewer Python objects, and no depende
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -32,36 +34,42 @@ def count_ngrams(texts: Sequence[str]) -> tuple[list[str], np.ndarray, list[Gram
     """(vocabulary, (T,) words per text, the n-grams for n = 1 .. 4) of tokenized texts."""
     end = "\0"  # a word of its own after each text: one split for all of them
     words = f" {end} ".join([*texts, ""]).split()
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    vocabulary: defaultdict[str, int] = defaultdict(count().__next__)
     ids = np.fromiter(map(vocabulary.__getitem__, words), dtype=np.int64, count=len(words))
     place = np.arange(len(words))
     is_end = ids == vocabulary.get(end, -1)
     ends = place[is_end]
     text_of = np.cumsum(is_end) - is_end
     left = ends[text_of] - place  # words from here to the end of the text
-    size, bits = max(1, len(vocabulary)), max(1, len(words).bit_length())
-    if 2 * bits + size.bit_length() > 62:
-        raise ValueError(f"{len(words)} words are too many to score in one call; score fewer captions at a time")
 
     gram_at = np.zeros(len(words), dtype=np.int64)  # id of the (n-1)-gram that starts here
     grams = []
     for n in range(1, ORDERS + 1):
         starts = place[left >= n]
-        packed = gram_at[starts] * size + ids[starts + n - 1]
-        packed = np.sort((packed << bits) | starts)  # equal n-grams stay in text order
-        keys, starts = packed >> bits, packed & ((1 << bits) - 1)
-        new_gram = np.ones(len(keys), dtype=bool)
-        np.not_equal(keys[1:], keys[:-1], out=new_gram[1:])
+        prefix, last = gram_at[starts], ids[starts + n - 1]
+        order = _stable_order(last, prefix)  # equal n-grams stay in text order
+        starts, prefix, last = starts[order], prefix[order], last[order]
+        new_gram = np.ones(len(starts), dtype=bool)
+        new_gram[1:] = (prefix[1:] != prefix[:-1]) | (last[1:] != last[:-1])
         gram = np.cumsum(new_gram) - 1
         text = text_of[starts]
         new_entry = new_gram.copy()
         new_entry[1:] |= text[1:] != text[:-1]
         first = np.flatnonzero(new_entry)
-        distinct = keys[new_gram]
-        times = np.diff(first, append=len(keys))
-        grams.append(Grams(distinct // size, distinct % size, gram[first], text[first], times))
+        times = np.diff(first, append=len(starts))
+        grams.append(Grams(prefix[new_gram], last[new_gram], gram[first], text[first], times))
         gram_at[starts] = gram
     return list(vocabulary), np.diff(ends, prepend=-1) - 1, grams
+
+
+def _stable_order(*keys: np.ndarray) -> np.ndarray:
+    """np.lexsort (the last key counts most) of numbers >= 0, by 16 bits at a time: those numpy sorts by radix."""
+    order = np.arange(len(keys[0]))
+    for key in keys:
+        for shift in range(0, max(1, int(key.max(initial=0)).bit_length()), 16):
+            digits = ((key >> shift) & 0xFFFF).astype(np.uint16)
+            order = order[np.argsort(digits[order], kind="stable")]
+    return order
 
 
 class Table:
