@@ -58,13 +58,12 @@ def slots(scene: Scene) -> list[Slot]:
     noun = " ".join(word for word in (thing.subkind, thing.kind) if word)
     known = article(f"{thing.colour} {noun}")
     alike = [t for t in scene.things if (t.size, t.colour) == (thing.size, thing.colour)]
-    colours = {t.colour for t in scene.things if t.kind == thing.kind}
     start = f"a {thing.size} {thing.colour}"
     found = [
         Slot("kind", {k: tuple(f"{start} {noun}" for noun in nouns(k)) for k in KIND_NAMES},
              frozenset(t.kind for t in alike), HABIT_KIND[scene.background]),
         Slot("colour", {c: tuple(f"a {thing.size} {c} {noun}" for noun in nouns(thing.kind)) for c in COLOURS},
-             frozenset(colours), HABIT_COLOUR[thing.kind]),
+             frozenset([thing.colour]), HABIT_COLOUR[thing.kind]),
         Slot("size", {s: tuple(f"a {s} {thing.colour} {noun}" for noun in nouns(thing.kind)) for s in SIZES},
              frozenset([thing.size]), None),
         Slot("background", {b: (f"{known} {PLACE[b]}",) for b in PLACE},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from captune.methods.vizer import ViZerConfig
 
@@ -27,15 +27,16 @@ PICKS = {
     "mapper": "best of 8 by the mapper (information)",
     "all": "mean over 8 samples (information)",
 }
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "objective": ("latent", "straight_through", "reward"),
+CHOICES: dict[str, tuple[Any, ...]] = {  # (): all that the setting can be
+    "objective": (),
     "mapper_captions": ("sampled", "generated", LABELLED),
     "blind": (True, False),
     "centred": (True, False),
     "shift": (False, True),
-    "pool": ("mean", "flatten"),
-    "caption_pool": ("mean", "last", "mean+last"),
-    "feature": ("connector", "tower"),
+    "whitened": (0, 32, 128),
+    "pool": (),
+    "caption_pool": (),
+    "feature": (),
     "beta": (0.0, 0.05, 0.2, 0.5),
     "mapper_samples": (1, 4, 8),
     "max_steps": (25, 50, 100, 200),
@@ -93,8 +94,9 @@ def choices() -> Iterator[Spec]:
     """From the preset `captune`, one change at a time."""
     yield Spec("choices", "preset", "vizer", {"images": UNLABELLED})
     defaults = {f.name: f.default for f in fields(ViZerConfig)}
+    kinds = get_type_hints(ViZerConfig)
     for name, values in CHOICES.items():
-        for value in values:
+        for value in values or get_args(kinds[name]):
             if value != defaults[name]:
                 settings = {"images": UNLABELLED, name: value}
                 yield Spec("choices", f"{name} = {value}", "vizer", settings)

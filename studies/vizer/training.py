@@ -72,6 +72,7 @@ class Bench:
         flags |= spec.settings
         if self.quick:
             flags |= QUICK if spec.kind == "sft" else QUICK | QUICK_VIZER
+            flags |= {name: min(8, value) for name, value in spec.settings.items() if name == "whitened"}
         config = build(ViZerConfig, flags, presets=PRESETS) if spec.kind == "vizer" else build(SFTConfig, flags)
         config.output = self.work / "runs" / self.key(spec, config)
         return config
