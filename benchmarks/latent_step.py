@@ -4,8 +4,9 @@
 
 Both are the whole step of their trainer on a batch of new images: preprocessing (collator or `prepare`), loss,
 backward, clipping, AdamW. Captions are given, so ours generates nothing; the preset is `paper` (image in context, width
-256). They take turns, and who goes first alternates. `step_without_preprocessing` leaves the processor's part out of
-both. TRL runs without gradient checkpointing and in float32, as ours does; its own default is counted, too.
+256). They take turns, and who goes first alternates. TRL runs without gradient checkpointing and in float32, as ours
+does; its own default is counted, too. `cpu` is the processor's time, which other work on the machine disturbs less than
+the clock's (`wall`); `cpu without preprocessing` leaves the processor's part (images, tokens) out of both.
 
 Vision forwards are images through the tower's first layer per image of the batch, vision backwards the passes whose
 gradient comes back to it. In training ours is cheaper still: the step finds the features that generation computed.
@@ -83,7 +84,7 @@ class Side:
 
     def __init__(self, captioner: Captioner) -> None:
         self.captioner = captioner
-        self.preprocessing = 0.0
+        self.preprocessing = 0.0  # cpu seconds
         self.images = self.backwards = 0
         tower = attribute(captioner.core, captioner.family.vision)
         # its first linear layer, which sees it when checkpointing runs the layers a second time
@@ -106,26 +107,26 @@ class Side:
         """The function, its seconds counted as preprocessing."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
+            started = time.process_time()
             result = function(*args, **kwargs)
-            self.preprocessing += time.perf_counter() - started
+            self.preprocessing += time.process_time() - started
             return result
 
         return call
 
-    def step(self, examples: list[dict[str, Any]]) -> tuple[float, float]:
-        """Seconds of the step, and of what of it was not preprocessing."""
+    def step(self, examples: list[dict[str, Any]]) -> dict[str, float]:
+        """The seconds that the step took."""
         self.preprocessing = 0.0
-        started = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         loss = self.loss(examples)
         parameters = [p for p in self.captioner.model.parameters() if p.requires_grad]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
-        seconds = time.perf_counter() - started
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         if not torch.isfinite(loss):
             raise RuntimeError(f"{type(self).__name__}: the loss is {loss.item()}")
-        return seconds, seconds - self.preprocessing
+        return {"wall": wall, "cpu": cpu, "cpu without preprocessing": cpu - self.preprocessing}
 
     def loss(self, examples: list[dict[str, Any]]) -> torch.Tensor:
         raise NotImplementedError
@@ -144,7 +145,7 @@ class Latent(Side):
         config = ViZerConfig(model=captioner.name, output=scratch, images="given", preset="paper", device="cpu")
         hidden = captioner.core.config.get_text_config().hidden_size
         mapper = Mapper(MapperConfig(width=256), hidden, hidden).requires_grad_(False)
-        self.trainer = GivenCaptions(captioner, [0], training_arguments(config), mapper=mapper, config=config)
+        self.trainer = GivenCaptions(captioner, [0], training_arguments(config), mapper=mapper, vizer_config=config)
         self.ready()
         self.memo = captioner.share_vision()
         captioner.prepare = self.timed(captioner.prepare)  # type: ignore[method-assign]
@@ -168,6 +169,8 @@ class Supervised(Side):
         self.end = captioner.tokenizer.eos_token
         self.trainer = SFTTrainer(captioner.model, args, train_dataset=one, processing_class=captioner.processor)
         self.ready()
+        if checkpointing:
+            captioner.core.gradient_checkpointing_enable({"use_reentrant": False})  # as train() does
         self.collate = self.timed(self.trainer.data_collator)
 
     def loss(self, examples: list[dict[str, Any]]) -> torch.Tensor:
@@ -201,7 +204,7 @@ def measure(folder: Path, name: str, batches: list[list[dict[str, Any]]], scratc
 
     ours, theirs = Latent(captioner(), scratch), Supervised(captioner(), scratch)
     sides = {"captune": ours, "trl": theirs}
-    times: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    times: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     counts = {}
     for turn, batch in enumerate(batches):
         for side in list(sides) if turn % 2 else reversed(list(sides)):
@@ -225,9 +228,9 @@ def measure(folder: Path, name: str, batches: list[list[dict[str, Any]]], scratc
         "batch_size": images,
         "vision": counts,
     }
-    for place, what in enumerate(("step", "step_without_preprocessing")):
-        medians = {side: statistics.median(pair[place] for pair in pairs) for side, pairs in times.items()}
-        ratios = [a[place] / b[place] for a, b in zip(times["captune"], times["trl"], strict=True)]
+    for what in ("wall", "cpu", "cpu without preprocessing"):
+        medians = {side: statistics.median(step[what] for step in steps) for side, steps in times.items()}
+        ratios = [a[what] / b[what] for a, b in zip(times["captune"], times["trl"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         result[what] = {
             "seconds": {side: round(value, 4) for side, value in medians.items()},

@@ -85,7 +85,7 @@ def run(spec: Spec, bench: Bench, exams: list[Exam], keep: Path | None) -> dict[
     if spec.kind in ("vizer", "sft"):
         adapter, mapper, seconds = bench.trained(spec)
         captioner = bench.load(adapter)
-        record["training_seconds"] = seconds and round(seconds, 1)
+        record["training_seconds"] = round(seconds, 1)
     else:
         captioner = bench.load()
     judge = ViZerScorer(captioner=captioner, mapper=mapper or bench.judge(captioner))

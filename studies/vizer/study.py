@@ -41,7 +41,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {  # (): all that the setting can be
     "mapper_samples": (1, 4, 8),
     "max_steps": (25, 50, 100, 200),
 }
-WIDTHS, SIZES = (128, 256, 512, 1024), (250, 500, 1000, 2000)
+WIDTHS, SIZES = (128, 256, 512, 1024), (250, 1000, 2000)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from captune.loading import resolve
 from captune.methods.grpo import train_with_reward
 from captune.methods.mapper import Mapper, fit_mapper
 from captune.methods.sft import SFTConfig, SFTTrainer
-from captune.methods.training import MetricsCallback, TrainingConfig, load_training_images, start, training_arguments
+from captune.methods.training import TrainingConfig, load_training_images, start
 from captune.methods.vizer import PRESETS, ViZerConfig, ViZerTrainer, own_captions
 from captune.options import build
 from captune.scorers import load_scorer
@@ -85,17 +85,17 @@ class Bench:
         seeded = spec.kind in ("best_of", "probe")
         return key_of([self.digest, spec.kind, spec.reward, settings, self.seed if seeded else None])
 
-    def trained(self, spec: Spec) -> tuple[Path, Mapper | None, float | None]:
-        """The adapter of a row, its mapper, and the seconds that training took (None: it was there already)."""
+    def trained(self, spec: Spec) -> tuple[Path, Mapper | None, float]:
+        """The adapter of a row, its mapper, and the seconds that training took, now or when it was done."""
         config = self.config(spec)
-        if not (config.output / "adapter" / "adapter_model.safetensors").is_file():
-            return self.train(spec, config)
-        mapper = None
-        if isinstance(config, ViZerConfig):
-            mapper = self.mapper(self.load(), config)[0]
-        return config.output / "adapter", mapper, None
+        done = config.output / "seconds.json"
+        if not done.is_file():
+            write(done, self.train(spec, config))
+        mapper = self.mapper(self.load(), config)[0] if isinstance(config, ViZerConfig) else None
+        return config.output / "adapter", mapper, json.loads(done.read_text())
 
-    def train(self, spec: Spec, config: TrainingConfig) -> tuple[Path, Mapper | None, float]:
+    def train(self, spec: Spec, config: TrainingConfig) -> float:
+        """Trains and leaves the adapter in the config's output; the seconds it took, the mapper's fit included."""
         run_dir, captioner = start(config, spec.kind)
         mapper = None
         seconds = 0.0
@@ -112,14 +112,12 @@ class Bench:
             settings = {name: getattr(config, name) for name in REWARD_FIELDS}
             train_with_reward(captioner, images, reward, config, run_dir, **settings)
         elif isinstance(config, ViZerConfig):
-            callbacks = [MetricsCallback(run_dir)]
             with captioner.share_vision():
-                arguments = training_arguments(config)
-                ViZerTrainer(captioner, images, arguments, callbacks=callbacks, mapper=mapper, config=config).train()
+                ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, vizer_config=config)
         captioner.save_adapter(run_dir.adapter)
         for checkpoint in run_dir.checkpoints():
             shutil.rmtree(checkpoint)
-        return run_dir.adapter, mapper, seconds + time.perf_counter() - started
+        return seconds + time.perf_counter() - started
 
     def mapper(self, captioner: Captioner, config: ViZerConfig) -> tuple[Mapper, float]:
         """The fitted mapper of a config and the seconds its captions and its fit took, now or when it was made.
@@ -140,8 +138,9 @@ class Bench:
             torch.save(torch.get_rng_state(), folder / "rng.pt")
             seconds += time.perf_counter() - started
             (folder / "done.json").write_text(json.dumps({"seconds": seconds, "loss": losses[-1], "first": losses[0]}))
+        mapper = Mapper.load(folder).to(captioner.device)
         torch.set_rng_state(torch.load(folder / "rng.pt", weights_only=True))
-        return Mapper.load(folder).to(captioner.device), json.loads((folder / "done.json").read_text())["seconds"]
+        return mapper, json.loads((folder / "done.json").read_text())["seconds"]
 
     def mapper_captions(self, captioner: Captioner, config: ViZerConfig) -> tuple[list[list[str]], Any, float]:
         """The captions that the mapper is fitted on, with their images and the seconds that writing them took."""
