@@ -1,4 +1,4 @@
-"""The exact facts of a storybook caption: what it states that is true, what it states that is false, what it leaves out.
+"""The exact facts of a storybook caption: what it states that is true, what is false, what it leaves out.
 
 For each type of fact (object, attribute, size, subkind, relation, background), and over all of them (`fact_*`),
 
@@ -32,7 +32,10 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 class StorybookScorer(Scorer):
-    """See the module. `rows`: (N, 25): per type (true, stated, recalled, to state), then whether the caption is full."""
+    """Exact facts stated about a storybook scene: their F1, precision and recall, and what is hallucinated.
+
+    `rows`: (N, 25): per type (true, stated, recalled, to state), then whether the caption is full.
+    """
 
     name = "storybook"
     needs = ("scene",)
@@ -57,7 +60,7 @@ class StorybookScorer(Scorer):
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
         counts = totals[..., :-1].reshape(*totals.shape[:-1], len(TYPES), 4)
         groups = {"fact": counts.sum(axis=-2)} | {name: counts[..., i, :] for i, name in enumerate(TYPES)}
-        values = {}
+        values: dict[str, np.ndarray] = {}
         for name, group in groups.items():
             precision, recall = ratio(group[..., 0], group[..., 1]), ratio(group[..., 2], group[..., 3])
             f1 = ratio(2 * precision * recall, precision + recall)

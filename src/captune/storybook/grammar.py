@@ -31,7 +31,12 @@ SUBKIND_PROBABILITY = 0.9
 CANONICAL_ORDER_PROBABILITY = 0.8
 HORIZONTAL_PROBABILITY = 0.85  # on a diagonal, where two relations hold
 # (form, probability): {body} is the things and their relations, {place} the background
-FORMS = (("{body} {place}", 0.62), ("there is {body} {place}", 0.14), ("{place} there is {body}", 0.1), ("{body}", 0.14))
+FORMS = (
+    ("{body} {place}", 0.62),
+    ("there is {body} {place}", 0.14),
+    ("{place} there is {body}", 0.1),
+    ("{body}", 0.14),
+)
 
 
 def article(words: str) -> str:

@@ -6,7 +6,8 @@ background. Every word that states something is accounted for: a colour that sta
 nothing, and false; a second "a fish" where the scene has one is an object that is not there.
 
     >>> [(s.type, s.value) for s in parse("a red fish left of a cup")]
-    [('object', ('fish',)), ('attribute', ('fish', 'red')), ('object', ('cup',)), ('relation', ('fish', 'left of', 'cup'))]
+    [('object', ('fish',)), ('attribute', ('fish', 'red')), ('object', ('cup',)),
+     ('relation', ('fish', 'left of', 'cup'))]
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def read(caption: str) -> tuple[list[tuple[str, int, int]], list[Mention], list[
     stray: list[Fact] = []
     pending: list[tuple[str, int, int]] = []
 
-    def mention(kind: str, index: int, modifiers: list[tuple[str, int, int]], start: int, end: int, words_before: int) -> None:
+    def mention(
+        kind: str, index: int, modifiers: list[tuple[str, int, int]], start: int, end: int, words_before: int
+    ) -> None:
         first = index - words_before
         definite = first > 0 and words[first - 1][0] == "the"
         first -= first > 0 and words[first - 1][0] in DETERMINERS
@@ -86,7 +89,9 @@ def read(caption: str) -> tuple[list[tuple[str, int, int]], list[Mention], list[
             word, start, end = pending[-1]
             mention(NOUN_SUBKINDS[word], index, pending, start, end, len(pending) - 1)
         else:
-            stray.extend(Fact("size" if w in SIZES else "attribute", ("", w), s, e) for w, s, e in pending if w not in SUBKINDS)
+            stray.extend(
+                Fact("size" if w in SIZES else "attribute", ("", w), s, e) for w, s, e in pending if w not in SUBKINDS
+            )
         pending.clear()
 
     for index, (word, start, end) in enumerate(words):
@@ -130,7 +135,7 @@ def parse(caption: str) -> list[Fact]:
 
 
 def canonical(value: tuple[str, ...]) -> tuple[str, ...]:
-    """"b right of a" states what "a left of b" states."""
+    """Each relation in one form: "b right of a" states what "a left of b" states."""
     if len(value) == 3 and value[1] in ("right of", "below"):
         return (value[2], INVERSE[value[1]], value[0])
     return value
