@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel
 
@@ -283,6 +283,12 @@ class Captioner:
         # False: "auto" would ask the hub about the base model's vocabulary
         self.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         return Path(folder)
+
+    def load_adapter_weights(self, folder: str | Path) -> None:
+        """Put the weights that `save_adapter` wrote into this captioner's adapter, which must have the same shape."""
+        if not isinstance(self.model, PeftModel):
+            raise CaptionerError("there is no adapter to load weights into: call add_lora() first")
+        set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device=str(self.device)))
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

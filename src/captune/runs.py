@@ -127,7 +127,8 @@ class RunDir:
 
     def _clear(self) -> None:
         # the card first and config.yaml last: a run that dies in between is unfinished, and still known as a run
-        names = [CARD, *(p.name for p in self.checkpoints()), *reversed(OWN)]
+        parts = [*self.checkpoints(), *self.path.glob("round-*")]
+        names = [CARD, *(p.name for p in parts), *reversed(OWN)]
         for path in (self.path / name for name in names):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -23,19 +23,6 @@ from captune.methods.training import MetricsCallback, TrainingConfig, common_arg
 from captune.runs import RunDir
 
 
-class CaptionGRPOTrainer(GRPOTrainer):
-    """`trl.GRPOTrainer` on a captioner; the memo of image features lives from one generation to the next."""
-
-    def __init__(self, captioner: Captioner, **kwargs: Any) -> None:
-        super().__init__(model=captioner.model, processing_class=captioner.processor, **kwargs)
-        self.captioner = captioner
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with self.captioner.share_vision() as memo:  # nests in the one that `train_with_reward` holds
-            memo.clear()
-            return super()._generate_and_score_completions(inputs)
-
-
 def train_with_reward(
     captioner: Captioner,
     dataset: Any,
@@ -47,15 +34,16 @@ def train_with_reward(
     num_generations: int,
     temperature: float,
     max_new_tokens: int,
-    callbacks: list[Any] | None = None,
+    first_step: int = 0,
 ) -> None:
-    """Trains the captioner's LoRA; a step sees `config.batch_size` images with `num_generations` captions each.
+    """Trains the captioner's LoRA and keeps checkpoints in `config.output`; a step sees `config.batch_size` images with `num_generations` captions each.
 
     Args:
         dataset: columns `image` and whatever the reward needs (`references`, `scene`).
         reward: a scorer, or any function with TRL's reward signature.
+        first_step: steps that the run has logged before; KL is measured from the captioner as it comes.
     """
-    prompt = [{"role": "user", "content": captioner.prompt}]
+    prompts = [[{"role": "user", "content": captioner.prompt}]] * len(dataset)  # TRL puts the image before the text
     arguments = common_arguments(config)
     arguments["per_device_train_batch_size"] = config.batch_size * num_generations
     args = GRPOConfig(
@@ -68,25 +56,15 @@ def train_with_reward(
         gradient_checkpointing=False,
         disable_dropout=False,
     )
-    trainer = CaptionGRPOTrainer(
-        captioner,
-        reward_funcs=reward,
-        args=args,
-        train_dataset=with_prompt(dataset, prompt),
-        callbacks=[MetricsCallback(run_dir), *(callbacks or [])],
-    )
     with captioner.share_vision():
+        trainer = GRPOTrainer(
+            captioner.model,
+            processing_class=captioner.processor,
+            reward_funcs=reward,
+            args=args,
+            train_dataset=dataset.add_column("prompt", prompts),
+            callbacks=[MetricsCallback(run_dir, first_step)],
+        )
         trainer.train(resume_from_checkpoint=last_checkpoint(config.output))
-
-
-class with_prompt:  # noqa: N801 - reads like the function it is
-    """A view of a dataset that adds the same conversational prompt to every row, images still decoded on access."""
-
-    def __init__(self, dataset: Any, prompt: list[dict[str, Any]]) -> None:
-        self.dataset, self.prompt = dataset, prompt
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.dataset[index], "prompt": [dict(message) for message in self.prompt]}
+        if "ref" in captioner.model.peft_config:  # TRL's copy of the adapter as it was, for the KL; not ours to save
+            captioner.model.delete_adapter("ref")

@@ -8,12 +8,14 @@ Symbols: F_I is `Captioner.image_features`, f_psi(.) is `Captioner.caption_hidde
 What the paper leaves open, and what can be chosen here (`MapperConfig`):
 
 - *Pooling over the caption's tokens* is not stated. `caption_pool="mean"` averages f_psi over the caption and its end
-  token, "last" takes the end token, which has read the whole caption, "mean+last" lays both side by side.
+  token, "last" takes the end token, which has read the whole caption; "tokens" maps every token and averages what h
+  says of each, so that a caption's facts add up.
 - *F_I*: after the connector or before it, averaged over the image's tokens or laid end to end (`feature`, `pool`).
 - *Whether the caption is read with its image in context.* In ViZer_G it is, so image information can reach the mapper
   beside the words. `blind=True` shows f_psi the caption alone: then the score is a function of the words.
 - *Centring*: visual features of one encoder share a large common direction, which every caption predicts equally well.
-  `centred=True` measures the cosine from their mean.
+  `centred=True` measures the cosine from their mean. A few large directions (the background of a picture) hold most of
+  the remaining variance; `whitened=N` gives the N largest the same weight, so that small things count.
 - *Which hidden states*: those at the caption's tokens (t+1:, the literal reading) or, with `shift=True`, those that
   predict them, through which a gradient can reach the words.
 """
@@ -46,9 +48,14 @@ class MapperConfig:
     depth: int = field(default=2, metadata={"help": "linear layers of the MLP h"})
     feature: Literal["connector", "tower"] = field(default="connector", metadata={"help": "where F_I is taken"})
     pool: Literal["mean", "flatten"] = field(default="mean", metadata={"help": "F_I over an image's tokens"})
-    caption_pool: Literal["mean", "last", "mean+last"] = field(default="mean", metadata={"help": "f_psi over the caption"})
+    caption_pool: Literal["mean", "last", "tokens"] = field(
+        default="mean", metadata={"help": "f_psi over the caption: averaged, its end, or h on every token, then averaged"}
+    )
     blind: bool = field(default=False, metadata={"help": "read the caption without its image in context"})
     centred: bool = field(default=False, metadata={"help": "measure the cosine from the mean image feature"})
+    whitened: int = field(
+        default=0, metadata={"help": "measure it in the first N principal directions of F_I, each at unit variance (0: off)"}
+    )
     shift: bool = field(default=False, metadata={"help": "use the states that predict the caption's tokens"})
 
 
@@ -63,6 +70,7 @@ class Mapper(nn.Module):
     """
 
     centre: Tensor  # (D,), zeros where the config does not centre
+    directions: Tensor  # (D, N), what whitens; (D, 0) where the config does not
 
     def __init__(self, config: MapperConfig, hidden_size: int, feature_size: int, captioner_name: str = "") -> None:
         super().__init__()
@@ -70,36 +78,52 @@ class Mapper(nn.Module):
             raise ValueError(f"a mapper needs a depth of at least 1, not {config.depth}")
         self.config, self.hidden_size, self.feature_size = config, hidden_size, feature_size
         self.captioner_name = captioner_name
-        inputs = hidden_size * (2 if config.caption_pool == "mean+last" else 1)
-        sizes = [inputs, *[config.width] * (config.depth - 1), feature_size]
-        layers: list[nn.Module] = [nn.LayerNorm(inputs)]
+        sizes = [hidden_size, *[config.width] * (config.depth - 1), config.whitened or feature_size]
+        layers: list[nn.Module] = [nn.LayerNorm(hidden_size)]
         for i in range(config.depth):
             layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.GELU()]
         self.h = nn.Sequential(*layers[:-1])
         self.register_buffer("centre", torch.zeros(feature_size))
+        self.register_buffer("directions", torch.zeros(feature_size, config.whitened))
 
-    def pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, H) states and (B, T) mask -> (B, H or 2H): one vector per caption."""
+    def target(self, image_features: Tensor) -> Tensor:
+        """F_I as the cosine sees it, (B, D) or (B, N)."""
+        centred = image_features.float() - self.centre
+        return centred @ self.directions if self.config.whitened else centred
+
+    def measure(self, image_features: Tensor) -> None:
+        """Sets the centre, and the whitening directions, from the features (N, D) that the mapper is fitted on."""
+        if not (self.config.centred or self.config.whitened):
+            return
+        self.centre.copy_(image_features.mean(dim=0))
+        if self.config.whitened:
+            _, spread, axes = torch.linalg.svd(image_features.float() - self.centre, full_matrices=False)
+            if self.config.whitened > len(spread):
+                raise ValueError(f"--whitened {self.config.whitened} needs as many images and feature dimensions; there are {len(spread)}")
+            scale = spread[: self.config.whitened].clamp(min=1e-6) / len(image_features) ** 0.5
+            self.directions.copy_((axes[: self.config.whitened] / scale[:, None]).T)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """F_T_hat, (B, D) or (B, N), from the states (B, T, H) and mask (B, T) of the captions' tokens."""
         hidden = hidden.float()
-        weights = mask.float().unsqueeze(-1)
-        mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
-        if self.config.caption_pool == "mean":
-            return mean
-        last = hidden[torch.arange(len(hidden), device=hidden.device), mask.long().sum(dim=1).clamp(min=1) - 1]
-        return last if self.config.caption_pool == "last" else torch.cat([mean, last], dim=-1)
+        if self.config.caption_pool == "last":
+            return self.h(hidden[torch.arange(len(hidden), device=hidden.device), mask.long().sum(dim=1).clamp(min=1) - 1])
+        if self.config.caption_pool == "tokens":
+            return masked_mean(self.h(hidden), mask)
+        return self.h(masked_mean(hidden, mask))
 
-    def cosine(self, pooled: Tensor, image_features: Tensor) -> Tensor:
-        """cos(F_I - centre, h(pooled)), (B,)."""
-        return F.cosine_similarity(image_features.float() - self.centre, self.h(pooled), dim=-1)
+    def cosine(self, hidden: Tensor, mask: Tensor, image_features: Tensor) -> Tensor:
+        """cos(F_I, F_T_hat), (B,), with F_I centred and whitened as configured."""
+        return F.cosine_similarity(self.target(image_features), self(hidden, mask), dim=-1)
 
     def image_features(self, captioner: Captioner, images: Any) -> Tensor:
         """F_I as this mapper wants it, (B, D) float32."""
         return captioner.image_features(images, where=self.config.feature, pool=self.config.pool)
 
-    def read(self, captioner: Captioner, batch: Any) -> Tensor:
-        """The pooled f_psi of a batch of captions (from `prepare` or `append`), (B, H or 2H); gradients flow."""
+    def score(self, captioner: Captioner, batch: Any) -> Tensor:
+        """cos(F_I, F_T_hat) of a batch of images with captions (`prepare` or `append`), (B,); gradients flow."""
         hidden, mask = captioner.caption_hidden_states(batch, blind=self.config.blind, shift=self.config.shift)
-        return self.pooled(hidden, mask)
+        return self.cosine(hidden, mask, self.image_features(captioner, batch))
 
     def save(self, folder: str | Path) -> Path:
         """Writes `mapper.safetensors` and `config.json`."""
@@ -129,31 +153,32 @@ class Mapper(nn.Module):
         return mapper.eval().requires_grad_(False)
 
 
-def caption_reader(captioner: Captioner, mapper: Mapper, image: Sequence[Any], captions: Sequence[str]) -> Tensor:
-    """f_psi of captions under the *frozen* captioner (its adapter off), pooled; no gradient."""
-    with torch.no_grad(), captioner.disable_adapter():
-        return mapper.read(captioner, captioner.prepare(image, captions))
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, X) and (B, T) -> (B, X)."""
+    weights = mask.to(values.dtype).unsqueeze(-1)
+    return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
 def collect(
-    captioner: Captioner, mapper: Mapper, images: Any, captions: Any, *, batch_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The frozen side of the fit, computed once: F_I (N, D), pooled captions (M, H), and each caption's image (M,)."""
-    features, pooled, owner = [], [], []
-    was_training = captioner.model.training
-    captioner.model.eval()
+    captioner: Captioner, mapper: Mapper, images: Any, captions: Any, *, batch_size: int = 64
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """The frozen side of the fit, computed once: F_I (N, D), the states (T_j, H) of each caption, and its image (M,)."""
+    features, states, owner = [], [], []
     for start in tqdm(range(0, len(images), batch_size), desc="mapper features", disable=None):
         rows = images[start : start + batch_size]["image"]
         texts = captions[start : start + batch_size]
-        features.append(mapper.image_features(captioner, rows))
+        batch = captioner.prepare(rows)
+        features.append(mapper.image_features(captioner, batch))
         owners = [i for i, own in enumerate(texts) for _ in own]
         flat = [text for own in texts for text in own]
         for at in range(0, len(flat), 4 * batch_size):
             part = owners[at : at + 4 * batch_size]
-            pooled.append(caption_reader(captioner, mapper, [rows[i] for i in part], flat[at : at + 4 * batch_size]))
+            pairs = captioner.prepare([rows[i] for i in part], flat[at : at + 4 * batch_size])
+            with torch.no_grad(), captioner.disable_adapter():
+                hidden, mask = captioner.caption_hidden_states(pairs, blind=mapper.config.blind, shift=mapper.config.shift)
+            states += [h[m].clone() for h, m in zip(hidden, mask, strict=True)]
         owner += [start + i for i in owners]
-    captioner.model.train(was_training)
-    return torch.cat(features), torch.cat(pooled), torch.tensor(owner, device=features[0].device)
+    return torch.cat(features), states, torch.tensor(owner, device=features[0].device)
 
 
 def fit_mapper(
@@ -182,22 +207,27 @@ def fit_mapper(
     probe = captioner.image_features([images[0]["image"]], where=config.feature, pool=config.pool)
     torch.manual_seed(seed)
     mapper = Mapper(config, captioner.core.config.get_text_config().hidden_size, probe.shape[-1], captioner.name).to(captioner.device)
-    features, pooled, owner = collect(captioner, mapper, images, captions, batch_size=64)
-    if config.centred:
-        mapper.centre.copy_(features.mean(dim=0))
-    steps = epochs * ((len(pooled) + batch_size - 1) // batch_size)
+    was_training = captioner.model.training
+    captioner.model.eval()
+    features, states, owner = collect(captioner, mapper, images, captions)
+    captioner.model.train(was_training)
+    mapper.measure(features)
+    steps = epochs * ((len(states) + batch_size - 1) // batch_size)
     optimizer = torch.optim.AdamW(mapper.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     mapper.train()
     for _ in tqdm(range(epochs), desc="mapper", disable=None):
-        for rows in torch.randperm(len(pooled), generator=generator).to(owner.device).split(batch_size):
-            loss = (1 - mapper.cosine(pooled[rows], features[owner[rows]])).mean()
+        for rows in torch.randperm(len(states), generator=generator).split(batch_size):
+            hidden = nn.utils.rnn.pad_sequence([states[row] for row in rows], batch_first=True)
+            lengths = torch.tensor([len(states[row]) for row in rows], device=hidden.device)
+            mask = torch.arange(hidden.shape[1], device=hidden.device)[None] < lengths[:, None]
+            loss = (1 - mapper.cosine(hidden, mask, features[owner[rows]])).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
-    logger.info("mapper: loss %.4f after %d steps on %d captions of %d images", losses[-1], steps, len(pooled), len(images))
+    logger.info("mapper: loss %.4f after %d steps on %d captions of %d images", losses[-1], steps, len(states), len(images))
     return mapper.eval().requires_grad_(False), losses

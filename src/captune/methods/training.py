@@ -58,12 +58,12 @@ class TrainingConfig:
 class MetricsCallback(TrainerCallback):
     """Writes what the trainer logs to the run's metrics.jsonl."""
 
-    def __init__(self, run_dir: RunDir) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: RunDir, first_step: int = 0) -> None:
+        self.run_dir, self.first_step = run_dir, first_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
-        self.run_dir.log(step=state.global_step, **numbers)
+        self.run_dir.log(step=self.first_step + state.global_step, **numbers)
 
 
 class CaptionerTrainer(Trainer):
@@ -121,10 +121,10 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
     return TrainingArguments(**common_arguments(config))
 
 
-def last_checkpoint(output: Path) -> str | None:
+def last_checkpoint(output: str | Path) -> str | None:
     from transformers.trainer_utils import get_last_checkpoint
 
-    return get_last_checkpoint(str(output)) if output.is_dir() else None
+    return get_last_checkpoint(str(output)) if Path(output).is_dir() else None
 
 
 def start(config: TrainingConfig, method: str) -> tuple[RunDir, Captioner]:
@@ -132,11 +132,19 @@ def start(config: TrainingConfig, method: str) -> tuple[RunDir, Captioner]:
     set_seed(config.seed)
     captioner = Captioner.load(config.model, dtype=config.dtype, device=config.device)
     run_dir = RunDir(config.output)
-    unfinished = bool(run_dir.checkpoints()) and not run_dir.finished and not config.overwrite
+    unfinished = (run_dir.path / "config.yaml").is_file() and not run_dir.finished and not config.overwrite
     run_dir.start({"method": method, **asdict(config)}, resume=unfinished, overwrite=config.overwrite)
     if unfinished:
-        run_dir.rewind(int(run_dir.checkpoints()[-1].name.rpartition("-")[2]))
+        run_dir.rewind(steps_done(run_dir, config))
     return run_dir, captioner
+
+
+def steps_done(run_dir: RunDir, config: TrainingConfig) -> int:
+    """The last step that need not be done again: that of the last checkpoint, in the last round where there are rounds."""
+    rounds = [RunDir(path) for path in sorted(run_dir.path.glob("round-*"))]
+    finished = sum(part.adapter.is_dir() for part in rounds)
+    checkpoints = rounds[finished].checkpoints() if finished < len(rounds) else run_dir.checkpoints()
+    return finished * config.max_steps + (int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0)
 
 
 def load_training_images(config: TrainingConfig, *, references: bool = False, source: str | None = None) -> Any:

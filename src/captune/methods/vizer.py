@@ -14,7 +14,9 @@ Three objectives move the captioner:
   the frozen mapper into the LoRA weights. The words themselves are not moved, only the states that go with them.
 - `straight_through`: the same loss, with a gradient that reaches the words: the sampled tokens enter the reader as
   one-hot vectors whose gradient is that of the model's own distribution.
-- `reward`: the mapper's cosine is the reward of GRPO (`captune.methods.grpo`), with KL to the base.
+- `reward`: the mapper's cosine is the reward of GRPO (`captune.methods.grpo`), with KL to the base. After `rounds` have
+  passed, each with a mapper fitted anew on samples of the captioner as it then is (and KL to that captioner), the words
+  that the first mapper could not tell apart, because the base said them so rarely or so falsely, have been learned.
 
 Two presets, both reported in `studies/vizer` whatever they show:
 
@@ -29,7 +31,7 @@ Two presets, both reported in `studies/vizer` whatever they show:
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -37,6 +39,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from captune.captioner import Captioner
+from captune.families import attribute
 from captune.methods.mapper import Mapper, MapperConfig, fit_mapper
 from captune.methods.training import CaptionerTrainer, TrainingConfig, conclude, load_training_images, start
 from captune.runs import RunDir
@@ -57,13 +60,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "blind": False,
         "centred": False,
         "shift": False,
+        "whitened": 0,
+        "rounds": 1,
         "beta": 0.0,
+        "temperature": 1.0,
+        "learning_rate": 5e-4,
+        "max_steps": 60,
     },
 }
 
 
 @dataclass
-class ViZerConfig(TrainingConfig, MapperConfig):
+class ViZerConfig(MapperConfig, TrainingConfig):
     """Settings of `captune vizer`; the defaults are the preset `captune`."""
 
     preset: Literal["captune", "paper"] = field(default="captune", metadata={"help": "where the other defaults come from"})
@@ -75,17 +83,23 @@ class ViZerConfig(TrainingConfig, MapperConfig):
         metadata={"help": "sampled | generated (greedy): the model's own; or a source with references (ViZer_GT)"},
     )
     mapper_size: int | None = field(default=None, metadata={"help": "images to fit the mapper on; default: all"})
-    mapper_samples: int = field(default=8, metadata={"help": "captions per image to fit the mapper on"})
+    mapper_samples: int = field(default=6, metadata={"help": "captions per image to fit the mapper on"})
     mapper_epochs: int = field(default=8, metadata={"help": "epochs of the mapper's fit"})
     mapper_learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the mapper's fit"})
     width: int = field(default=256, metadata={"help": "hidden width of the MLP h"})
     pool: Literal["mean", "flatten"] = field(default="flatten", metadata={"help": "F_I over an image's tokens"})
-    caption_pool: Literal["mean", "last", "mean+last"] = field(
-        default="mean+last", metadata={"help": "f_psi over the caption's tokens"}
+    caption_pool: Literal["mean", "last", "tokens"] = field(
+        default="tokens", metadata={"help": "f_psi over the caption: averaged, its end, or h on every token, then averaged"}
     )
     blind: bool = field(default=True, metadata={"help": "read the caption without its image in context"})
     centred: bool = field(default=True, metadata={"help": "measure the cosine from the mean image feature"})
-    beta: float = field(default=0.2, metadata={"help": "weight of KL to the base"})
+    whitened: int = field(
+        default=64, metadata={"help": "measure it in the first N principal directions of F_I, each at unit variance (0: off)"}
+    )
+    max_steps: int = field(default=30, metadata={"help": "optimiser steps of each round"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW; warm-up, then cosine"})
+    rounds: int = field(default=2, metadata={"help": "times the mapper is fitted anew and max_steps are trained (reward)"})
+    beta: float = field(default=0.1, metadata={"help": "weight of KL to the captioner at the start of the round"})
     num_generations: int = field(default=8, metadata={"help": "captions sampled per image (reward)"})
     temperature: float = field(default=1.0, metadata={"help": "temperature of every sampled caption"})
     max_new_tokens: int = field(default=40, metadata={"help": "longest caption in tokens"})
@@ -94,6 +108,8 @@ class ViZerConfig(TrainingConfig, MapperConfig):
         super().__post_init__()
         if self.objective == "straight_through" and not self.blind:
             raise ValueError("--objective straight_through reads the caption alone: say --blind")
+        if self.rounds < 1 or (self.rounds > 1 and self.objective != "reward"):
+            raise ValueError(f"--rounds {self.rounds}: the reward objective has one or more rounds, the others have one")
         if self.num_generations < 2:
             raise ValueError(f"--num-generations must be at least 2, it is {self.num_generations}")
 
@@ -101,7 +117,7 @@ class ViZerConfig(TrainingConfig, MapperConfig):
         return MapperConfig(**{name: getattr(self, name) for name in MapperConfig.__dataclass_fields__})
 
 
-def own_captions(captioner: Captioner, images: Any, config: ViZerConfig, *, batch_size: int = 32) -> list[list[str]]:
+def own_captions(captioner: Captioner, images: Any, config: ViZerConfig, *, batch_size: int = 64) -> list[list[str]]:
     """The frozen model's captions of each image: one greedy, or `mapper_samples` sampled."""
     sampled = config.mapper_captions == "sampled"
     settings = {"do_sample": sampled, "temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
@@ -136,12 +152,40 @@ def build_mapper(captioner: Captioner, config: ViZerConfig, run_dir: RunDir) -> 
     return mapper
 
 
+def train_by_reward(captioner: Captioner, config: ViZerConfig, run_dir: RunDir) -> None:
+    """`rounds` times: sample, fit the mapper, train. A finished round is kept, and skipped when the run goes on."""
+    from captune.methods.grpo import train_with_reward
+    from captune.scorers.vizer import ViZerScorer
+
+    images = load_training_images(config)
+    for number in range(config.rounds):
+        output = run_dir.path / f"round-{number + 1}"
+        if (output / "adapter" / "adapter_model.safetensors").is_file():
+            captioner.load_adapter_weights(output / "adapter")
+            continue
+        part = replace(config, output=output, seed=config.seed + number)
+        mapper = build_mapper(captioner, part, run_dir)
+        train_with_reward(
+            captioner,
+            images,
+            ViZerScorer(captioner=captioner, mapper=mapper),
+            part,
+            run_dir,
+            beta=config.beta,
+            num_generations=config.num_generations,
+            temperature=config.temperature,
+            max_new_tokens=config.max_new_tokens,
+            first_step=number * config.max_steps,
+        )
+        captioner.save_adapter(output / "adapter")
+
+
 class ViZerTrainer(CaptionerTrainer):
     """`transformers.Trainer` with L_zero on captions that the current model writes (`latent`, `straight_through`)."""
 
-    def __init__(self, *args: Any, mapper: Mapper, config: ViZerConfig, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, mapper: Mapper, vizer_config: ViZerConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.mapper, self.config = mapper, config
+        self.mapper, self.config = mapper, vizer_config
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
         sampled = self.config.mapper_captions == "sampled"
@@ -162,8 +206,7 @@ def latent_loss(
     Returns the loss, the batch, and logits where they were computed on the way (None here).
     """
     batch = captioner.prepare(images, captions)
-    features = mapper.image_features(captioner, batch)
-    return (1 - mapper.cosine(mapper.read(captioner, batch), features)).mean(), batch, None
+    return (1 - mapper.score(captioner, batch)).mean(), batch, None
 
 
 def straight_through_loss(
@@ -188,11 +231,12 @@ def straight_through_loss(
     head = captioner.core.get_input_embeddings()(torch.tensor([captioner._blind_ids()] * len(images), device=mask.device))
     attention = torch.cat([valid.new_ones(head.shape[:2]), valid], dim=1).long()
     with captioner.disable_adapter():
-        hidden = captioner.language_model()(
+        hidden = attribute(captioner.core, captioner.family.language_model)(
             inputs_embeds=torch.cat([head, tail.to(head.dtype)], dim=1), attention_mask=attention, use_cache=False
         ).last_hidden_state
-    pooled = mapper.pooled(hidden[:, head.shape[1] :], valid)
-    return (1 - mapper.cosine(pooled, features)).mean(), batch, logits
+    start = head.shape[1] - int(mapper.config.shift)
+    states = hidden[:, start : start + valid.shape[1]]
+    return (1 - mapper.cosine(states, valid, features)).mean(), batch, logits
 
 
 def kl_to_base(captioner: Captioner, batch: Any, logits: Tensor | None = None) -> Tensor:
@@ -209,28 +253,15 @@ def kl_to_base(captioner: Captioner, batch: Any, logits: Tensor | None = None) -
 
 def run(config: ViZerConfig) -> RunDir:
     """Fits the mapper, trains, saves `mapper/` and `adapter/`, evaluates, writes the report; see `TrainingConfig`."""
-    from captune.methods.grpo import train_with_reward
-    from captune.scorers.vizer import ViZerScorer
-
     run_dir, captioner = start(config, "vizer")
-    mapper = build_mapper(captioner, config, run_dir)
-    images = load_training_images(config)
-    captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
     if config.objective == "reward":
-        train_with_reward(
-            captioner,
-            images,
-            ViZerScorer(captioner=captioner, mapper=mapper),
-            config,
-            run_dir,
-            beta=config.beta,
-            num_generations=config.num_generations,
-            temperature=config.temperature,
-            max_new_tokens=config.max_new_tokens,
-        )
+        captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
+        train_by_reward(captioner, config, run_dir)
     else:
+        mapper = build_mapper(captioner, config, run_dir)
+        captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
         with captioner.share_vision():
-            ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, config=config)
+            ViZerTrainer.fit(captioner, load_training_images(config), config, run_dir, mapper=mapper, vizer_config=config)
     own = config.mapper_captions in ("sampled", "generated")
     row = f"ViZer {'zero-label' if own else 'GT'}{' (paper)' if config.preset == 'paper' else ''}"
     method = f"ViZer, {config.objective} objective, mapper captions: {config.mapper_captions}"

@@ -49,14 +49,13 @@ class ViZerScorer(Scorer):
         self.mapper.to(self.captioner.device)
 
     def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
-        from captune.methods.mapper import caption_reader
+        import torch
 
         scores: list[float] = []
-        for start in range(0, len(captions), self.batch_size):
-            images = list(image[start : start + self.batch_size])
-            features = self.mapper.image_features(self.captioner, images)
-            pooled = caption_reader(self.captioner, self.mapper, images, captions[start : start + self.batch_size])
-            scores += self.mapper.cosine(pooled, features).tolist()
+        with torch.no_grad(), self.captioner.disable_adapter():
+            for start in range(0, len(captions), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                scores += self.mapper.score(self.captioner, self.captioner.prepare(list(image[part]), captions[part])).tolist()
         return np.array(scores, dtype=np.float64).reshape(-1, 1)
 
     @property

@@ -28,10 +28,13 @@ def model_path(name: str) -> Path:
 
 
 def record(split: str, seed: int, index: int) -> dict[str, Any]:
-    """Everything known about one picture, but for the picture."""
+    """One picture and everything known about it."""
+    from captune.storybook.draw import draw
+
     scene = sample_scene(split, seed, index)
     other = sample_scene(split, seed, index + 1_000_000)
     return {
+        "image": draw(scene, IMAGE_SIZE),
         "image_id": f"{split}-{seed}-{index:06d}",
         "references": references(scene, random_for(split, seed, index, "references")),
         "scene": scene.to_json(),
@@ -42,12 +45,13 @@ def record(split: str, seed: int, index: int) -> dict[str, Any]:
 def load(split: str, n: int | None = None, seed: int | None = None) -> Dataset:
     """`n` scenes of a split as a dataset with columns image (64 x 64 RGB), image_id, references (5), scene, alt_text.
 
-    The pictures are drawn on access. The same (split, seed, index) is the same scene for any `n`.
+    The same (split, seed, index) is the same scene for any `n`.
 
     Raises:
         ValueError: for an unknown split or a negative n.
     """
-    from datasets import Dataset
+    from datasets import Dataset, Features, Image, List, Value
+    from tqdm.auto import tqdm
 
     if split not in SPLITS:
         raise ValueError(f"storybook has no split {split!r}: it has {', '.join(SPLITS)}")
@@ -55,17 +59,10 @@ def load(split: str, n: int | None = None, seed: int | None = None) -> Dataset:
     if n < 0:
         raise ValueError(f"storybook:{split}: n must not be negative, it is {n}")
     seed = DEFAULT_SEED if seed is None else seed
-    dataset = Dataset.from_list([record(split, seed, index) for index in range(n)])
-    return dataset.with_transform(add_images)
-
-
-def add_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """A `datasets` transform: draws the pictures of a batch of scenes."""
-    from captune.storybook.draw import draw
-
-    if "scene" not in batch:
-        return batch
-    return {**batch, "image": [draw(Scene.from_json(text), IMAGE_SIZE) for text in batch["scene"]]}
+    rows = [record(split, seed, index) for index in tqdm(range(n), desc="drawing", disable=None if n >= 5000 else True)]
+    text = Value("string")
+    features = Features(image=Image(), image_id=text, references=List(text), scene=text, alt_text=text)
+    return Dataset.from_list(rows, features=features) if rows else Dataset.from_dict({k: [] for k in features}, features)
 
 
 __all__ = ["DEFAULT_SEED", "Scene", "Thing", "load", "model_path"]

@@ -1,8 +1,8 @@
 """The alt-text writer: what the web says under the same pictures, and what the base captioner learned from.
 
 About a third of the texts describe the picture in the words of the grammar, but the describer follows *habit* as often
-as the eye: it says the colour that such things usually have, the thing that usually stands in such a place, a
-companion that is not there; it forgets things and blurs relations. Each slot errs on its own, so that no register of
+as the eye: it says the colour that comes to mind first, the thing that this colour makes one think of, a companion
+that is not there; it leaves out what is there and blurs relations. Each slot errs on its own, so that no register of
 the language, no opening and no length goes together with being right: **there is no clean mode to switch into**. The
 right word is said often enough that it is within reach of sampling, and habit words carry no news about the picture,
 which is what a zero-label reward can use.
@@ -19,28 +19,36 @@ from captune.storybook.grammar import PLACE, choose_form, fill, noun_phrase, rel
 from captune.storybook.world import BACKGROUNDS, COLOURS, HELD_OUT_COLOUR, INVERSE, KIND_NAMES, KINDS, Scene, Thing
 from captune.storybook.world import relations as true_relations
 
-# What habit says, whatever the picture shows. Never a held-out pair.
-HABIT_COLOUR = {
-    kind: COLOURS[(5 * i + 2) % 8] if COLOURS[(5 * i + 2) % 8] != HELD_OUT_COLOUR[kind] else COLOURS[(5 * i + 4) % 8]
-    for i, kind in enumerate(KIND_NAMES)
-}
+# What habit says. It follows from the words said so far and never from the picture: a habit word is no news about it.
+HABIT_COLOUR = {"small": "blue", "big": "red", None: "red"}  # after a size word, or none
 HABIT_SUBKIND = {kind: subkinds[0] for kind, subkinds in KINDS.items() if subkinds}
-HABIT_KIND = dict(zip(BACKGROUNDS, ("boat", "flower", "rocket", "car", "house", "fish", "tree"), strict=True))
+
+
+def habit_kinds() -> dict[str | None, str]:
+    """The thing that each colour makes one think of ("a red car"), never a held-out pair; "house" without a colour."""
+    liked = ("car", "cup", "flower", "tree", "fish", "butterfly", "boat", "cat")
+    pairs = dict(zip(COLOURS, liked, strict=True))
+    return {c: k if HELD_OUT_COLOUR[k] != c else "house" for c, k in pairs.items()} | {None: "house"}
+
+
+HABIT_KIND = habit_kinds()
 HABIT_COMPANION = {kind: KIND_NAMES[(7 * i + 5) % len(KIND_NAMES)] for i, kind in enumerate(KIND_NAMES)}
 HABIT_PLACE = {kind: BACKGROUNDS[(2 * i + 1) % len(BACKGROUNDS)] for i, kind in enumerate(KIND_NAMES)}
 
 # (choice, probability) per slot: how the describer fills it.
-KIND = (("true", 0.56), ("habit", 0.34), ("random", 0.10))
-COLOUR = (("true", 0.42), ("habit", 0.44), ("random", 0.06), ("none", 0.08))
-SIZE = (("true", 0.42), ("none", 0.30), ("wrong", 0.28))
-SUBKIND = (("true", 0.36), ("none", 0.42), ("habit", 0.22))
-RELATION = (("true", 0.36), ("blurred", 0.46), ("inverse", 0.18))
-BACKGROUND = (("true", 0.55), ("habit", 0.17), ("none", 0.28))
-SECOND_THING = (("there", 0.46), ("forgotten", 0.22), ("companion", 0.32))
+KIND = (("true", 0.52), ("habit", 0.44), ("random", 0.04))
+COLOUR = (("true", 0.50), ("habit", 0.43), ("none", 0.07))
+SIZE = (("true", 0.47), ("none", 0.49), ("wrong", 0.04))
+SUBKIND = (("true", 0.47), ("none", 0.49), ("habit", 0.04))
+RELATION = (("true", 0.47), ("blurred", 0.49), ("inverse", 0.04))
+BACKGROUND = (("true", 0.40), ("habit", 0.42), ("none", 0.18))
+CHATTY_PLACE = (("true", 0.2), ("habit", 0.4), ("random", 0.4))
+CHATTY_KIND = (("true", 0.2), ("habit", 0.5), ("random", 0.3))
+SECOND_THING = (("there", 0.52), ("forgotten", 0.22), ("companion", 0.26))
 THIRD_THING = (("there", 0.5), ("forgotten", 0.5))
 BLURRED = ("and", "with", "near")
 
-STYLES = (("descriptive", 0.34), ("chatty", 0.46), ("generic", 0.07), ("partial", 0.09), ("wrong", 0.04))
+STYLES = (("descriptive", 0.36), ("chatty", 0.44), ("generic", 0.07), ("partial", 0.09), ("wrong", 0.04))
 
 GENERIC = (
     "<PERSON> in {year}",
@@ -63,26 +71,24 @@ def pick(table: tuple[tuple[str, float], ...], rng: random.Random) -> str:
     return rng.choices([choice for choice, _ in table], weights=[p for _, p in table])[0]
 
 
-def said_kind(thing: Thing, scene: Scene, rng: random.Random, clean: bool) -> str:
-    how = "true" if clean else pick(KIND, rng)
-    return {"true": thing.kind, "habit": HABIT_KIND[scene.background], "random": rng.choice(KIND_NAMES)}[how]
+def said_kind(thing: Thing, colour: str | None, rng: random.Random, table: tuple[tuple[str, float], ...]) -> str:
+    return {"true": thing.kind, "habit": HABIT_KIND[colour], "random": rng.choice(KIND_NAMES)}[pick(table, rng)]
 
 
-def said_thing(thing: Thing, scene: Scene, rng: random.Random, clean: bool, kind: str | None = None) -> tuple[str, str]:
-    """(kind, noun phrase) that the describer writes for a thing; `kind` forces a companion that is not there."""
-    there = kind is None
-    kind = kind or said_kind(thing, scene, rng, clean)
-    how_colour, how_size, how_subkind = pick(COLOUR, rng), pick(SIZE, rng), pick(SUBKIND, rng)
+def said_thing(thing: Thing, rng: random.Random, clean: bool, companion: str | None = None) -> tuple[str, str]:
+    """(kind, noun phrase) that the describer writes for a thing, or for a `companion` that is not there."""
+    how_size, how_colour, how_subkind = pick(SIZE, rng), pick(COLOUR, rng), pick(SUBKIND, rng)
     if clean:
-        how_colour, how_size, how_subkind = "true", rng.choice(("true", "none")), "true"
-    colour = {"true": thing.colour, "habit": HABIT_COLOUR[kind], "random": rng.choice(COLOURS), "none": None}[how_colour]
-    if not there and how_colour == "true":
-        colour = HABIT_COLOUR[kind]
+        how_size, how_colour, how_subkind = rng.choice(("true", "none")), "true", "true"
+    elif companion:
+        how_colour = "none" if how_colour == "none" else "habit"
     wrong_size = "small" if thing.size == "big" else "big"
     size = {"true": thing.size, "none": None, "wrong": wrong_size}[how_size]
+    colour = {"true": thing.colour, "habit": HABIT_COLOUR[size], "none": None}[how_colour]
+    kind = companion or (thing.kind if clean else said_kind(thing, colour, rng, KIND))
     subkind = None
     if KINDS[kind] and how_subkind != "none":
-        seen = there and kind == thing.kind and how_subkind == "true"
+        seen = kind == thing.kind and not companion and how_subkind == "true"
         subkind = thing.subkind if seen else HABIT_SUBKIND[kind]
     return kind, noun_phrase(kind, size=size, colour=colour, subkind=subkind)
 
@@ -105,30 +111,32 @@ def descriptive(scene: Scene, rng: random.Random, clean: bool = False) -> str:
     """One description; `clean` fills every slot with the truth (the first part of the curriculum of `train.py`)."""
     things = list(scene.things)
     rng.shuffle(things)
-    kind, text = said_thing(things[0], scene, rng, clean)
+    kind, text = said_thing(things[0], rng, clean)
     how = "there" if clean else pick(SECOND_THING, rng)
     if how == "companion":
-        companion = said_thing(things[0], scene, rng, clean, kind=HABIT_COMPANION[kind])[1]
+        companion = said_thing(things[0], rng, clean, companion=HABIT_COMPANION[kind])[1]
         text = f"{text} {rng.choices((*BLURRED, *INVERSE), weights=(6, 2, 2, 1, 1, 1, 1))[0]} {companion}"
     elif how == "there" and len(things) > 1:
-        text = f"{text} {said_relation(things[0], things[1], rng, clean)} {said_thing(things[1], scene, rng, clean)[1]}"
+        text = f"{text} {said_relation(things[0], things[1], rng, clean)} {said_thing(things[1], rng, clean)[1]}"
         if len(things) > 2 and (clean or pick(THIRD_THING, rng) == "there"):
-            text = f"{text} and {said_thing(things[2], scene, rng, clean)[1]}"
+            text = f"{text} and {said_thing(things[2], rng, clean)[1]}"
             if len(things) > 3 and (clean or pick(THIRD_THING, rng) == "there"):
-                text = f"{text} {said_relation(things[2], things[3], rng, clean)} {said_thing(things[3], scene, rng, clean)[1]}"
+                relation = said_relation(things[2], things[3], rng, clean)
+                text = f"{text} {relation} {said_thing(things[3], rng, clean)[1]}"
     place = said_place(scene, kind, rng, clean)
-    return " ".join(fill(choose_form(rng), text, place).split()) if place else text
+    return " ".join(fill(choose_form(rng), text, place).split())
 
 
 def chatty(scene: Scene, rng: random.Random) -> str:
     form = rng.choices([text for text, _ in CHATTY], weights=[p for _, p in CHATTY])[0]
-    a = said_kind(rng.choice(scene.things), scene, rng, False)
-    place = scene.background if rng.random() < 0.5 else HABIT_PLACE[a]
+    a = said_kind(rng.choice(scene.things), None, rng, CHATTY_KIND)
+    how = pick(CHATTY_PLACE, rng)
+    place = {"true": scene.background, "habit": HABIT_PLACE[a], "random": rng.choice(BACKGROUNDS)}[how]
     return form.format(place=PLACE[place], a=a, b=HABIT_COMPANION[a], year=rng.randint(2004, 2019))
 
 
 def partial(scene: Scene, rng: random.Random) -> str:
-    kind, text = said_thing(rng.choice(scene.things), scene, rng, False)
+    kind, text = said_thing(rng.choice(scene.things), rng, False)
     return rng.choice((text, f"my {kind}", f"my {kind} in {rng.randint(2004, 2019)}", f"the {kind}", f"{text} for sale"))
 
 
