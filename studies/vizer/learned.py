@@ -10,7 +10,7 @@ from probing import SLOTS
 if TYPE_CHECKING:
     from table import Runs
 
-SPOKEN = ("object", "attribute", "subkind", "relation", "background")
+SPOKEN = ("object", "attribute", "size", "subkind", "relation", "background")
 
 
 def middle(runs: Runs, name: str, part: str, key: str, value: str) -> float | None:
@@ -40,7 +40,10 @@ def learning_tables(runs: Runs) -> list[str]:
             cells = [cell(*(middle(runs, name, "slots", key, v) for v in figures)) for name in names]
             label = {"differs": "habit differs", "agrees": "habit agrees", "all": "all"}[split]
             lines.append([f"{slot}, {label}", *cells])
-    entropy = [[slot, *(cell(middle(runs, n, "slots", f"{slot}/all", "entropy")) for n in names)] for slot in SLOTS]
+    sees, entropy = (
+        [[slot, *(cell(middle(runs, name, "slots", f"{slot}/all", key)) for name in names)] for slot in SLOTS]
+        for key in ("sees", "entropy")
+    )
     said = []
     for fact in SPOKEN:
         for split in ("differs", "agrees", "no habit"):
@@ -52,6 +55,8 @@ def learning_tables(runs: Runs) -> list[str]:
         "", "## Looking or a way of speaking", "",
         "One slot of the shortest description, the words before it given. Right (the most probable filling is true) / "
         "p(true) / p(habit's word).", "", markdown(["slot", *names], lines),
+        "", "Among the fillings that state something (\"and\" states no relation), the share of slots where the most "
+        "probable one is true.", "", markdown(["slot", *names], sees),
         "", "Entropy of the slot in bits.", "", markdown(["slot", *names], entropy),
         "", "Facts in greedy captions: share true / share that says what habit says.", "",
         markdown(["fact", *names], said),

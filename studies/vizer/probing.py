@@ -8,8 +8,9 @@ Two measurements on validation images, for captioners before and after training:
    before the slot are fixed, so what changes is what the model sees, or believes.
 2. *Spoken facts.* The facts of greedy captions.
 
-Both are split by whether habit (`captune.storybook.noise`, HABIT_*) and truth agree. Where they agree, the prior is as
-good as the eye. Where they differ, only looking helps.
+Both are split by whether habit and truth agree. Habit is what the alt text says whatever the picture shows: a word that
+follows from those before it (`captune.storybook.noise`, HABIT_*), or nothing ("unsaid", "blurred"). Where they agree,
+the prior is as good as the eye. Where they differ, only looking helps.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from tqdm.auto import tqdm
 
 from captune.captioner import Captioner
 from captune.storybook.grammar import PLACE, WORDING, article
-from captune.storybook.noise import BLURRED, HABIT_COLOUR, HABIT_KIND, HABIT_PLACE, HABIT_SUBKIND
+from captune.storybook.noise import BLURRED, HABIT_COLOUR, HABIT_KIND, HABIT_PLACE
 from captune.storybook.parser import judged
 from captune.storybook.world import COLOURS, KIND_NAMES, KINDS, RELATIONS, SIZES, Scene, Thing, relations
 
 SLOTS = ("kind", "colour", "subkind", "size", "relation", "background")
+SILENT = ("unsaid", "blurred")  # fillings that state nothing
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,13 @@ class Slot:
     Args:
         fillings: filling -> the texts that say so (a kind also with each of its sub-kinds); probabilities add up.
         true: the fillings that are true of the scene.
-        habit: what habit says whatever the picture shows; None where there is no habit.
+        habit: the filling that habit chooses whatever the picture shows.
     """
 
     type: str
     fillings: dict[str, tuple[str, ...]]
     true: frozenset[str]
-    habit: str | None
+    habit: str
 
 
 def nouns(kind: str) -> tuple[str, ...]:
@@ -61,24 +63,25 @@ def slots(scene: Scene) -> list[Slot]:
     start = f"a {thing.size} {thing.colour}"
     found = [
         Slot("kind", {k: tuple(f"{start} {noun}" for noun in nouns(k)) for k in KIND_NAMES},
-             frozenset(t.kind for t in alike), HABIT_KIND[scene.background]),
+             frozenset(t.kind for t in alike), HABIT_KIND[thing.colour]),
         Slot("colour", {c: tuple(f"a {thing.size} {c} {noun}" for noun in nouns(thing.kind)) for c in COLOURS},
-             frozenset([thing.colour]), HABIT_COLOUR[thing.kind]),
-        Slot("size", {s: tuple(f"a {s} {thing.colour} {noun}" for noun in nouns(thing.kind)) for s in SIZES},
-             frozenset([thing.size]), None),
+             frozenset([thing.colour]), HABIT_COLOUR[thing.size]),
+        Slot("size", {s: (f"a {s} {thing.colour} {noun}",) for s in SIZES} | {"unsaid": (known,)},
+             frozenset([thing.size]), "unsaid"),
         Slot("background", {b: (f"{known} {PLACE[b]}",) for b in PLACE},
              frozenset([scene.background]), HABIT_PLACE[thing.kind]),
     ]  # fmt: skip
     if thing.subkind:
         fillings = {s: (f"{start} {s} {thing.kind}",) for s in KINDS[thing.kind]}
-        found.append(Slot("subkind", fillings, frozenset([thing.subkind]), HABIT_SUBKIND[thing.kind]))
+        fillings["unsaid"] = (f"{start} {thing.kind}",)
+        found.append(Slot("subkind", fillings, frozenset([thing.subkind]), "unsaid"))
     if others:
         found.append(relation_slot(known, thing, others[0]))
     return found
 
 
 def relation_slot(known: str, a: Thing, b: Thing) -> Slot:
-    """The four relations, each with all its words, and the words that say nothing ("and"): habit's way out."""
+    """The four relations, each with all its words, and the words that state none ("and")."""
     other = article(f"{b.colour} {' '.join(word for word in (b.subkind, b.kind) if word)}")
     fillings = {r: tuple(f"{known} {words} {other}" for words in WORDING[r]) for r in RELATIONS}
     fillings["blurred"] = tuple(f"{known} {word} {other}" for word in BLURRED)
@@ -112,9 +115,9 @@ def filled(captioner: Captioner, image: Any, found: Sequence[Slot]) -> list[dict
 def probe(captioner: Captioner, images: Sequence[Any], scenes: Sequence[str]) -> dict[str, dict[str, float]]:
     """{"<slot>/<split>": figures}, split: habit agrees with the truth, habit differs, or all.
 
-    Figures: n; right, the share of slots where the most probable filling is true; p_true and p_habit, mean
-    probabilities; over_habit, the share where the true filling is more probable than habit's; margin, the mean of
-    log p(true) - log p(habit); entropy in bits.
+    Figures: n; right, the share of slots where the most probable filling is true; sees, the same among the fillings
+    that state something; p_true and p_habit, mean probabilities; over_habit, the share where the true filling is more
+    probable than habit's; margin, the mean of log p(true) - log p(habit); entropy in bits.
     """
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
     with captioner.share_vision():
@@ -123,23 +126,22 @@ def probe(captioner: Captioner, images: Sequence[Any], scenes: Sequence[str]) ->
             for slot, shares in zip(found, filled(captioner, image, found), strict=True):
                 row = judged_slot(shares, slot)
                 rows[f"{slot.type}/all"].append(row)
-                if slot.habit is not None:
-                    rows[f"{slot.type}/{'agrees' if slot.habit in slot.true else 'differs'}"].append(row)
+                rows[f"{slot.type}/{'agrees' if slot.habit in slot.true else 'differs'}"].append(row)
     return {key: {"n": len(own), **means(own)} for key, own in sorted(rows.items())}
 
 
 def judged_slot(shares: dict[str, float], slot: Slot) -> dict[str, float]:
-    true = sum(shares[name] for name in slot.true)
-    row = {
+    true, habit = sum(shares[name] for name in slot.true), shares[slot.habit]
+    stated = {name: p for name, p in shares.items() if name not in SILENT}
+    return {
         "right": float(max(shares, key=shares.__getitem__) in slot.true),
+        "sees": float(max(stated, key=stated.__getitem__) in slot.true),
         "p_true": true,
+        "p_habit": habit,
+        "over_habit": float(true > habit),
+        "margin": math.log(max(true, 1e-12)) - math.log(max(habit, 1e-12)),
         "entropy": -sum(p * math.log2(p) for p in shares.values() if p > 0),
     }
-    if slot.habit is not None:
-        habit = shares[slot.habit]
-        row |= {"p_habit": habit, "over_habit": float(true > habit)}
-        row["margin"] = math.log(max(true, 1e-12)) - math.log(max(habit, 1e-12))
-    return row
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -153,18 +155,22 @@ def spoken(captions: Sequence[str], scenes: Sequence[str]) -> dict[str, dict[str
     for caption, text in zip(captions, scenes, strict=True):
         scene = Scene.from_json(text)
         facts = judged(caption, scene)
-        first = next((fact.value[0] for fact, _ in facts if fact.type == "object"), None)
+        said: dict[tuple[str, str], str] = {}  # (fact type, kind) -> the word said of it
+        for fact, _ in facts:
+            said.setdefault((fact.type, fact.value[0]), fact.value[-1])
+        first = next((kind for fact_type, kind in said if fact_type == "object"), None)
         for fact, true in facts:
             thing = scene.thing(fact.value[0])
             if fact.type == "object":
-                habit, agrees = HABIT_KIND[scene.background], scene.thing(HABIT_KIND[scene.background]) is not None
-            elif fact.type == "background" and first:
-                habit, agrees = HABIT_PLACE[first], HABIT_PLACE[first] == scene.background
+                habit = HABIT_KIND[said.get(("attribute", fact.value[0]))]
+                agrees = scene.thing(habit) is not None
             elif fact.type == "attribute" and thing:
-                habit, agrees = HABIT_COLOUR[thing.kind], HABIT_COLOUR[thing.kind] == thing.colour
-            elif fact.type == "subkind" and thing and thing.subkind:
-                habit, agrees = HABIT_SUBKIND[thing.kind], HABIT_SUBKIND[thing.kind] == thing.subkind
-            else:  # no habit: sizes, relations, modifiers of things that are not there
+                habit = HABIT_COLOUR[said.get(("size", thing.kind))]
+                agrees = habit == thing.colour
+            elif fact.type == "background" and first:
+                habit = HABIT_PLACE[first]
+                agrees = habit == scene.background
+            else:  # no habit, but for saying nothing: sizes, sub-kinds, relations, and colours of things not there
                 rows[f"{fact.type}/no habit"].append({"true": float(true), "habit": 0.0})
                 continue
             row = {"true": float(true), "habit": float(fact.value[-1] == habit)}
