@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from captune.captioner import Captioner
+from captune.data import load_images
 from captune.methods.mapper import Mapper, MapperConfig, fit_mapper
 from captune.methods.vizer import (
     PRESETS,
@@ -256,7 +257,7 @@ def test_the_mapper_is_built_on_the_models_own_captions(
     settings = config(tmp_path / "run", mapper_captions=captions, mapper_samples=3, mapper_epochs=5, width=8)
     settings.images = str(tmp_path / "photos")
     run_dir = RunDir(settings.output).start({})
-    mapper = build_mapper(captioner, settings, run_dir)
+    mapper = build_mapper(captioner, settings, run_dir, load_images(settings.images))
     assert Mapper.load(run_dir.mapper).config == mapper.config == settings.mapper_config()
     steps = [row for row in run_dir.metrics() if "mapper_loss" in row]
     assert len(steps) == 5 * ((n + 63) // 64)
@@ -267,7 +268,7 @@ def test_gt_captions_come_from_the_source_that_is_named(captioner: Captioner, im
     images[0].save(tmp_path / "photos" / "0.png")
     settings = config(tmp_path / "run", mapper_captions=str(tmp_path / "photos"))
     with pytest.raises(ValueError, match="1 images have no caption to learn from"):
-        build_mapper(captioner, settings, RunDir(settings.output).start({}))
+        build_mapper(captioner, settings, RunDir(settings.output).start({}), images)
 
 
 # -- settings
