@@ -14,12 +14,13 @@ figures are in `studies/vizer`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_trainer import RewardFunc
 
 from captune.captioner import Captioner
-from captune.methods.training import MetricsCallback, TrainingConfig, common_arguments, last_checkpoint
+from captune.methods.training import TrainingConfig, common_arguments, follow, last_checkpoint
 from captune.runs import RunDir
 
 
@@ -36,7 +37,9 @@ def train_with_reward(
     max_new_tokens: int,
     first_step: int = 0,
 ) -> None:
-    """Trains the captioner's LoRA and keeps checkpoints in `config.output`; a step sees `config.batch_size` images with `num_generations` captions each.
+    """Trains the captioner's LoRA, with checkpoints in `config.output`.
+
+    A step sees `config.batch_size` images with `num_generations` captions each.
 
     Args:
         dataset: columns `image` and whatever the reward needs (`references`, `scene`).
@@ -60,11 +63,11 @@ def train_with_reward(
         trainer = GRPOTrainer(
             captioner.model,
             processing_class=captioner.processor,
-            reward_funcs=reward,
+            reward_funcs=cast(RewardFunc, reward),
             args=args,
             train_dataset=dataset.add_column("prompt", prompts),
-            callbacks=[MetricsCallback(run_dir, first_step)],
         )
+        follow(trainer, run_dir, first_step)
         trainer.train(resume_from_checkpoint=last_checkpoint(config.output))
         if "ref" in captioner.model.peft_config:  # TRL's copy of the adapter as it was, for the KL; not ours to save
             captioner.model.delete_adapter("ref")

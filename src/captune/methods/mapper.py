@@ -39,6 +39,8 @@ from captune.captioner import Captioner
 
 logger = logging.getLogger(__name__)
 
+SIZES = ("hidden_size", "feature_size", "captioner_name")  # what a saved mapper's config holds beside MapperConfig
+
 
 @dataclass
 class MapperConfig:
@@ -49,12 +51,12 @@ class MapperConfig:
     feature: Literal["connector", "tower"] = field(default="connector", metadata={"help": "where F_I is taken"})
     pool: Literal["mean", "flatten"] = field(default="mean", metadata={"help": "F_I over an image's tokens"})
     caption_pool: Literal["mean", "last", "tokens"] = field(
-        default="mean", metadata={"help": "f_psi over the caption: averaged, its end, or h on every token, then averaged"}
+        default="mean", metadata={"help": "f_psi over the caption: averaged, its end, or each token mapped"}
     )
     blind: bool = field(default=False, metadata={"help": "read the caption without its image in context"})
     centred: bool = field(default=False, metadata={"help": "measure the cosine from the mean image feature"})
     whitened: int = field(
-        default=0, metadata={"help": "measure it in the first N principal directions of F_I, each at unit variance (0: off)"}
+        default=0, metadata={"help": "measure it in F_I's first N principal directions, at unit variance (0: off)"}
     )
     shift: bool = field(default=False, metadata={"help": "use the states that predict the caption's tokens"})
 
@@ -99,7 +101,10 @@ class Mapper(nn.Module):
         if self.config.whitened:
             _, spread, axes = torch.linalg.svd(image_features.float() - self.centre, full_matrices=False)
             if self.config.whitened > len(spread):
-                raise ValueError(f"--whitened {self.config.whitened} needs as many images and feature dimensions; there are {len(spread)}")
+                raise ValueError(
+                    f"--whitened {self.config.whitened} needs as many images and feature dimensions; "
+                    f"there are {len(spread)}"
+                )
             scale = spread[: self.config.whitened].clamp(min=1e-6) / len(image_features) ** 0.5
             self.directions.copy_((axes[: self.config.whitened] / scale[:, None]).T)
 
@@ -107,7 +112,8 @@ class Mapper(nn.Module):
         """F_T_hat, (B, D) or (B, N), from the states (B, T, H) and mask (B, T) of the captions' tokens."""
         hidden = hidden.float()
         if self.config.caption_pool == "last":
-            return self.h(hidden[torch.arange(len(hidden), device=hidden.device), mask.long().sum(dim=1).clamp(min=1) - 1])
+            last = mask.long().sum(dim=1).clamp(min=1) - 1
+            return self.h(hidden[torch.arange(len(hidden), device=hidden.device), last])
         if self.config.caption_pool == "tokens":
             return masked_mean(self.h(hidden), mask)
         return self.h(masked_mean(hidden, mask))
@@ -129,8 +135,9 @@ class Mapper(nn.Module):
         """Writes `mapper.safetensors` and `config.json`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / "mapper.safetensors")
-        sizes = {"hidden_size": self.hidden_size, "feature_size": self.feature_size, "captioner_name": self.captioner_name}
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, folder / "mapper.safetensors")
+        sizes = {name: getattr(self, name) for name in SIZES}
         (folder / "config.json").write_text(json.dumps({**asdict(self.config), **sizes}, indent=2) + "\n")
         return folder
 
@@ -144,9 +151,12 @@ class Mapper(nn.Module):
         folder = Path(folder)
         for name in ("config.json", "mapper.safetensors"):
             if not (folder / name).is_file():
-                raise ValueError(f"{folder} holds no mapper: {name} is missing. A mapper is what `captune vizer` leaves in <output>/mapper.")
+                raise ValueError(
+                    f"{folder} holds no mapper: {name} is missing. "
+                    "A mapper is what `captune vizer` leaves in <output>/mapper."
+                )
         settings = json.loads((folder / "config.json").read_text())
-        sizes = {key: settings.pop(key) for key in ("hidden_size", "feature_size", "captioner_name")}
+        sizes = {name: settings.pop(name) for name in SIZES}
         known = {key: value for key, value in settings.items() if key in MapperConfig.__dataclass_fields__}
         mapper = cls(MapperConfig(**known), **sizes)
         mapper.load_state_dict(load_file(folder / "mapper.safetensors"))
@@ -162,7 +172,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def collect(
     captioner: Captioner, mapper: Mapper, images: Any, captions: Any, *, batch_size: int = 64
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """The frozen side of the fit, computed once: F_I (N, D), the states (T_j, H) of each caption, and its image (M,)."""
+    """The frozen side of the fit, computed once: F_I (N, D), each caption's states (T_j, H), and its image (M,)."""
     features, states, owner = [], [], []
     for start in tqdm(range(0, len(images), batch_size), desc="mapper features", disable=None):
         rows = images[start : start + batch_size]["image"]
@@ -175,7 +185,9 @@ def collect(
             part = owners[at : at + 4 * batch_size]
             pairs = captioner.prepare([rows[i] for i in part], flat[at : at + 4 * batch_size])
             with torch.no_grad(), captioner.disable_adapter():
-                hidden, mask = captioner.caption_hidden_states(pairs, blind=mapper.config.blind, shift=mapper.config.shift)
+                hidden, mask = captioner.caption_hidden_states(
+                    pairs, blind=mapper.config.blind, shift=mapper.config.shift
+                )
             states += [h[m].clone() for h, m in zip(hidden, mask, strict=True)]
         owner += [start + i for i in owners]
     return torch.cat(features), states, torch.tensor(owner, device=features[0].device)
@@ -203,10 +215,11 @@ def fit_mapper(
         The mapper and the loss of each step.
     """
     if len(images) != len(captions) or not any(captions):
-        raise ValueError(f"the mapper needs captions for its images: {len(images)} images, {len(captions)} caption lists")
+        raise ValueError(f"a mapper needs captions for its images: {len(images)} images, {len(captions)} caption lists")
     probe = captioner.image_features([images[0]["image"]], where=config.feature, pool=config.pool)
     torch.manual_seed(seed)
-    mapper = Mapper(config, captioner.core.config.get_text_config().hidden_size, probe.shape[-1], captioner.name).to(captioner.device)
+    hidden_size = captioner.core.config.get_text_config().hidden_size
+    mapper = Mapper(config, hidden_size, probe.shape[-1], captioner.name).to(captioner.device)
     was_training = captioner.model.training
     captioner.model.eval()
     features, states, owner = collect(captioner, mapper, images, captions)
@@ -229,5 +242,6 @@ def fit_mapper(
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
-    logger.info("mapper: loss %.4f after %d steps on %d captions of %d images", losses[-1], steps, len(states), len(images))
+    seen = (steps, len(states), len(images))
+    logger.info("mapper: loss %.4f after %d steps on %d captions of %d images", losses[-1], *seen)
     return mapper.eval().requires_grad_(False), losses

@@ -26,8 +26,8 @@ from captune.runs import RunDir
 class SFTConfig(TrainingConfig):
     """Settings of `captune sft`."""
 
-    images: str = field(default="", metadata={"help": "images with references: a folder, a file, a dataset, storybook:train"})
-    max_steps: int = field(default=150, metadata={"help": "optimiser steps"})
+    images: str = field(default="", metadata={"help": "images with references: a file, a dataset, storybook:train"})
+    max_steps: int = field(default=300, metadata={"help": "optimiser steps"})
     batch_size: int = field(default=32, metadata={"help": "images per step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW; warm-up, then cosine"})
 

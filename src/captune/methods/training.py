@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from captune.captioner import Captioner
 from captune.runs import RunDir
@@ -29,7 +29,7 @@ class TrainingConfig:
     limit: int | None = field(default=None, metadata={"help": "use only the first N images"})
     evaluation: str | None = field(
         default=None,
-        metadata={"help": "images to caption before and after; default: storybook:val for storybook, else 64 of the images"},
+        metadata={"help": "images to caption before and after; default: storybook:val, or 64 of --images"},
     )
     max_steps: int = field(default=100, metadata={"help": "optimiser steps"})
     batch_size: int = field(default=16, metadata={"help": "images per step"})
@@ -66,17 +66,43 @@ class MetricsCallback(TrainerCallback):
         self.run_dir.log(step=self.first_step + state.global_step, **numbers)
 
 
+class BarCallback(ProgressCallback):
+    """The trainer's progress bar, on stderr where that is a terminal, with the newest loss or reward beside it."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, desc="training", unit="step", disable=None)
+        self.current_step = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if self.training_bar is not None:  # transformers' own writes each log to stdout
+            shown = {key: logs[key] for key in ("loss", "reward") if logs and key in logs}
+            self.training_bar.set_postfix(shown, refresh=False)
+
+
+def follow(trainer: Trainer, run_dir: RunDir, first_step: int = 0) -> None:
+    """Lets the trainer's numbers go to metrics.jsonl and to a progress bar, and nothing to stdout."""
+    trainer.remove_callback(PrinterCallback)  # what `disable_tqdm` puts in
+    trainer.add_callback(MetricsCallback(run_dir, first_step))
+    trainer.add_callback(BarCallback())
+
+
+def as_they_are(examples: list[dict[str, Any]]) -> Any:
+    """The collator: a batch is the list of its examples."""
+    return examples
+
+
 class CaptionerTrainer(Trainer):
     """`transformers.Trainer` on a captioner: a batch is a list of examples, a subclass says what the loss is."""
 
     def __init__(self, captioner: Captioner, dataset: Any, args: TrainingArguments, **kwargs: Any) -> None:
-        super().__init__(model=captioner.model, args=args, train_dataset=dataset, data_collator=list, **kwargs)
+        super().__init__(model=captioner.model, args=args, train_dataset=dataset, data_collator=as_they_are, **kwargs)
         self.captioner = captioner
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
         raise NotImplementedError
 
-    def compute_loss(self, model: Any, inputs: list[dict[str, Any]], return_outputs: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         loss = self.caption_loss([example["image"] for example in inputs], inputs)
         return (loss, {}) if return_outputs else loss
 
@@ -89,7 +115,8 @@ class CaptionerTrainer(Trainer):
     @classmethod
     def fit(cls, captioner: Captioner, dataset: Any, config: TrainingConfig, run_dir: RunDir, **kwargs: Any) -> None:
         """Trains, resuming from the run's last checkpoint where there is one."""
-        trainer = cls(captioner, dataset, training_arguments(config), callbacks=[MetricsCallback(run_dir)], **kwargs)
+        trainer = cls(captioner, dataset, training_arguments(config), **kwargs)
+        follow(trainer, run_dir)
         trainer.train(resume_from_checkpoint=last_checkpoint(config.output))
 
 
@@ -109,6 +136,7 @@ def common_arguments(config: TrainingConfig) -> dict[str, Any]:
         "save_steps": config.save_steps,
         "save_total_limit": 2,
         "report_to": [],
+        "disable_tqdm": True,  # `follow` puts in a bar of its own
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -140,7 +168,7 @@ def start(config: TrainingConfig, method: str) -> tuple[RunDir, Captioner]:
 
 
 def steps_done(run_dir: RunDir, config: TrainingConfig) -> int:
-    """The last step that need not be done again: that of the last checkpoint, in the last round where there are rounds."""
+    """The last step that need not be done again: that of the last checkpoint, of the last round if there are rounds."""
     rounds = [RunDir(path) for path in sorted(run_dir.path.glob("round-*"))]
     finished = sum(part.adapter.is_dir() for part in rounds)
     checkpoints = rounds[finished].checkpoints() if finished < len(rounds) else run_dir.checkpoints()
@@ -148,15 +176,28 @@ def steps_done(run_dir: RunDir, config: TrainingConfig) -> int:
 
 
 def load_training_images(config: TrainingConfig, *, references: bool = False, source: str | None = None) -> Any:
-    """The training images as a dataset; with `references`, those without one are refused by name."""
-    from captune.data import load_images
+    """The training images as a dataset; bad ones are left out, each named in the log.
+
+    Raises:
+        ValueError: for a source that streams, where no image can be opened, or with `references`, where one has none.
+    """
+    from datasets import IterableDataset
+
+    from captune.data import load_images, without_bad
 
     source = source or config.images
-    dataset = load_images(source, limit=config.limit)
+    images = load_images(source, limit=config.limit)
+    if isinstance(images, IterableDataset):
+        raise ValueError(f"{source}: training sees images again and again, a stream cannot; leave streaming=1 out")
+    dataset, bad = without_bad(images)
+    if bad and not len(dataset):
+        raise ValueError(f"{source}: not one of {len(bad)} images can be used; the first, {bad[0][0]}: {bad[0][1]}")
     if references:
-        missing = [i for i, own in zip(dataset["image_id"], dataset["references"], strict=True) if not own]
-        if missing:
-            raise ValueError(f"{source}: {len(missing)} images have no caption to learn from, the first is {missing[0]!r}")
+        lacking = [i for i, own in zip(dataset["image_id"], dataset["references"], strict=True) if not own]
+        if lacking:
+            raise ValueError(
+                f"{source}: {len(lacking)} images have no caption to learn from, the first is {lacking[0]!r}"
+            )
     return dataset
 
 

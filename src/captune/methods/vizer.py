@@ -74,7 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ViZerConfig(MapperConfig, TrainingConfig):
     """Settings of `captune vizer`; the defaults are the preset `captune`."""
 
-    preset: Literal["captune", "paper"] = field(default="captune", metadata={"help": "where the other defaults come from"})
+    preset: Literal["captune", "paper"] = field(default="captune", metadata={"help": "where other defaults come from"})
     objective: Literal["reward", "latent", "straight_through"] = field(
         default="reward", metadata={"help": "how the mapper moves the captioner"}
     )
@@ -82,24 +82,24 @@ class ViZerConfig(MapperConfig, TrainingConfig):
         default="sampled",
         metadata={"help": "sampled | generated (greedy): the model's own; or a source with references (ViZer_GT)"},
     )
-    mapper_size: int | None = field(default=None, metadata={"help": "images to fit the mapper on; default: all"})
+    mapper_size: int | None = field(default=1000, metadata={"help": "images to fit the mapper on; none: all"})
     mapper_samples: int = field(default=6, metadata={"help": "captions per image to fit the mapper on"})
     mapper_epochs: int = field(default=8, metadata={"help": "epochs of the mapper's fit"})
     mapper_learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the mapper's fit"})
     width: int = field(default=256, metadata={"help": "hidden width of the MLP h"})
     pool: Literal["mean", "flatten"] = field(default="flatten", metadata={"help": "F_I over an image's tokens"})
     caption_pool: Literal["mean", "last", "tokens"] = field(
-        default="tokens", metadata={"help": "f_psi over the caption: averaged, its end, or h on every token, then averaged"}
+        default="tokens", metadata={"help": "f_psi over the caption: averaged, its end, or each token mapped"}
     )
     blind: bool = field(default=True, metadata={"help": "read the caption without its image in context"})
     centred: bool = field(default=True, metadata={"help": "measure the cosine from the mean image feature"})
     whitened: int = field(
-        default=64, metadata={"help": "measure it in the first N principal directions of F_I, each at unit variance (0: off)"}
+        default=64, metadata={"help": "measure it in F_I's first N principal directions, at unit variance (0: off)"}
     )
     max_steps: int = field(default=30, metadata={"help": "optimiser steps of each round"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW; warm-up, then cosine"})
-    rounds: int = field(default=2, metadata={"help": "times the mapper is fitted anew and max_steps are trained (reward)"})
-    beta: float = field(default=0.1, metadata={"help": "weight of KL to the captioner at the start of the round"})
+    learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of AdamW; warm-up, then cosine"})
+    rounds: int = field(default=4, metadata={"help": "times a mapper is fitted and max_steps are trained (reward)"})
+    beta: float = field(default=0.05, metadata={"help": "weight of KL to the captioner at the start of the round"})
     num_generations: int = field(default=8, metadata={"help": "captions sampled per image (reward)"})
     temperature: float = field(default=1.0, metadata={"help": "temperature of every sampled caption"})
     max_new_tokens: int = field(default=40, metadata={"help": "longest caption in tokens"})
@@ -109,7 +109,7 @@ class ViZerConfig(MapperConfig, TrainingConfig):
         if self.objective == "straight_through" and not self.blind:
             raise ValueError("--objective straight_through reads the caption alone: say --blind")
         if self.rounds < 1 or (self.rounds > 1 and self.objective != "reward"):
-            raise ValueError(f"--rounds {self.rounds}: the reward objective has one or more rounds, the others have one")
+            raise ValueError(f"--rounds {self.rounds}: the reward objective has one or more rounds, the others one")
         if self.num_generations < 2:
             raise ValueError(f"--num-generations must be at least 2, it is {self.num_generations}")
 
@@ -123,16 +123,17 @@ def own_captions(captioner: Captioner, images: Any, config: ViZerConfig, *, batc
     settings = {"do_sample": sampled, "temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
     n = config.mapper_samples if sampled else 1
     captions: list[list[str]] = []
-    for start in tqdm(range(0, len(images), batch_size), desc="mapper captions", disable=None):
-        flat = captioner.generate(images[start : start + batch_size]["image"], num_return_sequences=n, **settings)
+    for first in tqdm(range(0, len(images), batch_size), desc="mapper captions", disable=None):
+        flat = captioner.generate(images[first : first + batch_size]["image"], num_return_sequences=n, **settings)
         captions += [flat[i : i + n] for i in range(0, len(flat), n)]
     return captions
 
 
-def build_mapper(captioner: Captioner, config: ViZerConfig, run_dir: RunDir) -> Mapper:
+def build_mapper(captioner: Captioner, config: ViZerConfig, run_dir: RunDir, images: Any) -> Mapper:
     """Fits the mapper on the images or, for ViZer_GT, on the captioned source, and saves it in the run."""
     own = config.mapper_captions in ("sampled", "generated")
-    images = load_training_images(config, references=not own, source=None if own else config.mapper_captions)
+    if not own:
+        images = load_training_images(config, references=True, source=config.mapper_captions)
     if config.mapper_size is not None:
         images = images.select(range(min(config.mapper_size, len(images))))
     captions = own_captions(captioner, images, config) if own else list(images["references"])
@@ -152,19 +153,18 @@ def build_mapper(captioner: Captioner, config: ViZerConfig, run_dir: RunDir) -> 
     return mapper
 
 
-def train_by_reward(captioner: Captioner, config: ViZerConfig, run_dir: RunDir) -> None:
+def train_by_reward(captioner: Captioner, config: ViZerConfig, run_dir: RunDir, images: Any) -> None:
     """`rounds` times: sample, fit the mapper, train. A finished round is kept, and skipped when the run goes on."""
     from captune.methods.grpo import train_with_reward
     from captune.scorers.vizer import ViZerScorer
 
-    images = load_training_images(config)
     for number in range(config.rounds):
         output = run_dir.path / f"round-{number + 1}"
         if (output / "adapter" / "adapter_model.safetensors").is_file():
             captioner.load_adapter_weights(output / "adapter")
             continue
         part = replace(config, output=output, seed=config.seed + number)
-        mapper = build_mapper(captioner, part, run_dir)
+        mapper = build_mapper(captioner, part, run_dir, images)
         train_with_reward(
             captioner,
             images,
@@ -212,14 +212,15 @@ def latent_loss(
 def straight_through_loss(
     captioner: Captioner, mapper: Mapper, images: list[Any], captions: list[str]
 ) -> tuple[Tensor, Any, Tensor | None]:
-    """L_zero read blind by the frozen base, with a gradient to the words: onehot + p - p.detach() enters as embeddings."""
+    """L_zero read blind by the frozen base, with a gradient to the words: onehot + p - p.detach() enters embedded."""
     batch = captioner.prepare(images, captions)
     features = mapper.image_features(captioner, batch)
     mask = batch["caption_mask"].bool()
     inputs = {key: value for key, value in batch.items() if key not in ("labels", "caption_mask")}
     logits = captioner.model(**inputs, use_cache=False).logits
     predicting = logits[:, :-1].float().softmax(dim=-1)  # (B, T-1, V): the distribution of each next token
-    table = captioner.core.get_input_embeddings().weight
+    embed: Any = captioner.core.get_input_embeddings()
+    table = embed.weight
     onehot = torch.nn.functional.one_hot(batch["input_ids"][:, 1:], table.shape[0]).to(predicting.dtype)
     embeddings = (onehot + predicting - predicting.detach()) @ table.float()
     counts = mask.sum(dim=1)
@@ -228,7 +229,7 @@ def straight_through_loss(
     valid = steps[None] < counts[:, None]
     places = (starts[:, None] + steps[None]).clamp(max=embeddings.shape[1] - 1)
     tail = embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[-1]))
-    head = captioner.core.get_input_embeddings()(torch.tensor([captioner._blind_ids()] * len(images), device=mask.device))
+    head = embed(torch.tensor([captioner._blind_ids()] * len(images), device=mask.device))
     attention = torch.cat([valid.new_ones(head.shape[:2]), valid], dim=1).long()
     with captioner.disable_adapter():
         hidden = attribute(captioner.core, captioner.family.language_model)(
@@ -254,14 +255,15 @@ def kl_to_base(captioner: Captioner, batch: Any, logits: Tensor | None = None) -
 def run(config: ViZerConfig) -> RunDir:
     """Fits the mapper, trains, saves `mapper/` and `adapter/`, evaluates, writes the report; see `TrainingConfig`."""
     run_dir, captioner = start(config, "vizer")
+    images = load_training_images(config)
     if config.objective == "reward":
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
-        train_by_reward(captioner, config, run_dir)
+        train_by_reward(captioner, config, run_dir, images)
     else:
-        mapper = build_mapper(captioner, config, run_dir)
+        mapper = build_mapper(captioner, config, run_dir, images)
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
         with captioner.share_vision():
-            ViZerTrainer.fit(captioner, load_training_images(config), config, run_dir, mapper=mapper, vizer_config=config)
+            ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, vizer_config=config)
     own = config.mapper_captions in ("sampled", "generated")
     row = f"ViZer {'zero-label' if own else 'GT'}{' (paper)' if config.preset == 'paper' else ''}"
     method = f"ViZer, {config.objective} objective, mapper captions: {config.mapper_captions}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ViZerScorer(Scorer):
-    """See the module.
+    """ViZer's reward: cos(F_I, F_T_hat), how well a fitted mapper tells the image's features from the caption.
 
     Args:
         argument: the folder of the mapper (`<run>/mapper`).
@@ -55,7 +55,8 @@ class ViZerScorer(Scorer):
         with torch.no_grad(), self.captioner.disable_adapter():
             for start in range(0, len(captions), self.batch_size):
                 part = slice(start, start + self.batch_size)
-                scores += self.mapper.score(self.captioner, self.captioner.prepare(list(image[part]), captions[part])).tolist()
+                batch = self.captioner.prepare(list(image[part]), captions[part])
+                scores += self.mapper.score(self.captioner, batch).tolist()
         return np.array(scores, dtype=np.float64).reshape(-1, 1)
 
     @property

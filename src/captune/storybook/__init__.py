@@ -1,7 +1,7 @@
 """Storybook: a world that the program draws itself, so that every caption can be checked against the truth.
 
-    >>> from captune import storybook
-    >>> test = storybook.load("test", n=500, seed=91)   # columns image, image_id, references, scene, alt_text
+>>> from captune import storybook
+>>> test = storybook.load("test", n=500, seed=91)   # columns image, image_id, references, scene, alt_text
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def load(split: str, n: int | None = None, seed: int | None = None) -> Dataset:
     rows = [record(split, seed, index) for index in tqdm(range(n), desc="drawing", disable=None if n >= 5000 else True)]
     text = Value("string")
     features = Features(image=Image(), image_id=text, references=List(text), scene=text, alt_text=text)
-    return Dataset.from_list(rows, features=features) if rows else Dataset.from_dict({k: [] for k in features}, features)
+    if not rows:
+        return Dataset.from_dict({name: [] for name in features}, features)
+    return Dataset.from_list(rows, features=features)
 
 
 __all__ = ["DEFAULT_SEED", "Scene", "Thing", "load", "model_path"]

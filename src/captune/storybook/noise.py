@@ -137,7 +137,8 @@ def chatty(scene: Scene, rng: random.Random) -> str:
 
 def partial(scene: Scene, rng: random.Random) -> str:
     kind, text = said_thing(rng.choice(scene.things), rng, False)
-    return rng.choice((text, f"my {kind}", f"my {kind} in {rng.randint(2004, 2019)}", f"the {kind}", f"{text} for sale"))
+    dated = f"my {kind} in {rng.randint(2004, 2019)}"
+    return rng.choice((text, f"my {kind}", dated, f"the {kind}", f"{text} for sale"))
 
 
 def alt_text(scene: Scene, rng: random.Random, other: Scene) -> str:

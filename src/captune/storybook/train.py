@@ -1,14 +1,15 @@
-"""Builds the storybook captioner from nothing: `captune storybook --seed 0 --output models/storybook` (or `make storybook`).
+"""Builds the storybook captioner from nothing: `captune storybook --seed 0 --output models/storybook`.
 
 Three stages, all on a CPU, about twelve minutes on two cores:
 
-1. *Tower* (a stand-in for SigLIP's pre-training): the vision transformer learns, per quarter of the picture, what stands
-   there and what stands next to it, from the scenes themselves. Position must be in the features, or relations are out
-   of reach for everything that comes later.
+1. *Tower* (a stand-in for SigLIP's pre-training): the vision transformer learns, per quarter of the picture, what
+   stands there and what stands next to it, from the scenes themselves. Position must be in the features, or relations
+   are out of reach for everything that comes later.
 2. *Eyes*: connector and language model learn to name what the (now frozen) tower sees, from true captions, relations
-   first. A language model that has never seen a true sentence cannot learn the words for relations from noise in minutes.
-3. *Web*: the same two on the alt text of `captune.storybook.noise`, long enough to forget that captions used to be true,
-   the last third at a tenth of the learning rate: the point where the base's bad habits are stable.
+   first. A language model that has never seen a true sentence cannot learn the words for relations from noise in
+   minutes.
+3. *Web*: the same two on the alt text of `captune.storybook.noise`, long enough to forget that captions used to be
+   true, the last third at a tenth of the learning rate: the point where the base's bad habits are stable.
 
 Everything that the later methods train on or test on comes from other splits.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,9 +36,9 @@ from tqdm import tqdm
 from captune.storybook import draw as drawing
 from captune.storybook.grammar import reference, relation_words
 from captune.storybook.noise import alt_text, descriptive
-from captune.storybook.world import COLOURS, KIND_NAMES, SIZES, Scene, random_for, relations, sample_scene
-from captune.storybook.world import BACKGROUNDS as BACKGROUND_NAMES
 from captune.storybook.parser import SUBKINDS
+from captune.storybook.world import BACKGROUNDS as BACKGROUND_NAMES
+from captune.storybook.world import COLOURS, KIND_NAMES, SIZES, Scene, random_for, relations, sample_scene
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ class BuildConfig:
     web_steps: int = field(default=720, metadata={"help": "steps of stage 3"})
     batch_size: int = field(default=128, metadata={"help": "pictures per step"})
     tower_lr: float = field(default=1e-3, metadata={"help": "peak learning rate of stage 1"})
-    bf16: bool = field(default=True, metadata={"help": "matrix products in bfloat16: 1.5 x faster where the CPU has it"})
+    bf16: bool = field(default=True, metadata={"help": "matrix products in bfloat16: 1.5 x faster on CPUs with it"})
     lr: float = field(default=2e-3, metadata={"help": "peak learning rate of stages 2 and 3"})
 
 
@@ -116,7 +118,7 @@ def build_processor(tokenizer: Any) -> Any:
 
 
 def build_model(tokenizer: Any) -> Any:
-    """An untrained Idefics3 of 2 M parameters: 16 patches, 4 image tokens (one per quarter), 4 + 4 layers of width 128."""
+    """An untrained Idefics3 of 2 M parameters: 16 patches, 4 image tokens (one per quarter), 4 + 4 layers of 128."""
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
     config = Idefics3Config(
@@ -143,10 +145,10 @@ def build_model(tokenizer: Any) -> Any:
         },
         scale_factor=IMAGE_SIZE // PATCH_SIZE // CELLS,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
     )
-    model = Idefics3ForConditionalGeneration._from_config(config, attn_implementation="eager")  # sdpa's backward is slow on a CPU
+    # sdpa's backward is slow on a CPU
+    model = Idefics3ForConditionalGeneration._from_config(config, attn_implementation="eager")
     for module in model.modules():  # the usual std of 0.02 is too small at this width
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -337,12 +339,16 @@ def text_of(scene: Scene, other: Scene, stage: str, progress: float, rng: Any) -
 
 
 def train_language(
-    model: Any, tokenizer: Any, scenes: list[Scene], states: Tensor, config: BuildConfig, stage: str, log: dict[str, Any]
+    model: Any,
+    tokenizer: Any,
+    scenes: list[Scene],
+    states: Tensor,
+    config: BuildConfig,
+    stage: str,
+    log: dict[str, Any],
 ) -> list[float]:
     """Stages 2 ("eyes") and 3 ("web"): connector and language model on the tower's cached output, (N, 16, H)."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    import random
 
     trained = [*model.model.connector.parameters(), *model.model.text_model.parameters(), *model.lm_head.parameters()]
     prompt = prompt_ids(tokenizer)
@@ -374,14 +380,16 @@ def train_language(
 
     factor = web_factor if stage == "web" else lambda step: schedule(step, int(steps * 1.15))
     model.train()
-    losses = optimise(trained, loss_of, steps=steps, lr=config.lr, factor=factor, name=stage, bf16=config.bf16, probe=probe)
+    losses = optimise(
+        trained, loss_of, steps=steps, lr=config.lr, factor=factor, name=stage, bf16=config.bf16, probe=probe
+    )
     model.eval()
     return losses
 
 
 def prompt_ids(tokenizer: Any) -> list[int]:
     """What the processor makes of the chat template: bos, the image between its marks, nothing else."""
-    around, marker, image = (tokenizer.convert_tokens_to_ids(t) for t in (IMAGE_TOKENS[1], IMAGE_TOKENS[2], IMAGE_TOKENS[0]))
+    image, around, marker = (tokenizer.convert_tokens_to_ids(token) for token in IMAGE_TOKENS)
     return [tokenizer.bos_token_id, around, marker, *[image] * (CELLS * CELLS), around]
 
 
@@ -403,7 +411,8 @@ def greedy_figures(model: Any, tokenizer: Any, n: int = 200) -> dict[str, Any]:
     values = facts.corpus(facts.rows(captions, scene=list(val["scene"])))
     cider = Cider().rows(captions, references=list(val["references"]))[:, 0].mean()
     opening, times = Counter(" ".join(caption.split()[:3]) for caption in captions).most_common(1)[0]
-    figures = {"cider": cider, **{k: values[k] for k in ("fact_f1", "fact_precision", "fact_recall")}, "share": times / n}
+    facts_told = {k: values[k] for k in ("fact_f1", "fact_precision", "fact_recall")}
+    figures = {"cider": cider, **facts_told, "share": times / n}
     return {**{key: round(float(value), 4) for key, value in figures.items()}, "opening": opening}
 
 
