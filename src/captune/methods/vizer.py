@@ -98,7 +98,9 @@ class ViZerConfig(MapperConfig, TrainingConfig):
     )
     max_steps: int = field(default=30, metadata={"help": "optimiser steps of each round"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of AdamW; warm-up, then cosine"})
-    rounds: int = field(default=4, metadata={"help": "times a mapper is fitted and max_steps are trained (reward)"})
+    rounds: int | None = field(
+        default=None, metadata={"help": "times a mapper is fitted and max_steps are trained; default: 4 (reward) or 1"}
+    )
     beta: float = field(default=0.05, metadata={"help": "weight of KL to the captioner at the start of the round"})
     num_generations: int = field(default=8, metadata={"help": "captions sampled per image (reward)"})
     temperature: float = field(default=1.0, metadata={"help": "temperature of every sampled caption"})
@@ -108,6 +110,8 @@ class ViZerConfig(MapperConfig, TrainingConfig):
         super().__post_init__()
         if self.objective == "straight_through" and not self.blind:
             raise ValueError("--objective straight_through reads the caption alone: say --blind")
+        if self.rounds is None:
+            self.rounds = 4 if self.objective == "reward" else 1
         if self.rounds < 1 or (self.rounds > 1 and self.objective != "reward"):
             raise ValueError(f"--rounds {self.rounds}: the reward objective has one or more rounds, the others one")
         if self.num_generations < 2:
@@ -158,7 +162,7 @@ def train_by_reward(captioner: Captioner, config: ViZerConfig, run_dir: RunDir, 
     from captune.methods.grpo import train_with_reward
     from captune.scorers.vizer import ViZerScorer
 
-    for number in range(config.rounds):
+    for number in range(config.rounds or 1):
         output = run_dir.path / f"round-{number + 1}"
         if (output / "adapter" / "adapter_model.safetensors").is_file():
             captioner.load_adapter_weights(output / "adapter")
