@@ -112,8 +112,8 @@ class ViZerConfig(MapperConfig, TrainingConfig):
             raise ValueError("--objective straight_through reads the caption alone: say --blind")
         if self.rounds is None:
             self.rounds = 4 if self.objective == "reward" else 1
-        if self.rounds < 1 or (self.rounds > 1 and self.objective != "reward"):
-            raise ValueError(f"--rounds {self.rounds}: the reward objective has one or more rounds, the others one")
+        if self.rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, it is {self.rounds}")
         if self.num_generations < 2:
             raise ValueError(f"--num-generations must be at least 2, it is {self.num_generations}")
 
