@@ -23,7 +23,7 @@ def without_bad(
     """The rows whose images open, and (image_id, why) of the others, each of which is logged.
 
     Opens every image once, a few at a time: for training, which would otherwise end at the first bad one.  A dataset
-    that draws its images (storybook) comes back as it is.
+    whose images are no files (an `image` column of another type) comes back as it is.
     """
     if not isinstance((dataset.features or {}).get("image"), Image):
         return dataset, []
@@ -40,7 +40,7 @@ def without_bad(
     bad: dict[int, str] = {}
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(ids), desc="checking images", unit="image", disable=not progress) as bar,
+        tqdm(total=len(ids), desc="checking images", unit="image", disable=None if progress else True) as bar,
     ):
         indices: Any = iter(range(len(ids)))
         while piece := list(itertools.islice(indices, 64 * workers)):
