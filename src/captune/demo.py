@@ -20,6 +20,7 @@ from captune.runs import RunDir
 logger = logging.getLogger(__name__)
 
 MODEL, UNLABELLED, LABELLED = "storybook", "storybook:unlabelled", "storybook:train"
+ROUNDS = 2
 SCORERS = ("cider", "bleu", "rouge", "clip", "storybook", "health")
 CONTROLS = Path(__file__).parents[2] / "studies" / "vizer" / "results" / "controls.json"
 

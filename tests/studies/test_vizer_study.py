@@ -45,9 +45,9 @@ def test_choices_change_one_setting_of_the_preset(bench: training.Bench) -> None
         assert len(different) == 1, different
 
 
-def test_the_preset_of_main_and_of_choices_is_one_run(bench: training.Bench) -> None:
+def test_the_preset_of_main_is_one_of_the_choices(bench: training.Bench) -> None:
     zero = next(spec for spec in study.main() if spec.name == study.ZERO)
-    assert bench.key(zero) == bench.key(next(iter(study.choices())))
+    assert bench.key(zero) in {bench.key(spec) for spec in study.choices()}
 
 
 def test_the_sweep_holds_the_papers_setting(bench: training.Bench) -> None:
