@@ -11,13 +11,10 @@ import tiny
 import torch
 
 from captune.captioner import Captioner
-from captune.data import load_images
 from captune.methods.mapper import Mapper, MapperConfig, fit_mapper
 from captune.methods.vizer import (
-    PRESETS,
     ViZerConfig,
     ViZerTrainer,
-    build_mapper,
     kl_to_base,
     latent_loss,
     straight_through_loss,
@@ -245,54 +242,6 @@ def test_latent_steps_lower_the_loss(
     run_dir = train(captioner, dataset, settings, mapper)
     losses = [row["loss"] for row in run_dir.metrics() if "loss" in row]
     assert losses[-1] < losses[0] - 0.05, losses
-
-
-@pytest.mark.parametrize(("captions", "n"), [("generated", 4), ("sampled", 4 * 3)])
-def test_the_mapper_is_built_on_the_models_own_captions(
-    captioner: Captioner, images: list, tmp_path: Path, captions: str, n: int
-) -> None:
-    (tmp_path / "photos").mkdir()
-    for i, image in enumerate(images):
-        image.save(tmp_path / "photos" / f"{i}.png")
-    settings = config(tmp_path / "run", mapper_captions=captions, mapper_samples=3, mapper_epochs=5, width=8)
-    settings.images = str(tmp_path / "photos")
-    run_dir = RunDir(settings.output).start({})
-    mapper = build_mapper(captioner, settings, run_dir, load_images(settings.images))
-    assert Mapper.load(run_dir.mapper).config == mapper.config == settings.mapper_config()
-    steps = [row for row in run_dir.metrics() if "mapper_loss" in row]
-    assert len(steps) == 5 * ((n + 63) // 64)
-
-
-def test_gt_captions_come_from_the_source_that_is_named(captioner: Captioner, images: list, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    images[0].save(tmp_path / "photos" / "0.png")
-    settings = config(tmp_path / "run", mapper_captions=str(tmp_path / "photos"))
-    with pytest.raises(ValueError, match="1 images have no caption to learn from"):
-        build_mapper(captioner, settings, RunDir(settings.output).start({}), images)
-
-
-# -- settings
-
-
-def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--blind"):
-        config(tmp_path, objective="straight_through", blind=False)
-    with pytest.raises(ValueError, match="at least 2"):
-        config(tmp_path, num_generations=1)
-    with pytest.raises(ValueError, match="--images"):
-        ViZerConfig(model="storybook", images="", output=tmp_path)
-    with pytest.raises(ValueError, match="--learning-rate"):
-        config(tmp_path, learning_rate=0)
-
-
-def test_the_paper_preset_is_the_literal_reading(tmp_path: Path) -> None:
-    settings = config(tmp_path, preset="paper", **PRESETS["paper"])
-    assert settings.objective == "latent" and settings.mapper_captions == "generated"
-    assert not (settings.blind or settings.centred or settings.shift) and settings.caption_pool == "mean"
-    assert settings.width == 256 and settings.beta == 0
-    assert (settings.lora_r, settings.weight_decay) == (4, 0.01)
-    literal = ViZerConfig(model="", images="-", output=tmp_path, **PRESETS["paper"])
-    assert (literal.lora_r, literal.lora_alpha, literal.lora_dropout) == (32, 64, 0.1)
 
 
 def test_a_fitted_mapper_serves_the_trainer(

@@ -140,6 +140,7 @@ def build_mapper(captioner: Captioner, config: ViZerConfig, run_dir: RunDir, ima
         images = load_training_images(config, references=True, source=config.mapper_captions)
     if config.mapper_size is not None:
         images = images.select(range(min(config.mapper_size, len(images))))
+    torch.manual_seed(config.seed)  # the same samples when a run goes on with its second round
     captions = own_captions(captioner, images, config) if own else list(images["references"])
     mapper, losses = fit_mapper(
         captioner,
