@@ -5,10 +5,19 @@ import random
 import numpy as np
 import pytest
 
-from captune.storybook.changes import CHANGES, changed, fact_vector, scene_vector, true_of
+from captune.storybook.changes import (
+    CHANGES,
+    NOUN_QUESTIONS,
+    SUBKIND_NAMES,
+    changed,
+    fact_vector,
+    noun_answers,
+    scene_vector,
+    true_of,
+)
 from captune.storybook.grammar import reference
 from captune.storybook.parser import is_true, parse
-from captune.storybook.world import Scene, Thing, sample_scene
+from captune.storybook.world import COLOURS, KIND_NAMES, RELATIONS, SIZES, Scene, Thing, sample_scene
 
 FISH = Thing("fish", "striped", "red", "big", 0.27, 0.3)
 CUP = Thing("cup", None, "blue", "small", 0.73, 0.27)
@@ -94,3 +103,24 @@ def test_what_states_nothing_or_nonsense_is_true_of_nothing() -> None:
     assert not truth("my favourite photo", SCENE)
     assert not truth("a cup and a cat", SCENE)
     assert truth("a cup", SCENE)
+
+
+def test_nouns_are_asked_about_the_words_before_them() -> None:
+    caption = "a photo of a big red striped fish left of a cup and a small tree over the fish."
+    names = [name for name, _ in NOUN_QUESTIONS]
+    answers = [
+        (caption[: last + 1].split()[-1], dict(zip(names, said, strict=True))) for last, said in noun_answers(caption)
+    ]
+    assert [noun for noun, _ in answers] == ["fish", "cup", "tree", "fish"]
+    fish, cup, tree, again = (said for _, said in answers)
+    assert (fish["colour"], fish["size"], fish["subkind"]) == (
+        1 + COLOURS.index("red"),
+        1 + SIZES.index("big"),
+        1 + SUBKIND_NAMES.index("striped"),
+    )
+    assert (fish["relation to the thing named before"], cup["colour"]) == (0, 0)
+    assert cup["relation to the thing named before"] == 1 + RELATIONS.index("left of")
+    assert cup["thing named before"] == 1 + KIND_NAMES.index("fish")
+    assert tree["relation to the thing named before"] == 0
+    assert again["thing named before"] == 1 + KIND_NAMES.index("tree")
+    assert all(0 <= said[name] < size for _, said in answers for name, size in NOUN_QUESTIONS)

@@ -1,4 +1,4 @@
-"""Captions with exactly one fact changed, and the facts of captions and scenes as vectors, to tell truth in batches.
+"""Captions with exactly one fact changed; the facts of captions and scenes as vectors, to tell truth in batches.
 
 >>> changed("a red fish left of a blue cup on the beach", "binding", random.Random(0))
 'a blue fish left of a red cup on the beach'
@@ -12,8 +12,8 @@ import re
 import numpy as np
 
 from captune.storybook.grammar import PLACE, article
-from captune.storybook.parser import canonical, parse
-from captune.storybook.world import BACKGROUNDS, COLOURS, KIND_NAMES, KINDS, SIZES, Scene, relations
+from captune.storybook.parser import SUBKINDS, parse, read
+from captune.storybook.world import BACKGROUNDS, COLOURS, KIND_NAMES, KINDS, RELATIONS, SIZES, Scene
 
 # "binding" swaps the colours of two things; "colour" puts in one that is not there.
 CHANGES = ("kind", "colour", "binding", "subkind", "relation", "size", "background")
@@ -21,13 +21,22 @@ OPPOSITE = {"left": "right", "above": "below", "over": "under", "big": "small"}
 OPPOSITE |= {b: a for a, b in OPPOSITE.items()}
 RELATION_WORDS = ("left", "right", "above", "below", "over", "under")
 
+SUBKIND_NAMES = tuple(sorted(SUBKINDS))
+
 _OBJECTS = [("object", (kind,)) for kind in KIND_NAMES]
 _COLOURS = [("attribute", (kind, colour)) for kind in KIND_NAMES for colour in COLOURS]
 _SIZES = [("size", (kind, size)) for kind in KIND_NAMES for size in SIZES]
 _SUBKINDS = [("subkind", (kind, subkind)) for kind in KIND_NAMES for subkind in KINDS[kind]]
 _PLACES = [("background", (background,)) for background in BACKGROUNDS]
-_RELATIONS = [("relation", (a, r, b)) for a in KIND_NAMES for b in KIND_NAMES if a != b for r in ("left of", "above")]
-FACTS = {fact: i for i, fact in enumerate((*_OBJECTS, *_COLOURS, *_SIZES, *_SUBKINDS, *_PLACES, *_RELATIONS))}
+_SIDES = [("side", (kind, side)) for kind in KIND_NAMES for side in ("left", "right", "top", "bottom")]
+FACTS = {fact: i for i, fact in enumerate((*_OBJECTS, *_COLOURS, *_SIZES, *_SUBKINDS, *_PLACES, *_SIDES))}
+# Things stand in a 2 x 2 grid, so "a left of b" is the same as "a is in the left half and b in the right half".
+HALVES = {
+    "left of": ("left", "right"),
+    "right of": ("right", "left"),
+    "above": ("top", "bottom"),
+    "below": ("bottom", "top"),
+}
 NEVER = len(FACTS)  # the place of facts that no scene can have
 
 
@@ -94,9 +103,15 @@ def _other_place(caption: str, rng: random.Random) -> str | None:
 def fact_vector(caption: str) -> np.ndarray:
     """(F + 1,) float32: 1 at every fact that the caption states; one that states nothing states something untrue."""
     vector = np.zeros(NEVER + 1, dtype=np.float32)
-    stated = [(fact.type, canonical(fact.value)) for fact in parse(caption)]
-    for fact in stated or [("nothing", ())]:
-        vector[FACTS.get(fact, NEVER)] = 1
+    stated: list[tuple[str, tuple[str, ...]]] = []
+    for fact in parse(caption):
+        if fact.type == "relation":
+            a, relation, b = fact.value
+            stated += [("side", (kind, half)) for kind, half in zip((a, b), HALVES[relation], strict=True)]
+        else:
+            stated.append((fact.type, fact.value))
+    for key in stated or [("nothing", ())]:
+        vector[FACTS.get(key, NEVER)] = 1
     return vector
 
 
@@ -106,12 +121,39 @@ def scene_vector(scene: Scene) -> np.ndarray:
     for a in scene.things:
         facts += [("object", (a.kind,)), ("attribute", (a.kind, a.colour)), ("size", (a.kind, a.size))]
         facts += [("subkind", (a.kind, a.subkind))] if a.subkind else []
-        facts += [
-            ("relation", canonical((a.kind, r, b.kind))) for b in scene.things if b is not a for r in relations(a, b)
-        ]
+        halves = ("left" if a.x < 0.5 else "right", "top" if a.y < 0.5 else "bottom")
+        facts += [("side", (a.kind, half)) for half in halves]
     vector = np.zeros(NEVER + 1, dtype=np.float32)
     vector[[FACTS[fact] for fact in facts]] = 1
     return vector
+
+
+# What stage 2 of the build asks at each noun of a text: (question, number of answers), 0 is "not said".
+NOUN_QUESTIONS = (
+    ("colour", 1 + len(COLOURS)),
+    ("size", 1 + len(SIZES)),
+    ("subkind", 1 + len(SUBKIND_NAMES)),
+    ("relation to the thing named before", 1 + len(RELATIONS)),
+    ("thing named before", 1 + len(KIND_NAMES)),
+)
+
+
+def noun_answers(caption: str) -> list[tuple[int, list[int]]]:
+    """For each noun: the place of its last character and the answers to `NOUN_QUESTIONS`."""
+    mentions = read(caption)[1]
+    said = {fact.start: fact.value for fact in parse(caption) if fact.type == "relation"}
+    result = []
+    for before, mention in zip([None, *mentions], mentions, strict=False):
+        answers = [0] * len(NOUN_QUESTIONS)
+        for word, _, _ in mention.modifiers:
+            for question, names in enumerate((COLOURS, SIZES, SUBKIND_NAMES)):
+                if word in names:
+                    answers[question] = 1 + names.index(word)
+        for start, (kind, relation, _) in said.items():
+            if before is not None and before.end <= start < mention.start:
+                answers[3:] = [1 + RELATIONS.index(relation), 1 + KIND_NAMES.index(kind)]
+        result.append((mention.end - 1, answers))
+    return result
 
 
 def true_of(captions: np.ndarray, scenes: np.ndarray) -> np.ndarray:
@@ -119,4 +161,4 @@ def true_of(captions: np.ndarray, scenes: np.ndarray) -> np.ndarray:
     return captions @ scenes.T == captions.sum(axis=1, keepdims=True)
 
 
-__all__ = ["CHANGES", "changed", "fact_vector", "scene_vector", "true_of"]
+__all__ = ["CHANGES", "NOUN_QUESTIONS", "changed", "fact_vector", "noun_answers", "scene_vector", "true_of"]

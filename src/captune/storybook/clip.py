@@ -3,7 +3,8 @@
 Only pictures of storybook:clip are seen, a split that no captioner is trained on or tested on. Two stages on one CPU:
 
 1. *Look*: the image side learns from the scenes what stands in each quarter, as stage 1 of `captune.storybook.train`,
-   and which facts hold of the whole picture.
+   and which facts hold of the whole picture. Both go on in stage 2, where the text side learns likewise what
+   each noun of a text goes with and which facts the whole text states.
 2. *Contrast*: symmetric InfoNCE (Radford et al. 2021, learnt temperature) between pictures and true captions, whole or
    partial. Every caption brings *hard negatives*: itself with one fact changed (`captune.storybook.changes`) or
    something that the web would say. A caption that is true of another picture of the batch is no negative for it.
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captune.storybook import draw as drawing
-from captune.storybook.changes import CHANGES, changed, fact_vector, scene_vector, true_of
+from captune.storybook.changes import CHANGES, NOUN_QUESTIONS, changed, fact_vector, noun_answers, scene_vector, true_of
 from captune.storybook.clip_model import ClipConfig, build_model, build_processor, build_tokenizer
 from captune.storybook.grammar import reference, references
 from captune.storybook.noise import alt_text, descriptive
@@ -49,8 +50,8 @@ from captune.storybook.world import BACKGROUNDS, Scene, random_for, sample_scene
 logger = logging.getLogger(__name__)
 
 SPLIT = "clip"
+HARD = ("binding", "relation", "subkind")  # facts that a wrong caption gets wrong more often
 PREFIXES = ("a photo depicts ", "a photo of ", "")  # CLIPScore's, CLIP's, none
-FACT_WEIGHT = 0.02  # of a loss that is a sum over some seven hundred facts
 
 
 def corpus(seed: int, n: int = 2000) -> Iterator[str]:
@@ -86,7 +87,7 @@ def say(scene: Scene, rng: random.Random) -> str:
 def mislead(caption: str, scene: Scene, other: Scene, rng: random.Random) -> str:
     """A hard negative: the caption with one fact changed, or now and then what the web says under such pictures."""
     if rng.random() < 0.9:
-        for what in rng.sample(CHANGES, len(CHANGES)):
+        for what in sorted(CHANGES, key=lambda what: rng.random() / (3 if what in HARD else 1)):
             text = changed(caption, what, rng)
             if text is not None:
                 return text
@@ -105,14 +106,14 @@ class Trainer(nn.Module):
         self.patches = torch.from_numpy(np.stack([patch_labels(scene) for scene in self.scenes]))  # (N, patches, 2)
         self.places = torch.tensor([BACKGROUNDS.index(scene.background) for scene in self.scenes])
         self.cell_heads = nn.ModuleList([nn.Linear(config.width, answers) for _, answers in QUESTIONS])
-        answers = dict(QUESTIONS)
-        self.patch_heads = nn.ModuleList([nn.Linear(config.width, answers[name]) for name in ("kind", "subkind")])
+        self.patch_heads = nn.ModuleList([nn.Linear(config.width, dict(QUESTIONS)[q]) for q in ("kind", "subkind")])
+        self.noun_heads = nn.ModuleList([nn.Linear(config.width, answers) for _, answers in NOUN_QUESTIONS])
         self.place_head = nn.Linear(config.width, len(BACKGROUNDS))
         self.known = nn.Linear(config.width, self.facts.shape[1])  # from an embedding of either side to the facts in it
         self.rng = random.Random(f"{config.seed}/contrast")
 
     def see(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """Image embeddings (B, D), not normalised, and the loss of stage 1 on the same pictures."""
+        """Image embeddings (B, D), not normalised, and what stage 1 asks about the parts of the same pictures."""
         seen = self.model.vision_model(pixel_values=to_pixel_values(self.pictures[rows]))
         patches = seen.last_hidden_state[:, 1:]  # (B, patches, H), without the class token
         pairs = [
@@ -122,7 +123,7 @@ class Trainer(nn.Module):
         ]
         losses = [F.cross_entropy(head(states).flatten(0, -2), labels.flatten()) for states, head, labels in pairs]
         embedding = self.model.visual_projection(seen.pooler_output)
-        return embedding, torch.stack(losses).sum() + FACT_WEIGHT * self.fact_loss(embedding, self.facts[rows])
+        return embedding, torch.stack(losses).sum()
 
     def fact_loss(self, embeddings: Tensor, facts: np.ndarray) -> Tensor:
         """Binary cross-entropy summed over the facts that a picture shows or a text states."""
@@ -131,21 +132,38 @@ class Trainer(nn.Module):
         )
         return losses / len(facts)
 
-    def read(self, texts: list[str]) -> Tensor:
-        """(N, D) text embeddings, not normalised; texts of like length go together, so little is padding."""
-        ids = self.tokenizer(texts).input_ids
-        order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
-        parts = []
-        for some in np.array_split(order, 4):
-            tokens = self.tokenizer.pad({"input_ids": [ids[i] for i in some]}, return_tensors="pt")
-            parts.append(self.model.text_projection(self.model.text_model(**tokens).pooler_output))
-        return torch.cat(parts)[torch.tensor(order).argsort()]
+    def read(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Text embeddings (N, D), not normalised, and the loss of the questions asked at each noun.
+
+        Texts of like length go together, so that little is padding.
+        """
+        encoded = self.tokenizer(texts)
+        nouns = [
+            (row, encoded.char_to_token(row, last), answers)
+            for row, text in enumerate(texts)
+            for last, answers in noun_answers(text)
+        ]
+        order = sorted(range(len(texts)), key=lambda row: len(encoded.input_ids[row]))
+        embeddings, states, labels = [], [], []
+        for rows in np.array_split(order, 4):
+            place = {row: i for i, row in enumerate(rows)}
+            tokens = self.tokenizer.pad({"input_ids": [encoded.input_ids[row] for row in rows]}, return_tensors="pt")
+            said = self.model.text_model(**tokens)
+            embeddings.append(self.model.text_projection(said.pooler_output))
+            here = [(place[row], token, answers) for row, token, answers in nouns if row in place]
+            states.append(said.last_hidden_state[[i for i, _, _ in here], [token for _, token, _ in here]])
+            labels += [answers for _, _, answers in here]
+        asked = zip(self.noun_heads, torch.tensor(labels).unbind(-1), strict=True)
+        loss = torch.stack([F.cross_entropy(head(torch.cat(states)), answer) for head, answer in asked]).sum()
+        return torch.cat(embeddings)[torch.tensor(order).argsort()], loss
 
     def draw_lots(self) -> list[int]:
         return [self.rng.randrange(len(self.scenes)) for _ in range(self.config.batch_size)]
 
     def look(self, step: int) -> Tensor:
-        return self.see(self.draw_lots())[1]
+        rows = self.draw_lots()
+        seen, parts = self.see(rows)
+        return parts + self.config.fact_weight * self.fact_loss(seen, self.facts[rows])
 
     def contrast(self, step: int) -> Tensor:
         """Stage 2: captions first, then their hard negatives, B (1 + k) texts for B pictures."""
@@ -159,11 +177,12 @@ class Trainer(nn.Module):
         stated = np.stack([fact_vector(caption) for caption in captions])
         truth = torch.from_numpy(true_of(stated, self.facts[rows]))
         texts = [rng.choice(PREFIXES) + caption + rng.choice(("", "", "", ".")) for caption in captions]
-        said = self.read(texts)
-        seen, look = self.see(rows)
-        extra = look + FACT_WEIGHT * self.fact_loss(said, stated)
+        said, nouns = self.read(texts)
+        seen, parts = self.see(rows)
+        facts = self.fact_loss(seen, self.facts[rows]) + self.fact_loss(said, stated)
         scale = self.model.logit_scale.clamp(max=4.6).exp()
-        return info_nce(seen.float(), said.float(), scale, truth) + self.config.look_weight * extra
+        contrast = info_nce(seen.float(), said.float(), scale, truth)
+        return contrast + self.config.part_weight * (parts + nouns) + self.config.fact_weight * facts
 
 
 def info_nce(seen: Tensor, said: Tensor, scale: Tensor, truth: Tensor) -> Tensor:

@@ -25,12 +25,15 @@ class ClipConfig:
     """Every setting of the build; the defaults made the shipped model."""
 
     seed: int = field(default=0, metadata={"help": "seed of the weights and of the pictures drawn for training"})
-    num_images: int = field(default=20_000, metadata={"help": "pictures drawn from storybook:clip"})
-    look_steps: int = field(default=700, metadata={"help": "steps of stage 1"})
-    steps: int = field(default=1800, metadata={"help": "steps of stage 2"})
+    num_images: int = field(default=16_000, metadata={"help": "pictures drawn from storybook:clip"})
+    look_steps: int = field(default=600, metadata={"help": "steps of stage 1"})
+    steps: int = field(default=1000, metadata={"help": "steps of stage 2"})
     batch_size: int = field(default=128, metadata={"help": "pictures per step"})
-    negatives: int = field(default=2, metadata={"help": "hard negatives per caption"})
-    look_weight: float = field(default=0.1, metadata={"help": "weight of the stage 1 loss in stage 2"})
+    negatives: int = field(default=1, metadata={"help": "hard negatives per caption"})
+    part_weight: float = field(
+        default=0.1, metadata={"help": "weight of the questions about quarters and nouns in stage 2"}
+    )
+    fact_weight: float = field(default=0.1, metadata={"help": "weight of the facts that an embedding must tell"})
     look_lr: float = field(default=1.5e-3, metadata={"help": "peak learning rate of stage 1"})
     lr: float = field(default=1.5e-3, metadata={"help": "peak learning rate of stage 2"})
     width: int = field(default=128, metadata={"help": "width of both transformers and of the shared space"})
