@@ -51,6 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "objective": "latent",
         "mapper_captions": "generated",
+        "mapper_size": None,
         "mapper_samples": 1,
         "mapper_epochs": 1,
         "width": 256,
@@ -65,6 +66,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta": 0.0,
         "temperature": 1.0,
         "learning_rate": 5e-4,
+        "lora_dropout": 0.1,
         "max_steps": 60,
     },
 }
@@ -102,6 +104,9 @@ class ViZerConfig(MapperConfig, TrainingConfig):
         default=None, metadata={"help": "times a mapper is fitted and max_steps are trained; default: 4 (reward) or 1"}
     )
     beta: float = field(default=0.05, metadata={"help": "weight of KL to the captioner at the start of the round"})
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "dropout of LoRA; with the reward it would also disturb the sampling"}
+    )
     num_generations: int = field(default=8, metadata={"help": "captions sampled per image (reward)"})
     temperature: float = field(default=1.0, metadata={"help": "temperature of every sampled caption"})
     max_new_tokens: int = field(default=40, metadata={"help": "longest caption in tokens"})
