@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from captune.storybook import clip, world
-from captune.storybook.changes import fact_vector, scene_vector, true_of
+from captune.storybook import clip, model_path, world
+from captune.storybook.changes import changed, fact_vector, scene_vector, true_of
 from captune.storybook.clip_model import ClipConfig, build_model, build_processor, build_tokenizer
 from captune.storybook.draw import draw
+from captune.storybook.grammar import reference
 from captune.storybook.world import Scene, Thing, sample_scene
 
 TINY = ClipConfig(
@@ -99,7 +100,7 @@ def test_saving_keeps_the_embeddings(built: tuple[Path, dict[str, Any], set[str]
 def test_the_processor_prepares_pictures_as_training_does(tokenizer: Any) -> None:
     picture = draw(SCENE)
     prepared = build_processor(tokenizer).image_processor(picture, return_tensors="pt").pixel_values
-    torch.testing.assert_close(prepared, clip.to_pixel_values(np.asarray(picture)[None]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(prepared, clip.to_pixel_values(np.array(picture)[None]), rtol=0, atol=1e-6)
 
 
 def test_the_loss_falls() -> None:
@@ -156,3 +157,31 @@ def test_what_is_said_is_true_and_what_misleads_is_mostly_not() -> None:
         assert true, caption
         untrue += not misleading
     assert untrue > 80
+
+
+def test_the_shipped_model_is_small_and_what_the_defaults_build() -> None:
+    weights = model_path("storybook-clip") / "model.safetensors"
+    log = json.loads((model_path("storybook-clip") / "build.json").read_text())
+    assert weights.stat().st_size < 7e6
+    assert log["parameters"] < 1.8e6
+    assert log["config"] == vars(ClipConfig())
+
+
+def test_clip_score_with_the_shipped_model_tells_right_from_wrong() -> None:
+    from captune.scorers.clip import ClipScore
+
+    scenes = [sample_scene("val", 4, index) for index in range(40)]
+    pictures = [draw(scene, 64) for scene in scenes]
+    captions = [reference(scene, random.Random(index)) for index, scene in enumerate(scenes)]
+    scorer = ClipScore()
+    right = scorer.rows(captions, image=pictures)[:, 0]
+    wrong = scorer.rows(captions[1:] + captions[:1], image=pictures)[:, 0]
+    assert (right[:, None] > wrong).mean() > 0.99
+    assert scorer.rows([caption.upper() + "." for caption in captions], image=pictures)[:, 0] == pytest.approx(
+        right, abs=0.2
+    )
+    for what, least in (("kind", 0.9), ("colour", 0.8), ("relation", 0.7), ("background", 0.9)):
+        pairs = [(i, changed(text, what, random.Random(i))) for i, text in enumerate(captions)]
+        rows = [i for i, text in pairs if text is not None]
+        false = scorer.rows([text for _, text in pairs if text is not None], image=[pictures[i] for i in rows])[:, 0]
+        assert (right[rows] > false).mean() > least, what

@@ -268,3 +268,6 @@ def build(config: ClipConfig, output: Path) -> dict[str, Any]:
     processor.save_pretrained(output)
     (output / "build.json").write_text(json.dumps(log, indent=1) + "\n")
     return log
+
+
+__all__ = ["ClipConfig", "build", "measure"]
