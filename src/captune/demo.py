@@ -20,7 +20,7 @@ from captune.runs import RunDir
 logger = logging.getLogger(__name__)
 
 MODEL, UNLABELLED, LABELLED = "storybook", "storybook:unlabelled", "storybook:train"
-ROUNDS = 2
+ROUNDS = 2  # of zero-label training; the preset has more, but a demonstration should take minutes
 SCORERS = ("cider", "bleu", "rouge", "clip", "storybook", "health")
 CONTROLS = Path(__file__).parents[2] / "studies" / "vizer" / "results" / "controls.json"
 
@@ -42,7 +42,7 @@ def demo(output: Path, *, seed: int = 7, test: str = "storybook:test?n=500&seed=
     started = time.perf_counter()
     # 1. Improve the captioner: with unlabelled images; with a mapper fitted on references; by plain supervision.
     #    Each run ends by captioning `test`, before and after.
-    zero = train(vizer, "ViZerConfig", output / "vizer", seed, test, images=UNLABELLED)
+    zero = train(vizer, "ViZerConfig", output / "vizer", seed, test, images=UNLABELLED, rounds=ROUNDS)
     gt = train(
         vizer,
         "ViZerConfig",
