@@ -21,11 +21,10 @@ from study import UNLABELLED, Spec
 
 from captune.captioner import Captioner
 from captune.loading import resolve
-from captune.methods.grpo import train_with_reward
 from captune.methods.mapper import Mapper, fit_mapper
 from captune.methods.sft import SFTConfig, SFTTrainer
 from captune.methods.training import TrainingConfig, load_training_images, start
-from captune.methods.vizer import PRESETS, ViZerConfig, ViZerTrainer, own_captions
+from captune.methods.vizer import PRESETS, ViZerConfig, ViZerTrainer, own_captions, train_by_reward
 from captune.options import build
 from captune.scorers import load_scorer
 from captune.scorers.vizer import ViZerScorer
@@ -33,7 +32,6 @@ from captune.scorers.vizer import ViZerScorer
 # What does not decide a result. The model is in the key by the digest of its weights.
 NOT_IN_KEY = {"model", "output", "evaluation", "overwrite", "save_steps", "device"}
 MAPPER_FIELDS = ("mapper_captions", "mapper_size", "mapper_samples", "temperature", "max_new_tokens", "limit", "seed")
-REWARD_FIELDS = ("beta", "num_generations", "temperature", "max_new_tokens")
 QUICK = {"max_steps": 2, "limit": 24, "batch_size": 4, "save_steps": 2}
 QUICK_VIZER = {"num_generations": 2, "mapper_samples": 2, "mapper_epochs": 1, "max_new_tokens": 8}
 
@@ -97,25 +95,22 @@ class Bench:
     def train(self, spec: Spec, config: TrainingConfig) -> float:
         """Trains and leaves the adapter in the config's output; the seconds it took, the mapper's fit included."""
         run_dir, captioner = start(config, spec.kind)
-        mapper = None
-        seconds = 0.0
-        if isinstance(config, ViZerConfig):
+        images = load_training_images(config, references=spec.kind == "sft")
+        mapper, seconds = None, 0.0
+        if isinstance(config, ViZerConfig) and config.objective != "reward":
             mapper, seconds = self.mapper(captioner, config)
         started = time.perf_counter()
-        images = load_training_images(config, references=spec.kind == "sft")
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
         if isinstance(config, SFTConfig):
             with captioner.share_vision():
                 SFTTrainer.fit(captioner, images, config, run_dir)
-        elif isinstance(config, ViZerConfig) and mapper is not None and config.objective == "reward":
-            reward = reward_of(spec.reward, ViZerScorer(captioner=captioner, mapper=mapper), images)
-            settings = {name: getattr(config, name) for name in REWARD_FIELDS}
-            train_with_reward(captioner, images, reward, config, run_dir, **settings)
+        elif isinstance(config, ViZerConfig) and mapper is None:
+            train_by_reward(captioner, config, run_dir, images, lambda scorer: reward_of(spec.reward, scorer, images))
         elif isinstance(config, ViZerConfig):
             with captioner.share_vision():
                 ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, vizer_config=config)
         captioner.save_adapter(run_dir.adapter)
-        for checkpoint in run_dir.checkpoints():
+        for checkpoint in [*run_dir.path.glob("checkpoint-*"), *run_dir.path.glob("round-*/checkpoint-*")]:
             shutil.rmtree(checkpoint)
         return seconds + time.perf_counter() - started
 

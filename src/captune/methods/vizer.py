@@ -31,6 +31,7 @@ Two presets, both reported in `studies/vizer` whatever they show:
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -43,6 +44,7 @@ from captune.families import attribute
 from captune.methods.mapper import Mapper, MapperConfig, fit_mapper
 from captune.methods.training import CaptionerTrainer, TrainingConfig, conclude, load_training_images, start
 from captune.runs import RunDir
+from captune.scorers.vizer import ViZerScorer
 
 logger = logging.getLogger(__name__)
 
@@ -163,10 +165,18 @@ def build_mapper(captioner: Captioner, config: ViZerConfig, run_dir: RunDir, ima
     return mapper
 
 
-def train_by_reward(captioner: Captioner, config: ViZerConfig, run_dir: RunDir, images: Any) -> None:
-    """`rounds` times: sample, fit the mapper, train. A finished round is kept, and skipped when the run goes on."""
+def train_by_reward(
+    captioner: Captioner,
+    config: ViZerConfig,
+    run_dir: RunDir,
+    images: Any,
+    reward_of: Callable[[ViZerScorer], Callable[..., list[float]]] = lambda scorer: scorer,
+) -> None:
+    """`rounds` times: sample, fit the mapper, train. A finished round is kept, and skipped when the run goes on.
+
+    `reward_of` makes the reward out of the round's scorer; a control puts something else in its place.
+    """
     from captune.methods.grpo import train_with_reward
-    from captune.scorers.vizer import ViZerScorer
 
     for number in range(config.rounds or 1):
         output = run_dir.path / f"round-{number + 1}"
@@ -178,7 +188,7 @@ def train_by_reward(captioner: Captioner, config: ViZerConfig, run_dir: RunDir, 
         train_with_reward(
             captioner,
             images,
-            ViZerScorer(captioner=captioner, mapper=mapper),
+            reward_of(ViZerScorer(captioner=captioner, mapper=mapper)),
             part,
             run_dir,
             beta=config.beta,
