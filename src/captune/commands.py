@@ -185,19 +185,21 @@ def run_report(args: argparse.Namespace) -> int:
 def add_demo(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for the runs (default: runs/demo)")
     p.add_argument("--seed", type=int, default=7, metavar="N", help="seed of the training (default: 7)")
-    p.add_argument(
-        "--images",
-        default="storybook:test?n=500&seed=91",
-        metavar="SOURCE",
-        help="what to evaluate on (default: storybook:test?n=500&seed=91)",
-    )
+    p.add_argument("--model", default="storybook", help="the captioner (default: storybook)")
+    for name, default, what in (
+        ("images", "storybook:unlabelled", "unlabelled images to learn from"),
+        ("labelled", "storybook:train", "images with references, for ViZer_GT's mapper and for supervision"),
+        ("test", "storybook:test?n=500&seed=91", "images with references to evaluate on"),
+    ):
+        p.add_argument(f"--{name}", default=default, metavar="SOURCE", help=f"{what} (default: {default})")
 
 
 def run_demo(args: argparse.Namespace) -> int:
     from captune.demo import demo
 
     hush_transformers()
-    print(demo(args.output, seed=args.seed, test=args.images))
+    sources = {"unlabelled": args.images, "labelled": args.labelled, "test": args.test}
+    print(demo(args.output, model=args.model, seed=args.seed, **sources))
     return 0
 
 

@@ -20,6 +20,7 @@ from captune.runs import RunDir
 logger = logging.getLogger(__name__)
 
 MODEL, UNLABELLED, LABELLED = "storybook", "storybook:unlabelled", "storybook:train"
+TEST = "storybook:test?n=500&seed=91"
 ROUNDS = 2  # of zero-label training; the preset has more, but a demonstration should take minutes
 SCORERS = ("cider", "bleu", "rouge", "clip", "storybook", "health")
 CONTROLS = Path(__file__).parents[2] / "studies" / "vizer" / "results" / "controls.json"
@@ -37,44 +38,53 @@ COLUMNS = (
 )
 
 
-def demo(output: Path, *, seed: int = 7, test: str = "storybook:test?n=500&seed=91") -> str:
-    """Run everything below `output`; returns the table, the seconds it took and the path of the page, as text."""
+def demo(
+    output: Path,
+    *,
+    model: str = MODEL,
+    unlabelled: str = UNLABELLED,
+    labelled: str = LABELLED,
+    test: str = TEST,
+    seed: int = 7,
+) -> str:
+    """Run everything below `output`; returns the table, the minutes it took and the path of the page, as text."""
     started = time.perf_counter()
+    common = {"model": model, "seed": seed, "evaluation": test}
     # 1. Improve the captioner: with unlabelled images; with a mapper fitted on references; by plain supervision.
     #    Each run ends by captioning `test`, before and after.
-    zero = train(vizer, "ViZerConfig", output / "vizer", seed, test, images=UNLABELLED, rounds=ROUNDS)
+    zero = train(vizer, "ViZerConfig", output / "vizer", **common, images=unlabelled, rounds=ROUNDS)
     gt = train(
         vizer,
         "ViZerConfig",
         output / "vizer-gt",
-        seed,
-        test,
-        images=UNLABELLED,
+        **common,
+        images=unlabelled,
         preset="paper",
-        mapper_captions=LABELLED,
+        mapper_captions=labelled,
     )
-    supervised = train(sft, "SFTConfig", output / "sft", seed, test, images=LABELLED)
+    supervised = train(sft, "SFTConfig", output / "sft", **common, images=labelled)
 
     # 2. Score all of them side by side, the mapper of the zero-label run included, and put the report together.
     systems = {name: run for run in (supervised, gt, zero) for name in captioned(run)}  # the base's comes from zero
     order = sorted(systems, key=lambda name: (name != "base", systems[name] is not zero, systems[name] is not gt))
     files = [systems[name].path / captioned(systems[name])[name]["captions"] for name in order]
-    scored = evaluate_files(files, references=test, images=test, scorers=[*SCORERS, f"vizer:{zero.mapper}"])
-    together = RunDir(output).start({"method": "demo", "seed": seed, "test": test}, overwrite=True)
+    scorers = [name for name in SCORERS if test.startswith("storybook:") or name not in ("storybook", "clip")]
+    scored = evaluate_files(files, references=test, images=test, scorers=[*scorers, f"vizer:{zero.mapper}"])
+    together = RunDir(output).start({"method": "demo", **common}, overwrite=True)
     for name, file, report in zip(order, files, [scored, *scored["others"]], strict=True):
         scores = {spec.partition(":")[0]: score for spec, score in report["scores"].items()}
         speed = captioned(systems[name])[name].get("images_per_second")
         together.add_scores(name, scores, source=test, captions=file, images_per_second=speed)
-    for row in controls():
+    for row in controls() if (model, unlabelled, labelled) == (MODEL, UNLABELLED, LABELLED) else []:
         together.add_scores(row["name"], row["scores"], role="control", source=row["source"])
     page = render([output, zero.path, gt.path, supervised.path], output / "report.html")
     minutes = (time.perf_counter() - started) / 60
     return f"{table(together.scores()['rows'])}\n\n{minutes:.1f} minutes; the page: {page.resolve()}"
 
 
-def train(module: Any, config: str, output: Path, seed: int, test: str, **settings: Any) -> RunDir:
+def train(module: Any, config: str, output: Path, **settings: Any) -> RunDir:
     """One training run with a method's default settings, as `captune vizer` and `captune sft` do it."""
-    flags = {"model": MODEL, "seed": seed, "output": output, "evaluation": test, "overwrite": True, **settings}
+    flags = {"output": output, "overwrite": True, **settings}
     return module.run(build(getattr(module, config), flags, presets=getattr(module, "PRESETS", None)))
 
 

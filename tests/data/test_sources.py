@@ -12,7 +12,7 @@ from PIL import Image
 from source_files import NAMES, TRUTH, content, images, write
 
 from captune.data import BadImage, SourceError, load_images, load_references, without_bad
-from captune.data.sources import list_images, undecoded
+from captune.data.sources import column, list_images, undecoded
 
 # -------------------------------------------------------------------- folders
 
@@ -243,3 +243,13 @@ def test_storybook(tmp_path: Path) -> None:
     references = load_references("storybook:test?n=3&seed=91")
     assert list(references) == ["test-91-000000", "test-91-000001", "test-91-000002"]
     assert all(len(texts) == 5 for texts in references.values())
+
+
+def test_skip_and_n_share_no_image(tmp_path: Path) -> None:
+    for i in range(10):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    for seed in ("", "&seed=3"):
+        first, rest = (column(load_images(f"{tmp_path}?{part}{seed}"), "image_id") for part in ("n=6", "skip=6"))
+        assert len(first) == 6 and len(rest) == 4 and not set(first) & set(rest)
+    with pytest.raises(SourceError, match="leaves none"):
+        load_images(f"{tmp_path}?skip=10")

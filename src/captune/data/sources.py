@@ -1,8 +1,9 @@
 """Every image source as one kind of dataset: columns image, image_id, references (list[str]; empty if there are none).
 
 A source is written ``where?key=value&…``.  The keys: ``n`` (so many images), ``seed`` (drawn at random; without it the
-first n), ``split``, ``images`` (the image folder of a caption file), and for `datasets` names and tables also
-``config``, ``image``, ``caption``, ``id`` (column names) and ``streaming=1``.
+first n), ``skip`` (after so many others: ``?skip=500`` and ``?n=500`` share no image), ``split``, ``images`` (the image
+folder of a caption file), and for `datasets` names and tables also ``config``, ``image``, ``caption``, ``id`` (column
+names) and ``streaming=1``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 ImageSource: TypeAlias = Dataset | IterableDataset
 
 COLUMN_KEYS = ("config", "image", "caption", "id", "streaming")
-KEYS = ("n", "seed", "split", "images", *COLUMN_KEYS)
+KEYS = ("n", "seed", "skip", "split", "images", *COLUMN_KEYS)
 STORYBOOK = "storybook:"
 
 
@@ -40,6 +41,7 @@ class Source:
     where: str
     n: int | None = None
     seed: int | None = None
+    skip: int | None = None
     split: str | None = None
     images: str | None = None
     columns: dict[str, str] | None = None  # config, image, caption, id, streaming
@@ -58,7 +60,7 @@ class Source:
                     f"{text!r}: {part!r} is not understood; known: {', '.join(KEYS)}, as in ?n=500&seed=1"
                 )
             values[key] = unquote(value)
-        for key in ("n", "seed"):
+        for key in ("n", "seed", "skip"):
             if key in values:
                 if not values[key].isdecimal() or (key == "n" and int(values[key]) == 0):
                     raise SourceError(f"{text!r}: {key} must be a whole number, found {values[key]!r}")
@@ -161,14 +163,20 @@ def _by_id(dataset: ImageSource, name: str) -> dict[str, Any]:
     return dict(zip(column(dataset, "image_id"), column(dataset, name), strict=True))
 
 
-def choose(total: int, n: int | None, seed: int | None, limit: int | None, source: str) -> Sequence[int]:
-    """Row numbers: all or the first n, in order; with a seed, n drawn without replacement, in the order drawn."""
-    if n is not None and n > total:
-        logger.warning("%s has only %d images, %d were asked for", source, total, n)
-    count = min(total, *(number for number in (n, limit) if number is not None), total)
-    if seed is None:
-        return range(count)
-    return np.random.default_rng(seed).permutation(total)[:count].tolist()
+def choose(total: int, source: Source, limit: int | None) -> Sequence[int]:
+    """Row numbers: all or the first n, in order; with a seed, n drawn without replacement, in the order drawn.
+
+    ``skip`` leaves out the first rows of that order. Raises SourceError when nothing is left.
+    """
+    first = source.skip or 0
+    if first >= total > 0:
+        raise SourceError(f"{source.where} has {total} images; skip={first} leaves none")
+    if source.n is not None and source.n > total - first:
+        logger.warning("%s has only %d such images, %d were asked for", source.where, total - first, source.n)
+    last = min(total, *(first + number for number in (source.n, limit) if number is not None), total)
+    if source.seed is None:
+        return range(first, last)
+    return np.random.default_rng(source.seed).permutation(total)[first:last].tolist()
 
 
 # -------------------------------------------------------------------- sources
@@ -177,7 +185,7 @@ def choose(total: int, n: int | None, seed: int | None, limit: int | None, sourc
 def _storybook(source: Source, limit: int | None) -> Dataset:
     from captune import storybook
 
-    for key in ("split", "images", "columns"):
+    for key in ("skip", "split", "images", "columns"):
         if getattr(source, key) is not None:
             raise SourceError(f"{source.where} takes only ?n= and ?seed= (the split is the name: storybook:test)")
     given = {key: value for key, value in (("n", source.n), ("seed", source.seed)) if value is not None}
@@ -197,12 +205,14 @@ def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list
                 return None
             raise SourceError(f"no image files in {path} or below (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
         if source.split or source.images or source.columns:
-            raise SourceError(f"{path} is a folder of images; it takes only ?n= and ?seed=")
+            raise SourceError(f"{path} is a folder of images; it takes only ?n=, ?seed= and ?skip=")
         rows = [Entry(name, name, []) for name in names]
         folder = path
     elif path.is_file() and path.suffix.lower() in {".json", ".jsonl", ".ndjson", *TEXT_SUFFIXES}:
         if source.columns:
-            raise SourceError(f"{path} takes ?n=, ?seed=, ?split= and ?images=, not {', '.join(source.columns)}")
+            raise SourceError(
+                f"{path} takes ?n=, ?seed=, ?skip=, ?split= and ?images=, not {', '.join(source.columns)}"
+            )
         rows = read_entries(path, source.split)
         if not rows:
             raise SourceError(f"{path} names no image")
@@ -211,7 +221,7 @@ def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list
         rows, folder = [Entry(path.name, path.name, [])], path.parent
     else:
         return None
-    rows = [rows[index] for index in choose(len(rows), source.n, source.seed, limit, source.where)]
+    rows = [rows[index] for index in choose(len(rows), source, limit)]
     if not with_images:
         return rows, []
     if folder is None:
@@ -293,6 +303,7 @@ def _take(dataset: ImageSource, source: Source, limit: int | None) -> ImageSourc
         if source.seed is not None:
             dataset = dataset.shuffle(seed=source.seed, buffer_size=10_000)
         counts = [number for number in (source.n, limit) if number is not None]
+        dataset = dataset.skip(source.skip) if source.skip else dataset
         return dataset.take(min(counts)) if counts else dataset
-    rows = choose(len(dataset), source.n, source.seed, limit, source.where)
-    return dataset if isinstance(rows, range) and len(rows) == len(dataset) else dataset.select(rows)
+    rows = choose(len(dataset), source, limit)
+    return dataset if rows == range(len(dataset)) else dataset.select(rows)
