@@ -7,8 +7,10 @@ import pytest
 
 from captune.storybook.changes import (
     CHANGES,
+    NEVER,
     NOUN_QUESTIONS,
     SUBKIND_NAMES,
+    alternatives,
     changed,
     fact_vector,
     noun_answers,
@@ -124,3 +126,14 @@ def test_nouns_are_asked_about_the_words_before_them() -> None:
     assert tree["relation to the thing named before"] == 0
     assert again["thing named before"] == 1 + KIND_NAMES.index("tree")
     assert all(0 <= said[name] < size for _, said in answers for name, size in NOUN_QUESTIONS)
+
+
+def test_alternatives_hold_one_truth_at_most() -> None:
+    groups = alternatives()
+    assert (groups.sum(axis=1) == 1).all()
+    for index in range(50):
+        true = scene_vector(sample_scene("clip", 8, index)) @ groups
+        assert true.max() <= len(KIND_NAMES)
+        assert (true[1:] <= 1).all(), "only what is there can hold several times"
+    assert groups.sum(axis=0)[0] == len(KIND_NAMES)
+    assert groups[NEVER].sum() == 1 and groups[:, groups[NEVER].argmax()].sum() == 1

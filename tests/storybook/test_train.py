@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from captune.captioner import Captioner
-from captune.storybook import train
+from captune.storybook import tower, train
 from captune.storybook.draw import draw
 from captune.storybook.parser import judge
 from captune.storybook.world import COLOURS, KIND_NAMES, SIZES, Scene, Thing, random_for, sample_scene
@@ -128,18 +128,18 @@ def test_captions_survive_the_tokenizer_and_the_decoder(loaded: Captioner) -> No
 
 
 def test_the_labels_of_the_quarters() -> None:
-    labels = train.cell_labels(SCENE)
+    labels = tower.cell_labels(SCENE)
     fish, cup = 1 + KIND_NAMES.index("fish"), 1 + KIND_NAMES.index("cup")
     assert labels[:, 0].tolist() == [fish, 0, 0, cup]  # top left, top right, bottom left, bottom right
     assert labels[:, 1].tolist() == [1 + COLOURS.index("red"), 0, 0, 1 + COLOURS.index("blue")]
     assert labels[:, 2].tolist() == [1 + SIZES.index("big"), 0, 0, 1 + SIZES.index("small")]
-    assert labels[0, 3] == 1 + train.SUBKIND_NAMES.index("striped") and labels[3, 3] == 0
+    assert labels[0, 3] == 1 + tower.SUBKIND_NAMES.index("striped") and labels[3, 3] == 0
     assert labels[:, 4].tolist() == [0, fish, cup, 0]  # the horizontal neighbour's kind
     assert labels[:, 5].tolist() == [0, cup, fish, 0]  # the vertical neighbour's
 
 
 def test_the_labels_of_the_patches() -> None:
-    labels = train.patch_labels(SCENE).reshape(4, 4, 2)
+    labels = tower.patch_labels(SCENE).reshape(4, 4, 2)
     fish, cup = 1 + KIND_NAMES.index("fish"), 1 + KIND_NAMES.index("cup")
     assert set(labels[:2, :2, 0].ravel()) == {fish}, "a big thing covers its quarter"
     assert cup in labels[2:, 2:, 0] and set(labels[2:, 2:, 0].ravel()) <= {0, cup}
@@ -149,7 +149,7 @@ def test_the_labels_of_the_patches() -> None:
 
 def test_each_quarter_has_its_patches() -> None:
     patches = torch.arange(16.0).view(1, 16, 1).expand(2, 16, 3)
-    assert train.per_cell(patches)[0, :, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert tower.per_cell(patches)[0, :, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
 
 
 def test_the_curriculum_is_true_and_the_web_is_not() -> None:

@@ -28,16 +28,18 @@ _COLOURS = [("attribute", (kind, colour)) for kind in KIND_NAMES for colour in C
 _SIZES = [("size", (kind, size)) for kind in KIND_NAMES for size in SIZES]
 _SUBKINDS = [("subkind", (kind, subkind)) for kind in KIND_NAMES for subkind in KINDS[kind]]
 _PLACES = [("background", (background,)) for background in BACKGROUNDS]
-_SIDES = [("side", (kind, side)) for kind in KIND_NAMES for side in ("left", "right", "top", "bottom")]
-FACTS = {fact: i for i, fact in enumerate((*_OBJECTS, *_COLOURS, *_SIZES, *_SUBKINDS, *_PLACES, *_SIDES))}
+_COLUMNS = [("column", (kind, half)) for kind in KIND_NAMES for half in ("left", "right")]
+_ROWS = [("row", (kind, half)) for kind in KIND_NAMES for half in ("top", "bottom")]
+FACTS = {fact: i for i, fact in enumerate((*_OBJECTS, *_COLOURS, *_SIZES, *_SUBKINDS, *_PLACES, *_COLUMNS, *_ROWS))}
+OBJECTS = len(_OBJECTS)  # the facts before this one say what is there
+NEVER = len(FACTS)  # the place of facts that no scene can have
 # Things stand in a 2 x 2 grid, so "a left of b" is the same as "a is in the left half and b in the right half".
 HALVES = {
-    "left of": ("left", "right"),
-    "right of": ("right", "left"),
-    "above": ("top", "bottom"),
-    "below": ("bottom", "top"),
+    "left of": ("column", "left", "right"),
+    "right of": ("column", "right", "left"),
+    "above": ("row", "top", "bottom"),
+    "below": ("row", "bottom", "top"),
 }
-NEVER = len(FACTS)  # the place of facts that no scene can have
 
 
 def changed(caption: str, what: str, rng: random.Random) -> str | None:
@@ -107,7 +109,8 @@ def fact_vector(caption: str) -> np.ndarray:
     for fact in parse(caption):
         if fact.type == "relation":
             a, relation, b = fact.value
-            stated += [("side", (kind, half)) for kind, half in zip((a, b), HALVES[relation], strict=True)]
+            axis, half_of_a, half_of_b = HALVES[relation]
+            stated += [(axis, (a, half_of_a)), (axis, (b, half_of_b))]
         else:
             stated.append((fact.type, fact.value))
     for key in stated or [("nothing", ())]:
@@ -121,8 +124,8 @@ def scene_vector(scene: Scene) -> np.ndarray:
     for a in scene.things:
         facts += [("object", (a.kind,)), ("attribute", (a.kind, a.colour)), ("size", (a.kind, a.size))]
         facts += [("subkind", (a.kind, a.subkind))] if a.subkind else []
-        halves = ("left" if a.x < 0.5 else "right", "top" if a.y < 0.5 else "bottom")
-        facts += [("side", (a.kind, half)) for half in halves]
+        facts.append(("column", (a.kind, "left" if a.x < 0.5 else "right")))
+        facts.append(("row", (a.kind, "top" if a.y < 0.5 else "bottom")))
     vector = np.zeros(NEVER + 1, dtype=np.float32)
     vector[[FACTS[fact] for fact in facts]] = 1
     return vector
@@ -156,9 +159,25 @@ def noun_answers(caption: str) -> list[tuple[int, list[int]]]:
     return result
 
 
+def alternatives() -> np.ndarray:
+    """(F + 1, G) float32: 1 where a fact is in a group of which one at most is true, such as the colours of the fish."""
+    groups = [(kind, *value[:-1]) for kind, value in FACTS]  # all that a fact says but for its last word
+    numbers = {group: i for i, group in enumerate(dict.fromkeys([*groups, ("never",)]))}
+    return np.eye(len(numbers), dtype=np.float32)[[numbers[group] for group in [*groups, ("never",)]]]
+
+
 def true_of(captions: np.ndarray, scenes: np.ndarray) -> np.ndarray:
     """(T, B) bool from (T, F + 1) and (B, F + 1): whether every fact of caption t is true of scene b."""
     return captions @ scenes.T == captions.sum(axis=1, keepdims=True)
 
 
-__all__ = ["CHANGES", "NOUN_QUESTIONS", "changed", "fact_vector", "noun_answers", "scene_vector", "true_of"]
+__all__ = [
+    "CHANGES",
+    "NOUN_QUESTIONS",
+    "alternatives",
+    "changed",
+    "fact_vector",
+    "noun_answers",
+    "scene_vector",
+    "true_of",
+]

@@ -30,21 +30,31 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captune.storybook import draw as drawing
-from captune.storybook.changes import CHANGES, NOUN_QUESTIONS, changed, fact_vector, noun_answers, scene_vector, true_of
+from captune.storybook.changes import (
+    CHANGES,
+    NOUN_QUESTIONS,
+    OBJECTS,
+    alternatives,
+    changed,
+    fact_vector,
+    noun_answers,
+    scene_vector,
+    true_of,
+)
 from captune.storybook.clip_model import ClipConfig, build_model, build_processor, build_tokenizer
 from captune.storybook.grammar import reference, references
 from captune.storybook.noise import alt_text, descriptive
-from captune.storybook.train import (
+from captune.storybook.tower import (
     IMAGE_SIZE,
     QUESTIONS,
     cell_labels,
     optimise,
     patch_labels,
     per_cell,
-    relation_only,
     schedule,
     to_pixel_values,
 )
+from captune.storybook.train import relation_only
 from captune.storybook.world import BACKGROUNDS, Scene, random_for, sample_scene
 
 logger = logging.getLogger(__name__)
@@ -110,6 +120,7 @@ class Trainer(nn.Module):
         self.noun_heads = nn.ModuleList([nn.Linear(config.width, answers) for _, answers in NOUN_QUESTIONS])
         self.place_head = nn.Linear(config.width, len(BACKGROUNDS))
         self.known = nn.Linear(config.width, self.facts.shape[1])  # from an embedding of either side to the facts in it
+        self.alternatives = torch.from_numpy(alternatives())  # (F + 1, groups)
         self.rng = random.Random(f"{config.seed}/contrast")
 
     def see(self, rows: list[int]) -> tuple[Tensor, Tensor]:
@@ -126,11 +137,17 @@ class Trainer(nn.Module):
         return embedding, torch.stack(losses).sum()
 
     def fact_loss(self, embeddings: Tensor, facts: np.ndarray) -> Tensor:
-        """Binary cross-entropy summed over the facts that a picture shows or a text states."""
-        losses = F.binary_cross_entropy_with_logits(
-            self.known(embeddings).float(), torch.from_numpy(facts), reduction="sum"
-        )
-        return losses / len(facts)
+        """What is there: binary cross-entropy. The rest: cross-entropy among a fact's alternatives.
+
+        "The fish is red" is asked as "which colour is the fish?", and only of pictures that show and texts that name
+        the fish and its colour: as one of hundreds of rare yes-or-no questions it would be learnt much later.
+        """
+        logits, true = self.known(embeddings).float(), torch.from_numpy(facts)
+        there = F.binary_cross_entropy_with_logits(logits[:, :OBJECTS], true[:, :OBJECTS], reduction="sum")
+        logits = logits - logits.amax(dim=1, keepdim=True).detach()
+        among = (logits.exp() @ self.alternatives + 1e-30).log() @ self.alternatives.T  # (N, F + 1)
+        rest = ((among - logits) * true)[:, OBJECTS:].sum()
+        return (there + rest) / len(facts)
 
     def read(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Text embeddings (N, D), not normalised, and the loss of the questions asked at each noun.

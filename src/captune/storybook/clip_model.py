@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from captune.storybook.train import IMAGE_SIZE, PATCH_SIZE
+from captune.storybook.tower import IMAGE_SIZE, PATCH_SIZE
 
 VOCABULARY = 512
 MAX_TOKENS = 96
