@@ -182,6 +182,16 @@ def test_fit_leaves_the_captioner_alone(captioner: Captioner, dataset: datasets.
     assert all(parameter.grad is None for parameter in captioner.model.parameters())
 
 
+def test_the_fit_reads_the_base(captioner: Captioner, dataset: datasets.Dataset) -> None:
+    """In a second round the captioner has learned something; the reader has not."""
+    config = MapperConfig(width=8, blind=True)
+    before, _ = fit_mapper(captioner, dataset, texts(len(dataset)), config)
+    tiny.taught(captioner)
+    after, _ = fit_mapper(captioner, dataset, texts(len(dataset)), config)
+    for name, tensor in before.state_dict().items():
+        assert torch.allclose(tensor, after.state_dict()[name], atol=1e-5), name
+
+
 def test_the_same_seed_fits_the_same_mapper(captioner: Captioner, dataset: datasets.Dataset) -> None:
     def weights(seed: int) -> list[torch.Tensor]:
         torch.manual_seed(seed + 100)  # what went before must not matter

@@ -160,7 +160,7 @@ def noun_answers(caption: str) -> list[tuple[int, list[int]]]:
 
 
 def alternatives() -> np.ndarray:
-    """(F + 1, G) float32: 1 where a fact is in a group of which one at most is true, such as the colours of the fish."""
+    """(F + 1, G) float32: 1 where a fact is in a group of which at most one is true: the colours of the fish."""
     groups = [(kind, *value[:-1]) for kind, value in FACTS]  # all that a fact says but for its last word
     numbers = {group: i for i, group in enumerate(dict.fromkeys([*groups, ("never",)]))}
     return np.eye(len(numbers), dtype=np.float32)[[numbers[group] for group in [*groups, ("never",)]]]
