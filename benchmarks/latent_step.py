@@ -148,7 +148,7 @@ class Latent(Side):
         self.trainer = GivenCaptions(captioner, [0], training_arguments(config), mapper=mapper, vizer_config=config)
         self.ready()
         self.memo = captioner.share_vision()
-        captioner.prepare = self.timed(captioner.prepare)  # type: ignore[method-assign]
+        captioner.prepare = self.timed(captioner.prepare)
 
     def loss(self, examples: list[dict[str, Any]]) -> torch.Tensor:
         self.memo.clear()

@@ -115,7 +115,7 @@ def save(model_class: type, config: object, processor: object, folder: Path) -> 
             if parameter.dim() >= 2:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)  # type: ignore[attr-defined]
+    processor.save_pretrained(folder)
     return folder
 
 

@@ -266,7 +266,7 @@ class Captioner:
             raise CaptionerError("this captioner has an adapter already; load it without one, or merge it first")
         targets = lora_targets(self.core, self.family)
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias=bias, target_modules=targets)
-        self.model = get_peft_model(self.core, config)  # type: ignore[arg-type]
+        self.model = get_peft_model(self.core, config)
         config.base_model_name_or_path = self.name  # what the user called it, not where it happens to lie
         return self.model
 

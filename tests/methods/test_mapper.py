@@ -31,7 +31,7 @@ def texts(n: int) -> list[list[str]]:
 
 def random_mapper(captioner: Captioner, images: list, **settings: object) -> Mapper:
     torch.manual_seed(3)
-    config = MapperConfig(width=16, **settings)  # type: ignore[arg-type]
+    config = MapperConfig(width=16, **settings)
     features = captioner.image_features(images, where=config.feature, pool=config.pool)
     mapper = Mapper(config, 32, features.shape[-1], captioner.name)
     mapper.measure(features)
@@ -91,7 +91,7 @@ def test_pooling_by_hand() -> None:
     tokens = [[[1.0, 2.0], [3.0, 7.0]], [[5.0, 0.0], [7.0, 2.0], [9.0, 7.0]]]
     for how in ("mean", "last", "tokens"):
         torch.manual_seed(0)
-        mapper = Mapper(MapperConfig(width=4, caption_pool=how), hidden_size=2, feature_size=3)  # type: ignore[arg-type]
+        mapper = Mapper(MapperConfig(width=4, caption_pool=how), hidden_size=2, feature_size=3)
         for row, states in zip(mapper(hidden, mask).tolist(), tokens, strict=True):
             if how == "tokens":
                 each = [by_hand(mapper, state) for state in states]
@@ -238,9 +238,9 @@ def test_images_may_have_different_numbers_of_captions(captioner: Captioner, dat
 
 @pytest.mark.parametrize("where", ["connector", "tower"])
 def test_features_of_tower_or_connector(captioner: Captioner, dataset: datasets.Dataset, where: str) -> None:
-    config = MapperConfig(width=8, feature=where)  # type: ignore[arg-type]
+    config = MapperConfig(width=8, feature=where)
     mapper, losses = fit_mapper(captioner, dataset, texts(len(dataset)), config)
-    expected = captioner.image_features(dataset["image"][:2], where=where)  # type: ignore[arg-type]
+    expected = captioner.image_features(dataset["image"][:2], where=where)
     assert torch.equal(mapper.image_features(captioner, dataset["image"][:2]), expected) and losses
 
 

@@ -51,13 +51,13 @@ def test_needs_are_checked_before_any_work() -> None:
     with pytest.raises(ValueError, match="no caption"):
         scorers.evaluate([], {"references": []}, ["bleu"])
     with pytest.raises(TypeError, match="caption 1 is None"):
-        scorers.evaluate(["a", None], {}, ["health"])  # type: ignore[list-item]
+        scorers.evaluate(["a", None], {}, ["health"])
 
 
 def test_a_scorer_gets_the_context_and_the_columns_that_it_declares() -> None:
-    frequencies = load_scorer("cider").fit([["a dog"], ["a cat"]]).df  # type: ignore[attr-defined]
+    frequencies = load_scorer("cider").fit([["a dog"], ["a cat"]]).df
     scorer = load_scorer("cider", df=frequencies, device="cpu")
-    assert scorer.df is frequencies  # type: ignore[attr-defined]
+    assert scorer.df is frequencies
     assert list(columns_for(scorer, {"references": [["a"]], "image": [0], "scene": ["{}"]}, 1)) == ["references"]
 
 
@@ -108,7 +108,7 @@ def test_rows_do_not_depend_on_their_neighbours(name: str, golden: dict) -> None
     captions, references = [i["caption"] for i in items], [i["references"] for i in items]
     scorer = load_scorer(name)
     if name == "cider":
-        scorer.fit(references)  # type: ignore[attr-defined]
+        scorer.fit(references)
     rows = scorer.rows(captions, **columns_for(scorer, {"references": references}, 30))
     parts = [
         scorer.rows(

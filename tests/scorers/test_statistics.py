@@ -45,7 +45,7 @@ def test_the_interval_of_a_mean_is_the_textbook_one() -> None:
 
 
 def test_the_product_of_counts_equals_resampling_row_by_row(data: tuple) -> None:
-    class Slow(type(load_scorer("bleu"))):  # type: ignore[misc]
+    class Slow(type(load_scorer("bleu"))):
         def corpus(self, rows: np.ndarray) -> dict[str, float]:
             return super().corpus(rows)
 
@@ -121,10 +121,7 @@ def test_paired_finds_a_difference_and_no_difference(data: tuple) -> None:
 
 def test_paired_p_values_are_uniform_when_nothing_differs() -> None:
     rng = np.random.default_rng(0)
-    p = [
-        paired(*rng.normal(size=(2, 40, 1)), Mean(), resamples=199, seed=i).p_value["mean"]
-        for i in range(200)  # type: ignore[arg-type]
-    ]
+    p = [paired(*rng.normal(size=(2, 40, 1)), Mean(), resamples=199, seed=i).p_value["mean"] for i in range(200)]
     assert 0.02 < np.mean(np.array(p) <= 0.05) < 0.10
     assert 0.40 < np.mean(p) < 0.60
 

@@ -138,9 +138,9 @@ def test_json_round_trip(scenes: dict[str, list[Scene]]) -> None:
 def test_scenes_are_frozen() -> None:
     scene = sample_scene("test", 0, 0)
     with pytest.raises(AttributeError):
-        scene.background = "city"  # type: ignore[misc]
+        scene.background = "city"
     with pytest.raises(AttributeError):
-        scene.things[0].colour = "red"  # type: ignore[misc]
+        scene.things[0].colour = "red"
 
 
 def test_the_same_in_another_process_and_hash_seed() -> None:

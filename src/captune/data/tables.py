@@ -105,8 +105,8 @@ def normalise(
         result = result.select(first).flatten_indices()
     if not result.column_names:
         return Dataset.from_dict({"image_id": ids, "references": references})
-    result = result.add_column("image_id", ids)  # type: ignore[call-arg]
-    result = result.add_column("references", references, feature=List(Value("string")))  # type: ignore[call-arg]
+    result = result.add_column("image_id", ids)
+    result = result.add_column("references", references, feature=List(Value("string")))
     wanted = ("image", "image_id", "references", *keep)
     return result.select_columns([column for column in wanted if column in result.features])
 

@@ -65,8 +65,9 @@ class ClipScore(Scorer):
             self._encoder = Encoder.load(self._model, device=self._device)
         return self._encoder
 
-    def rows(self, captions: Sequence[str], *, image: Sequence[Any],
-             references: Sequence[Sequence[str]] | None = None) -> np.ndarray:  # type: ignore[override]  # fmt: skip
+    def rows(
+        self, captions: Sequence[str], *, image: Sequence[Any], references: Sequence[Sequence[str]] | None = None
+    ) -> np.ndarray:
         """(N, 1), or (N, 2) with RefCLIPScore, which is given only where every caption has a reference."""
         before = self.encoder.truncated
         texts = self._texts(captions)
