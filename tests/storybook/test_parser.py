@@ -43,9 +43,6 @@ def verdicts(caption: str, scene: Scene = SCENE) -> list[tuple[str, str, bool]]:
     return [(caption[span.start : span.end], span.kind, span.true) for span in judge(caption, scene)]
 
 
-# -- by hand
-
-
 def test_a_full_caption() -> None:
     caption = "a big red striped fish left of a small blue cup on the beach"
     assert verdicts(caption) == [
