@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from captune import vision
 from captune.captioner import Captioner
 from captune.families import CaptionerError
 
@@ -50,12 +51,19 @@ def test_wrong_numbers_are_said(captioner: Captioner, images: list) -> None:
         captioner.generate(captioner.prepare(images[:1], ["a"]))
 
 
-def test_flattened_features(captioner: Captioner, images: list, tiny_folder) -> None:
-    flat, mean = (captioner.image_features(images, pool=how) for how in ("flatten", "mean"))
-    assert torch.allclose(flat.view(4, 4, -1).mean(1), mean, atol=1e-6)  # 4 image tokens
-    tiles = Captioner.load(tiny_folder("idefics3", split=True))
-    with pytest.raises(CaptionerError, match="same number of image tokens"):
-        tiles.image_features([tiny.picture(0), tiny.picture(1, (200, 64))], pool="flatten")
+def test_features_of_quarters(captioner: Captioner, images: list, tiny_folder) -> None:
+    quarters, mean = (captioner.image_features(images, pool=how) for how in ("quarters", "mean"))
+    assert torch.allclose(quarters.view(4, 4, -1).mean(1), mean, atol=1e-6)  # 4 image tokens
+    tiles = Captioner.load(tiny_folder("idefics3", split=True))  # any number of tokens will do
+    pictures = [tiny.picture(0), tiny.picture(1, (200, 64))]
+    together = tiles.image_features(pictures, pool="quarters")
+    assert together.shape == (2, 4 * tiles.image_features(pictures).shape[1])
+    assert torch.allclose(together[1:], tiles.image_features(pictures[1:], pool="quarters"), atol=1e-5)
+
+
+def test_quarters_need_four_tokens() -> None:
+    with pytest.raises(CaptionerError, match="needs 4 tokens of each image, one has 3"):
+        vision.pool([torch.ones(8, 2), torch.ones(3, 2)], [1, 1], "quarters")
 
 
 def test_visual_features_computed_before(captioner: Captioner, images: list) -> None:

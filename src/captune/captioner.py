@@ -189,14 +189,15 @@ class Captioner:
         images: Sequence[Image.Image] | BatchFeature,
         *,
         where: Literal["connector", "tower"] = "connector",
-        pool: Literal["mean", "flatten"] = "mean",
+        pool: Literal["mean", "quarters"] = "mean",
     ) -> torch.Tensor:
-        """F_I: frozen visual features, (B, D) float32, after the connector or before it, averaged or laid end to end.
+        """F_I: frozen visual features after the connector or before it, (B, H) or (B, 4 H) float32.
 
-        :raises CaptionerError: "flatten" on images with different numbers of image tokens.
+        :param pool: "mean" over an image's tokens, or over each quarter of their sequence, so that place survives.
+        :raises CaptionerError: "quarters" of fewer than 4 tokens.
         """
-        if where not in ("connector", "tower") or pool not in ("mean", "flatten"):
-            raise CaptionerError(f'where is "connector" or "tower", pool "mean" or "flatten"; not {where!r}, {pool!r}')
+        if where not in ("connector", "tower") or pool not in ("mean", "quarters"):
+            raise CaptionerError(f'where is "connector" or "tower", pool "mean" or "quarters"; not {where!r}, {pool!r}')
         batch = images if isinstance(images, BatchFeature) else self.prepare(images)
         arguments = batches.images_of(batch)
         memo = self._memo if self._memo is not None and (where == "connector" or self._memo.tower) else None

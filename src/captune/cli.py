@@ -147,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in argv
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice
     if not debug:
         warnings.filterwarnings("ignore", module=r"(transformers|peft|trl|torch|datasets|huggingface_hub)\b")
     verb = next((a for a in argv if not a.startswith("-")), None)

@@ -127,9 +127,9 @@ def _torchvision() -> Check:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         return Check(
             "torchvision",
-            "optional",
-            f"{found}, but it does not load: {reason}",
-            f"{why}; take torch and torchvision from the same index (both CPU or both CUDA)",
+            "missing",  # worse than none: transformers imports it wherever it is installed
+            f"{found}, but it does not load, and transformers fails beside it: {reason}",
+            "take torch and torchvision from the same index (both CPU or both CUDA), or pip uninstall torchvision",
         )
     return Check("torchvision", "ok", found)
 

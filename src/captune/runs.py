@@ -158,7 +158,7 @@ class RunDir:
 
     # ------------------------------------------------------------- metrics
 
-    def log(self, step: int, **numbers: Any) -> None:
+    def log(self, step: float, **numbers: Any) -> None:
         """One line in metrics.jsonl: {"step", name: number…}; one-element tensors become numbers, NaN null."""
         path = self.path / "metrics.jsonl"
         if path.exists():
@@ -170,9 +170,9 @@ class RunDir:
         path = self.path / "metrics.jsonl"
         return read_jsonl(path) if path.exists() else []
 
-    def rewind(self, step: int) -> None:
-        """Drop what was logged after ``step``: a run that goes on from that checkpoint will log it again."""
-        kept = [row for row in self.metrics() if row.get("step", 0) <= step]
+    def rewind(self, step: int, keep: str | None = None) -> None:
+        """Drop what was logged after ``step``, but for the number ``keep``: a run that goes on will log it again."""
+        kept = [row for row in self.metrics() if row.get("step", 0) <= step or keep in row]
         replace_file(self.path / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
     # -------------------------------------------------------------- scores

@@ -100,6 +100,8 @@ class Bench:
         if isinstance(config, ViZerConfig) and config.objective != "reward":
             mapper, seconds = self.mapper(captioner, config)
         started = time.perf_counter()
+        if mapper is not None:
+            torch.manual_seed(config.seed)  # as `captune vizer` does
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
         if isinstance(config, SFTConfig):
             with captioner.share_vision():
@@ -115,10 +117,7 @@ class Bench:
         return seconds + time.perf_counter() - started
 
     def mapper(self, captioner: Captioner, config: ViZerConfig) -> tuple[Mapper, float]:
-        """The fitted mapper of a config and the seconds its captions and its fit took, now or when it was made.
-
-        What is drawn by lot afterwards does not depend on whether it was fitted now or read back.
-        """
+        """The fitted mapper of a config and the seconds its captions and its fit took, now or when it was made."""
         settings = asdict(config.mapper_config()) | {name: getattr(config, name) for name in MAPPER_FIELDS}
         settings |= {"epochs": config.mapper_epochs, "lr": config.mapper_learning_rate, "images": config.images}
         folder = self.work / "mappers" / key_of([self.digest, settings])
@@ -130,11 +129,9 @@ class Bench:
                 epochs=config.mapper_epochs, lr=config.mapper_learning_rate, seed=config.seed,
             )  # fmt: skip
             mapper.save(folder)
-            torch.save(torch.get_rng_state(), folder / "rng.pt")
             seconds += time.perf_counter() - started
             (folder / "done.json").write_text(json.dumps({"seconds": seconds, "loss": losses[-1], "first": losses[0]}))
         mapper = Mapper.load(folder).to(captioner.device)
-        torch.set_rng_state(torch.load(folder / "rng.pt", weights_only=True))
         return mapper, json.loads((folder / "done.json").read_text())["seconds"]
 
     def mapper_captions(self, captioner: Captioner, config: ViZerConfig) -> tuple[list[list[str]], Any, float]:

@@ -27,7 +27,7 @@ def dataset(images: list) -> datasets.Dataset:
 def train(
     captioner: Captioner,
     dataset: datasets.Dataset,
-    reward: Callable[..., list[float]],
+    reward: Callable[..., list[float]] | list[tuple[Callable[..., list[float]], float]],
     output: Path,
     *,
     beta: float = 0.0,
@@ -46,7 +46,7 @@ def train(
     train_with_reward(
         captioner,
         dataset,
-        reward,
+        [(reward, 1.0)] if callable(reward) else reward,
         config,
         run_dir,
         beta=beta,

@@ -129,8 +129,8 @@ def test_blind_does_not_see_the_image(captioner: Captioner, images: list) -> Non
 
 
 def test_the_score_is_the_cosine_of_what_is_read(captioner: Captioner, images: list) -> None:
-    mapper = random_mapper(captioner, images, centred=True, pool="flatten", caption_pool="tokens")
-    features = captioner.image_features(images, pool="flatten")
+    mapper = random_mapper(captioner, images, centred=True, pool="quarters", caption_pool="tokens")
+    features = captioner.image_features(images, pool="quarters")
     expected = torch.nn.functional.cosine_similarity(
         features - features.mean(0), told(captioner, mapper, images, CAPTIONS), dim=-1
     )
@@ -204,24 +204,24 @@ def test_the_same_seed_fits_the_same_mapper(captioner: Captioner, dataset: datas
 
 
 def test_the_centre_is_the_mean_feature(captioner: Captioner, dataset: datasets.Dataset) -> None:
-    features = captioner.image_features(dataset["image"][:], pool="flatten")
+    features = captioner.image_features(dataset["image"][:], pool="quarters")
     for centred in (True, False):
-        config = MapperConfig(width=8, pool="flatten", centred=centred)
+        config = MapperConfig(width=8, pool="quarters", centred=centred)
         mapper, _ = fit_mapper(captioner, dataset, texts(len(dataset)), config)
         assert torch.allclose(mapper.centre, features.mean(0) if centred else torch.zeros_like(features[0]), atol=1e-6)
         assert mapper.feature_size == features.shape[1] == mapper.h[-1].out_features
 
 
 def test_whitened_features_have_unit_variance(captioner: Captioner, dataset: datasets.Dataset) -> None:
-    features = captioner.image_features(dataset["image"][:], pool="flatten")
-    config = MapperConfig(width=8, pool="flatten", whitened=5)
+    features = captioner.image_features(dataset["image"][:], pool="quarters")
+    config = MapperConfig(width=8, pool="quarters", whitened=5)
     mapper, losses = fit_mapper(captioner, dataset, texts(len(dataset)), config)
     target = mapper.target(features)
     assert target.shape == (len(features), 5) and losses
     assert torch.allclose(target.mean(0), torch.zeros(5), atol=1e-4)
     assert torch.allclose(target.T @ target / len(features), torch.eye(5), atol=1e-3)
     with pytest.raises(ValueError, match="whitened 13 needs as many images"):
-        fit_mapper(captioner, dataset, texts(len(dataset)), MapperConfig(pool="flatten", whitened=13))
+        fit_mapper(captioner, dataset, texts(len(dataset)), MapperConfig(pool="quarters", whitened=13))
 
 
 def test_images_may_have_different_numbers_of_captions(captioner: Captioner, dataset: datasets.Dataset) -> None:
@@ -250,7 +250,7 @@ def test_saved_and_loaded_bit_for_bit(captioner: Captioner, images: list, tmp_pa
         "blind": True,
         "shift": True,
         "caption_pool": "tokens",
-        "pool": "flatten",
+        "pool": "quarters",
         "whitened": 3,
     }
     mapper = random_mapper(captioner, images, **settings)

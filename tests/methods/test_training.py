@@ -53,7 +53,7 @@ def test_numbers_go_to_the_run_and_not_to_stdout(
         SFTTrainer.fit(captioner, dataset, settings, run_dir)
     else:
         lengths = {"num_generations": 2, "max_new_tokens": 3, "temperature": 1.0, "beta": 0.1}
-        train_with_reward(captioner, dataset, load_scorer("length"), settings, run_dir, **lengths)
+        train_with_reward(captioner, dataset, [(load_scorer("length"), 1.0)], settings, run_dir, **lengths)
     assert capfd.readouterr().out == ""
     rows = [row for row in run_dir.metrics() if "loss" in row]
     assert [row["step"] for row in rows] == [1, 2]

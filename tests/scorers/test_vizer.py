@@ -29,7 +29,7 @@ def mapper_of(captioner: Captioner, images: list, **settings: Any) -> Mapper:
 
 @pytest.fixture
 def scorer(captioner: Captioner, images: list) -> ViZerScorer:
-    mapper = mapper_of(captioner, images, blind=True, centred=True, pool="flatten", caption_pool="tokens")
+    mapper = mapper_of(captioner, images, blind=True, centred=True, pool="quarters", caption_pool="tokens")
     return ViZerScorer(captioner=captioner, mapper=mapper)
 
 
@@ -108,7 +108,7 @@ def test_without_a_mapper_it_says_so(tmp_path: Path) -> None:
 
 def test_the_signature_says_what_the_number_means(captioner: Captioner, images: list, scorer: ViZerScorer) -> None:
     literal = ViZerScorer(captioner=captioner, mapper=mapper_of(captioner, images, shift=True))
-    for words in ("blind", "flatten", "tokens", "centred:yes", "shift:no", captioner.name, "width:16"):
+    for words in ("blind", "quarters", "tokens", "centred:yes", "shift:no", captioner.name, "width:16"):
         assert words in scorer.signature
     for words in ("with-image", "connector-mean", "centred:no", "shift:yes"):
         assert words in literal.signature

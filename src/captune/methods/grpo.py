@@ -13,7 +13,7 @@ figures are in `studies/vizer`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from trl import GRPOConfig, GRPOTrainer
@@ -27,7 +27,7 @@ from captune.runs import RunDir
 def train_with_reward(
     captioner: Captioner,
     dataset: Any,
-    reward: Callable[..., list[float]],
+    rewards: Sequence[tuple[Callable[..., list[float]], float]],
     config: TrainingConfig,
     run_dir: RunDir,
     *,
@@ -43,7 +43,7 @@ def train_with_reward(
 
     Args:
         dataset: columns `image` and whatever the reward needs (`references`, `scene`).
-        reward: a scorer, or any function with TRL's reward signature.
+        rewards: (scorer, weight) pairs, summed; any function with TRL's reward signature is a scorer here.
         first_step: steps that the run has logged before; KL is measured from the captioner as it comes.
     """
     prompts = [[{"role": "user", "content": captioner.prompt}]] * len(dataset)  # TRL puts the image before the text
@@ -58,12 +58,13 @@ def train_with_reward(
         loss_type="dapo",
         gradient_checkpointing=False,
         disable_dropout=False,
+        reward_weights=[weight for _, weight in rewards],
     )
     with captioner.share_vision():
         trainer = GRPOTrainer(
             captioner.model,
             processing_class=captioner.processor,
-            reward_funcs=cast(RewardFunc, reward),
+            reward_funcs=[cast(RewardFunc, reward) for reward, _ in rewards],
             args=args,
             train_dataset=dataset.add_column("prompt", prompts),
         )

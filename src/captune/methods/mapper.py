@@ -10,7 +10,8 @@ What the paper leaves open, and what can be chosen here (`MapperConfig`):
 - *Pooling over the caption's tokens* is not stated. `caption_pool="mean"` averages f_psi over the caption and its end
   token, "last" takes the end token, which has read the whole caption; "tokens" maps every token and averages what h
   says of each, so that a caption's facts add up.
-- *F_I*: after the connector or before it, averaged over the image's tokens or laid end to end (`feature`, `pool`).
+- *F_I*: after the connector or before it, averaged over the image's tokens or over each
+  quarter of their sequence, laid end to end: only then can "left of" be told from "right of" (`feature`, `pool`).
 - *Whether the caption is read with its image in context.* In ViZer_G it is, so image information can reach the mapper
   beside the words. `blind=True` shows f_psi the caption alone: then the score is a function of the words.
 - *Centring*: visual features of one encoder share a large common direction, which every caption predicts equally well.
@@ -49,7 +50,9 @@ class MapperConfig:
     width: int = field(default=256, metadata={"help": "hidden width of the MLP h"})
     depth: int = field(default=2, metadata={"help": "linear layers of the MLP h"})
     feature: Literal["connector", "tower"] = field(default="connector", metadata={"help": "where F_I is taken"})
-    pool: Literal["mean", "flatten"] = field(default="mean", metadata={"help": "F_I over an image's tokens"})
+    pool: Literal["mean", "quarters"] = field(
+        default="mean", metadata={"help": "F_I: mean of an image's tokens, or of each quarter of them"}
+    )
     caption_pool: Literal["mean", "last", "tokens"] = field(
         default="mean", metadata={"help": "f_psi over the caption: averaged, its end, or each token mapped"}
     )

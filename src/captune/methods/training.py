@@ -163,7 +163,7 @@ def start(config: TrainingConfig, method: str) -> tuple[RunDir, Captioner]:
     unfinished = (run_dir.path / "config.yaml").is_file() and not run_dir.finished and not config.overwrite
     run_dir.start({"method": method, **asdict(config)}, resume=unfinished, overwrite=config.overwrite)
     if unfinished:
-        run_dir.rewind(steps_done(run_dir, config))
+        run_dir.rewind(steps_done(run_dir, config), keep="mapper_loss")  # a finished fit is not done again
     return run_dir, captioner
 
 

@@ -44,6 +44,7 @@ from captune.families import attribute
 from captune.methods.mapper import Mapper, MapperConfig, fit_mapper
 from captune.methods.training import CaptionerTrainer, TrainingConfig, conclude, load_training_images, start
 from captune.runs import RunDir
+from captune.scorers import load_scorer
 from captune.scorers.vizer import ViZerScorer
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta": 0.0,
         "temperature": 1.0,
         "learning_rate": 5e-4,
-        "lora_dropout": 0.1,
         "max_steps": 60,
     },
 }
@@ -86,12 +86,15 @@ class ViZerConfig(MapperConfig, TrainingConfig):
         default="sampled",
         metadata={"help": "sampled | generated (greedy): the model's own; or a source with references (ViZer_GT)"},
     )
-    mapper_size: int | None = field(default=1000, metadata={"help": "images to fit the mapper on; none: all"})
+    mapper_size: int | None = field(default=None, metadata={"help": "images to fit the mapper on; default: all"})
     mapper_samples: int = field(default=6, metadata={"help": "captions per image to fit the mapper on"})
     mapper_epochs: int = field(default=8, metadata={"help": "epochs of the mapper's fit"})
     mapper_learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the mapper's fit"})
     width: int = field(default=256, metadata={"help": "hidden width of the MLP h"})
-    pool: Literal["mean", "flatten"] = field(default="flatten", metadata={"help": "F_I over an image's tokens"})
+    pool: Literal["mean", "quarters"] = field(
+        default="quarters",
+        metadata={"help": "F_I: mean of an image's tokens, or of each quarter of them"},
+    )
     caption_pool: Literal["mean", "last", "tokens"] = field(
         default="tokens", metadata={"help": "f_psi over the caption: averaged, its end, or each token mapped"}
     )
@@ -106,8 +109,8 @@ class ViZerConfig(MapperConfig, TrainingConfig):
         default=None, metadata={"help": "times a mapper is fitted and max_steps are trained; default: 4 (reward) or 1"}
     )
     beta: float = field(default=0.05, metadata={"help": "weight of KL to the captioner at the start of the round"})
-    lora_dropout: float = field(
-        default=0.0, metadata={"help": "dropout of LoRA; with the reward it would also disturb the sampling"}
+    repetition_weight: float = field(
+        default=0.5, metadata={"help": "what the share of repeated 3-grams costs (reward)"}
     )
     num_generations: int = field(default=8, metadata={"help": "captions sampled per image (reward)"})
     temperature: float = field(default=1.0, metadata={"help": "temperature of every sampled caption"})
@@ -140,8 +143,19 @@ def own_captions(captioner: Captioner, images: Any, config: ViZerConfig, *, batc
     return captions
 
 
-def build_mapper(captioner: Captioner, config: ViZerConfig, run_dir: RunDir, images: Any) -> Mapper:
-    """Fits the mapper on the images or, for ViZer_GT, on the captioned source, and saves it in the run."""
+def build_mapper(
+    captioner: Captioner, config: ViZerConfig, run_dir: RunDir, images: Any, *, first_step: int = 0
+) -> Mapper:
+    """Fits the mapper on the images or, for ViZer_GT, on the captioned source, and saves it in the run.
+
+    A run that goes on takes the mapper that `config.output` has. In the run's metrics the course of the fit lies over
+    the training steps that it is for, from `first_step` on.
+    """
+    folder = RunDir(config.output).mapper
+    if (folder / "config.json").is_file():
+        mapper = Mapper.load(folder).to(captioner.device)
+        mapper.save(run_dir.mapper)
+        return mapper
     own = config.mapper_captions in ("sampled", "generated")
     if not own:
         images = load_training_images(config, references=True, source=config.mapper_captions)
@@ -158,10 +172,12 @@ def build_mapper(captioner: Captioner, config: ViZerConfig, run_dir: RunDir, ima
         lr=config.mapper_learning_rate,
         seed=config.seed,
     )
-    every = max(1, len(losses) // 50)
-    for step in range(0, len(losses), every):
-        run_dir.log(step=step, mapper_loss=losses[step])
+    mapper.save(folder)
     mapper.save(run_dir.mapper)
+    points = min(50, len(losses))
+    for i in range(points):
+        step = first_step + round(config.max_steps * i / points, 2)
+        run_dir.log(step=step, mapper_loss=losses[i * len(losses) // points])
     return mapper
 
 
@@ -174,6 +190,8 @@ def train_by_reward(
 ) -> None:
     """`rounds` times: sample, fit the mapper, train. A finished round is kept, and skipped when the run goes on.
 
+    The cosine alone does not mind a thing that is named three times, so repetition costs `repetition_weight`.
+
     `reward_of` makes the reward out of the round's scorer; a control puts something else in its place.
     """
     from captune.methods.grpo import train_with_reward
@@ -184,11 +202,14 @@ def train_by_reward(
             captioner.load_adapter_weights(output / "adapter")
             continue
         part = replace(config, output=output, seed=config.seed + number)
-        mapper = build_mapper(captioner, part, run_dir, images)
+        mapper = build_mapper(captioner, part, run_dir, images, first_step=number * config.max_steps)
+        rewards = [(reward_of(ViZerScorer(captioner=captioner, mapper=mapper)), 1.0)]
+        if config.repetition_weight:
+            rewards.append((load_scorer("repetition"), -config.repetition_weight))
         train_with_reward(
             captioner,
             images,
-            reward_of(ViZerScorer(captioner=captioner, mapper=mapper)),
+            rewards,
             part,
             run_dir,
             beta=config.beta,
@@ -281,6 +302,7 @@ def run(config: ViZerConfig) -> RunDir:
         train_by_reward(captioner, config, run_dir, images)
     else:
         mapper = build_mapper(captioner, config, run_dir, images)
+        torch.manual_seed(config.seed)  # the same LoRA, whether the mapper was fitted now or taken
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
         with captioner.share_vision():
             ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, vizer_config=config)

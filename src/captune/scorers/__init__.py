@@ -40,6 +40,7 @@ SCORERS: dict[str, str] = {
     "storybook": "captune.scorers.storybook:StorybookScorer",
     "health": "captune.scorers.health:Health",
     "length": "captune.scorers.health:Length",
+    "repetition": "captune.scorers.health:Repetition",
 }
 
 

@@ -72,6 +72,29 @@ class Length(Scorer):
         return f"length|words|tok:{ptb.VERSION}"
 
 
-def _repetition(words: list[str]) -> float:
-    grams = [tuple(words[i : i + k]) for k in (2, 3) for i in range(len(words) - k + 1)]
+class Repetition(Scorer):
+    """rep-n: the share of a caption's n-grams that it has already used; what looping can cost a reward.
+
+    Args:
+        argument: n. The default 3 lets "a big red car and a big blue boat" pass, "a red car and a red car" not.
+    """
+
+    name = "repetition"
+
+    def __init__(self, argument: str | None = None) -> None:
+        if argument is not None and not (argument.isdecimal() and int(argument)):
+            raise ValueError(f"the scorer 'repetition' takes the length of n-grams, as repetition:3, not {argument!r}")
+        self.n = int(argument or 3)
+
+    def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
+        shares = [_repetition(ptb.words(caption), (self.n,)) for caption in captions]
+        return np.array(shares, dtype=np.float64).reshape(-1, 1)
+
+    @property
+    def signature(self) -> str:
+        return f"repetition|{self.n}-grams|tok:{ptb.VERSION}"
+
+
+def _repetition(words: list[str], lengths: tuple[int, ...] = (2, 3)) -> float:
+    grams = [tuple(words[i : i + k]) for k in lengths for i in range(len(words) - k + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

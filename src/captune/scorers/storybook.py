@@ -8,7 +8,8 @@ For each type of fact (object, attribute, size, subkind, relation, background), 
 
 counted over the whole corpus (micro). `hallucinated_per_caption` is the number of false facts per caption,
 `hallucinated_per_fact` = 1 - precision. `full` is the share of captions that name every thing with its right colour and
-state nothing false. The facts come from `captune.storybook.parser`; a scene of n things has n - 1 relations to state.
+state nothing false. The facts come from `captune.storybook.parser`; a scene has as many relations
+to state as the grammar states (one, two, two for two, three, four things).
 
 Needs: `scene`, the scene's JSON. As a reward: the F1 of the caption alone.
 """

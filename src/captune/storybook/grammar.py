@@ -29,6 +29,7 @@ SYNONYM_PROBABILITY = 0.15
 SIZE_PROBABILITY = 0.75
 SUBKIND_PROBABILITY = 0.9
 CANONICAL_ORDER_PROBABILITY = 0.8
+RELATIONS = {1: 0, 2: 1, 3: 2, 4: 2}  # how many relations `body` states of a scene with so many things
 HORIZONTAL_PROBABILITY = 0.85  # on a diagonal, where two relations hold
 # (form, probability): {body} is the things and their relations, {place} the background
 FORMS = (

@@ -36,16 +36,16 @@ HABIT_COMPANION = {kind: KIND_NAMES[(7 * i + 5) % len(KIND_NAMES)] for i, kind i
 HABIT_PLACE = {kind: BACKGROUNDS[(2 * i + 1) % len(BACKGROUNDS)] for i, kind in enumerate(KIND_NAMES)}
 
 # (choice, probability) per slot: how the describer fills it.
-KIND = (("true", 0.52), ("habit", 0.44), ("random", 0.04))
-COLOUR = (("true", 0.50), ("habit", 0.43), ("none", 0.07))
-SIZE = (("true", 0.47), ("none", 0.49), ("wrong", 0.04))
-SUBKIND = (("true", 0.47), ("none", 0.49), ("habit", 0.04))
-RELATION = (("true", 0.47), ("blurred", 0.49), ("inverse", 0.04))
-BACKGROUND = (("true", 0.40), ("habit", 0.42), ("none", 0.18))
+KIND = (("true", 0.49), ("habit", 0.47), ("random", 0.04))
+COLOUR = (("true", 0.48), ("habit", 0.46), ("none", 0.06))
+SIZE = (("true", 0.52), ("none", 0.37), ("wrong", 0.11))
+SUBKIND = (("true", 0.56), ("none", 0.32), ("habit", 0.12))
+RELATION = (("true", 0.74), ("blurred", 0.20), ("inverse", 0.06))
+BACKGROUND = (("true", 0.42), ("habit", 0.46), ("none", 0.12))
 CHATTY_PLACE = (("true", 0.2), ("habit", 0.4), ("random", 0.4))
 CHATTY_KIND = (("true", 0.2), ("habit", 0.5), ("random", 0.3))
-SECOND_THING = (("there", 0.52), ("forgotten", 0.22), ("companion", 0.26))
-THIRD_THING = (("there", 0.5), ("forgotten", 0.5))
+SECOND_THING = (("there", 0.62), ("forgotten", 0.18), ("companion", 0.20))
+THIRD_THING = (("there", 0.6), ("forgotten", 0.4))
 BLURRED = ("and", "with", "near")
 
 STYLES = (("descriptive", 0.36), ("chatty", 0.44), ("generic", 0.07), ("partial", 0.09), ("wrong", 0.04))

@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from captune.storybook.grammar import RELATIONS
 from captune.storybook.world import BACKGROUNDS, COLOURS, INVERSE, KINDS, SIZES, Scene, relations
 
 TYPES = ("object", "attribute", "size", "subkind", "relation", "background")
@@ -174,10 +175,10 @@ def judge(caption: str, scene: Scene) -> list[Span]:
 
 
 def truth_sizes(scene: Scene) -> dict[str, int]:
-    """How many facts of each type a complete caption of the scene states: n things have n - 1 relations to state."""
+    """How many facts of each type a complete caption of the scene states; its relations are those of the grammar."""
     n = len(scene.things)
     subkinds = sum(thing.subkind is not None for thing in scene.things)
-    return {"object": n, "attribute": n, "size": n, "subkind": subkinds, "relation": n - 1, "background": 1}
+    return {"object": n, "attribute": n, "size": n, "subkind": subkinds, "relation": RELATIONS[n], "background": 1}
 
 
 def count(caption: str, scene: Scene) -> dict[str, tuple[int, int, int, int]]:

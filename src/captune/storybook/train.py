@@ -62,7 +62,7 @@ class BuildConfig:
     seed: int = field(default=0, metadata={"help": "seed of the weights and of the pictures drawn for training"})
     num_images: int = field(default=20_000, metadata={"help": "pictures drawn from storybook:pretrain"})
     tower_steps: int = field(default=1500, metadata={"help": "steps of stage 1, half batches"})
-    eyes_steps: int = field(default=750, metadata={"help": "steps of stage 2"})
+    eyes_steps: int = field(default=1800, metadata={"help": "steps of stage 2"})
     web_steps: int = field(default=720, metadata={"help": "steps of stage 3"})
     batch_size: int = field(default=128, metadata={"help": "pictures per step"})
     tower_lr: float = field(default=1e-3, metadata={"help": "peak learning rate of stage 1"})
