@@ -139,6 +139,7 @@ def build_model(tokenizer: Any) -> Any:
         },
         scale_factor=IMAGE_SIZE // PATCH_SIZE // CELLS,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
     )
     # sdpa's backward is slow on a CPU
