@@ -73,3 +73,9 @@ def test_visual_features_computed_before(captioner: Captioner, images: list) -> 
         states, _ = captioner.caption_hidden_states(batch)
         given, _ = captioner.caption_hidden_states(batch, mm=mm)
     assert torch.allclose(states, given, atol=1e-6)
+
+
+def test_quarters_are_those_of_the_picture_where_there_is_a_grid() -> None:
+    grid = torch.arange(16.0).view(16, 1)  # 4 x 4, row by row
+    assert vision.quarters(grid).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert vision.quarters(torch.arange(6.0).view(6, 1)).flatten().tolist() == [0.5, 2.5, 4.0, 5.0]

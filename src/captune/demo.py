@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 MODEL, UNLABELLED, LABELLED = "storybook", "storybook:unlabelled", "storybook:train"
 TEST = "storybook:test?n=500&seed=91"
-ROUNDS = 2  # of zero-label training; the preset has more, but a demonstration should take minutes
+ROUNDS = 1  # of zero-label training; the preset has more, but a demonstration should take minutes
 SCORERS = ("cider", "bleu", "rouge", "clip", "storybook", "health")
 CONTROLS = Path(__file__).parents[2] / "studies" / "vizer" / "results" / "controls.json"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
@@ -282,4 +283,12 @@ def pool(states: list[Any], sizes: list[int], how: str) -> torch.Tensor:
         return torch.stack([image.mean(0) for image in images])
     if (fewest := min(image.shape[0] for image in images)) < 4:
         raise CaptionerError(f'pool="quarters" needs 4 tokens of each image, one has {fewest}; use pool="mean"')
-    return torch.stack([torch.cat([part.mean(0) for part in image.tensor_split(4)]) for image in images])
+    return torch.stack([quarters(image).flatten() for image in images])
+
+
+def quarters(tokens: torch.Tensor) -> torch.Tensor:
+    """(N, H) -> (4, H): means of a picture's quarters where its tokens are an even square, else of the sequence's."""
+    side = math.isqrt(len(tokens))
+    if side * side == len(tokens) and side % 2 == 0:
+        return tokens.view(2, side // 2, 2, side // 2, -1).mean((1, 3)).flatten(0, 1)
+    return torch.stack([part.mean(0) for part in tokens.tensor_split(4)])

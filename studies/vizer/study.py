@@ -109,7 +109,7 @@ def sweep() -> Iterator[Spec]:
     for variant, captions in (("GT", LABELLED), ("G", "generated")):
         for size in SIZES:
             for width in WIDTHS:
-                settings = paper(captions, width=width, mapper_size=None if size == max(SIZES) else size)
+                settings = paper(captions, width=width, mapper_size=size)
                 yield Spec("sweep", f"{variant} {size} x {width}", "vizer", settings)
 
 

@@ -12,7 +12,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,8 @@ class Bench:
             with captioner.share_vision():
                 SFTTrainer.fit(captioner, images, config, run_dir)
         elif isinstance(config, ViZerConfig) and mapper is None:
+            if spec.reward == "length":  # which has no use for the mapper
+                config = replace(config, mapper_size=128, mapper_samples=1)
             train_by_reward(captioner, config, run_dir, images, lambda scorer: reward_of(spec.reward, scorer, images))
         elif isinstance(config, ViZerConfig):
             with captioner.share_vision():

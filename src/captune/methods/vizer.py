@@ -69,6 +69,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta": 0.0,
         "temperature": 1.0,
         "learning_rate": 5e-4,
+        "warmup_steps": 10,
         "max_steps": 60,
     },
 }
@@ -87,8 +88,8 @@ class ViZerConfig(MapperConfig, TrainingConfig):
         metadata={"help": "sampled | generated (greedy): the model's own; or a source with references (ViZer_GT)"},
     )
     mapper_size: int | None = field(default=None, metadata={"help": "images to fit the mapper on; default: all"})
-    mapper_samples: int = field(default=6, metadata={"help": "captions per image to fit the mapper on"})
-    mapper_epochs: int = field(default=8, metadata={"help": "epochs of the mapper's fit"})
+    mapper_samples: int = field(default=3, metadata={"help": "captions per image to fit the mapper on"})
+    mapper_epochs: int = field(default=6, metadata={"help": "epochs of the mapper's fit"})
     mapper_learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the mapper's fit"})
     width: int = field(default=256, metadata={"help": "hidden width of the MLP h"})
     pool: Literal["mean", "quarters"] = field(
@@ -103,10 +104,11 @@ class ViZerConfig(MapperConfig, TrainingConfig):
     whitened: int = field(
         default=64, metadata={"help": "measure it in F_I's first N principal directions, at unit variance (0: off)"}
     )
-    max_steps: int = field(default=30, metadata={"help": "optimiser steps of each round"})
+    max_steps: int = field(default=40, metadata={"help": "optimiser steps of each round"})
+    warmup_steps: int = field(default=5, metadata={"help": "steps until the peak, in each round"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of AdamW; warm-up, then cosine"})
     rounds: int | None = field(
-        default=None, metadata={"help": "times a mapper is fitted and max_steps are trained; default: 4 (reward) or 1"}
+        default=None, metadata={"help": "times a mapper is fitted and max_steps are trained; default: 3 (reward) or 1"}
     )
     beta: float = field(default=0.05, metadata={"help": "weight of KL to the captioner at the start of the round"})
     repetition_weight: float = field(
@@ -121,7 +123,7 @@ class ViZerConfig(MapperConfig, TrainingConfig):
         if self.objective == "straight_through" and not self.blind:
             raise ValueError("--objective straight_through reads the caption alone: say --blind")
         if self.rounds is None:
-            self.rounds = 4 if self.objective == "reward" else 1
+            self.rounds = 3 if self.objective == "reward" else 1
         if self.rounds < 1:
             raise ValueError(f"--rounds must be at least 1, it is {self.rounds}")
         if self.num_generations < 2:

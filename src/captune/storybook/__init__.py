@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DEFAULT_SEED = 91
-DEFAULT_SIZE = {"train": 2000, "unlabelled": 2000}  # other splits: 500
+DEFAULT_SIZE = {"train": 2000, "unlabelled": 4000}  # other splits: 500
 IMAGE_SIZE = 64
 MODELS = Path(__file__).parent / "models"
 
