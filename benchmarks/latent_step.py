@@ -42,14 +42,15 @@ from captune.families import attribute
 from captune.methods.mapper import Mapper, MapperConfig
 from captune.methods.training import training_arguments
 from captune.methods.vizer import ViZerConfig, ViZerTrainer, latent_loss
-from captune.storybook import train as builder
+from captune.storybook import captioner_model as builder
+from captune.storybook.train import save
 
 
 def same_shape(folder: Path) -> Path:
     """The shipped captioner's shape with random weights."""
     tokenizer = builder.build_tokenizer()
     torch.manual_seed(0)
-    builder.save(builder.build_model(tokenizer), tokenizer, folder)
+    save(builder.build_model(tokenizer), tokenizer, folder)
     return folder
 
 

@@ -29,8 +29,8 @@ from tqdm.auto import tqdm
 from captune.caption_settings import beside, job_settings, same_settings
 from captune.data import BadImage, CaptionFileError, CaptionWriter, ImageSource, load_images, open_image, read_jsonl
 from captune.data.captions import jsonl_line, replace_file
+from captune.data.columns import column, undecoded
 from captune.data.images import image_size
-from captune.data.sources import column, undecoded
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,6 @@ import pytest
 @pytest.fixture(scope="session")
 def storybook_tokenizer() -> Any:
     """The tokenizer of the storybook captioner, made once."""
-    from captune.storybook.train import build_tokenizer
+    from captune.storybook.captioner_model import build_tokenizer
 
     return build_tokenizer()

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from captune.data.captions import CaptionFileError, CaptionWriter, read_captions, read_jsonl, write_coco_results
 from captune.data.checking import without_bad
+from captune.data.columns import ImageSource, column
 from captune.data.images import BadImage, image_size, open_image
 from captune.data.readers import SourceError
-from captune.data.sources import ImageSource, column, load_images, load_references, load_scenes
+from captune.data.sources import load_images, load_references, load_scenes
 
 __all__ = [
     "BadImage",

@@ -11,8 +11,8 @@ from typing import Any
 from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
+from captune.data.columns import column, undecoded
 from captune.data.images import BadImage, open_image
-from captune.data.sources import column, undecoded
 
 logger = logging.getLogger(__name__)
 

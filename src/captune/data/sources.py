@@ -14,20 +14,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from datasets import Dataset, Features, Image, IterableDataset
-from PIL.Image import Image as PILImage
+from datasets import Dataset, IterableDataset
 
-from captune.data.images import IMAGE_SUFFIXES, open_image
+from captune.data.columns import ImageSource, column, decoded
+from captune.data.images import IMAGE_SUFFIXES
 from captune.data.readers import TEXT_SUFFIXES, Entry, SourceError, find_image_folder, image_paths, read_entries
 from captune.data.tables import FEATURES, load_hub, load_saved, load_shards, normalise
 
 logger = logging.getLogger(__name__)
-
-ImageSource: TypeAlias = Dataset | IterableDataset
 
 COLUMN_KEYS = ("config", "image", "caption", "id", "streaming")
 KEYS = ("n", "seed", "skip", "split", "images", *COLUMN_KEYS)
@@ -125,38 +123,6 @@ def load_scenes(source: str, *, limit: int | None = None) -> dict[str, str]:
     if "scene" not in (dataset.column_names or []):
         raise SourceError(f"{source} has no scenes; only the embedded world does: storybook:test")
     return _by_id(dataset, "scene")
-
-
-@dataclass
-class SafeImage(Image):
-    """`datasets`' image feature, opened by `open_image`; a column without images costs no decoding."""
-
-    def decode_example(self, value: Any, token_per_repo_id: Any = None) -> PILImage:
-        return open_image(value)
-
-
-def decoded(dataset: ImageSource) -> ImageSource:
-    """The dataset with images opened on access by `open_image`."""
-    if isinstance(dataset, IterableDataset):  # its columns keep the types of its last map
-        return dataset.map(_open_row, features=Features({**dataset.features, "image": SafeImage()}))
-    return dataset.cast_column("image", SafeImage())
-
-
-def _open_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {"image": open_image(row["image"], row["image_id"])}
-
-
-def undecoded(dataset: ImageSource) -> ImageSource:
-    """The dataset with images left as {"bytes", "path"}; one that draws its images on access is returned as it is."""
-    feature = (dataset.features or {}).get("image")
-    return dataset.cast_column("image", Image(decode=False)) if isinstance(feature, Image) else dataset
-
-
-def column(dataset: ImageSource, name: str) -> list[Any]:
-    """One column without its images: a transform that draws or decodes them (storybook's) is left out."""
-    if isinstance(dataset, IterableDataset):
-        return [row[name] for row in undecoded(dataset)]
-    return list(dataset.with_format(None)[name])
 
 
 def _by_id(dataset: ImageSource, name: str) -> dict[str, Any]:

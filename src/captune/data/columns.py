@@ -1,0 +1,45 @@
+"""The columns of an image source: images that `open_image` opens on access, left undecoded, or left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from datasets import Dataset, Features, Image, IterableDataset
+from PIL.Image import Image as PILImage
+
+from captune.data.images import open_image
+
+ImageSource: TypeAlias = Dataset | IterableDataset
+
+
+@dataclass
+class SafeImage(Image):
+    """`datasets`' image feature, opened by `open_image`; a column without images costs no decoding."""
+
+    def decode_example(self, value: Any, token_per_repo_id: Any = None) -> PILImage:
+        return open_image(value)
+
+
+def decoded(dataset: ImageSource) -> ImageSource:
+    """The dataset with images opened on access by `open_image`."""
+    if isinstance(dataset, IterableDataset):  # its columns keep the types of its last map
+        return dataset.map(_open_row, features=Features({**dataset.features, "image": SafeImage()}))
+    return dataset.cast_column("image", SafeImage())
+
+
+def _open_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {"image": open_image(row["image"], row["image_id"])}
+
+
+def undecoded(dataset: ImageSource) -> ImageSource:
+    """The dataset with images left as {"bytes", "path"}; one that draws its images on access is returned as it is."""
+    feature = (dataset.features or {}).get("image")
+    return dataset.cast_column("image", Image(decode=False)) if isinstance(feature, Image) else dataset
+
+
+def column(dataset: ImageSource, name: str) -> list[Any]:
+    """One column without its images: a transform that draws or decodes them (storybook's) is left out."""
+    if isinstance(dataset, IterableDataset):
+        return [row[name] for row in undecoded(dataset)]
+    return list(dataset.with_format(None)[name])
