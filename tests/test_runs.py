@@ -67,6 +67,9 @@ def test_metrics(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
     assert "cut off" in caplog.text
     run.log(step=3, loss=0.125)
     assert [row["step"] for row in run.metrics()] == [1, 2, 3]
+    run.log(step=3.5, mapper_loss=0.75)
+    run.rewind(step=2, keep="mapper_loss")
+    assert [(row["step"], row.get("loss")) for row in run.metrics()] == [(1, 0.5), (2, 0.25), (3.5, None)]
     run.rewind(step=2)
     assert [(row["step"], row["loss"]) for row in run.metrics()] == [(1, 0.5), (2, 0.25)]
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from captune import scorers as judging
 from captune.data import load_images, load_references, load_scenes, read_captions
-from captune.data.sources import column
+from captune.data.columns import column
 
 DEFAULT_SCORERS = ("bleu", "rouge", "cider", "health")
 

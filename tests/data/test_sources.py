@@ -12,7 +12,8 @@ from PIL import Image
 from source_files import NAMES, TRUTH, content, images, write
 
 from captune.data import BadImage, SourceError, load_images, load_references, without_bad
-from captune.data.sources import column, list_images, undecoded
+from captune.data.columns import column, undecoded
+from captune.data.sources import list_images
 
 # -------------------------------------------------------------------- folders
 

@@ -199,3 +199,15 @@ def test_a_cut_run_ends_like_an_uncut_one(
     train(resumed, dataset, load_scorer("length"), tmp_path / "cut", **settings)
     expected = {name: p for name, p in whole.model.named_parameters() if "lora_" in name}
     assert all(torch.equal(p, expected[name]) for name, p in resumed.model.named_parameters() if name in expected)
+
+
+def test_rewards_are_summed_with_their_weights(captioner: Captioner, dataset: datasets.Dataset, tmp_path: Path) -> None:
+    def letters(completions: list, **_: Any) -> list[float]:
+        return [float(len(text_of(c))) for c in completions]
+
+    def one(completions: list, **_: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    run_dir = train(captioner, dataset, [(letters, 0.5), (one, -2.0)], tmp_path / "run")
+    rows = [row for row in run_dir.metrics() if "reward" in row]
+    assert rows and all(row["reward"] == pytest.approx(0.5 * row["rewards/letters/mean"] - 2.0) for row in rows)

@@ -147,6 +147,22 @@ def test_the_mapper_is_built_on_the_models_own_captions(
     assert len(steps) == 5 * ((n + 63) // 64)
 
 
+def test_a_run_that_goes_on_takes_the_mapper_it_has(
+    captioner: Captioner, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path / "run", mapper_captions="generated", mapper_epochs=2)
+    settings.images = photos
+    run_dir = RunDir(settings.output).start({})
+    fitted = build_mapper(captioner, settings, run_dir, load_images(photos), first_step=10)
+    steps = [row["step"] for row in run_dir.metrics()]
+    assert steps and all(10 <= step < 10 + settings.max_steps for step in steps)
+    monkeypatch.setattr("captune.methods.vizer.fit_mapper", lambda *_, **__: pytest.fail("it was fitted already"))
+    taken = build_mapper(captioner, settings, run_dir, load_images(photos), first_step=10)
+    kept = taken.state_dict()
+    assert all(tensor.equal(kept[name]) for name, tensor in fitted.state_dict().items())
+    assert [row["step"] for row in run_dir.metrics()] == steps
+
+
 def test_gt_captions_come_from_the_source_that_is_named(
     captioner: Captioner, images: list, photos: str, tmp_path: Path
 ) -> None:

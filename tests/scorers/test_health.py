@@ -48,3 +48,12 @@ def test_length_is_a_reward() -> None:
     scorer = load_scorer("length")
     assert scorer(["a dog runs.", "", [{"role": "assistant", "content": "a dog"}]]) == [3.0, 0.0, 2.0]
     np.testing.assert_array_equal(Length().rows([]), np.zeros((0, 1)))
+
+
+def test_repetition_is_the_share_of_n_grams_said_before() -> None:
+    loop, two = "a red car and a red car", "a big red car left of a big blue boat"
+    assert load_scorer("repetition").rows([loop, two, "a car", ""]).ravel().tolist() == pytest.approx([1 / 5, 0, 0, 0])
+    assert load_scorer("repetition:2").rows([loop, two]).ravel().tolist() == pytest.approx([2 / 6, 1 / 9])
+    for wrong in ("0", "three"):
+        with pytest.raises(ValueError, match="repetition:3"):
+            load_scorer(f"repetition:{wrong}")
