@@ -104,7 +104,7 @@ VERBS = {
     "storybook": Verb(
         "rebuild the embedded models from nothing",
         "Trains the captioner and the CLIP-style encoder that are shipped with captune again, on the CPU, in about "
-        "half an hour on two cores.",
+        "about twenty minutes on two cores.",
         "captune storybook --output /tmp/models",
         do.add_storybook,
         do.run_storybook,
