@@ -193,7 +193,7 @@ class Captioner:
     ) -> torch.Tensor:
         """F_I: frozen visual features after the connector or before it, (B, H) or (B, 4 H) float32.
 
-        :param pool: "mean" over an image's tokens, or over each quarter of their sequence, so that place survives.
+        :param pool: "mean" over an image's tokens, or over each quarter of the picture, so that place survives.
         :raises CaptionerError: "quarters" of fewer than 4 tokens.
         """
         if where not in ("connector", "tower") or pool not in ("mean", "quarters"):

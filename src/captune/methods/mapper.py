@@ -11,7 +11,7 @@ What the paper leaves open, and what can be chosen here (`MapperConfig`):
   token, "last" takes the end token, which has read the whole caption; "tokens" maps every token and averages what h
   says of each, so that a caption's facts add up.
 - *F_I*: after the connector or before it, averaged over the image's tokens or over each
-  quarter of their sequence, laid end to end: only then can "left of" be told from "right of" (`feature`, `pool`).
+  quarter of the picture, laid end to end: only then can "left of" be told from "right of" (`feature`, `pool`).
 - *Whether the caption is read with its image in context.* In ViZer_G it is, so image information can reach the mapper
   beside the words. `blind=True` shows f_psi the caption alone: then the score is a function of the words.
 - *Centring*: visual features of one encoder share a large common direction, which every caption predicts equally well.
@@ -51,7 +51,7 @@ class MapperConfig:
     depth: int = field(default=2, metadata={"help": "linear layers of the MLP h"})
     feature: Literal["connector", "tower"] = field(default="connector", metadata={"help": "where F_I is taken"})
     pool: Literal["mean", "quarters"] = field(
-        default="mean", metadata={"help": "F_I: mean of an image's tokens, or of each quarter of them"}
+        default="mean", metadata={"help": "F_I: mean of an image's tokens, or of each quarter of it"}
     )
     caption_pool: Literal["mean", "last", "tokens"] = field(
         default="mean", metadata={"help": "f_psi over the caption: averaged, its end, or each token mapped"}

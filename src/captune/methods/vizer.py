@@ -94,7 +94,7 @@ class ViZerConfig(MapperConfig, TrainingConfig):
     width: int = field(default=256, metadata={"help": "hidden width of the MLP h"})
     pool: Literal["mean", "quarters"] = field(
         default="quarters",
-        metadata={"help": "F_I: mean of an image's tokens, or of each quarter of them"},
+        metadata={"help": "F_I: mean of an image's tokens, or of each quarter of it"},
     )
     caption_pool: Literal["mean", "last", "tokens"] = field(
         default="tokens", metadata={"help": "f_psi over the caption: averaged, its end, or each token mapped"}
