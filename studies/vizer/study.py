@@ -44,7 +44,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {  # (): all that the setting can be; what
     "max_steps": (20, 80),
     "rounds": (2, 3),
 }
-WIDTHS, SIZES = (128, 256, 512, 1024), (250, 1000, 2000)
+WIDTHS, SIZES = (128, 256, 512, 1024), (250, 1000, "all")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def sweep() -> Iterator[Spec]:
     for variant, captions in (("GT", LABELLED), ("G", "generated")):
         for size in SIZES:
             for width in WIDTHS:
-                settings = paper(captions, width=width, mapper_size=size)
+                settings = paper(captions, width=width, mapper_size=None if size == "all" else size)
                 yield Spec("sweep", f"{variant} {size} x {width}", "vizer", settings)
 
 

@@ -196,7 +196,7 @@ def test_load_with_no_images_and_wrong_arguments() -> None:
         sample_scene("nowhere", 0, 0)
 
 
-@pytest.mark.parametrize(("split", "expected"), [("unlabelled", 2000), ("test", 500)])
+@pytest.mark.parametrize(("split", "expected"), [("unlabelled", 4000), ("train", 2000), ("test", 500)])
 def test_default_sizes(split: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = {"image": None, "references": [], "scene": "", "alt_text": ""}
     monkeypatch.setattr(storybook, "record", lambda *key: {**empty, "image_id": str(key)})
