@@ -77,7 +77,9 @@ def heat_maps(runs: Runs) -> Any:
         image = axis.imshow(grid, cmap="viridis", aspect="auto")
         for y, line in enumerate(grid):
             for x, value in enumerate(line):
-                axis.text(x, y, f"{value:.2f}", ha="center", va="center", color="white", fontsize=8)
+                bright = image.norm(value) > 0.6
+                colour = "black" if bright else "white"
+                axis.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
         axis.set_xticks(range(len(WIDTHS)), [str(w) for w in WIDTHS])
         axis.set_yticks(range(len(SIZES)), [str(s) for s in SIZES])
         axis.set_xlabel("width of the mapper")
