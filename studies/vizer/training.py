@@ -138,12 +138,11 @@ class Bench:
 
     def mapper_captions(self, captioner: Captioner, config: ViZerConfig) -> tuple[list[list[str]], Any, float]:
         """The captions that the mapper is fitted on, with their images and the seconds that writing them took."""
-        own = config.mapper_captions in ("sampled", "generated")
-        source = config.images if own else config.mapper_captions
-        images = load_training_images(config, references=not own, source=source)
+        source = config.images if config.zero_label else config.mapper_captions
+        images = load_training_images(config, references=not config.zero_label, source=source)
         if config.mapper_size is not None:
             images = images.select(range(min(config.mapper_size, len(images))))
-        if not own:
+        if not config.zero_label:
             return list(images["references"]), images, 0.0
         settings = {name: getattr(config, name) for name in MAPPER_FIELDS}
         file = self.work / "mapper-captions" / f"{key_of([self.digest, settings, source])}.json"

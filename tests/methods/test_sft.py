@@ -145,17 +145,6 @@ class Cut(RuntimeError):
     """What stops a run in the middle."""
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end with the adapter: captions and scores are tested elsewhere."""
-
-    def conclude(config: Any, run_dir: RunDir, captioner: Captioner, **_: Any) -> RunDir:
-        captioner.save_adapter(run_dir.adapter)
-        return run_dir.finish("done")
-
-    monkeypatch.setattr("captune.methods.sft.conclude", conclude)
-
-
 def adapter_bytes(run_dir: RunDir) -> bytes:
     return (run_dir.adapter / "adapter_model.safetensors").read_bytes()
 

@@ -29,17 +29,6 @@ def config(output: Path, **settings: Any) -> ViZerConfig:
     return ViZerConfig(**({"model": "", "images": "-", "output": output, "device": "cpu"} | small | settings))
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end with the adapter: captions and scores are tested elsewhere."""
-
-    def conclude(config: Any, run_dir: RunDir, captioner: Captioner, **_: Any) -> RunDir:
-        captioner.save_adapter(run_dir.adapter)
-        return run_dir.finish("done")
-
-    monkeypatch.setattr("captune.methods.vizer.conclude", conclude)
-
-
 class Cut(RuntimeError):
     """What stops a run in the middle."""
 

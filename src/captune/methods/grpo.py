@@ -7,8 +7,8 @@ TRL does the sampling, the advantages, the loss and the checkpoints. What is our
 family wants, a frozen vision tower that is evaluated once per distinct image and step (`Captioner.share_vision`: the G
 samples, the log-probabilities and the training pass share it, and no backward enters it), and the run's metrics.
 
-KL to the base is on by default (beta 0.2): without it a learned reward is over-optimised within tens of steps; the
-figures are in `studies/vizer`.
+KL is measured from the captioner as it comes; `beta` is the caller's choice, since how soon a reward is over-optimised
+depends on the reward.
 """
 
 from __future__ import annotations

@@ -129,6 +129,11 @@ class ViZerConfig(MapperConfig, TrainingConfig):
         if self.num_generations < 2:
             raise ValueError(f"--num-generations must be at least 2, it is {self.num_generations}")
 
+    @property
+    def zero_label(self) -> bool:
+        """Whether the mapper is fitted on the model's own captions (ViZer_G), not on a source's (ViZer_GT)."""
+        return self.mapper_captions in ("sampled", "generated")
+
     def mapper_config(self) -> MapperConfig:
         return MapperConfig(**{name: getattr(self, name) for name in MapperConfig.__dataclass_fields__})
 
@@ -148,23 +153,20 @@ def own_captions(captioner: Captioner, images: Any, config: ViZerConfig, *, batc
 def build_mapper(
     captioner: Captioner, config: ViZerConfig, run_dir: RunDir, images: Any, *, first_step: int = 0
 ) -> Mapper:
-    """Fits the mapper on the images or, for ViZer_GT, on the captioned source, and saves it in the run.
+    """Fits the mapper on the images or, for ViZer_GT, on the captioned source, and saves it in `config.output`.
 
     A run that goes on takes the mapper that `config.output` has. In the run's metrics the course of the fit lies over
     the training steps that it is for, from `first_step` on.
     """
     folder = RunDir(config.output).mapper
     if (folder / "config.json").is_file():
-        mapper = Mapper.load(folder).to(captioner.device)
-        mapper.save(run_dir.mapper)
-        return mapper
-    own = config.mapper_captions in ("sampled", "generated")
-    if not own:
+        return Mapper.load(folder).to(captioner.device)
+    if not config.zero_label:
         images = load_training_images(config, references=True, source=config.mapper_captions)
     if config.mapper_size is not None:
         images = images.select(range(min(config.mapper_size, len(images))))
     torch.manual_seed(config.seed)  # the same samples when a run goes on with its second round
-    captions = own_captions(captioner, images, config) if own else list(images["references"])
+    captions = own_captions(captioner, images, config) if config.zero_label else list(images["references"])
     mapper, losses = fit_mapper(
         captioner,
         images,
@@ -175,7 +177,6 @@ def build_mapper(
         seed=config.seed,
     )
     mapper.save(folder)
-    mapper.save(run_dir.mapper)
     points = min(50, len(losses))
     for i in range(points):
         step = first_step + round(config.max_steps * i / points, 2)
@@ -205,6 +206,7 @@ def train_by_reward(
             continue
         part = replace(config, output=output, seed=config.seed + number)
         mapper = build_mapper(captioner, part, run_dir, images, first_step=number * config.max_steps)
+        mapper.save(run_dir.mapper)  # the last round's is the run's
         rewards = [(reward_of(ViZerScorer(captioner=captioner, mapper=mapper)), 1.0)]
         if config.repetition_weight:
             rewards.append((load_scorer("repetition"), -config.repetition_weight))
@@ -308,7 +310,6 @@ def run(config: ViZerConfig) -> RunDir:
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
         with captioner.share_vision():
             ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, vizer_config=config)
-    own = config.mapper_captions in ("sampled", "generated")
-    row = f"ViZer {'zero-label' if own else 'GT'}{' (paper)' if config.preset == 'paper' else ''}"
+    row = f"ViZer {'zero-label' if config.zero_label else 'GT'}{' (paper)' if config.preset == 'paper' else ''}"
     method = f"ViZer, {config.objective} objective, mapper captions: {config.mapper_captions}"
     return conclude(config, run_dir, captioner, row=row, method=method)
