@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "torchvision does not fit this torch: only the tests will use it, from .torchvision"; \
 	  $(PIP) uninstall -q -y torchvision && rm -rf .torchvision && \
 	  $(PIP) install -q --no-deps -c constraints.txt $(TORCH_OPTIONS) --target .torchvision torchvision; }
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt -e '.[dev,scorers]'
 	@touch $@
 	@echo "captune is installed. Next: make demo, or: . $(VENV)/bin/activate && captune --help"
 

@@ -26,8 +26,8 @@ import numpy as np
 from captune.scorers.statistics import Comparison, Result, evaluate, paired
 
 __all__ = [
-    "SCORERS", "Comparison", "MissingColumn", "Result", "Scorer", "UnknownScorer", "check_needs", "columns_for",
-    "completion_text", "describe", "evaluate", "load_scorer", "paired", "scorer_class",
+    "SCORERS", "Comparison", "MissingColumn", "Result", "Scorer", "ScorerError", "UnknownScorer", "check_needs",
+    "columns_for", "completion_text", "describe", "evaluate", "load_scorer", "paired", "scorer_class",
 ]  # fmt: skip
 
 #: name -> "module:class". Imported when asked for, so that BLEU does not load torch.
@@ -41,6 +41,24 @@ SCORERS: dict[str, str] = {
     "health": "captune.scorers.health:Health",
     "length": "captune.scorers.health:Length",
     "repetition": "captune.scorers.health:Repetition",
+    "meteor": "captune.scorers.meteor:Meteor",
+    "spice": "captune.scorers.spice:Spice",
+    "bertscore": "captune.scorers.bertscore:BertScore",
+    "sbert": "captune.scorers.sbert:SbertSimilarity",
+    "capture": "captune.scorers.capture:Capture",
+    "objects": "captune.scorers.elements:Objects",
+    "attributes": "captune.scorers.elements:Attributes",
+    "relations": "captune.scorers.elements:Relations",
+    "relation_qa": "captune.scorers.relation_qa:RelationQA",
+    "species": "captune.scorers.species:Species",
+    "judge": "captune.scorers.judge:Judge",
+    "chair": "captune.scorers.chair:Chair",
+    "diversity": "captune.scorers.diversity:Diversity",
+    "self_bleu": "captune.scorers.diversity:SelfBleu",
+    "self_retrieval": "captune.scorers.self_retrieval:SelfRetrieval",
+    "cycle": "captune.scorers.cycle:Cycle",
+    "grc": "captune.scorers.retrieval:GRC",
+    "qir": "captune.scorers.retrieval:QIR",
 }
 
 
@@ -52,6 +70,13 @@ class MissingColumn(ValueError):
     """A column that a scorer needs and the data lack; raised before any work starts."""
 
 
+class ScorerError(RuntimeError):
+    """What a scorer runs on is missing or failed: Java, a model, a server, an answer that is none.
+
+    The message is one sentence that says what and how to get it. An evaluation goes on with the other scorers.
+    """
+
+
 class Scorer:
     """What judges captions. Subclasses define `rows`; most need nothing else but `from_totals` and `signature`.
 
@@ -59,8 +84,11 @@ class Scorer:
     """
 
     name: str = ""  # the registry's name; `load_scorer` replaces it by the whole spec where that has an argument
-    needs: ClassVar[tuple[str, ...]] = ()  # columns without which it cannot work: "image", "references", "scene"
+    source: ClassVar[str] = ""  # where it was published: "Vedantam et al., CVPR 2015"
+    cost: ClassVar[str] = ""  # roughly, per caption: "0.1 ms", "one pass of the encoder", "one answer of the judge"
+    needs: ClassVar[tuple[str, ...]] = ()  # columns without which it cannot work: image, references, scene, image_id
     uses: ClassVar[tuple[str, ...]] = ()  # columns that add figures where they are there
+    cached: ClassVar[bool] = False  # costly rows that depend on nothing but caption, columns and signature are kept
     no_interval: ClassVar[tuple[str, ...]] = ()  # figures of the whole corpus that resampling says nothing about
 
     def __init__(self, argument: str | None = None) -> None:
@@ -68,6 +96,9 @@ class Scorer:
             raise ValueError(
                 f"scorer {self.name!r} takes no argument; write {self.name!r}, not '{self.name}:{argument}'"
             )
+
+    def check(self) -> None:
+        """Raises ScorerError where what it runs on is not there. Costs nothing: it loads and downloads nothing."""
 
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
         """(N, D) float64: what each caption adds to the corpus figures."""
@@ -106,17 +137,16 @@ class Scorer:
         *,
         prompts: Any = None,
         image: Any = None,
-        references: Any = None,
-        scene: Any = None,
-        **others: Any,
+        **columns: Any,
     ) -> list[float]:
         """The reward of each completion (text, or a chat's messages), in TRL's signature."""
-        given = {"image": image, "references": references, "scene": scene}
-        if image is None and others.get("images") is not None:  # TRL's other name: a list of images per row
-            given["image"] = [images[0] for images in others["images"]]
+        if image is None and columns.get("images") is not None:  # TRL's other name: a list of images per row
+            image = [images[0] for images in columns["images"]]
+        given = {"image": image, **columns}
+        given = {key: given[key] for key in (*self.needs, *self.uses) if given.get(key) is not None}
         captions = [completion_text(c) for c in completions]
-        columns = columns_for(self, {k: v for k, v in given.items() if v is not None}, len(captions))
-        return [float(score) for score in self.per_caption(self.rows(captions, **columns))]
+        chosen = columns_for(self, given, len(captions))
+        return [float(score) for score in self.per_caption(self.rows(captions, **chosen))]
 
 
 def completion_text(completion: Any) -> str:
