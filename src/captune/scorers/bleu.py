@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
 
 from captune.scorers import Scorer, ptb
+from captune.scorers.ngrams import ORDERS as _N
+from captune.scorers.ngrams import count_ngrams
 
-_N = 4
+_AT_ONCE = 4096  # captions whose n-grams are in memory together
 _SMALL, _TINY = 1e-9, 1e-15  # keep the ratios defined where a count is 0; the values are the reference implementation's
 
 
@@ -30,21 +32,9 @@ class Bleu(Scorer):
 
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
         check_references(self.name, references)
-        rows = np.zeros((len(captions), 2 + 2 * _N))
-        for row, caption, own in zip(rows, captions, references, strict=True):
-            counts = ptb.ngrams(ptb.tokenize(caption))
-            length = len(ptb.words(caption))
-            most: Counter[tuple[str, ...]] = Counter()
-            lengths = []
-            for reference in own:
-                lengths.append(len(ptb.words(reference)))
-                most |= ptb.ngrams(ptb.tokenize(reference))
-            row[0] = length
-            row[1] = min((abs(r - length), r) for r in lengths)[1]
-            row[2 : 2 + _N] = [max(0, length - k) for k in range(_N)]
-            for ngram, count in (counts & most).items():
-                row[1 + _N + len(ngram)] += count
-        return rows
+        starts = range(0, len(captions), _AT_ONCE)
+        parts = [_count(captions[i : i + _AT_ONCE], references[i : i + _AT_ONCE]) for i in starts]
+        return np.concatenate([np.zeros((0, 2 + 2 * _N)), *parts])
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
         bleu = _bleu(totals)
@@ -56,6 +46,29 @@ class Bleu(Scorer):
     @property
     def signature(self) -> str:
         return f"bleu|n:{_N}|ref_length:closest|tok:{ptb.VERSION}"
+
+
+def _count(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """The rows, by the n-grams of all captions and references at once."""
+    n = len(captions)
+    _, lengths, orders = count_ngrams([ptb.tokenize(text) for text in (*captions, *chain.from_iterable(references))])
+    sizes = np.array([len(own) for own in references])
+    image = np.concatenate([np.arange(n), np.repeat(np.arange(n), sizes)])  # of each text
+    distance = np.abs(lengths[n:] - lengths[image[n:]])
+    nearest = np.minimum.reduceat(distance << 32 | lengths[n:], np.cumsum(sizes) - sizes) & 0xFFFFFFFF
+    length = lengths[:n, None]
+    rows = np.hstack([length, nearest[:, None], np.maximum(0, length - np.arange(_N)), np.zeros((n, _N))])
+    for k, grams in enumerate(orders):
+        key = grams.gram * n + image[grams.text]
+        own = grams.text < n
+        known, place = np.unique(key[~own], return_inverse=True)
+        most = np.zeros(len(known) + 1)  # in any one reference; the last place stands for "in none"
+        np.maximum.at(most, place, grams.times[~own])
+        known = np.append(known, np.iinfo(np.int64).max)
+        place = np.searchsorted(known, key[own])
+        correct = np.where(known[place] == key[own], np.minimum(grams.times[own], most[place]), 0)
+        rows[:, 2 + _N + k] = np.bincount(image[grams.text[own]], correct, minlength=n)
+    return rows
 
 
 def _bleu(totals: np.ndarray) -> np.ndarray:
