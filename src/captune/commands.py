@@ -119,16 +119,27 @@ def add_evaluate(p: argparse.ArgumentParser) -> None:
         "--scorers",
         default="bleu,rouge,cider,health",
         metavar="A,B",
-        help="comma-separated; `captune scorers` lists them (default: bleu,rouge,cider,health)",
+        help="comma-separated, or all; weighted sums such as 'cider + 0.5*rouge' are scorers too; "
+        "`captune scorers` lists them (default: bleu,rouge,cider,health)",
     )
     p.add_argument("--paired", action="store_true", help="test each further file against the first, image by image")
     p.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples per interval (default: 1000)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resampling (default: 0)")
+    p.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("~/.cache/captune/scores"),
+        metavar="DIR",
+        help="where the judgements of costly scorers are kept, by content (default: ~/.cache/captune/scores)",
+    )
+    p.add_argument("--no-cache", action="store_true", help="judge everything anew and keep nothing")
     p.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    from captune.evaluation import evaluate_files, table
+    from captune.evaluation import evaluate_files
+    from captune.score_table import table
+    from captune.scorers import split_specs
 
     if args.paired and len(args.captions) < 2:
         raise UsageError("--paired needs at least two caption files: captune evaluate a.jsonl b.jsonl --paired …")
@@ -137,15 +148,18 @@ def run_evaluate(args: argparse.Namespace) -> int:
         args.captions,
         references=args.references,
         images=args.images,
-        scorers=args.scorers.split(","),
+        scorers=split_specs(args.scorers),
         bootstrap=args.bootstrap,
         seed=args.seed,
         paired=args.paired,
+        cache=None if args.no_cache else args.cache,
     )
     for warning in result["warnings"]:
         say(f"warning: {warning}")
     print(json.dumps(result, ensure_ascii=False, indent=1) if args.json else table(result))
-    return 0
+    for spec, why in result["failed"].items():
+        say(f"{spec} could not be scored: {why}")
+    return 1 if result["failed"] else 0
 
 
 def add_scorers(p: argparse.ArgumentParser) -> None:
@@ -155,12 +169,13 @@ def add_scorers(p: argparse.ArgumentParser) -> None:
 def run_scorers(args: argparse.Namespace) -> int:
     from captune.scorers import describe
 
-    rows = [{"name": name, "about": about, "needs": list(needs)} for name, about, needs in describe()]
+    rows = describe()
     if args.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        for row in rows:
-            print(f"{row['name']:<10} needs {' and '.join(row['needs']) or 'nothing':<11} {row['about']}")
+        print(json.dumps([row._asdict() for row in rows], indent=1))
+        return 0
+    for row in rows:
+        needs = " and ".join(row.needs) or "captions only"
+        print(f"{row.name:<15} {row.measures}\n{'':<15} needs {needs}; {row.source}; cost: {row.cost}")
     return 0
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from datasets import Dataset
 
 from captune import scorers as judging
-from captune.data import load_images, load_references, load_scenes, read_captions
+from captune.data import SourceError, load_images, load_references, load_scenes, read_captions
 from captune.data.columns import column
+from captune.scorers.cache import Cache
 
 DEFAULT_SCORERS = ("bleu", "rouge", "cider", "health")
 
@@ -71,37 +72,95 @@ def evaluate_files(
     bootstrap: int = 1000,
     seed: int = 0,
     paired: bool = False,
+    cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """Score caption files on the images that all of them, and the references, have.
 
     :param references: a source with references; it also serves as `images` where it has images.
+    :param scorers: specs, or "all": every scorer that the data and this machine can serve; the others are `skipped`.
     :param paired: test each further file against the first, image by image.
+    :param cache: a folder where the rows of costly scorers are kept.
     :returns: about the first file: captions (its path), captioned, scores {scorer: {value, values, interval,
-        signature, n}}; then matched, expected, references, images, warnings; and others, a list of captions, captioned
-        and scores of each further file, with paired {scorer: {figure: {difference to the first file, interval,
-        p_value}}} where asked. Only numbers, texts, lists and dicts.
+        signature, n}}; then matched, expected, references, images, warnings, skipped and failed {scorer: why}; and
+        others, a list of captions, captioned and scores of each further file, with paired {scorer: {figure:
+        {difference to the first file, interval, p_value, p_holm}}} where asked. Only numbers, texts, lists and dicts.
     :raises EvaluationError: when no id matches or a scorer's needs are not met, before any image is opened.
     """
     systems = {str(file): read_captions(file) for file in files}
     if len(systems) < len(files):
         raise EvaluationError("the same caption file is named twice")
-    judges = [judging.load_scorer(spec) for spec in scorers]
+    kept = Cache(cache) if cache is not None else None
+    skipped: dict[str, str] = {}
+    if list(scorers) == ["all"]:
+        judges = _all_scorers(references, images, skipped, kept)
+    else:
+        judges = [judging.load_scorer(spec, cache=kept) for spec in scorers]
     ids, columns, expected = _columns(systems, judges, references, images)
     texts = {name: [captions[i] for i in ids] for name, captions in systems.items()}
+
+    judging.check_needs(judges, columns, len(ids))
+    results: dict[str, dict[str, judging.Result]] = {name: {} for name in systems}
+    failed: dict[str, str] = {}
+    for judge in judges:  # one that fails takes no other's scores with it
+        try:
+            judge.check()
+            made = {
+                name: judging.evaluate(text, columns, [judge], bootstrap=bootstrap, seed=seed)[judge.name]
+                for name, text in texts.items()
+            }
+        except judging.ScorerError as error:
+            failed[judge.name] = str(error)
+            continue
+        for name, result in made.items():
+            results[name][judge.name] = result
+    if failed and not any(results.values()):
+        raise EvaluationError("no scorer could work. " + " ".join(f"{name}: {why}" for name, why in failed.items()))
+
     reports: list[dict[str, Any]] = []
-    for name in systems:
-        results = judging.evaluate(texts[name], columns, judges, bootstrap=bootstrap, seed=seed)
-        scores = {spec: as_dict(result) for spec, result in results.items()}
+    for name, own in results.items():
+        scores = {spec: as_dict(result) for spec, result in own.items()}
         reports.append({"captions": name, "captioned": len(systems[name]), "scores": scores})
     if paired:
-        first, *others = (
-            {j.name: j.rows(text, **judging.columns_for(j, columns, len(ids))) for j in judges}
-            for text in texts.values()
-        )
-        for report, rows in zip(reports[1:], others, strict=True):
-            report["paired"] = {j.name: _test(rows[j.name], first[j.name], j, bootstrap, seed) for j in judges}
+        first, *others = results.values()
+        done = [judge for judge in judges if judge.name in first]
+        for report, own in zip(reports[1:], others, strict=True):
+            report["paired"] = {j.name: _test(own[j.name].rows, first[j.name].rows, j, bootstrap, seed) for j in done}
+        _correct(reports[1:])
     about = {"matched": len(ids), "expected": expected, "references": references, "images": images}
-    return {**reports[0], **about, "warnings": _warnings(systems, len(ids), expected), "others": reports[1:]}
+    unscored = {"skipped": skipped, "failed": failed}
+    warnings = _warnings(systems, len(ids), expected)
+    return {**reports[0], **about, "warnings": warnings, **unscored, "others": reports[1:]}
+
+
+def _all_scorers(
+    references: str | None, images: str | None, skipped: dict[str, str], cache: Cache | None
+) -> list[judging.Scorer]:
+    """Every scorer whose needs the sources meet and whose models are here; why not goes into `skipped`."""
+    have = {"image_id"}
+    if references is not None:
+        have.add("references")
+    pictures = images or references
+    if pictures is not None:
+        if pictures.startswith("storybook:"):
+            have.add("scene")
+        try:
+            load_images(pictures, limit=1)
+            have.add("image")
+        except SourceError as error:
+            skipped["image"] = f"the images are not there: {error}"
+    chosen = []
+    for name in judging.SCORERS:
+        try:
+            judge = judging.load_scorer(name, cache=cache)
+            missing = [need for need in judge.needs if need not in have]
+            if missing:
+                raise judging.MissingColumn(f"needs {' and '.join(missing)}")
+            judge.check()
+        except (ValueError, judging.ScorerError) as error:
+            skipped[name] = str(error)
+            continue
+        chosen.append(judge)
+    return chosen
 
 
 def _columns(
@@ -142,6 +201,7 @@ def _columns(
     for known in (*systems.values(), *by_id.values()):
         ids = match(known, ids)
     columns: dict[str, Any] = {name: [known[i] for i in ids] for name, known in by_id.items()}
+    columns["image_id"] = ids
     if dataset is not None:
         columns["image"] = Images(dataset.select(columns["image"]))
     if "references" in needed and not all(columns["references"]):
@@ -187,6 +247,14 @@ def _test(a: np.ndarray, b: np.ndarray, judge: judging.Scorer, resamples: int, s
     }
 
 
+def _correct(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Adds p_holm to every test: many figures and systems were compared at once, so some differ by chance."""
+    tests = [test for report in reports for own in report["paired"].values() for test in own.values()]
+    tests = [test for test in tests if test["p_value"] is not None]
+    for test, corrected in zip(tests, judging.holm([test["p_value"] for test in tests]), strict=True):
+        test["p_holm"] = corrected
+
+
 def as_dict(result: judging.Result) -> dict[str, Any]:
     """A scorer's `Result` as plain data; value is its primary figure, the first of values."""
     values = {key: float(value) for key, value in result.values.items()}
@@ -197,31 +265,3 @@ def as_dict(result: judging.Result) -> dict[str, Any]:
         "signature": result.signature,
         "n": result.n,
     }
-
-
-def table(result: Mapping[str, Any]) -> str:
-    """The result of `evaluate_files` as text: a line per figure, a column per caption file, intervals in brackets."""
-    systems = [result, *result["others"]]
-    lines = [["", *(str(s["captions"]) for s in systems)]]
-    for spec, score in result["scores"].items():
-        for key in score["values"]:
-            cells = [_cell(s["scores"][spec], key) for s in systems]
-            lines.append([key if key == spec else f"{spec} {key}", *cells])
-            if "paired" in systems[-1]:
-                lines.append(["  against the first", "", *(_difference(s["paired"][spec][key]) for s in systems[1:])])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    text += ["", f"{result['matched']} images; 95% intervals in brackets", ""]
-    return "\n".join(text + [f"{spec}: {score['signature']}" for spec, score in result["scores"].items()])
-
-
-def _cell(score: Mapping[str, Any], key: str) -> str:
-    interval = score["interval"].get(key)
-    return f"{score['values'][key]:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
-
-
-def _difference(test: Mapping[str, Any]) -> str:
-    interval, p = test["interval"], test["p_value"]
-    if interval is None:
-        return f"{test['difference']:+.4f}"
-    return f"{test['difference']:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}] p = {p:.4f}"

@@ -18,16 +18,21 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from captune.scorers.statistics import Comparison, Result, evaluate, paired
+from captune.scorers.statistics import Comparison, Result, evaluate, holm, paired
+
+if TYPE_CHECKING:
+    from captune.scorers.cache import Cache
 
 __all__ = [
-    "SCORERS", "Comparison", "MissingColumn", "Result", "Scorer", "ScorerError", "UnknownScorer", "check_needs",
-    "columns_for", "completion_text", "describe", "evaluate", "load_scorer", "paired", "scorer_class",
+    "SCORERS", "About", "Comparison", "MissingColumn", "Result", "Scorer", "ScorerError", "UnknownScorer",
+    "check_needs", "columns_for", "completion_text", "describe", "evaluate", "holm", "load_scorer", "paired",
+    "scorer_class", "split_specs",
 ]  # fmt: skip
 
 #: name -> "module:class". Imported when asked for, so that BLEU does not load torch.
@@ -89,6 +94,7 @@ class Scorer:
     needs: ClassVar[tuple[str, ...]] = ()  # columns without which it cannot work: image, references, scene, image_id
     uses: ClassVar[tuple[str, ...]] = ()  # columns that add figures where they are there
     cached: ClassVar[bool] = False  # costly rows that depend on nothing but caption, columns and signature are kept
+    cache: Cache | None = None  # where they are kept
     no_interval: ClassVar[tuple[str, ...]] = ()  # figures of the whole corpus that resampling says nothing about
 
     def __init__(self, argument: str | None = None) -> None:
@@ -97,12 +103,29 @@ class Scorer:
                 f"scorer {self.name!r} takes no argument; write {self.name!r}, not '{self.name}:{argument}'"
             )
 
+    @property
+    def identity(self) -> str:
+        """The signature without what the captions decide: what a kept row depends on beside its own entries."""
+        return "|".join(part for part in self.signature.split("|") if not part.startswith("truncated:"))
+
+    @property
+    def sums(self) -> bool:
+        """Whether the corpus figures are functions of the rows' totals."""
+        return type(self).corpus is Scorer.corpus
+
     def check(self) -> None:
         """Raises ScorerError where what it runs on is not there. Costs nothing: it loads and downloads nothing."""
 
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
         """(N, D) float64: what each caption adds to the corpus figures."""
         raise NotImplementedError
+
+    def measure(self, captions: Sequence[str], columns: Mapping[str, Any]) -> np.ndarray:
+        """`rows` with those of the columns that it reads, checked; from the cache where there is one."""
+        chosen = columns_for(self, columns, len(captions))
+        if self.cache is not None and self.cached:
+            return self.cache.rows(self, captions, chosen)
+        return self.rows(captions, **chosen)
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
         """Corpus figures, the primary one first, from the sums over n rows.
@@ -193,23 +216,51 @@ def scorer_class(name: str) -> type[Scorer]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def load_scorer(spec: str, **context: Any) -> Scorer:
-    """ "cider", "clip:<folder>", "vizer:<folder>" ... -> a scorer.
+def load_scorer(spec: str, *, cache: Cache | None = None, **context: Any) -> Scorer:
+    """ "cider", "clip:<folder>", "cider + 0.5*rouge" ... -> a scorer.
 
+    :param cache: where the rows of costly scorers are kept.
     :param context: what some scorers can use (device, df ...); each takes what its constructor declares.
     """
+    from captune.scorers.expression import Expression, is_expression
+
+    if is_expression(spec):
+        return Expression(spec.strip(), cache=cache, **context)
     name, _, argument = spec.strip().partition(":")
     cls = scorer_class(name)
     declared = inspect.signature(cls).parameters
     scorer = cls(argument or None, **{key: value for key, value in context.items() if key in declared})
-    scorer.name = spec.strip()
+    scorer.name, scorer.cache = spec.strip(), cache
     return scorer
 
 
-def describe() -> list[tuple[str, str, tuple[str, ...]]]:
-    """(name, what it measures, what it needs) of every scorer: the first line of each class's docstring."""
-    rows = []
-    for name in SCORERS:
-        cls = scorer_class(name)
-        rows.append((name, (inspect.getdoc(cls) or "").partition("\n")[0], cls.needs))
-    return rows
+def split_specs(text: str) -> list[str]:
+    """ "bleu,self_retrieval:?k=1,5" -> ["bleu", "self_retrieval:?k=1,5"]: a number alone is no scorer, but the end of
+    the argument before it."""
+    specs: list[str] = []
+    for piece in text.split(","):
+        if specs and re.fullmatch(r"\s*[-+]?[\d.]+\s*", piece):
+            specs[-1] += f",{piece}"
+        else:
+            specs.append(piece)
+    return [spec.strip() for spec in specs if spec.strip()]
+
+
+class About(NamedTuple):
+    """What a list of scorers says of one: its class in words."""
+
+    name: str
+    measures: str  # the first line of the class's docstring
+    needs: tuple[str, ...]
+    uses: tuple[str, ...]
+    source: str
+    cost: str
+
+
+def describe() -> list[About]:
+    """Every scorer of the registry."""
+    classes = {name: scorer_class(name) for name in SCORERS}
+    return [
+        About(name, (inspect.getdoc(cls) or "").partition("\n")[0], cls.needs, cls.uses, cls.source, cls.cost)
+        for name, cls in classes.items()
+    ]

@@ -26,6 +26,7 @@ class Result:
     values: dict[str, float]  # corpus figures, the primary one first
     interval: dict[str, tuple[float, float]]  # 95% percentile bootstrap over captions; none where it would mean nothing
     per_caption: np.ndarray = field(repr=False)  # (N,)
+    rows: np.ndarray = field(repr=False)  # (N, D): what `paired` compares
     signature: str
     n: int
 
@@ -62,7 +63,7 @@ def evaluate(
 
     :raises MissingColumn: before any work, when a scorer needs a column that is not there.
     """
-    from captune.scorers import check_needs, columns_for, load_scorer
+    from captune.scorers import check_needs, load_scorer
 
     chosen = [load_scorer(s) if isinstance(s, str) else s for s in scorers]
     if not captions:
@@ -73,12 +74,13 @@ def evaluate(
     check_needs(chosen, columns, len(captions))
     results = {}
     for scorer in chosen:
-        rows = scorer.rows(captions, **columns_for(scorer, columns, len(captions)))
+        rows = scorer.measure(captions, columns)
         values = scorer.corpus(rows)
         results[scorer.name] = Result(
             values=values,
             interval=bootstrap_interval(scorer, rows, list(values), resamples=bootstrap, seed=seed),
             per_caption=scorer.per_caption(rows),
+            rows=rows,
             signature=scorer.signature,
             n=len(captions),
         )
@@ -128,6 +130,15 @@ def paired(
     return Comparison(difference, interval, p_value, len(a), resamples)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979): p-values that stay valid when all of these tests are looked at together."""
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.array(p_values, dtype=float)[order] * np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return corrected.tolist()
+
+
 def _chunks(n: int, resamples: int) -> Iterator[int]:
     size = max(1, min(_CHUNK_LIMIT, _CELLS // n))
     for start in range(0, resamples, size):
@@ -157,7 +168,7 @@ def _figures(
     n = size or len(rows)
     rows = rows.astype(np.float64)
     figures: Callable[[np.ndarray], dict[str, np.ndarray]]
-    if _from_totals(scorer):
+    if scorer.sums:
 
         def figures(chosen: np.ndarray) -> dict[str, np.ndarray]:
             return scorer.from_totals(chosen @ rows, n)
@@ -170,12 +181,6 @@ def _figures(
 
     parts = [figures(chosen) for chosen in counts]
     return {key: np.concatenate([part[key] for part in parts]) for key in keys}
-
-
-def _from_totals(scorer: Scorer) -> bool:
-    from captune.scorers import Scorer
-
-    return type(scorer).corpus is Scorer.corpus
 
 
 def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
