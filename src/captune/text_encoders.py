@@ -1,4 +1,4 @@
-"""Frozen encoders of sentences (sentence-transformers): unit vectors, in batches, once per distinct text."""
+"""Frozen text encoders: unit vectors of sentences (sentence-transformers) and of tokens (any transformers encoder)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GPT2Tokenizer, RobertaTokenizer
 
 from captune.encoders import EncoderError
 
@@ -50,11 +51,17 @@ def cannot_load(name: str, source: str, error: Exception) -> EncoderError:
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """The first 8 hex digits of a SHA-256 of a model's weights: names of folders say little."""
+    """The first 8 hex digits of a SHA-256 of a model's weights: names of folders say little.
+
+    A pooler's weights do not count: no vector here comes from it, and where a model was saved without one they are
+    drawn at random at every load.
+    """
     digest = hashlib.sha256()
     for key, value in sorted(state.items()):
+        if "pooler" in key.split("."):
+            continue
         digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:8]
 
 
@@ -140,3 +147,116 @@ class TextEncoder:
         prompt = self.model.prompts.get(self.model.default_prompt_name or "", "")
         ids = tokenizer([prompt + text for text in texts], truncation=False, verbose=False)["input_ids"]
         return [len(i) > self.context_length for i in ids]
+
+
+class TokenEncoder:
+    """The token vectors of one layer of a text model, as BERTScore reads them.
+
+    The layers above it are not loaded. Texts longer than the model's context are cut before their closing special
+    tokens; `texts` and `truncated` count what has been tokenized and what was cut.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, layer: int) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name, self.layer = name, layer
+        # RoBERTa and GPT-2 write a word with its space: the first word would be another token than in mid-sentence
+        self._prefix = " " if isinstance(tokenizer, (RobertaTokenizer, GPT2Tokenizer)) else ""
+        self.context_length = _context_length(model, tokenizer)
+        self.empty = len(tokenizer("")["input_ids"])  # the special tokens that a text is put between
+        self.texts = self.truncated = 0
+        self._digest: str | None = None
+
+    @classmethod
+    def load(cls, name_or_path: str | Path = DEFAULT_MODEL, *, layer: int | None = None,
+             device: str | torch.device | None = None) -> TokenEncoder:  # fmt: skip
+        """Load a folder or hub name; of an encoder-decoder, the encoder.
+
+        :param layer: 0 is the embeddings; None, the last layer.
+        """
+        name = str(name_or_path)
+        source = find_model(name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source)
+            layers = getattr(config, "num_hidden_layers", None)
+            if layers is None:
+                raise EncoderError(f"{name} is a {config.model_type!r} model, which has no layers of text tokens")
+            if layer is not None and not 0 <= layer <= layers:
+                raise EncoderError(f"{name} has layers 0 to {layers}, not {layer}; name one of them: layer={layers}")
+            if layer is not None and layer < layers:
+                config.num_hidden_layers = layer
+                if getattr(config, "layer_types", None):
+                    config.layer_types = config.layer_types[:layer]
+            model, found = AutoModel.from_pretrained(
+                source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+        except EncoderError:
+            raise
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+            raise cannot_load(name, source, error) from error
+        absent = sorted(key for key in found["missing_keys"] if "pooler" not in key.split("."))
+        if absent:
+            raise EncoderError(f"text encoder {name!r} lacks weights: {absent[0]} and {len(absent) - 1} more")
+        if config.is_encoder_decoder:
+            model = model.get_encoder()
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.to(device), tokenizer, name=name, layer=layers if layer is None else layer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def digest(self) -> str:
+        """Of the weights up to the layer."""
+        if self._digest is None:
+            self._digest = weights_digest(self.model.state_dict())
+        return self._digest
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, with the special ones, at most `context_length`."""
+        if not texts:
+            return []
+        stripped = [text.strip() for text in texts]
+        written = [self._prefix + text if text else "" for text in stripped]
+        ids = self.tokenizer(written, truncation=False, verbose=False)["input_ids"]
+        self.texts += len(ids)
+        limit = self.context_length
+        for i, own in enumerate(ids):
+            if limit is not None and len(own) > limit:
+                self.truncated += 1
+                ids[i] = self.tokenizer(written[i], truncation=True, max_length=limit)["input_ids"]
+        return ids
+
+    @torch.inference_mode()
+    def encode_tokens(self, ids: Sequence[Sequence[int]], *, batch_size: int = 64) -> list[torch.Tensor]:
+        """For each list of tokens its (L, D) float32 unit vectors on the CPU; in batches of like length."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        vectors = [torch.empty(0, 0)] * len(ids)
+        order = sorted((i for i, own in enumerate(ids) if own), key=lambda i: -len(ids[i]))
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            padded = torch.full((len(chunk), len(ids[chunk[0]])), self.tokenizer.pad_token_id or 0)
+            mask = torch.zeros_like(padded)
+            for row, i in enumerate(chunk):
+                padded[row, : len(ids[i])] = torch.tensor(ids[i])
+                mask[row, : len(ids[i])] = 1
+            output = self.model(input_ids=padded.to(self.device), attention_mask=mask.to(self.device))
+            units = torch.nn.functional.normalize(output.last_hidden_state.float(), dim=-1).cpu()
+            for row, i in enumerate(chunk):
+                vectors[i] = units[row, : len(ids[i])].clone()
+        return vectors
+
+
+def _context_length(model: Any, tokenizer: Any) -> int | None:
+    """The most tokens of a text, None where there is no limit. RoBERTa's table of positions starts at padding + 1."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    offset = 0 if padding is None else padding + 1
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limits = [positions - offset] if isinstance(positions, int) and positions > 0 else []
+    if tokenizer.model_max_length < 1_000_000:  # transformers writes 1e30 where none is known
+        limits.append(int(tokenizer.model_max_length))
+    return min(limits, default=None)
