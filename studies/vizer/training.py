@@ -21,10 +21,10 @@ from study import UNLABELLED, Spec
 
 from captune.captioner import Captioner
 from captune.loading import resolve
-from captune.methods.mapper import Mapper, fit_mapper
+from captune.methods.mapper import Mapper, fit_mapper, own_captions
 from captune.methods.sft import SFTConfig, SFTTrainer
 from captune.methods.training import TrainingConfig, load_training_images, start
-from captune.methods.vizer import PRESETS, ViZerConfig, ViZerTrainer, own_captions, train_by_reward
+from captune.methods.vizer import PRESETS, ViZerConfig, ViZerTrainer, mapper_images, train_by_reward
 from captune.options import build
 from captune.scorers import load_scorer
 from captune.scorers.vizer import ViZerScorer
@@ -138,14 +138,11 @@ class Bench:
 
     def mapper_captions(self, captioner: Captioner, config: ViZerConfig) -> tuple[list[list[str]], Any, float]:
         """The captions that the mapper is fitted on, with their images and the seconds that writing them took."""
-        source = config.images if config.zero_label else config.mapper_captions
-        images = load_training_images(config, references=not config.zero_label, source=source)
-        if config.mapper_size is not None:
-            images = images.select(range(min(config.mapper_size, len(images))))
+        images = mapper_images(config, load_training_images(config))
         if not config.zero_label:
             return list(images["references"]), images, 0.0
         settings = {name: getattr(config, name) for name in MAPPER_FIELDS}
-        file = self.work / "mapper-captions" / f"{key_of([self.digest, settings, source])}.json"
+        file = self.work / "mapper-captions" / f"{key_of([self.digest, settings, config.images])}.json"
         if not file.is_file():
             started = time.perf_counter()
             captions = own_captions(captioner, images, config)

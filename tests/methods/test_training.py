@@ -80,3 +80,12 @@ def test_a_stream_cannot_be_trained_on(images: list, tmp_path: Path) -> None:
     datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "some.parquet")
     with pytest.raises(ValueError, match="leave streaming=1 out"):
         load_training_images(config(tmp_path / "run", images=f"{tmp_path / 'some.parquet'}?streaming=1"))
+
+
+def test_several_processes_are_refused_rather_than_trained_apart(
+    captioner: Captioner, dataset: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.TrainingArguments.world_size", 2)
+    settings = config(tmp_path / "run")
+    with pytest.raises(ValueError, match="one process, not in 2"):
+        SFTTrainer.fit(captioner, dataset, settings, RunDir(settings.output).start({}))

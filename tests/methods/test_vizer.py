@@ -12,10 +12,10 @@ import torch
 
 from captune.captioner import Captioner
 from captune.methods.mapper import Mapper, MapperConfig, fit_mapper
+from captune.methods.training import kl_to_base
 from captune.methods.vizer import (
     ViZerConfig,
     ViZerTrainer,
-    kl_to_base,
     latent_loss,
     straight_through_loss,
 )

@@ -28,7 +28,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captune.captioner import Captioner
+
+if TYPE_CHECKING:
+    from captune.methods.vizer import ViZerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +197,18 @@ def collect(
             states += [h[m].clone() for h, m in zip(hidden, mask, strict=True)]
         owner += [start + i for i in owners]
     return torch.cat(features), states, torch.tensor(owner, device=features[0].device)
+
+
+def own_captions(captioner: Captioner, images: Any, config: ViZerConfig, *, batch_size: int = 64) -> list[list[str]]:
+    """The frozen model's captions of each image: one greedy, or `mapper_samples` sampled."""
+    sampled = config.mapper_captions == "sampled"
+    settings = {"do_sample": sampled, "temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
+    n = config.mapper_samples if sampled else 1
+    captions: list[list[str]] = []
+    for first in tqdm(range(0, len(images), batch_size), desc="mapper captions", disable=None):
+        flat = captioner.generate(images[first : first + batch_size]["image"], num_return_sequences=n, **settings)
+        captions += [flat[i : i + n] for i in range(0, len(flat), n)]
+    return captions
 
 
 def fit_mapper(

@@ -114,10 +114,30 @@ class CaptionerTrainer(Trainer):
 
     @classmethod
     def fit(cls, captioner: Captioner, dataset: Any, config: TrainingConfig, run_dir: RunDir, **kwargs: Any) -> None:
-        """Trains, resuming from the run's last checkpoint where there is one."""
-        trainer = cls(captioner, dataset, training_arguments(config), **kwargs)
+        """Trains, resuming from the run's last checkpoint where there is one.
+
+        Raises:
+            ValueError: with several processes: the loss is computed beside DDP's wrapper, which would average nothing.
+        """
+        arguments = training_arguments(config)
+        if arguments.world_size > 1:
+            raise ValueError(f"this method trains in one process, not in {arguments.world_size}: launch it without "
+                             "torchrun; the reward objective, on trl's GRPOTrainer, runs on several")  # fmt: skip
+        trainer = cls(captioner, dataset, arguments, **kwargs)
         follow(trainer, run_dir)
         trainer.train(resume_from_checkpoint=last_checkpoint(config.output))
+
+
+def kl_to_base(captioner: Captioner, batch: Any, logits: Tensor | None = None) -> Tensor:
+    """KL(pi || pi_base) per caption token, averaged; pi_base is the captioner without its adapter."""
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "caption_mask")}
+    if logits is None:
+        logits = captioner.model(**inputs, use_cache=False).logits
+    with torch.no_grad(), captioner.disable_adapter():
+        base = captioner.model(**inputs, use_cache=False).logits
+    mask = batch["caption_mask"][:, 1:].bool()
+    ours, theirs = (x[:, :-1][mask].float().log_softmax(dim=-1) for x in (logits, base))
+    return (ours.exp() * (ours - theirs)).sum(dim=-1).mean()
 
 
 def common_arguments(config: TrainingConfig) -> dict[str, Any]:

@@ -30,24 +30,27 @@ Two presets, both reported in `studies/vizer` whatever they show:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from captune.captioner import Captioner
 from captune.families import attribute
-from captune.methods.mapper import Mapper, MapperConfig, fit_mapper
-from captune.methods.training import CaptionerTrainer, TrainingConfig, conclude, load_training_images, start
+from captune.methods.mapper import Mapper, MapperConfig, fit_mapper, own_captions
+from captune.methods.training import (
+    CaptionerTrainer,
+    TrainingConfig,
+    conclude,
+    kl_to_base,
+    load_training_images,
+    start,
+)
 from captune.runs import RunDir
 from captune.scorers import load_scorer
 from captune.scorers.vizer import ViZerScorer
-
-logger = logging.getLogger(__name__)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "captune": {},  # the defaults of ViZerConfig
@@ -138,16 +141,11 @@ class ViZerConfig(MapperConfig, TrainingConfig):
         return MapperConfig(**{name: getattr(self, name) for name in MapperConfig.__dataclass_fields__})
 
 
-def own_captions(captioner: Captioner, images: Any, config: ViZerConfig, *, batch_size: int = 64) -> list[list[str]]:
-    """The frozen model's captions of each image: one greedy, or `mapper_samples` sampled."""
-    sampled = config.mapper_captions == "sampled"
-    settings = {"do_sample": sampled, "temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
-    n = config.mapper_samples if sampled else 1
-    captions: list[list[str]] = []
-    for first in tqdm(range(0, len(images), batch_size), desc="mapper captions", disable=None):
-        flat = captioner.generate(images[first : first + batch_size]["image"], num_return_sequences=n, **settings)
-        captions += [flat[i : i + n] for i in range(0, len(flat), n)]
-    return captions
+def mapper_images(config: ViZerConfig, images: Any) -> Any:
+    """The images that the mapper is fitted on: the first `mapper_size` of these or, for ViZer_GT, of its own source."""
+    if not config.zero_label:
+        images = load_training_images(config, references=True, source=config.mapper_captions)
+    return images if config.mapper_size is None else images.select(range(min(config.mapper_size, len(images))))
 
 
 def build_mapper(
@@ -161,10 +159,7 @@ def build_mapper(
     folder = RunDir(config.output).mapper
     if (folder / "config.json").is_file():
         return Mapper.load(folder).to(captioner.device)
-    if not config.zero_label:
-        images = load_training_images(config, references=True, source=config.mapper_captions)
-    if config.mapper_size is not None:
-        images = images.select(range(min(config.mapper_size, len(images))))
+    images = mapper_images(config, images)
     torch.manual_seed(config.seed)  # the same samples when a run goes on with its second round
     captions = own_captions(captioner, images, config) if config.zero_label else list(images["references"])
     mapper, losses = fit_mapper(
@@ -283,18 +278,6 @@ def straight_through_loss(
     start = head.shape[1] - int(mapper.config.shift)
     states = hidden[:, start : start + valid.shape[1]]
     return (1 - mapper.cosine(states, valid, features)).mean(), batch, logits
-
-
-def kl_to_base(captioner: Captioner, batch: Any, logits: Tensor | None = None) -> Tensor:
-    """KL(pi || pi_base) per caption token, averaged; pi_base is the captioner without its adapter."""
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "caption_mask")}
-    if logits is None:
-        logits = captioner.model(**inputs, use_cache=False).logits
-    with torch.no_grad(), captioner.disable_adapter():
-        base = captioner.model(**inputs, use_cache=False).logits
-    mask = batch["caption_mask"][:, 1:].bool()
-    ours, theirs = (x[:, :-1][mask].float().log_softmax(dim=-1) for x in (logits, base))
-    return (ours.exp() * (ours - theirs)).sum(dim=-1).mean()
 
 
 def run(config: ViZerConfig) -> RunDir:
