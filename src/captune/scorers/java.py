@@ -123,7 +123,13 @@ class JavaProgram:
     """
 
     def __init__(
-        self, name: str, arguments: Sequence[str], *, memory: str, timeout: float, files: Mapping[str, str] | None = None
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        memory: str,
+        timeout: float,
+        files: Mapping[str, str] | None = None,
     ) -> None:
         self.name, self.timeout = name, timeout
         java = find_java()
@@ -216,10 +222,10 @@ class JavaProgram:
 
 
 def _reason(said: str) -> str:
-    """The line of a program's last words that names the error, or the last line."""
+    """The line of a program's last words that names an exception, or the last two lines."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    named = [line for line in lines if re.search(r"Exception|Error\b|Error:", line) and not line.startswith("at ")]
-    return (named or lines or [""])[0 if named else -1][:300]
+    named = [line for line in lines if re.search(r"\w(Exception|Error)\b", line) and not line.startswith("at ")]
+    return (named[0] if named else "; ".join(lines[-2:]))[:300]
 
 
 def _read(process: subprocess.Popen[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:

@@ -23,10 +23,11 @@ _COLUMNS = 23
 class Meteor(Scorer):
     """METEOR 1.5: words matched with the best reference (exact, stem, synonym, paraphrase), their recall and order.
 
-        P, R = weighted matches / weighted length of caption and reference (content words delta, function words 1 - delta)
         F = P R / (alpha P + (1 - alpha) R),   METEOR = F (1 - gamma (chunks / matches)^beta)
 
-    with the original's English parameters alpha = .85, beta = .2, gamma = .6, delta = .75. pycocoevalcap's Java program
+    P and R are the weights of the matched words over those of all words, in the caption and in the reference: content
+    words count delta, function words 1 - delta, and a match by its kind (1, .6, .8, .6). alpha = .85, beta = .2,
+    gamma = .6 and delta = .75 are the original's for English. pycocoevalcap's Java program
     (`-l en -norm`) aligns the words; captions are tokenized as pycocoevalcap does. The corpus figure is the program's
     own: the formula on the summed statistics of the captions, not the mean of their figures. As in the program, a
     caption that equals its reference adds no chunk.
