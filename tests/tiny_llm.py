@@ -1,4 +1,4 @@
-"""Tiny language models: one with random weights, one that says the same to everything; and a server of the OpenAI kind."""
+"""Tiny language models, with random weights or one answer to everything, and a server of the OpenAI kind."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def gpt2(folder: Path, says: dict[str, float] | None = None) -> Path:
             model.transformer.ln_f.bias.fill_(1.0)
             model.lm_head.weight.zero_()
             for token, logit in says.items():
-                model.lm_head.weight[tokenizer.convert_tokens_to_ids(token)] = logit / 32
+                (i,) = tokenizer(token)["input_ids"]
+                model.lm_head.weight[i] = logit / 32
         model.save_pretrained(folder)
     return folder
 

@@ -208,6 +208,11 @@ class LanguageModel:
     def label(self) -> str:
         return f"{self.name}@{weights_digest(self._model)}"
 
+    @property
+    def _source(self) -> str:
+        folder = Path(self.name).expanduser()
+        return str(folder) if folder.is_dir() else self.name
+
     @cached_property
     def _model(self) -> Any:
         import torch
@@ -217,9 +222,11 @@ class LanguageModel:
         self.check()
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if str(device) == "cpu" else "auto"
-        source = str(Path(self.name).expanduser()) if Path(self.name).expanduser().is_dir() else self.name
         try:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+            model, info = AutoModelForCausalLM.from_pretrained(self._source, dtype=dtype, use_safetensors=True,
+                                                               output_loading_info=True)  # fmt: skip
+            if lacking := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
+                raise ValueError(f"{len(lacking)} tensors are missing or have another shape, such as {lacking[0]}")
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise self._unloadable("weights (*.safetensors)", error) from error
         return model.eval().requires_grad_(False).to(device)
@@ -229,9 +236,8 @@ class LanguageModel:
         from transformers import AutoTokenizer
 
         self.check()
-        source = str(Path(self.name).expanduser()) if Path(self.name).expanduser().is_dir() else self.name
         try:
-            return Vocabulary(AutoTokenizer.from_pretrained(source))
+            return Vocabulary(AutoTokenizer.from_pretrained(self._source))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise self._unloadable("tokenizer", error) from error
 
@@ -244,7 +250,7 @@ class LanguageModel:
         import torch
 
         prompts = [self._ids(question) for question in questions]
-        order = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
+        order = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))  # too little memory shows at once
         found: dict[int, np.ndarray] = {}
         for start in tqdm(range(0, len(order), self.batch_size), desc="asking", leave=False,
                           disable=len(order) < SILENT):  # fmt: skip
