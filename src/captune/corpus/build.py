@@ -1,0 +1,228 @@
+"""Building a corpus: the source read once, piece by piece, each piece on the disk before the next is begun."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from captune.corpus import files
+from captune.corpus.encoders import (
+    DEFAULT_IMAGE_ENCODER,
+    EncodesImages,
+    EncodesTexts,
+    load_image_encoder,
+    load_text_encoder,
+    unit,
+)
+from captune.corpus.files import CorpusError, Shard
+from captune.corpus.index import INDEXES, make_index
+from captune.data import BadImage, ImageSource, load_images, open_image
+from captune.data.columns import undecoded
+from captune.versions import versions
+
+logger = logging.getLogger(__name__)
+_TEXTS_AT_ONCE = 512  # enough for batches of like length
+
+Row = dict[str, Any]
+
+
+def build(
+    source: str | ImageSource,
+    output: str | Path,
+    *,
+    text_encoder: str | EncodesTexts,
+    image_encoder: str | EncodesImages,
+    index: str = "flat",
+    batch_size: int = 32,
+    shard_size: int = 1024,
+    overwrite: bool = False,
+    progress: bool = True,
+    device: str | None = None,
+) -> None:
+    """The work of `Corpus.build`."""
+    folder = Path(output)
+    for name, number in (("batch_size", batch_size), ("shard_size", shard_size)):
+        if number < 1:
+            raise CorpusError(f"{name} must be at least 1, not {number}")
+    if index not in INDEXES:
+        raise CorpusError(f"there is no index {index!r}; there are {', '.join(INDEXES)}")
+    texts = load_text_encoder(text_encoder, device) if isinstance(text_encoder, str) else text_encoder
+    pictures = load_image_encoder(image_encoder, device) if isinstance(image_encoder, str) else image_encoder
+    if pictures.name == DEFAULT_IMAGE_ENCODER and not str(source).startswith("storybook:"):
+        logger.warning("%s knows storybook's pictures only; for photographs name an image encoder such as "
+                       "openai/clip-vit-base-patch32", DEFAULT_IMAGE_ENCODER)  # fmt: skip
+    dataset = load_images(source, decode=False, stream=True) if isinstance(source, str) else undecoded(source)
+    settings: dict[str, Any] = {
+        "format": files.FORMAT,
+        "complete": False,
+        "source": source if isinstance(source, str) else f"a dataset of {_count(dataset) or 'unknown'} rows",
+        "rows": _count(dataset),
+        "text_encoder": {"name": texts.name, "digest": texts.digest},
+        "image_encoder": {"name": pictures.name, "digest": pictures.digest},
+        "shard_size": shard_size,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.only_builder(folder):
+        begun = _begin(folder, settings, overwrite)
+        if not begun.get("complete"):
+            job = _Job(texts, pictures, folder, batch_size, begun["shard_size"], progress)
+            count = job.run(dataset)
+            files.write_config(folder, {**begun, **files.merge(folder, count), "complete": True,
+                                        "versions": versions()})  # fmt: skip
+        shutil.rmtree(folder / files.SHARDS, ignore_errors=True)
+        if index != "flat":
+            make_index(folder, index, progress=progress)
+
+
+def _count(dataset: ImageSource) -> int | None:
+    return len(dataset) if isinstance(dataset, Dataset) else None
+
+
+def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """The config of the build that goes on here; CorpusError where another one lies here."""
+    if overwrite:
+        files.clear(folder)
+    begun = files.read_config(folder)
+    if begun is None:
+        taken = [name for name in (files.SHARDS, *files.OWN) if (folder / name).exists()]
+        if taken:
+            raise CorpusError(f"{folder} is no corpus but holds {', '.join(taken)}; name another folder")
+        files.write_config(folder, settings)
+        return settings
+    said = {"source": "source", "rows": "number of rows"}
+    other = [f"{what} {begun.get(key)!r}, not {settings[key]!r}" for key, what in said.items()
+             if begun.get(key) != settings[key]]  # fmt: skip
+    for slot in ("text_encoder", "image_encoder"):
+        if begun[slot]["digest"] != settings[slot]["digest"]:
+            then, now = ("{name}@{digest}".format(**c[slot]) for c in (begun, settings))
+            other.append(f"{slot.replace('_', ' ')} {then}, not {now}")
+    if other:
+        what = "a corpus" if begun.get("complete") else "an unfinished corpus"
+        raise CorpusError(f"{folder} holds {what} made otherwise ({'; '.join(other)}); name another folder, or "
+                          "overwrite it")  # fmt: skip
+    return begun
+
+
+class _Job:
+    """One pass over the source."""
+
+    def __init__(self, texts: EncodesTexts, pictures: EncodesImages, folder: Path, batch_size: int, shard_size: int,
+                 progress: bool) -> None:  # fmt: skip
+        self.texts, self.pictures, self.folder = texts, pictures, folder
+        self.batch_size, self.shard_size, self.show = batch_size, shard_size, progress
+        self.known: set[str] = set()  # the images that earlier shards have
+
+    def run(self, dataset: ImageSource) -> int:
+        """How many shards there are now."""
+        reader = _Reader(dataset)
+        with (
+            tqdm(total=reader.total, desc="corpus", unit="image", disable=not self.show) as bar,
+            ThreadPoolExecutor(max_workers=1) as pool,  # opens the next images while the model is busy with these
+        ):
+            for number in itertools.count():
+                path = files.shard_path(self.folder, number)
+                shard = files.read_shard(path)
+                if shard is None:
+                    if path.exists():
+                        logger.warning("%s is cut off; its part of the source is done again", path)
+                    shard = self._shard(reader.rows(number * self.shard_size, self.shard_size), pool, bar)
+                    if not shard.rows:
+                        return number
+                    files.write_shard(path, shard)
+                else:
+                    bar.update(shard.rows)
+                self.known.update(shard.images)
+                if shard.rows < self.shard_size:
+                    return number + 1
+        raise AssertionError  # count() does not end
+
+    def _shard(self, rows: Iterator[Row], pool: ThreadPoolExecutor, bar: Any) -> Shard:
+        shard = Shard(rows=0)
+        seen: set[str] = set()
+        images: list[np.ndarray] = []
+        texts: list[np.ndarray] = []
+        waiting: list[str] = []
+        ahead = pool.submit(self._open, rows, seen)
+        while (now := ahead.result()).rows:
+            ahead = pool.submit(self._open, rows, seen)
+            shard.rows += now.rows
+            for item, why in now.skipped:
+                logger.warning("left out: %s: %s", item, why)
+            shard.skipped += now.skipped
+            if now.images:
+                shard.images += now.images
+                images.append(unit(self.pictures.encode_images(now.pictures), now.images))
+            shard.entries += now.entries
+            waiting += [caption for _, caption in now.entries]
+            while len(waiting) >= _TEXTS_AT_ONCE:
+                part, waiting = waiting[:_TEXTS_AT_ONCE], waiting[_TEXTS_AT_ONCE:]
+                texts.append(unit(self.texts.encode_texts(part), part))
+            bar.update(now.rows)
+        if waiting:
+            texts.append(unit(self.texts.encode_texts(waiting), waiting))
+        if images:
+            shard.image_vectors = np.concatenate(images)
+        if texts:
+            shard.text_vectors = np.concatenate(texts)
+        return shard
+
+    def _open(self, rows: Iterator[Row], seen: set[str]) -> _Opened:
+        """The next rows, up to batch_size. An image whose id has come before is not opened again."""
+        batch = _Opened(rows=0)
+        for row in itertools.islice(rows, self.batch_size):
+            batch.rows += 1
+            image_id = str(row["image_id"])
+            captions = [text for text in row["references"] or () if text and text.strip()]
+            if not captions:
+                batch.skipped.append((image_id, "has no caption"))
+                continue
+            if image_id not in self.known and image_id not in seen:
+                try:
+                    batch.pictures.append(open_image(row["image"], image_id))
+                except BadImage as error:
+                    batch.skipped.append((image_id, error.why))
+                    continue
+                seen.add(image_id)
+                batch.images.append(image_id)
+            batch.entries += [(image_id, caption) for caption in captions]
+        return batch
+
+
+class _Opened(Shard):
+    """Rows that were read, before anything is encoded."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.pictures: list[Any] = []
+
+
+class _Reader:
+    """Rows of a source by their number; a stream is asked in rising order and passes over what is not asked for."""
+
+    def __init__(self, dataset: ImageSource) -> None:
+        self.dataset = dataset
+        self.total = _count(dataset)
+        self._stream = iter(dataset) if self.total is None else None
+        self._next = 0
+
+    def rows(self, start: int, count: int) -> Iterator[Row]:
+        if self._stream is None:
+            assert self.total is not None
+            for i in range(start, min(start + count, self.total)):
+                yield self.dataset[i]
+            return
+        for _ in itertools.islice(self._stream, start - self._next):
+            pass
+        self._next = start
+        for row in itertools.islice(self._stream, count):
+            self._next += 1
+            yield row

@@ -1,0 +1,253 @@
+"""The class `Corpus`: opening, searching, and the choice among what was found."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captune.corpus import files
+from captune.corpus.encoders import (
+    DEFAULT_IMAGE_ENCODER,
+    DEFAULT_TEXT_ENCODER,
+    EncodesImages,
+    EncodesTexts,
+    load_image_encoder,
+    load_text_encoder,
+    unit,
+)
+from captune.corpus.files import CorpusError
+from captune.corpus.index import INDEXES, nearest, open_index
+from captune.data.captions import read_jsonl
+
+if TYPE_CHECKING:
+    from captune.data import ImageSource
+
+logger = logging.getLogger(__name__)
+_TIE = 1e-6  # scores nearer than this are equal: the same sentence's vector differs by 1e-7 from batch to batch
+_TIES_SORTED = 1024  # among more equal entries than this, the index chooses
+_CELLS = 2**22  # values gathered at once when candidates are compared
+
+Answer = tuple[np.ndarray, np.ndarray]
+
+
+class Corpus:
+    """Captioned images, D = {(x_i, t_i)}, searched by text: one entry per caption, one image vector per image.
+
+    `image_vectors` (M, D_image) and `text_vectors` (N, D_text) are memory maps of float32 unit vectors; `owners` (N,)
+    holds the row of each entry's image; `image_ids` are the M ids.
+    """
+
+    def __init__(self, folder: str | Path, *, index: str = "flat", effort: int | None = None,
+                 text_encoder: EncodesTexts | None = None, image_encoder: EncodesImages | None = None,
+                 device: str | None = None) -> None:  # fmt: skip
+        self.folder = Path(folder)
+        if index not in INDEXES:
+            raise CorpusError(f"there is no index {index!r}; there are {', '.join(INDEXES)}")
+        self.config = files.complete_config(self.folder)
+        entries, images = self.config["entries"], self.config["images"]
+        self.text_vectors = files.open_vectors(self.folder, "texts.npy", (entries, None), np.float32)
+        self.image_vectors = files.open_vectors(self.folder, "images.npy", (images, None), np.float32)
+        self.owners = files.open_vectors(self.folder, "owners.npy", (entries,), np.int64)
+        self.image_ids: list[str] = json.loads((self.folder / "images.json").read_bytes())
+        if len(self.image_ids) != images:
+            raise CorpusError(f"{self.folder / 'images.json'} has {len(self.image_ids)} ids, not {images}")
+        self.index = index
+        self._index = None if index == "flat" else open_index(self.folder, index, effort, entries)
+        self.effort = 0 if self._index is None else effort or INDEXES[index]
+        self._device = device
+        if text_encoder is not None:
+            self.text_encoder = self._same("text_encoder", text_encoder)
+        if image_encoder is not None:
+            self.image_encoder = self._same("image_encoder", image_encoder)
+        self._last: tuple[Any, Answer] | None = None
+
+    @classmethod
+    def build(cls, source: str | ImageSource, output: str | Path, *,
+              text_encoder: str | EncodesTexts = DEFAULT_TEXT_ENCODER,
+              image_encoder: str | EncodesImages = DEFAULT_IMAGE_ENCODER, index: str = "flat",
+              batch_size: int = 32, shard_size: int = 1024, overwrite: bool = False, progress: bool = True,
+              device: str | None = None) -> Corpus:  # fmt: skip
+        """Make a corpus of a captioned source in the folder `output`; what a killed build has finished is kept.
+
+        Each image is encoded once and each of its references is an entry. Images that cannot be read or have no
+        caption are left out, named, counted and listed in skipped.jsonl. A corpus that is there already, from the same
+        source and encoders, is opened; made otherwise, it is refused unless `overwrite`. Building needs room on the
+        disk for the vectors twice, for the moment in which the pieces become one file.
+
+        :param source: anything `captune.data.load_images` reads, or a dataset with its columns.
+        :param text_encoder: a name (sentence-transformers, or a CLIP-like model), or an object with its methods.
+        :param image_encoder: a name (a CLIP-like model, or a vision model as DINOv2), or an object with its methods.
+        :param index: "flat" is exact; "ivf" and "hnsw" add an approximate index and open the corpus with it.
+        :param shard_size: source rows per piece: what a killed build loses at most.
+        """
+        from captune.corpus.build import build
+
+        build(source, output, text_encoder=text_encoder, image_encoder=image_encoder, index=index,
+              batch_size=batch_size, shard_size=shard_size, overwrite=overwrite, progress=progress,
+              device=device)  # fmt: skip
+        return cls(output, index=index, device=device,
+                   text_encoder=None if isinstance(text_encoder, str) else text_encoder,
+                   image_encoder=None if isinstance(image_encoder, str) else image_encoder)  # fmt: skip
+
+    @classmethod
+    def open(cls, folder: str | Path, **options: Any) -> Corpus:
+        """A corpus that `build` made. Loads no model; vectors are read from the disk as they are needed.
+
+        Options: `index` ("flat", exact; "ivf", "hnsw"), `effort` (the lists or candidates that the index visits per
+        query), `text_encoder` and `image_encoder` (objects to use; refused if the corpus was made with others),
+        `device`.
+        """
+        return cls(folder, **options)
+
+    def __len__(self) -> int:
+        return len(self.text_vectors)
+
+    @property
+    def digest(self) -> str:
+        """Of entries, image vectors and text vectors."""
+        return str(self.config["digest"])
+
+    @property
+    def signature(self) -> str:
+        """What figures from this corpus depend on."""
+        text, image = (self.config[slot] for slot in ("text_encoder", "image_encoder"))
+        index = self.index + (f"-{self.effort}" if self.effort else "")
+        return (f"corpus:{self.digest}|entries:{len(self)}|images:{len(self.image_ids)}|index:{index}"
+                f"|text:{text['name']}@{text['digest']}|image:{image['name']}@{image['digest']}")  # fmt: skip
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The text of each entry; read when it is first asked for."""
+        return [row["caption"] for row in read_jsonl(self.folder / "entries.jsonl")]
+
+    @cached_property
+    def text_encoder(self) -> EncodesTexts:
+        """Loaded at first use; CorpusError if it is not the one that the corpus was made with."""
+        return self._same("text_encoder", load_text_encoder(self.config["text_encoder"]["name"], self._device))
+
+    @cached_property
+    def image_encoder(self) -> EncodesImages:
+        """Loaded at first use; CorpusError if it is not the one that the corpus was made with."""
+        return self._same("image_encoder", load_image_encoder(self.config["image_encoder"]["name"], self._device))
+
+    def _same(self, slot: str, encoder: Any) -> Any:
+        made = self.config[slot]
+        if encoder.digest != made["digest"]:
+            raise CorpusError(f"{self.folder} was made with the {slot.replace('_', ' ')} {made['name']}@"
+                              f"{made['digest']}, not {encoder.name}@{encoder.digest}: vectors of two encoders do not "
+                              "compare")  # fmt: skip
+        return encoder
+
+    # -------------------------------------------------------------- search
+
+    def search(
+        self, queries: Sequence[str] | np.ndarray, k: int = 5, *, exclude: Sequence[str | None] | None = None,
+        distinct: bool = False,
+    ) -> Answer:  # fmt: skip
+        """(cosines, rows), each (Q, k), best first: the k entries most like each query.
+
+        Equal entries come in the order of the corpus, so that the answer does not depend on how queries are batched.
+
+        :param queries: texts, or vectors (Q, D_text).
+        :param exclude: an image id per query, none of whose entries is found; ids that the corpus lacks exclude
+            nothing. There are k results all the same.
+        :param distinct: k different images, each by its best entry.
+        :raises CorpusError: where fewer than k entries (images) are left.
+        """
+        key = None
+        if not isinstance(queries, np.ndarray):
+            key = (tuple(queries), None if exclude is None else tuple(exclude), k, distinct)
+            if self._last is not None and self._last[0] == key:  # GRC and QIR ask the same
+                return self._last[1]
+            queries = np.asarray(self.text_encoder.encode_texts(list(queries)), dtype=np.float32)
+        vectors = unit(queries, [f"query {i}" for i in range(len(queries))]) if len(queries) else queries
+        answer = self._search(vectors, k, self._excluded(exclude, len(vectors)), distinct)
+        self._last = None if key is None else (key, answer)
+        return answer
+
+    @cached_property
+    def _image_rows(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.image_ids)}
+
+    @cached_property
+    def _captions_of(self) -> np.ndarray:
+        return np.bincount(self.owners, minlength=len(self.image_ids))
+
+    def _excluded(self, ids: Sequence[str | None] | None, count: int) -> np.ndarray:
+        """(Q,): the row of each query's own image, -1 for none."""
+        if ids is None:
+            return np.full(count, -1)
+        if len(ids) != count:
+            raise CorpusError(f"{count} queries but {len(ids)} image ids to exclude")
+        return np.array([-1 if i is None else self._image_rows.get(str(i), -1) for i in ids], dtype=np.int64)
+
+    def _search(self, queries: np.ndarray, k: int, own: np.ndarray, distinct: bool) -> Answer:
+        scores = np.empty((len(queries), k), dtype=np.float32)
+        rows = np.empty((len(queries), k), dtype=np.int64)
+        if not len(queries):
+            return scores, rows
+        if queries.shape[1] != self.text_vectors.shape[1]:
+            raise CorpusError(f"queries have {queries.shape[1]} dimensions, the corpus' texts "
+                              f"{self.text_vectors.shape[1]}")  # fmt: skip
+        most = int(self._captions_of[own[own >= 0]].max(initial=0))
+        there, what = (len(self.image_ids) - bool(most), "images") if distinct else (len(self) - most, "entries")
+        if not 1 <= k <= there:
+            raise CorpusError(f"{self.folder} has {there} {what} to retrieve besides a query's own; k = {k}")
+        per_image = -(-len(self) // len(self.image_ids)) if distinct else 1
+        fetch, pending, index = min(len(self), k * per_image + most + 1), np.arange(len(queries)), self._index
+        while True:
+            found_scores, found_rows, groups = self._candidates(queries[pending], fetch, index)
+            final = fetch == len(self) or index is not None or fetch >= _TIES_SORTED
+            left = []
+            for place, query in enumerate(pending):
+                taken = self._choose(found_rows[place], k, own[query], distinct)
+                if len(taken) < k or (groups[place, taken[-1]] == groups[place, -1] and not final):
+                    left.append(query)  # too few, or one that was not fetched may equal the last one taken
+                else:
+                    scores[query], rows[query] = found_scores[place, taken], found_rows[place, taken]
+            if not left:
+                return scores, rows
+            # what an approximate index could not fill is searched exactly
+            pending, index, fetch = np.array(left), None, min(len(self), fetch * 4)
+
+    def _candidates(self, queries: np.ndarray, fetch: int, index: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(scores, rows, groups) of each query's candidates, best first; equal ones make a group and come by row. A row
+        is -1 where an index found fewer.
+
+        The scores are computed again, each by itself: a matrix product's last digits depend on its shape.
+        """
+        _, rows = nearest(self.text_vectors, queries, fetch) if index is None else index.search(queries, fetch)
+        scores = np.empty(rows.shape)
+        step = max(1, _CELLS // (fetch * queries.shape[1]))
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            texts = self.text_vectors[rows[part]].astype(np.float64)
+            scores[part] = (texts * queries[part, None].astype(np.float64)).sum(axis=-1)
+        scores[rows < 0] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")
+        scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        with np.errstate(invalid="ignore"):  # -inf - -inf
+            groups = np.cumsum(scores[:, :-1] - scores[:, 1:] > _TIE, axis=1)
+        groups = np.concatenate([np.zeros((len(rows), 1), dtype=groups.dtype), groups], axis=1)
+        order = np.lexsort((rows, groups), axis=1)
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1), groups
+
+    def _choose(self, rows: np.ndarray, k: int, own: int, distinct: bool) -> list[int]:
+        """The places of the first k candidates of one query that may be taken."""
+        taken: list[int] = []
+        images: set[int] = set()
+        for place, row in enumerate(rows):
+            owner = -1 if row < 0 else int(self.owners[row])
+            if row < 0 or owner == own or (distinct and owner in images):
+                continue
+            images.add(owner)
+            taken.append(place)
+            if len(taken) == k:
+                break
+        return taken

@@ -1,0 +1,234 @@
+"""The files of a corpus folder.
+
+    config.json      source, encoders (name and digest), counts, digest of the content, versions; "complete"
+    texts.npy        (N, D_text) float32 unit vectors, one per entry
+    images.npy       (M, D_image) float32 unit vectors, one per image
+    owners.npy       (N,) int64: the row of each entry's image
+    entries.jsonl    N lines: image_id, caption
+    images.json      M image ids
+    skipped.jsonl    the images that are not in it: image_id, why
+    index-ivf.faiss  where an approximate index was asked for
+    shards/          while it is built: finished pieces of the source, so that a killed build goes on
+
+Every file is replaced in one step. config.json says "complete" after all others lie there; what is never read before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks; two builders in one folder are then the user's business
+    fcntl = None  # type: ignore[assignment]
+
+from captune.data.captions import jsonl_line, replace_file
+
+FORMAT = 1
+CONFIG = "config.json"
+SHARDS = "shards"
+OWN = ("texts.npy", "images.npy", "owners.npy", "entries.jsonl", "images.json", "skipped.jsonl",
+       "index-ivf.faiss", "index-hnsw.faiss")  # fmt: skip
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be built, opened or searched as asked; the message says why and what to do."""
+
+
+@dataclass
+class Shard:
+    """A finished piece of the source: `rows` source rows from its start on, in one file, so it is there or it is not.
+
+    An entry names its image by id, because an id may come again after its image is in an earlier shard.
+    """
+
+    rows: int
+    images: list[str] = field(default_factory=list)  # ids; image_vectors has a row for each
+    entries: list[tuple[str, str]] = field(default_factory=list)  # (image_id, caption); text_vectors has a row for each
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (image_id, why)
+    image_vectors: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    text_vectors: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / SHARDS / f"{number:06d}.safetensors"
+
+
+def write_shard(path: Path, shard: Shard) -> None:
+    from safetensors.numpy import save_file
+
+    about = {"rows": shard.rows, "images": shard.images, "entries": shard.entries, "skipped": shard.skipped}
+    text = json.dumps(about).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as temporary:
+        save_file({"images": shard.image_vectors, "texts": shard.text_vectors,
+                   "about": np.frombuffer(text, dtype=np.uint8)}, temporary)  # fmt: skip
+
+
+def read_shard(path: Path) -> Shard | None:
+    """None where it is not there, cut off or no such file: that piece is made again."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+        about = json.loads(tensors["about"].tobytes())
+        shard = Shard(about["rows"], about["images"], [(i, c) for i, c in about["entries"]],
+                      [(i, w) for i, w in about["skipped"]], tensors["images"], tensors["texts"])  # fmt: skip
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return None
+    whole = len(shard.images) == len(shard.image_vectors) and len(shard.entries) == len(shard.text_vectors)
+    return shard if whole else None
+
+
+def merge(folder: Path, count: int) -> dict[str, Any]:
+    """Make the corpus' files out of `count` shards; returns what config.json says of them. The shards stay."""
+    texts, images, skipped = (0, 0), (0, 0), 0
+    for shard in _shards(folder, count):
+        texts = _grown(texts, shard.text_vectors, "text")
+        images = _grown(images, shard.image_vectors, "image")
+        skipped += len(shard.skipped)
+    if not texts[0]:
+        raise CorpusError(f"nothing to retrieve: no image of the source has a caption and can be read ({skipped} were "
+                          "left out; a corpus needs a captioned source)")  # fmt: skip
+    digests = [hashlib.sha256() for _ in range(3)]
+    ids: dict[str, int] = {}
+    owners = np.empty(texts[0], dtype=np.int64)
+    with (
+        _replacing(folder / "texts.npy") as texts_file,
+        _replacing(folder / "images.npy") as images_file,
+        _replacing(folder / "entries.jsonl") as entries_file,
+        _replacing(folder / "skipped.jsonl") as skipped_file,
+    ):
+        text_vectors = np.lib.format.open_memmap(texts_file, "w+", np.float32, texts)
+        image_vectors = np.lib.format.open_memmap(images_file, "w+", np.float32, images)
+        row = 0
+        with (
+            entries_file.open("w", encoding="utf-8", newline="\n") as entries,
+            skipped_file.open("w", encoding="utf-8", newline="\n") as left_out,
+        ):
+            for shard in _shards(folder, count):
+                first = len(ids)
+                ids.update({image_id: first + i for i, image_id in enumerate(shard.images)})
+                image_vectors[first : len(ids)] = shard.image_vectors.reshape(-1, images[1])
+                text_vectors[row : row + len(shard.entries)] = shard.text_vectors.reshape(-1, texts[1])
+                for image_id, caption in shard.entries:
+                    if image_id not in ids:
+                        raise CorpusError(f"the source changed while {folder} was built: image {image_id!r} is gone; "
+                                          "start afresh with overwrite")  # fmt: skip
+                    owners[row] = ids[image_id]
+                    row += 1
+                    line = jsonl_line({"image_id": image_id, "caption": caption})
+                    digests[0].update(line.encode())
+                    entries.write(line)
+                digests[1].update(shard.image_vectors.tobytes())
+                digests[2].update(shard.text_vectors.tobytes())
+                left_out.writelines(jsonl_line({"image_id": i, "why": why}) for i, why in shard.skipped)
+        text_vectors.flush()
+        image_vectors.flush()
+        del text_vectors, image_vectors
+    with _replacing(folder / "owners.npy") as owners_file, owners_file.open("wb") as file:
+        np.save(file, owners, allow_pickle=False)
+    replace_file(folder / "images.json", json.dumps(list(ids)) + "\n")
+    digest = hashlib.sha256(b"".join(part.digest() for part in digests)).hexdigest()[:12]  # for any size of shards
+    return {"entries": texts[0], "images": images[0], "skipped": skipped, "digest": digest}
+
+
+def _shards(folder: Path, count: int) -> Iterator[Shard]:
+    for number in range(count):
+        shard = read_shard(shard_path(folder, number))
+        if shard is None:
+            raise CorpusError(f"{shard_path(folder, number)} cannot be read; build again, and only it is made again")
+        yield shard
+
+
+def _grown(shape: tuple[int, int], vectors: np.ndarray, kind: str) -> tuple[int, int]:
+    if not len(vectors):
+        return shape
+    if shape[1] not in (0, vectors.shape[1]):
+        raise CorpusError(f"the {kind} encoder gives vectors of {shape[1]} and of {vectors.shape[1]} dimensions")
+    return shape[0] + len(vectors), vectors.shape[1]
+
+
+@contextmanager
+def only_builder(folder: Path) -> Iterator[None]:
+    """Only one process builds in a folder."""
+    with (folder / ".lock").open("wb") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CorpusError(f"{folder}: another process is building here; wait for it to end") from error
+        yield
+
+
+def clear(folder: Path) -> None:
+    """Remove what a corpus consists of, by its names; config.json last, so that a killed removal can be repeated."""
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    for name in (*OWN, CONFIG):
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    replace_file(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """None where the folder holds no corpus, not even a begun one."""
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+        if not isinstance(config, dict) or "text_encoder" not in config or "image_encoder" not in config:
+            raise CorpusError(f"{folder / CONFIG} is not a corpus' config")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CorpusError(f"{folder / CONFIG} cannot be read: {error}") from error
+    if config.get("format") != FORMAT:
+        raise CorpusError(f"{folder} has format {config.get('format')}; this captune reads {FORMAT}: build it again")
+    return config
+
+
+def complete_config(folder: Path) -> dict[str, Any]:
+    """The config of a corpus that can be searched."""
+    config = read_config(folder)
+    if config is None:
+        raise CorpusError(f"{folder} is no corpus; make one: captune corpus build --captions SOURCE --output {folder}")
+    if not config.get("complete"):
+        raise CorpusError(f"{folder} is not finished; run its `captune corpus build` again, and it goes on")
+    return config
+
+
+def open_vectors(folder: Path, name: str, shape: Sequence[int | None], dtype: type) -> np.ndarray:
+    """A .npy file, memory-mapped, of this shape (None: any size) and type."""
+    try:
+        array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{folder / name} cannot be read ({error}); build the corpus again") from error
+    fits = len(array.shape) == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
+    if not fits or array.dtype != dtype:
+        raise CorpusError(f"{folder / name} holds {array.shape} {array.dtype}, which is not what {CONFIG} says; "
+                          "build the corpus again")  # fmt: skip
+    return array
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name; what was written there takes the place of `path` in one step, unless an error came."""
+    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that a killed build leaves one that is used again
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

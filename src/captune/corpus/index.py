@@ -1,0 +1,111 @@
+"""Nearest vectors by inner product with faiss: exact over the memory-mapped vectors, or through an index on disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from captune.corpus.files import CorpusError, _replacing, open_vectors
+
+if TYPE_CHECKING:
+    import faiss
+
+#: kind -> how much of it a query visits unless told: IVF's lists (nprobe), HNSW's candidates (efSearch)
+INDEXES = {"flat": 0, "ivf": 32, "hnsw": 128}
+_CELLS = 2**24  # of the matrix of products that the exact search holds at once: 64 MiB
+_LOCK = threading.Lock()
+
+
+def nearest(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(scores, rows), each (Q, k), best first: the exact search. The vectors are read in place, not copied."""
+    faiss = load_faiss()
+    with _wide_products(faiss, len(queries)):
+        return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+@contextmanager
+def _wide_products(faiss: Any, queries: int) -> Iterator[None]:
+    """faiss' exact search as matrix products of a good shape, while this lasts.
+
+    By itself it multiplies 1,024 vectors at a time, and for fewer than about 170 queries of 768 dimensions none at all
+    (faiss 1.15): 64 queries take three to ten times as long as the product does. Its settings are the process', so they
+    are put back; they change the speed and nothing else.
+    """
+    settings = {
+        "distance_compute_blas_threshold": 1,
+        "distance_compute_blas_database_bs": max(1024, _CELLS // max(1, queries)),
+    }
+    with _LOCK:
+        before = {name: getattr(faiss.cvar, name) for name in settings}
+        try:
+            for name, value in settings.items():
+                setattr(faiss.cvar, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(faiss.cvar, name, value)
+
+
+def make_index(folder: Path, kind: str, *, progress: bool = True) -> None:
+    """Build index-<kind>.faiss from texts.npy; nothing is done where it is there.
+
+    IVF: 4 sqrt(N) lists, k-means on up to 40 vectors per list (seed 0). HNSW: 32 links, 80 candidates at building.
+    """
+    path = folder / f"index-{kind}.faiss"
+    if path.is_file():
+        return
+    faiss = load_faiss()
+    vectors = open_vectors(folder, "texts.npy", (None, None), np.float32)
+    count, dimension = vectors.shape
+    if kind == "ivf":
+        lists = int(max(1, min(4 * count**0.5, count / 40)))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, lists, faiss.METRIC_INNER_PRODUCT)
+        sample = np.random.default_rng(0).permutation(count)[: 40 * lists]
+        index.cp.seed, index.cp.spherical = 0, True
+        index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
+    else:
+        index = faiss.IndexHNSWFlat(dimension, 32, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = 80
+    step = 16_384
+    with tqdm(total=count, desc=f"{kind} index", unit="vector", disable=not progress) as bar:
+        for start in range(0, count, step):
+            index.add(np.ascontiguousarray(vectors[start : start + step]))
+            bar.update(min(step, count - start))
+    with _replacing(path) as temporary:
+        faiss.write_index(index, str(temporary))
+
+
+def open_index(folder: Path, kind: str, effort: int | None, count: int) -> faiss.Index:
+    """The index of a corpus of `count` entries; the lists of IVF stay on the disk until they are visited."""
+    faiss = load_faiss()
+    path = folder / f"index-{kind}.faiss"
+    if not path.is_file():
+        raise CorpusError(f"{folder} has no {kind} index; build the corpus again with index={kind!r}: what is there "
+                          "is kept, only the index is added")  # fmt: skip
+    flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if kind == "ivf" else 0
+    try:
+        index = faiss.read_index(os.fspath(path), flags)
+    except RuntimeError as error:
+        raise CorpusError(f"{path} cannot be read; delete it and build the corpus again with index={kind!r}") from error
+    if index.ntotal != count:
+        raise CorpusError(f"{path} is of another corpus: it has {index.ntotal:,} vectors, not {count:,}")
+    if kind == "ivf":
+        index.nprobe = min(effort or INDEXES[kind], index.nlist)
+    else:
+        index.hnsw.efSearch = effort or INDEXES[kind]
+    return index
+
+
+def load_faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise CorpusError(f"a retrieval corpus needs faiss ({error}); run: pip install 'captune[scorers]'") from error
+    return faiss
