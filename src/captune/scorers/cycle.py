@@ -143,8 +143,9 @@ class Cycle(Scorer):
 
         digest = hashlib.blake2b(f"{self.seed}/{caption}".encode(), digest_size=8).digest()
         noise = torch.Generator("cpu").manual_seed(int.from_bytes(digest) >> 1)
+        pipeline = self.pipeline
         try:
-            answer = self.pipeline(prompt=caption, generator=noise, output_type="pil", **self.options)
+            answer = pipeline(prompt=caption, generator=noise, output_type="pil", **self.options)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ScorerError(f"scorer {self.name!r}: {self.model} could not draw {caption!r}: {error}") from error
         if any(getattr(answer, "nsfw_content_detected", None) or ()):
@@ -170,7 +171,7 @@ class Cycle(Scorer):
         from diffusers import DiffusionPipeline
 
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.float32 if device == "cpu" else torch.float16
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16  # float16 overflows in some decoders
         try:
             pipeline = DiffusionPipeline.from_pretrained(self.model, torch_dtype=dtype, use_safetensors=True)
         except (OSError, ValueError, ImportError) as error:

@@ -72,10 +72,11 @@ class SelfBleu(Scorer):
     """Self-BLEU: the BLEU of each caption with all others as its references; lower is more diverse.
 
     The mean over captions of the sentence BLEU-4, smoothed as in the original's program (an order without a match
-    counts 0.1 matches; a caption that shares no word has 0). Nothing is sampled: the count of an n-gram in any other
-    caption is its largest count in the set, or the second largest where the caption itself holds the largest, so all N
-    captions take one pass over their n-grams. Equal captions are references of each other. The reference set grows
-    with N, and with it the figure.
+    counts 0.1 matches; a caption that shares no word has 0), but for a caption of fewer than 4 words, which is judged
+    by the n-grams that it has: N times "a house" is 1, not 0.32. Nothing is sampled: the count of an n-gram in any
+    other caption is its largest count in the set, or the second largest where the caption itself holds the largest, so
+    all N captions take one pass over their n-grams. Equal captions are references of each other. The reference set
+    grows with N, and with it the figure.
 
     As a reward, to be subtracted: against the captions judged in the same call, among them the other samples of the
     same image. One caption alone has no self-BLEU: ScorerError.
@@ -102,20 +103,21 @@ class SelfBleu(Scorer):
         if len(captions) == 1:
             raise ScorerError("scorer 'self_bleu' compares captions with each other, and there is only one")
         _, lengths, grams = count_ngrams([ptb.tokenize(caption) for caption in captions])
+        matched = [_matched_elsewhere(order, len(captions)) for order in grams[: self.n]]
         logs = np.zeros(len(captions))
-        for n, order in enumerate(grams[: self.n], start=1):
-            matched = _matched_elsewhere(order, len(captions))
-            if n == 1:
-                none = matched == 0
-            logs += np.log(np.where(matched > 0, matched, _EPSILON) / np.maximum(lengths - n + 1, 1))
-        closest = _closest_other(lengths)
-        with np.errstate(divide="ignore"):
-            logs = logs / self.n + np.minimum(0, 1 - closest / np.maximum(lengths, 1))
-        return np.where(none, 0.0, np.exp(logs)).reshape(-1, 1)
+        for n, hits in enumerate(matched, start=1):
+            there = np.maximum(lengths - n + 1, 0)
+            logs += np.where(there, np.log(np.where(hits, hits, _EPSILON) / np.maximum(there, 1)), 0)
+        longest = np.clip(lengths, 1, self.n)
+        brevity = np.minimum(0, 1 - _closest_other(lengths) / np.maximum(lengths, 1))
+        return np.where(matched[0], np.exp(logs / longest + brevity), 0.0).reshape(-1, 1)
 
     @property
     def signature(self) -> str:
-        return f"self_bleu|n:{self.n}|references:all-others|ref_length:closest|smooth:0.1|tok:{ptb.VERSION}"
+        return (
+            f"self_bleu|n:{self.n}|references:all-others|ref_length:closest|smooth:0.1|short:own-orders"
+            f"|tok:{ptb.VERSION}"
+        )
 
 
 def _matched_elsewhere(grams: Grams, texts: int) -> np.ndarray:
