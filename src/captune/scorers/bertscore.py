@@ -24,18 +24,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _FIGURES = ("bertscore", "bertscore_precision", "bertscore_recall")
 _FORMAT = "captune-bertscore-idf-1"
+_HOW_TO_FIT = "make it with BertScore(model).fit(references).save(file)"
 _BLOCK = 512  # captions whose token vectors are in memory at once
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 #: The layer that agrees best with human judgement on WMT16, as published with bert_score, by the name's last part.
 BEST_LAYERS: Mapping[str, int] = {
-    "albert-base-v2": 9, "albert-large-v2": 14, "albert-xlarge-v2": 13, "albert-xxlarge-v2": 8,
-    "bart-base": 6, "bart-large": 10, "bart-large-mnli": 11, "bert-base-chinese": 8,
-    "bert-base-multilingual-cased": 9, "bert-base-uncased": 9, "bert-large-uncased": 18, "deberta-base": 9,
-    "deberta-base-mnli": 9, "deberta-large": 16, "deberta-large-mnli": 18, "deberta-v3-base": 9,
-    "deberta-v3-large": 12, "deberta-v3-small": 4, "deberta-xlarge": 18, "deberta-xlarge-mnli": 40,
-    "distilbert-base-uncased": 5, "distilroberta-base": 5, "mpnet-base": 8, "roberta-base": 10, "roberta-large": 17,
-    "roberta-large-mnli": 19, "t5-base": 11, "t5-large": 23, "t5-small": 6, "xlm-roberta-base": 9,
-    "xlm-roberta-large": 17, "xlnet-base-cased": 5, "xlnet-large-cased": 7,
+    "bart-large": 10, "bart-large-mnli": 11, "bert-base-multilingual-cased": 9, "bert-base-uncased": 9,
+    "bert-large-uncased": 18, "deberta-base-mnli": 9, "deberta-large-mnli": 18, "deberta-v3-base": 9,
+    "deberta-v3-large": 12, "deberta-xlarge-mnli": 40, "distilbert-base-uncased": 5, "distilroberta-base": 5,
+    "mpnet-base": 8, "roberta-base": 10, "roberta-large": 17, "roberta-large-mnli": 19, "t5-base": 11,
+    "xlm-roberta-base": 9, "xlm-roberta-large": 17,
 }  # fmt: skip
 
 
@@ -78,21 +76,18 @@ class Idf:
     def load(cls, path: str | os.PathLike[str]) -> Idf:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content["format"] != _FORMAT:
-                raise ValueError(f"its format is {content['format']!r}, not {_FORMAT!r}")
             idf = cls(content["references"], dict(content["counts"]), content["tokenizer"])
             if idf.digest != content["digest"]:
-                raise ValueError("it is damaged: its content does not have the digest that it names")
+                raise ValueError("it is damaged or of another version: its content does not have its digest")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ScorerError(f"{path} does not hold BERTScore's idf: {error!r}; fit it again with "
-                              "BertScore(...).fit(references).save(file)") from error  # fmt: skip
+            raise ScorerError(f"{path} does not hold BERTScore's idf ({error!r}); {_HOW_TO_FIT}") from error
         return idf
 
 
 class BertScore(Scorer):
     """BERTScore: how well the tokens of a caption and of its reference match in a text encoder's space.
 
-        P = sum_i w(c_i) max_j c_i . r_j / sum_i w(c_i)      R = sum_j w(r_j) max_i c_i . r_j / sum_j w(r_j)
+        P = sum_i w(c_i) max_j (c_i . r_j)+ / sum_i w(c_i),    R = sum_j w(r_j) max_i (c_i . r_j)+ / sum_j w(r_j),
         F = 2 P R / (P + R),    c_i, r_j the unit vectors of the caption's and the reference's tokens
 
     With several references, each of P, R and F is the largest over them, as in bert_score (so F need not be the
@@ -104,8 +99,9 @@ class BertScore(Scorer):
     `pip install 'captune[scorers]'` and needs no network.
 
     An empty caption scores 0 (before rescaling) with a warning, an empty reference too; so does a text all of whose
-    tokens have idf 0, which bert_score makes NaN. Texts are cut at the model's context. bert_score lets a negative
-    best match count as 0 where its batch happens to be padded; here a score never depends on the batch.
+    tokens have idf 0, which bert_score makes NaN. Texts are cut at the model's context. A token without any positive
+    match counts 0, the + above: bert_score does so for every text that is padded in its batch, but not for the longest
+    ones, and without it F has no bounds. No score here depends on the batch.
 
     :param argument: "<folder or hub name>?layer=17&idf=1&rescale=roberta-large.tsv". layer: the hidden layer, 0 the
         embeddings. idf: 1 takes it from the references given to `rows`, so that a score depends on which captions are
@@ -123,8 +119,8 @@ class BertScore(Scorer):
                  device: str | None = None, batch_size: int = 64) -> None:  # fmt: skip
         model, _, query = (argument or "").partition("?")
         given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-        for key in given.keys() - {"layer", "idf", "rescale"}:
-            raise ValueError(f"scorer 'bertscore' has no setting {key!r}; it has layer, idf and rescale, as in "
+        if unknown := [key for key in given if key not in ("layer", "idf", "rescale")]:
+            raise ValueError(f"scorer 'bertscore' has no setting {unknown[0]!r}; it has layer, idf and rescale, as in "
                              "'bertscore:roberta-large?layer=17&idf=1'")  # fmt: skip
         self._model, self._encoder, self._device, self.batch_size = model or DEFAULT_MODEL, encoder, device, batch_size
         layer = given.get("layer")
@@ -135,10 +131,10 @@ class BertScore(Scorer):
         self.weighted = idf not in ("", "0")
         self._idf_file = idf if self.weighted and idf != "1" else None
         self._idf: Idf | None = None
-        self._rescale, self._baseline = given.get("rescale"), None if "rescale" in given else np.zeros(3)
+        self._rescale = given.get("rescale", "0,0,0")
         self._cut = 0.0
-        if self.weighted and not self._idf_file:
-            self.cached = False  # type: ignore[misc]  # a row depends on the other captions' references
+        # with an idf of the evaluated references, a row depends on the other captions' references
+        self.cached = not self.weighted or self._idf_file is not None  # type: ignore[misc]
 
     @property
     def encoder(self) -> TokenEncoder:
@@ -156,9 +152,7 @@ class BertScore(Scorer):
     @property
     def baseline(self) -> np.ndarray:
         """(3,): what P, R and F are of random pairs of sentences; 0 without rescaling."""
-        if self._baseline is None:
-            self._baseline = _baseline(str(self._rescale), self.encoder.layer)
-        return self._baseline
+        return _baseline(self._rescale, self.encoder.layer)
 
     @property
     def idf(self) -> Idf | None:
@@ -181,10 +175,8 @@ class BertScore(Scorer):
         except EncoderError as error:
             raise ScorerError(f"bertscore: {error}") from error
         if self._idf_file and not Path(self._idf_file).is_file():
-            raise ScorerError(f"bertscore: there is no idf file {self._idf_file}; make it with "
-                              "BertScore(...).fit(references).save(file), or write idf=1")  # fmt: skip
-        if self._rescale is not None:
-            _baseline(self._rescale, layer=None)
+            raise ScorerError(f"bertscore: there is no idf file {self._idf_file}; {_HOW_TO_FIT}, or write idf=1")
+        _baseline(self._rescale, layer=None)
 
     def fit(self, references: Iterable[Sequence[str]]) -> BertScore:
         """Weigh by idf, with the document frequencies of these references (a list per image) frozen. Returns self."""
@@ -211,8 +203,10 @@ class BertScore(Scorer):
         known = {r: tuple(ids) for r, ids in zip(texts, self.encoder.token_ids(texts), strict=True)}
         theirs = [[known[r] for r in own] for own in references]
         weights = {ids: self._weigh(ids, idf) for ids in {*tokens, *known.values()}}
-        self._warn([not weights[ids].any() for ids in tokens], "captions")
-        self._warn([not weights[known[r]].any() for r in texts], "distinct references")
+        for what, every in (("captions", tokens), ("distinct references", [known[r] for r in texts])):
+            if weightless := sum(not weights[ids].any() for ids in every):
+                why = "are empty, or all their tokens have idf 0," if idf else "are empty"
+                _log.warning("BERTScore: %d of %d %s %s and score 0", weightless, len(every), what, why)
 
         scores = np.zeros((len(captions), 3))
         for start in range(0, len(captions), _BLOCK):
@@ -222,7 +216,8 @@ class BertScore(Scorer):
             text = {ids: _Text(v.numpy(), weights[ids]) for ids, v in zip(distinct, vectors, strict=True)}
             for i in block:
                 scores[i] = _best(text[tokens[i]], [text[ids] for ids in theirs[i]])
-        return ((scores - self.baseline) / (1 - self.baseline))[:, [2, 0, 1]]
+        baseline = self.baseline
+        return ((scores - baseline) / (1 - baseline))[:, [2, 0, 1]]
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
         return {key: totals[..., i] / n for i, key in enumerate(_FIGURES)}
@@ -234,7 +229,8 @@ class BertScore(Scorer):
         encoder, idf = self.encoder, "no"
         if self.weighted:
             idf = f"{self.idf.digest[:12]}({self.idf.references} references)" if self.idf else "evaluated-references"
-        rescale = ",".join(f"{b:g}" for b in self.baseline) if self.baseline.any() else "no"
+        baseline = self.baseline
+        rescale = ",".join(f"{b:g}" for b in baseline) if baseline.any() else "no"
         return (
             f"bertscore|model:{encoder.name}@{encoder.digest}|layer:{encoder.layer}|idf:{idf}|rescale:{rescale}"
             f"|references:max|context:{encoder.context_length}|truncated:{self._cut:.1%}"
@@ -244,10 +240,9 @@ class BertScore(Scorer):
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
         """TRL's reward, F; raises ValueError when idf is asked for and not frozen."""
         if self.weighted and self.idf is None:
-            raise ValueError(
-                "bertscore as a reward needs a frozen idf, or a caption's reward would depend on the batch: call "
-                "fit(references of the training images), or name a saved file, as in 'bertscore:<model>?idf=<file>'"
-            )
+            raise ValueError("bertscore as a reward needs a frozen idf, or a caption's reward would depend on the "
+                             "batch: call fit(references of the training images), or name a saved file: "
+                             "'bertscore:<model>?idf=<file>'")  # fmt: skip
         return super().__call__(completions, **columns)
 
     def _weigh(self, ids: tuple[int, ...], idf: Idf | None) -> np.ndarray:
@@ -258,11 +253,6 @@ class BertScore(Scorer):
         ends = (tokenizer.cls_token_id, tokenizer.sep_token_id)
         weights = np.array([idf[token] if idf else float(token not in ends) for token in ids])
         return weights / (weights.sum() or 1.0)
-
-    def _warn(self, weightless: Sequence[bool], what: str) -> None:
-        if any(weightless):
-            why = "are empty, or all their tokens have idf 0," if self.weighted else "are empty"
-            _log.warning("BERTScore: %d of %d %s %s and score 0", sum(weightless), len(weightless), what, why)
 
 
 class _Text(NamedTuple):
@@ -276,7 +266,7 @@ def _best(caption: _Text, references: Sequence[_Text]) -> np.ndarray:
     there = [i for i, own in enumerate(references) if own.weights.any()]
     if caption.weights.any() and there:
         first = np.cumsum([0, *(len(references[i].weights) for i in there[:-1])])
-        cosines = caption.vectors @ np.concatenate([references[i].vectors for i in there]).T
+        cosines = np.maximum(caption.vectors @ np.concatenate([references[i].vectors for i in there]).T, 0)
         precision = caption.weights @ np.maximum.reduceat(cosines, first, axis=1)
         recall = np.add.reduceat(np.concatenate([references[i].weights for i in there]) * cosines.max(axis=0), first)
         both = precision + recall
@@ -286,27 +276,23 @@ def _best(caption: _Text, references: Sequence[_Text]) -> np.ndarray:
 
 
 def _baseline(setting: str, layer: int | None) -> np.ndarray:
-    """(3,) P, R, F from "P,R,F" or from a file with the columns LAYER,P,R,F; zeros where no layer is asked for."""
-    path = Path(setting).expanduser()
+    """(3,) P, R, F from "P,R,F" or from a file LAYER,P,R,F; layer None: any, only to see that it can be read."""
     try:
-        if not path.is_file():
-            return _below_one(setting.split(","))
-        lines = [line.split(",") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        if [cell.strip() for cell in lines[0]] != ["LAYER", "P", "R", "F"]:
-            raise ValueError("its first line is not LAYER,P,R,F")
-        table = {int(line[0]): _below_one(line[1:]) for line in lines[1:]}
-        if layer is not None and layer not in table:
-            raise ValueError(f"it has no layer {layer}")
-    except (OSError, ValueError, IndexError) as error:
-        raise ScorerError(f"bertscore: rescale={setting} is neither three numbers P,R,F below 1 nor a baseline file of "
-                          f"bert_score ({error})") from error  # fmt: skip
-    return np.zeros(3) if layer is None else table[layer]
-
-
-def _below_one(cells: Sequence[str]) -> np.ndarray:
-    values = np.array([float(cell) for cell in cells])
-    if values.shape != (3,) or not (values < 1).all():
-        raise ValueError(f"not three numbers below 1: {','.join(cells)}")
+        cells = setting.split(",")
+        if Path(setting).is_file():
+            header, *lines = (line.split(",") for line in Path(setting).read_text(encoding="utf-8").split())
+            if header != ["LAYER", "P", "R", "F"]:
+                raise ValueError("its first line is not LAYER,P,R,F")
+            table = {int(number): cells for number, *cells in lines}
+            if (cells := table[min(table)] if layer is None else table.get(layer, [])) == []:
+                raise ValueError(f"it has no layer {layer}")
+        values = np.array([float(cell) for cell in cells])
+        if values.shape != (3,) or not ((values >= -1) & (values < 1)).all():
+            raise ValueError(f"{','.join(cells)} is not P,R,F, each at least -1 and below 1")
+    except (OSError, ValueError) as error:
+        raise ScorerError(
+            f"bertscore: rescale={setting} is no baseline, P,R,F or bert_score's file: {error}"
+        ) from error
     return values
 
 
