@@ -119,7 +119,8 @@ def test_silence_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_its_last_words_are_in_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = """
-        sys.stderr.write('loading\\nException in thread "main" java.lang.OutOfMemoryError: heap\\n\\tat x.y.Error.z()\\n')
+        sys.stderr.write('loading\\nException in thread "main" java.lang.OutOfMemoryError: heap\\n')
+        sys.stderr.write('\\tat x.y.Error.z()\\n')
         sys.exit(3)
     """
     fake_java.install(tmp_path, monkeypatch, body)

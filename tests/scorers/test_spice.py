@@ -126,7 +126,7 @@ def test_java_without_a_javascript_engine_is_refused_before_the_work(
     [
         ("time.sleep(600)", "SPICE did not end within 1 s and was ended"),
         ("os.kill(os.getpid(), 9)", "SPICE was killed by SIGKILL"),
-        ("sys.stderr.write('Error: Could not score batched file input:\\njava.lang.NoClassDefFoundError: x/Y\\n'); sys.exit(1)",
+        ("sys.stderr.write('Error: Could not score:\\njava.lang.NoClassDefFoundError: x/Y\\n'); sys.exit(1)",
          "SPICE ended with exit status 1: java.lang.NoClassDefFoundError: x/Y"),
         ("pass", "SPICE ended well but its result is none: FileNotFoundError"),
         ("open('output.json', 'w').write('[{')", "its result is none: JSONDecodeError"),
