@@ -13,7 +13,8 @@ from transformers import BertConfig, BertModel, BertTokenizer, RobertaConfig, Ro
 CONTEXT = 32
 LAYERS = 3
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
-_WORDS = "a the red blue green ball dog cat house beach on in of left two three fish bird runs sits and small".split()
+_WORDS = ["a", "the", "red", "blue", "green", "ball", "dog", "cat", "house", "beach", "on", "in", "of", "left", "two",
+          "three", "fish", "bird", "runs", "sits", "and", "small"]  # fmt: skip
 
 
 def _save(model: torch.nn.Module, tokenizer: object, folder: Path) -> Path:

@@ -29,11 +29,10 @@ _BLOCK = 512  # captions whose token vectors are in memory at once
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 #: The layer that agrees best with human judgement on WMT16, as published with bert_score, by the name's last part.
 BEST_LAYERS: Mapping[str, int] = {
-    "bart-large": 10, "bart-large-mnli": 11, "bert-base-multilingual-cased": 9, "bert-base-uncased": 9,
-    "bert-large-uncased": 18, "deberta-base-mnli": 9, "deberta-large-mnli": 18, "deberta-v3-base": 9,
-    "deberta-v3-large": 12, "deberta-xlarge-mnli": 40, "distilbert-base-uncased": 5, "distilroberta-base": 5,
-    "mpnet-base": 8, "roberta-base": 10, "roberta-large": 17, "roberta-large-mnli": 19, "t5-base": 11,
-    "xlm-roberta-base": 9, "xlm-roberta-large": 17,
+    "bart-large": 10, "bert-base-multilingual-cased": 9, "bert-base-uncased": 9, "bert-large-uncased": 18,
+    "deberta-base-mnli": 9, "deberta-large-mnli": 18, "deberta-v3-base": 9, "deberta-v3-large": 12,
+    "deberta-xlarge-mnli": 40, "distilbert-base-uncased": 5, "distilroberta-base": 5, "roberta-base": 10,
+    "roberta-large": 17, "roberta-large-mnli": 19, "xlm-roberta-base": 9, "xlm-roberta-large": 17,
 }  # fmt: skip
 
 
@@ -216,8 +215,7 @@ class BertScore(Scorer):
             text = {ids: _Text(v.numpy(), weights[ids]) for ids, v in zip(distinct, vectors, strict=True)}
             for i in block:
                 scores[i] = _best(text[tokens[i]], [text[ids] for ids in theirs[i]])
-        baseline = self.baseline
-        return ((scores - baseline) / (1 - baseline))[:, [2, 0, 1]]
+        return ((scores - self.baseline) / (1 - self.baseline))[:, [2, 0, 1]]
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
         return {key: totals[..., i] / n for i, key in enumerate(_FIGURES)}
