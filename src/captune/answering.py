@@ -131,7 +131,7 @@ class Vocabulary:
         special = set(tokenizer.all_special_ids)
         self.tokenizer = tokenizer
         self.ids = sorted(i for i in set(tokenizer.get_vocab().values()) if i not in special)
-        self._texts = tokenizer.batch_decode([[i] for i in self.ids])
+        self._words = [text.strip(_AROUND) for text in tokenizer.batch_decode([[i] for i in self.ids])]
         self._groups: dict[tuple[str, ...], list[list[int]]] = {}
         marks = {token for token in tokenizer.get_added_vocab() if token.startswith("<")}
         self._marks = sorted(marks | set(tokenizer.all_special_tokens), key=len, reverse=True)
@@ -147,8 +147,9 @@ class Vocabulary:
         p = logits.double().softmax(-1)
         if question.answers not in self._groups:
             groups: list[list[int]] = [[] for _ in question.answers]
-            for i, text in zip(self.ids, self._texts, strict=True):
-                answer = answer_of(text, question.answers)
+            longest = max(map(len, question.answers))
+            for i, word in zip(self.ids, self._words, strict=True):
+                answer = answer_of(word, question.answers) if len(word) <= longest else None
                 if answer is not None and i < len(p):
                     groups[answer].append(i)
             self._groups[question.answers] = groups
@@ -223,8 +224,10 @@ class LanguageModel:
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if str(device) == "cpu" else "auto"
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(self._source, dtype=dtype, use_safetensors=True,
-                                                               output_loading_info=True)  # fmt: skip
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                self._source, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+            model, info = loaded
             if lacking := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
                 raise ValueError(f"{len(lacking)} tensors are missing or have another shape, such as {lacking[0]}")
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:

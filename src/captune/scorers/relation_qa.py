@@ -34,14 +34,14 @@ class RelationQA(Scorer):
 
     CIM and SC-Captioner give no scorer and no prompt in text. That "not stated" counts as wrong is our reading of their
     figures (9 to 44% where always Yes has 95%). Questions are weighted equally; those whose published answer is neither
-    Yes nor No (4 of 4,947) are left out. The most probable of the three answers counts, read off the next token.
+    Yes nor No (4 of 4,943) are left out. The most probable of the three answers counts, read off the next token.
 
     :param argument: the questions, a JSON file {image_id: {question: "Yes" | "No"}}, and the answering model, a folder,
         a hub name or a server: "relation_qa:questions.json?model=http://localhost:8000/v1#Qwen/Qwen3-8B".
     """
 
     name = "relation_qa"
-    source = "SC-Captioner (Zhang et al., ICCV 2025), CIM"
+    source = "Zhang et al., ICCV 2025 (SC-Captioner); Jia et al., 2026 (CIM)"
     cost = "5 answers of a language model"
     needs: ClassVar = ("image_id",)
     cached = True

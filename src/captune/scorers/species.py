@@ -48,7 +48,7 @@ class Species(Scorer):
     """
 
     name = "species"
-    source = "CIM, Table 1"
+    source = "Jia et al., 2026 (CIM), Table 1"
     cost = "2 to 4 answers of a language model"
     needs: ClassVar = ("image_id",)
     cached = True
