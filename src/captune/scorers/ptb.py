@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 
-VERSION = "ptb-1"  # part of every signature that depends on the tokens: raise it when a token can change
+VERSION = "ptb-2"  # part of every signature that depends on the tokens: raise it when a token can change
 
 # A letter or digit: word characters without the underscore, without numerals such as superscripts, fractions and
 # circled numbers, and without everything beyond the BMP. Combining marks continue a word.
@@ -35,81 +36,93 @@ _HYPHEN = r"[-\u2010\u2011_]"
 _APOSTROPHE = "['\u2019\u0092]"
 _A = "[A-Za-z]"
 
-# Abbreviations that keep their full stop: always, before a number only, and only where no capital follows.
+# Abbreviations that keep their full stop: in any case, not in lower case, not in upper case, and before a number only.
 _ALWAYS = """
 adj adm adv al ala alex apr ariz assn assoc asst atty aug ave bhd bldg blvd brig bros calif capt cf cie cmdr co col
 colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov govs hon
-inc ind insp intl invt jan jos jr jul jun kan kans ky lt ltd maj mar md messrs mfg mich minn mlle mme mo mon mont mr
-mrs ms msgr mt mtg natl neb nev nov oct okla ore penn pfc ph plc ppte ppty pres prof pte ptes pty ptys pvt rd rep
+inc ind insp intl invt jan jos jr jul jun kan kans ky lt ltd maj mar md messrs mich minn mlle mme mo mon mont mr
+mrs ms msgr mt natl neb nev nov oct okla penn pfc ph plc pres prof pvt rd rep
 reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue tues univ va vs vt
 wed wis wisc wm wyo
 """
-_CAPITALISED = "Ark Az Del Ill Kan La Mass Miss Pa Tex Wash Apr"
+_NOT_LOWER = "ark az del ill la mass miss ore pa tex wash"
+_NOT_UPPER = "mfg mtg ppte ppty pte ptes pty ptys"
 _NUMBERED = "art ca fig figs no nos op pp prop"
 # After "letter B." these words begin a sentence.
 _STARTERS = """
 about after an as at but he her here however if in it last many more now once one other our she since so some such that
 the their then there these they this we what when while yet you a
 """
-_OPENINGS = "|".join(f"{w.capitalize()}|{w.upper()}" for w in _STARTERS.split())
+# Addresses. In the second-level part of a plain "site.com" the lexer takes no capitals and no digits.
+_PATH = r"(?:/[^\s\"<>|(){}]+[^\s\"<>|.!?(){},-])?"
+_ADDRESSES = (
+    r"(?i:https?)://[^\s\"<>|(){}]+[^\s\"<>|.!?(){},-]",
+    rf"www\.(?:[^\s\"<>|.!?(){{}},]+\.)+[A-Za-z]{{2,4}}{_PATH}",
+    rf"(?:[^\s\"`'<>|.!?(){{}}$,-_]+\.)+(?i:com|net|org|edu){_PATH}",
+    r"<?[A-Za-z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|(){}.]+\.)*[^\s\"<>|(){}.]+>?",
+)
 
 
-def _abbreviations(words: str) -> str:
-    return "|".join(f"{w}|{w.capitalize()}|{w.upper()}" for w in sorted(words.split(), key=len, reverse=True))
+def _forms(words: str, *forms: Callable[[str], str]) -> str:
+    return "|".join(form(word) for word in words.split() for form in forms)
 
 
 _WORD_RULES = [
     re.compile(rule)
     for rule in (
         # words, with inner hyphens; "dog!cat" is one word, and so is "d'or"
-        rf"(?:[dDoOlL]{_APOSTROPHE}(?={_A}))?{_C}+(?:{_HYPHEN}{_C}+)*(?:@{_C}+)*",
+        rf"(?:[dDoOlL]{_APOSTROPHE}(?={_A}{{2}}))?{_C}+(?:{_HYPHEN}{_C}+)*",
         rf"{_A}+[!?]{_A}+",
+        # a hyphen ties what a comma or full stop without a space would part: "a red,T-shaped box"
+        r"[A-Za-z0-9][A-Za-z0-9.,]*(?:-[A-Za-z0-9]+)+",
         # O'Neil, o'er, Hawai'i and some words by name
-        rf"[A-Z]{_APOSTROPHE}(?!(?i:ll|re|ve)(?!{_A})){_A}{{2,}}|(?i:[eo]|ne){_APOSTROPHE}er\b",
-        rf"{_A}*[aeiouAEIOU]{_APOSTROPHE}[aeiouAEIOU]{_A}*",
+        rf"(?:[A-XZ]|{_A}*O){_APOSTROPHE}(?!(?i:ll|re|ve)(?!{_A})){_A}{{2,}}|(?i:e'er|(?:o|ne){_APOSTROPHE}er)\b",
+        rf"{_A}+[aeiouyAEIOUY]{_APOSTROPHE}[aeiouAEIOU]{_A}*|(?:{_A}+-)+o{_APOSTROPHE}clock\b",
         rf"[yY]{_APOSTROPHE}(?={_A}{{2}})|[cC]\+\+|[A-Z]#",
-        rf"(?i:nat{_APOSTROPHE}l|s{_APOSTROPHE}mores|c{_APOSTROPHE}est|dunkin{_APOSTROPHE})(?!{_C})",
+        rf"(?i:nat'l|s'mores|c'mon|c{_APOSTROPHE}est|dunkin{_APOSTROPHE}|ol{_APOSTROPHE})(?!{_C})",
         # a word and its full stop before other inner punctuation
         rf"{_C}+(?:-{_C}+)*\.(?=[,;:])",
-        # and/or, 24/7, black-and-white/red; R&B, AT&T
+        # and/or, 24/7, black-and-white/red; R&B, AT&T, Q+A
         rf"[A-Za-z0-9]+(?:-{_A}+){{0,2}}(?:\\?/[A-Za-z0-9]+(?:-{_A}+){{0,2}}){{1,2}}",
-        r"[A-Z]+(?:(?:&|&amp;)[A-Z]+)+",
+        r"[A-Z]+(?:(?:&|&amp;|\+)[A-Z]+)+",
         # dotted: a.m. U.S.A. one.two example.com Ph.D.
-        rf"{_A}(?:\.{_A})+(?![A-Za-z0-9])\.?|[Pp]h\.[Dd]\.?",
-        rf"{_A}[A-Za-z0-9]*(?:\.{_A}+)+(?:-{_A}+)*",
-        rf"(?:{_abbreviations(_ALWAYS)}|{'|'.join(_CAPITALISED.split())})\.(?![A-Za-z])",
-        rf"(?:{_abbreviations(_NUMBERED)})\.(?=\s*\d)",
-        rf"{_A}\.(?!\s*$|{_A}|\s+(?:{_OPENINGS})(?!{_C}))",
+        rf"(?:{_A}(?:\.{_A})+(?![A-Za-z0-9])|(?i:ph\.d))\.?",
+        rf"{_A}[A-Za-z0-9]*(?:\.{_A}[A-Za-z0-9]*)+(?:-{_A}+)*(?:\.(?=[,;:]))?",
+        rf"(?:{_forms(_ALWAYS, str.lower, str.capitalize, str.upper)}|{_forms(_NOT_LOWER, str.capitalize, str.upper)}|"
+        rf"{_forms(_NOT_UPPER, str.lower, str.capitalize)})\.(?![A-Za-z])",
+        rf"(?:{_forms(_NUMBERED, str.lower, str.capitalize, str.upper)})\.(?=\s*\d)",
+        rf"{_A}\.(?!\s*$|{_A}|\s+(?:{_forms(_STARTERS, str.capitalize, str.upper)})(?!{_C}))",
         # numbers, fractions, telephone numbers, addresses
         r"\d+(?:[.,:]\d+)*",
-        r"(?:US|HK|NT|NZ|[ACMRS])\$",
+        r"[A-Z]+\$",
         r"(?:\d{1,4}[- ])?\d{1,4}\\?/\d{1,4}(?!\d)",
         r"(?:\d{2,4}[- ]){2,}\d{3,5}(?!\d)|\d{2}[- ]\d{6}(?!\d)",
-        r"https?://[^\s<>\"]+[^\s<>\".,;:!?()]",
-        r"www\.(?:[^\s<>\".,;:!?()]+\.)+[A-Za-z]{2,4}(?:/[^\s<>\"]*[^\s<>\".,;:!?()])?",
-        r"[\w.]+@[\w-]+(?:\.[\w-]+)*",
-        rf"{_A}[A-Za-z0-9]*(?:\.{_A}+)*\.(?:com|net|org|edu|gov)(?:/[^\s<>\"]*[^\s<>\".,;:!?()])?",
+        *_ADDRESSES,
     )
 ]
+_ENDING = "(?i:s|m|d|ll|re|ve)"
+_SUFFIX = re.compile(_APOSTROPHE + _ENDING)
 _OTHER_RULES = [
     re.compile(rule)
     for rule in (
-        rf"{_APOSTROPHE}\d\ds|{_APOSTROPHE}\d\d(?= |$)",
-        rf"{_APOSTROPHE}[nN]{_APOSTROPHE}|{_APOSTROPHE}(?i:em|til|cause|n)(?!{_C})",
-        rf"'(?i:s|m|d|ll|re|ve)(?!{_A})|[\u2019\u0092](?i:s|m|d|ll|re|ve)",
-        rf"{_APOSTROPHE}(?i:t(?=(?:is|was)(?!{_A})))",
+        rf"''|{_APOSTROPHE}\d\ds|{_APOSTROPHE}\d\d(?= |$)",
+        rf"{_APOSTROPHE}[nN](?:{_APOSTROPHE}|(?= |$))|[\u2019\u0092][nN]|{_APOSTROPHE}(?i:em|til|cause)(?!{_A})",
+        rf"'{_ENDING}(?!{_A})|[\u2019\u0092]{_ENDING}",
+        rf"'(?i:t(?=(?:is|was)(?!{_A})))",
         r"[-+]?(?:[.,:]\d+)+|[-+]\d+(?:[.,:]\d+)*",
-        r"</?[A-Za-z!?][^<>]*>",
+        r"</?[A-Za-z][\w:.-]*(?: +[A-Za-z][\w:.-]*(?: *= *(?:\"[^\"]*\"|'[^']*'))?)* */?>|<[!?][A-Za-z-][^>]*>",
         r"\((?:\d{2,3})\)[ \u00a0]?\d{3,4}[- ]\d{3,5}(?!\d)",
-        r"[@#][A-Za-z_][\w]*",
-        r"&(?:amp|lt|gt|quot|apos|mdash|ndash|nbsp);",
+        r"@[A-Za-z_]\w*|#[^\W\d_]+",
+        r"&(?:amp|lt|gt|quot|apos|mdash|ndash|nbsp|#\d+);",
         # smileys, and runs that stay together
-        r"[:;=]-?'?[()\[\]|]|[:=][DPp](?!\w)|:-[DPp](?!\w)|\^_\^|-_-",
-        r"[!?]{2,}|\.\.\.+|-{2,4}(?!-)|-{5,}|_+|#+|\*+|@+",
+        r"[<>]?[:;=][-o*']?[()\[\]DPdpO\\{@|](?![A-Za-z0-9])",
+        r"\([-^x=~<>'][_.]?[-^x=~<>']\)|[-^=~<>']_[-^=~<>'x]",
+        r"[!?]{2,}|\.\.\.+|-{2,4}(?!-)|-{5,}|_+|#+|\*+|@+|<<|>>",
+        *_ADDRESSES,
         r"(?:\. )+\.(?!\S)",
     )
 ]
-_RIGHT = {ord("("): "-lrb-", ord(")"): "-rrb-", ord("["): "-lsb-", ord("]"): "-rsb-", ord("{"): "-lcb-",
+_BRACKETS = {ord("("): "-lrb-", ord(")"): "-rrb-", ord("["): "-lsb-", ord("]"): "-rsb-", ord("{"): "-lcb-",
           ord("}"): "-rcb-"}  # fmt: skip
 # What single characters become; "" means that the drop list would take them anyway.
 _NAMED = {"€": "$", "¤": "$", "\u20a0": "$", "\u0080": "$", "£": "#", "¢": "cents", "½": "1/2", "¼": "1/4",
@@ -131,10 +144,8 @@ _NOT = re.compile(r"[nN]['\u2019\u0092`][tT](?![A-Za-z])")
 _SPLIT_IN_TWO = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "gimme": 3, "lemme": 3}
 
 _PLAIN = re.compile(r"[a-z]+(?: [a-z]+)*(?:(?: |(?<=[a-z]{5}))\.)?")
-_PLAIN_WORD = re.compile(
-    r"[A-Za-z]+(?=[ ,;]|$)|(?i:(?!(?:ariz|assoc|calif|messrs|thurs|treas)\.)[a-z]{5,}(?=\.(?: |$)))"
-)
-_PLAIN_TAIL = frozenset({"ariz", "assoc", "calif", "messrs", "thurs", "treas"})
+_LONG = frozenset(word for word in _ALWAYS.split() if len(word) >= 5)
+_PLAIN_WORD = re.compile(rf"[A-Za-z]+(?=,?(?: |$)|;)|(?i:(?!(?:{'|'.join(sorted(_LONG))})\.)[a-z]{{5,}}(?=\.(?: |$)))")
 
 
 @lru_cache(maxsize=2**16)
@@ -146,7 +157,7 @@ def tokenize(caption: str) -> str:
     text = caption.lower() if caption.isascii() else caption
     if _PLAIN.fullmatch(text):  # letters and spaces: most short captions
         words = text.rstrip(" .").split(" ")
-        if _SPLIT_IN_TWO.keys().isdisjoint(words) and words[-1] not in _PLAIN_TAIL:
+        if _SPLIT_IN_TWO.keys().isdisjoint(words) and words[-1] not in _LONG:
             return " ".join(words)
     return " ".join(_lex(" ".join(caption.replace("\u00ad", "").split())))
 
@@ -208,26 +219,30 @@ def _word(text: str, start: int, end: int, tokens: list[str]) -> int:
     if cut:
         tokens.extend((token[:cut], token[cut:]))
     else:
-        tokens.append(token.replace(" ", "\u00a0").replace("\u2019", "'").replace("\u0092", "'").replace("&amp;", "&"))
+        tokens.append(token.replace(" ", "\u00a0").replace("\u0092", "").replace("&amp;", "&"))
     return end
 
 
 def _run(run: str, tokens: list[str]) -> None:
     """Appends a token that starts with something else than a letter or digit."""
     token = _ENTITIES.get(run, run)
-    if (token.startswith("&") and len(token) > 1) or token.startswith(("...", ". .")):
+    if (token.startswith("&") and token[1:2].isalpha()) or token.startswith(("...", ". .", "''")):
         return
     if len(token) < 5 and not token.strip("-"):
         return
-    token = token.lower().replace(" ", "\u00a0").replace("\u2019", "'").replace("\u0092", "'")
-    tokens.append(token if token.startswith("<") else token.translate(_RIGHT))
+    token = token.lower().replace(" ", "\u00a0")
+    if _SUFFIX.fullmatch(token):
+        token = token.replace("\u2019", "'").replace("\u0092", "'")
+    if not token.endswith(">"):  # no tag
+        token = token.replace("(", "-lrb-").replace(")", "-rrb-")
+    tokens.append(token.replace("\u0092", ""))
 
 
 def _single(character: str) -> tuple[str, ...]:
     if character in _SILENT:
         return ()
     if character.isascii():
-        return (_RIGHT.get(ord(character), character),) if character.isprintable() else ()
+        return (_BRACKETS.get(ord(character), character),) if character.isprintable() else ()
     if character in _NAMED:
         return (_NAMED[character],)
     return (character,) if _SYMBOL.match(character) else ()
