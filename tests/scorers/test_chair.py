@@ -95,7 +95,7 @@ def test_figures_by_hand() -> None:
     np.testing.assert_array_equal(rows, [[1, 3, 1, 1, 2], [1, 2, 1, 1, 2], [0, 0, 0, 0, 1]])
     values = scorer.corpus(rows)
     assert values == pytest.approx({"chair_i": 2 / 5, "chair_s": 2 / 3, "recall": 2 / 5, "mentions": 5 / 3})
-    assert list(values)[0] == "chair_i"
+    assert next(iter(values)) == "chair_i"
     assert scorer(CAPTIONS, references=REFERENCES) == pytest.approx([1 / 3, 1 / 2, 0])
     parts = np.concatenate([scorer.rows([c], references=[r]) for c, r in zip(CAPTIONS, REFERENCES, strict=True)])
     np.testing.assert_array_equal(parts, rows)

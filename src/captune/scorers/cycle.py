@@ -127,9 +127,7 @@ class Cycle(Scorer):
             float(sources[key] @ drawn[drawn_keys[place[caption]]]) for key, caption in zip(keys, captions, strict=True)
         ]
         if not np.isfinite(cosines).all():
-            raise ScorerError(
-                f"scorer {self.name!r}: the encoder {self.encoder.name!r} gave features that are not finite"
-            )
+            raise ScorerError(f"scorer {self.name!r}: {self.encoder.name!r} gave features that are not finite")
         return np.array(cosines).reshape(-1, 1)
 
     def draw(self, caption: str) -> Image.Image:
@@ -163,6 +161,7 @@ class Cycle(Scorer):
                 self._weights = _weights(self.pipeline)
             options = "|".join(f"{key}:{value:g}" for key, value in sorted(self.options.items()))
             drawer = f"{self.model}@{self._weights}|{options or 'options:default'}|diffusers:{_version('diffusers')}"
+            drawer += f"|dtype:{getattr(self.pipeline, 'dtype', 'unknown')}"
         return f"cycle|t2i:{drawer}|seed:{self.seed}|encoder:{self.encoder.name}@{self.encoder.digest}|cosine"
 
     def _load(self) -> Any:
@@ -170,15 +169,15 @@ class Cycle(Scorer):
         import torch
         from diffusers import DiffusionPipeline
 
+        path = Path(self.model).expanduser()
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if device == "cpu" else torch.bfloat16  # float16 overflows in some decoders
         try:
-            pipeline = DiffusionPipeline.from_pretrained(self.model, torch_dtype=dtype, use_safetensors=True)
+            pipeline = DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else self.model, torch_dtype=dtype,
+                                                         use_safetensors=True)  # fmt: skip
         except (OSError, ValueError, ImportError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ScorerError(
-                f"scorer {self.name!r}: the pipeline {self.model!r} cannot be loaded: {reason}"
-            ) from error
+            raise ScorerError(f"scorer {self.name!r}: {self.model} cannot be loaded: {reason}") from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 
