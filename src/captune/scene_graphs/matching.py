@@ -1,0 +1,77 @@
+"""How much of one list of phrases another list has: equal phrases, then synonyms, then the most similar (CAPTURE)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from captune.scene_graphs.wordnet import wordnet
+
+Phrase = str | tuple[str, str, str]  # an object or attribute, or a relation's three parts
+#: phrases -> (N, D) unit vectors
+Encode = Callable[[Sequence[str]], np.ndarray]
+EPS = 1e-6  # published: added to every denominator
+
+
+class Matcher:
+    """CAPTURE's matching.
+
+    :param published: as capture-metric 0.1.13 matches: a phrase that is part of another is its synonym ("man" of
+        "woman"), synonyms are words that share any of their synonyms, not a synonym set; phrases are matched in the
+        order in which they come; 1e-6 is added to denominators.
+    """
+
+    def __init__(self, encode: Encode, *, published: bool = False) -> None:
+        self.encode, self.published = encode, published
+
+    def match(self, candidates: Sequence[Phrase], references: Sequence[Phrase]) -> tuple[float, float]:
+        """How much of the candidates, and how much of the references, is matched: counts, with cosines for the soft
+        part, where every phrase left over takes its most similar one on the other side (no threshold)."""
+        if not self.published:  # the same value for any order
+            candidates, references = sorted(candidates), sorted(references)
+        ours, theirs = list(candidates), list(references)
+        total = 0
+        for same in (lambda a, b: a == b, self._synonyms):
+            left = []
+            for phrase in ours:
+                place = next((j for j, other in enumerate(theirs) if same(phrase, other)), None)
+                if place is None:
+                    left.append(phrase)
+                else:
+                    del theirs[place]
+                    total += 1
+            ours = left
+        if not ours or not theirs:
+            return float(total), float(total)
+        cosines = self.cosines(ours, theirs)
+        return total + float(cosines.max(axis=1).sum()), total + float(cosines.max(axis=0).sum())
+
+    def cosines(self, a: Sequence[Phrase], b: Sequence[Phrase]) -> np.ndarray:
+        return self.encode([text(phrase) for phrase in a]) @ self.encode([text(phrase) for phrase in b]).T
+
+    def scores(self, candidates: Sequence[Phrase], references: Sequence[Phrase]) -> tuple[float, float, float]:
+        """Precision, recall and F1; what has nothing to divide by is 0."""
+        ours, theirs = self.match(candidates, references)
+        precision, recall = self.ratio(ours, len(candidates)), self.ratio(theirs, len(references))
+        return precision, recall, self.f1(precision, recall)
+
+    def ratio(self, part: float, whole: float) -> float:
+        if self.published:
+            return part / (whole + EPS)
+        return part / whole if whole else 0.0
+
+    def f1(self, precision: float, recall: float) -> float:
+        return self.ratio(2 * precision * recall, precision + recall)
+
+    def _synonyms(self, a: Phrase, b: Phrase) -> bool:
+        if isinstance(a, tuple):
+            return all(x == y or self._synonyms(x, y) for x, y in zip(a, b, strict=True))
+        net = wordnet()
+        if self.published:
+            return a in b or b in a or not net.synonyms(a).isdisjoint(net.synonyms(b))
+        return not net.synsets(a).isdisjoint(net.synsets(b))
+
+
+def text(phrase: Phrase) -> str:
+    return phrase if isinstance(phrase, str) else " ".join(phrase)
