@@ -38,6 +38,8 @@ class ClipScore(Scorer):
     """
 
     name = "clip"
+    source = "Hessel et al., EMNLP 2021"
+    cost = "one pass of the encoder for the caption and each reference, one for each new image"
     needs: ClassVar = ("image",)
     uses: ClassVar = ("references",)
 

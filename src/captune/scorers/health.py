@@ -32,6 +32,8 @@ class Health(Scorer):
     """
 
     name = "health"
+    source = "captune"
+    cost = "below 0.1 ms"
     no_interval: ClassVar = ("vocabulary",)
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
@@ -63,6 +65,8 @@ class Length(Scorer):
     """Words per caption: as a reward, the control that shows what a mere length preference achieves."""
 
     name = "length"
+    source = "captune"
+    cost = "below 0.1 ms"
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
         return np.array([[len(ptb.words(caption))] for caption in captions], dtype=np.float64).reshape(-1, 1)
@@ -80,6 +84,8 @@ class Repetition(Scorer):
     """
 
     name = "repetition"
+    source = "Welleck et al., ICLR 2020"
+    cost = "below 0.1 ms"
 
     def __init__(self, argument: str | None = None) -> None:
         if argument is not None and not (argument.isdecimal() and int(argument)):

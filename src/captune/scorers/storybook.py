@@ -39,6 +39,8 @@ class StorybookScorer(Scorer):
     """
 
     name = "storybook"
+    source = "captune"
+    cost = "0.1 ms"
     needs = ("scene",)
 
     def __init__(self, argument: str | None = None) -> None:

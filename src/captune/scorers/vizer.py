@@ -33,6 +33,8 @@ class ViZerScorer(Scorer):
     """
 
     name = "vizer"
+    source = "Byun et al., ViZer"
+    cost = "one pass of the captioner that reads"
     needs = ("image",)
     batch_size = 64
 
