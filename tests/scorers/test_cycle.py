@@ -121,6 +121,7 @@ def test_a_pipeline_draws_by_caption_and_seed_alone(clip: Path) -> None:
     other, _ = painted(clip, "&seed=1")
     assert abs(other.rows(captions, image=IMAGES) - rows).max() > 1e-6
     own = scorer.draw("a dog")
+    assert own.tobytes() != scorer.draw("a cat").tobytes()
     assert scorer.rows(["a dog"], image=[own])[0, 0] == pytest.approx(1, abs=1e-6)
     for part in ("some/model@", "num_inference_steps:4", "guidance_scale:0", "width:64", "seed:0", f"encoder:{clip}@"):
         assert part in scorer.signature

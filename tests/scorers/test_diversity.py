@@ -81,7 +81,7 @@ def self_bleu(captions: list[str], n: int) -> list[float]:
 def test_self_bleu_is_the_definition(n: int, golden: dict) -> None:
     scorer = load_scorer("self_bleu" if n == 4 else f"self_bleu:{n}")
     human = [text for item in golden["flickr8k"]["items"][:25] for text in [item["caption"], *item["references"][:2]]]
-    for captions in (CAPTIONS, human, ["a dog", "a cat sits on a mat"]):
+    for captions in (CAPTIONS, human, ["a dog", "a cat sits on a mat"], ["a dog", "a cat", "a cat sits on a dog"]):
         rows = scorer.rows(captions)
         np.testing.assert_allclose(rows[:, 0], self_bleu(captions, n), atol=1e-12)
     assert f"|n:{n}|" in scorer.signature

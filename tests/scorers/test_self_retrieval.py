@@ -66,6 +66,7 @@ def test_copies_of_the_own_image_are_no_distractors() -> None:
     assert eyes.encoded == [2]  # and each is encoded once
     keys, features = encode_distinct([*images, *plain("blue")], eyes, batch_size=2)
     assert len(set(keys)) == len(features) == 3 and keys[0] == keys[2]
+    assert eyes.encoded[1:] == [1, 1, 1]  # whatever the batches
 
 
 def many(n: int) -> tuple[list[str], list[Image.Image]]:
