@@ -52,7 +52,7 @@ def roberta(folder: Path) -> Path:
 def sentences(folder: Path) -> Path:
     """A sentence-transformers folder: the tiny BERT, the mean over its tokens."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     source = bert(folder.with_name(f"{folder.name}-bert"))
     transformer = Transformer(str(source), max_seq_length=CONTEXT)
