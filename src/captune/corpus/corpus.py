@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -54,9 +53,7 @@ class Corpus:
         self.text_vectors = files.open_vectors(self.folder, "texts.npy", (entries, None), np.float32)
         self.image_vectors = files.open_vectors(self.folder, "images.npy", (images, None), np.float32)
         self.owners = files.open_vectors(self.folder, "owners.npy", (entries,), np.int64)
-        self.image_ids: list[str] = json.loads((self.folder / "images.json").read_bytes())
-        if len(self.image_ids) != images:
-            raise CorpusError(f"{self.folder / 'images.json'} has {len(self.image_ids)} ids, not {images}")
+        self.image_ids = files.read_image_ids(self.folder, images)
         self.index = index
         self._index = None if index == "flat" else open_index(self.folder, index, effort, entries)
         self.effort = 0 if self._index is None else effort or INDEXES[index]

@@ -113,7 +113,7 @@ def _reads_both(name: str) -> bool:
 
 def unit(vectors: Any, names: Sequence[str]) -> np.ndarray:
     """(N, D) contiguous float32 with unit rows; EncoderError names the first item that has no direction."""
-    array = np.array(vectors, dtype=np.float32).reshape(len(names), -1)  # a copy: an encoder may keep its own
+    array = np.asarray(vectors, dtype=np.float32).reshape(len(names), -1)
     norms = np.linalg.norm(array, axis=1, keepdims=True)
     wrong = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
     if len(wrong):

@@ -208,11 +208,21 @@ def complete_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_image_ids(folder: Path, count: int) -> list[str]:
+    try:
+        ids = json.loads((folder / "images.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{folder / 'images.json'} cannot be read ({error}); build the corpus again") from error
+    if not isinstance(ids, list) or len(ids) != count:
+        raise CorpusError(f"{folder / 'images.json'} does not have the {count} ids that {CONFIG} says; build again")
+    return ids
+
+
 def open_vectors(folder: Path, name: str, shape: Sequence[int | None], dtype: type) -> np.ndarray:
     """A .npy file, memory-mapped, of this shape (None: any size) and type."""
     try:
         array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise CorpusError(f"{folder / name} cannot be read ({error}); build the corpus again") from error
     fits = len(array.shape) == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
     if not fits or array.dtype != dtype:

@@ -38,9 +38,11 @@ def _wide_products(faiss: Any, queries: int) -> Iterator[None]:
     (faiss 1.15): 64 queries take three to ten times as long as the product does. Its settings are the process', so they
     are put back; they change the speed and nothing else.
     """
+    at_once = min(max(1, queries), 4096)
     settings = {
         "distance_compute_blas_threshold": 1,
-        "distance_compute_blas_database_bs": max(1024, _CELLS // max(1, queries)),
+        "distance_compute_blas_query_bs": at_once,  # room for both sizes' product is taken, however few queries come
+        "distance_compute_blas_database_bs": _CELLS // at_once,
     }
     with _LOCK:
         before = {name: getattr(faiss.cvar, name) for name in settings}
