@@ -1,7 +1,7 @@
 """Scene graphs of captions: objects, their attributes and the relations between them, and the parsers that find them.
 
-    load_parser("grammar").parse(["A red ball left of a dog."])
-    [SceneGraph(objects=("ball", "dog"), attributes=(("ball", "red"),), relations=(("ball", "left of", "dog"),))]
+load_parser("grammar").parse(["A red ball left of a dog."])
+[SceneGraph(objects=("ball", "dog"), attributes=(("ball", "red"),), relations=(("ball", "left of", "dog"),))]
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ def build(folder: Path) -> str:
     counts: Counter[tuple[str, str]] = Counter()
     for line in (folder / "cntlist.rev").read_text(encoding="utf-8").splitlines():
         key, _, count = line.split()
-        word, _, rest = key.partition("%")
-        counts[_SENSE_TYPES[rest[0]], word] += int(count)
+        word, _, sense = key.partition("%")
+        counts[_SENSE_TYPES[sense[0]], word] += int(count)
     lines = []
     for part, name in PARTS.items():
         first = {}  # word -> the offset of its first sense
@@ -40,10 +40,10 @@ def build(folder: Path) -> str:
             if line.startswith(" "):
                 continue
             offset, file, _, number, *rest = line.split(" | ")[0].split()
-            words = [word.partition("(")[0] for word in rest[: 2 * int(number, 16) : 2]]  # galore(ip) -> galore
+            names = [word.partition("(")[0] for word in rest[: 2 * int(number, 16) : 2]]  # galore(ip) -> galore
             marked = [
                 f"{word}*{counts[part, word.lower()] or ''}" if first[word.lower()] == offset else word
-                for word in words
+                for word in names
             ]
             lines.append(f"{part}{file} {' '.join(marked)}")
         for line in (folder / f"{name}.exc").read_text(encoding="utf-8").splitlines():

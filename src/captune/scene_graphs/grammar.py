@@ -60,7 +60,7 @@ class _Reader:
         for i, item in enumerate(items):
             following = items[i + 1] if i + 1 < len(items) else Phrase("X")
             if item.kind == "NP":
-                measure = following.text == "of" and (is_measure(item.text) or not item.text and not item.pronoun)
+                measure = following.text == "of" and (is_measure(item.text) or (not item.text and not item.pronoun))
                 named = [] if measure else self.name(item, denied)
                 if measure or not named:
                     if not measure and pending and not item.pronoun and item.text:
@@ -98,8 +98,8 @@ class _Reader:
                 if item.text == "of" and measure and before.kind == "NP":
                     continue  # a group of people: people
                 if not pending:
-                    nearest = [last] if last else []
-                    sources = subjects if predicate and before.kind in "BAX" or item.text == "'s" and not last else nearest
+                    of_subjects = (predicate and before.kind in "BAX") or (item.text == "'s" and not last)
+                    sources = subjects if of_subjects else [last] if last else []
                     if before.kind == "K" and subjects:
                         sources = subjects
                 pending = [*pending, item.text] if pending != ["of"] or before.kind != "NP" else [item.text]

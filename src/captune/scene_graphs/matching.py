@@ -65,7 +65,7 @@ class Matcher:
         return self.ratio(2 * precision * recall, precision + recall)
 
     def _synonyms(self, a: Phrase, b: Phrase) -> bool:
-        if isinstance(a, tuple):
+        if isinstance(a, tuple) or isinstance(b, tuple):
             return all(x == y or self._synonyms(x, y) for x, y in zip(a, b, strict=True))
         net = wordnet()
         if self.published:

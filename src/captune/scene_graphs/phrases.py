@@ -9,14 +9,22 @@ from dataclasses import dataclass, field
 from captune.scene_graphs.tagger import tag, words
 from captune.scene_graphs.wordnet import wordnet
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _SENTENCE = re.compile(r"[.!?;…]+(?=\s|$)|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 _PLACE = r"left|right|top|bottom|front|back|middle|center|centre|side|edge|corner|end|rear|foot|base|inside|outside|tip"
-_LOCATION = rf"(?:(?:far|very|upper|lower|other|opposite|either|both|each|right|left|hand|top|bottom|-)[ -])*(?:{_PLACE})s?"
+_LOCATION = (
+    rf"(?:(?:far|very|upper|lower|other|opposite|either|both|each|right|left|hand|top|bottom|-)[ -])*(?:{_PLACE})s?"
+)
+_AT = r"(?:to|on|at|in|along|from|near|towards?)"
 # expressions that are one preposition; what the match is called in a relation
 _PREPOSITIONS = (
     (re.compile(r"\b(in front|on top|on the top|at the top|on the front|on the back|on the bottom|at the bottom) of\b"),
      lambda m: f"{m[1].replace('the ', '')} of"),
-    (re.compile(rf"\b(?:to|on|at|in|along|from|near|towards?) (?:the |its |his |her )?({_LOCATION})(?: hand)?(?: sides?)? of\b"),
+    (re.compile(rf"\b{_AT} (?:the |its |his |her )?({_LOCATION})(?: hand)?(?: sides?)? of\b"),
      lambda m: f"{re.findall(_PLACE, m[1])[0]} of"),
     (re.compile(r"\b(left|right|inside|outside|ahead|on board) of\b"), lambda m: f"{m[1]} of"),
     (re.compile(r"\b(next|close|adjacent|attached|parallel|perpendicular) to\b"), lambda m: f"{m[1]} to"),
@@ -26,43 +34,45 @@ _PREPOSITIONS = (
 _MEDIA = r"(?:picture|image|photo|photograph|frame|shot|scene|view|picture frame)s?"
 # expressions that say where in the picture something is, or how it was taken: they relate no two objects
 _ADVERBIALS = re.compile(
-    rf"\b(?:to|on|at|in|along|from|near|towards?|across|of) (?:the |its |this |either |a )?(?:{_LOCATION}"
-    rf"(?: (?:portion|part|section|area|half|hand side))? of (?:the |this )?{_MEDIA}|(?:{_LOCATION}|background|foreground|"
-    rf"distance|{_MEDIA}|daytime|display|air|(?:[a-z]+ )?colou?r)(?=$| (?:[^\w\s]|[a-z]+ing\b|"
-    r"(?:and|or|but|is|are|was|were|has|have|that|which|with|there|in|on|at|to|by|behind|the|a|an|we|i|it)\b)))"
+    rf"\b(?:{_AT}|across|of) (?:the |its |this |either |a )?"
+    rf"(?:{_LOCATION}(?: (?:portion|part|section|area|half|hand side))? of (?:the |this )?{_MEDIA}|"
+    rf"(?:{_LOCATION}|background|foreground|distance|{_MEDIA}|daytime|display|air|(?:[a-z]+ )?colou?r)(?=$| (?:[^\w\s]|"
+    r"[a-z]+ing\b|(?:and|or|but|is|are|was|were|has|have|that|which|with|there|in|on|at|to|by|behind|the|a|an|we|i|it)\b)))"
 )
-_VAGUE = frozenset(
+_VAGUE = _words(
     """side top bottom front back left right middle center centre edge corner end rear part portion section area view
-    background foreground distance picture image photo photograph frame shot scene camera way kind type sort direction
-    lot other one thing something everything angle half rest time day order it color colour shape size style use
-    majority variety number none medium close-up fashion manner position place case fact addition line-up shade""".split()
+    background foreground distance picture image photo photograph frame shot scene camera way kind type sort
+    direction lot other one thing something everything angle half rest time day order it color colour shape size
+    style use majority variety number none medium close-up fashion manner position place case fact addition
+    line-up shade"""
 )
-_MEASURES = frozenset(
+_MEASURES = _words(
     """group pair couple number bunch lot row set variety piece series collection stack pile cluster line patch bit
-    crowd herd flock type kind sort view shot picture image photo photograph close-up part portion section majority
-    rest half top bottom side front back edge corner end middle center one some all each both many few several most
-    none any amount slice cup glass bowl plate layer field reflection""".split()
+    crowd herd flock type kind sort view shot picture image photo photograph close-up part portion section
+    majority rest half top bottom side front back edge corner end middle center one some all each both many few
+    several most none any amount slice cup glass bowl plate layer field reflection"""
 )
-_CONTAINERS = frozenset("cup glass bowl plate field crowd reflection layer".split())
-_PLURAL = frozenset("glasses sunglasses pants trousers shorts jeans tights overalls clothes headphones scissors".split())
-_NO_ATTRIBUTES = frozenset("visible able seen made similar different actual medium due such".split())
-COLOURS = frozenset(
-    """red orange yellow green blue purple pink white black brown gray grey beige tan gold silver teal maroon turquoise
-    violet navy cream golden""".split()
+_CONTAINERS = _words("cup glass bowl plate field crowd reflection layer")
+_PLURAL = _words("glasses sunglasses pants trousers shorts jeans tights overalls clothes headphones scissors")
+_NO_ATTRIBUTES = _words("visible able seen made similar different actual medium due such")
+COLOURS = _words(
+    """red orange yellow green blue purple pink white black brown gray grey beige tan gold silver teal maroon
+    turquoise violet navy cream golden"""
 )
-_SHADES = frozenset("light dark bright pale deep vivid off".split())
+_SHADES = _words("light dark bright pale deep vivid off")
 NEGATIONS = frozenset(("no", "without", "not", "n't", "never", "doesn't", "don't", "isn't", "aren't", "wasn't"))
 #: noun.act, cognition, event, feeling, motive, process, relation, state, time: what a picture does not show
 _ABSTRACT = frozenset((4, 9, 11, 12, 16, 22, 24, 26, 28))
-_SHOWN = frozenset(
-    """game match party parade reflection wedding race class exercise sport ride crack opening drawing painting writing
-    graffiti street picture stripe stitch wave crossing crosswalk wear makeup shade shadow damage tear hole""".split()
+_SHOWN = _words(
+    """game match party parade reflection wedding race class exercise sport ride crack opening drawing painting
+    writing graffiti street picture stripe stitch wave crossing crosswalk wear makeup shade shadow damage tear
+    hole"""
 )
 
 
 @dataclass
 class Phrase:
-    """A piece of a sentence. kind: NP, A (adjectives of a predicate), or a tag of the tagger (P, V, G, E, B, C, K, W)."""
+    """A piece of a sentence. kind: NP, A (adjectives of a predicate), "not", or a tag of the tagger."""
 
     kind: str
     text: str = ""  # an NP's head, a preposition, a verb's dictionary form; "" for an NP that names no object
@@ -82,7 +92,9 @@ def phrases(sentence: str) -> list[Phrase]:
     tags = tag(tokens)
     for i in range(len(tokens) - 1):  # "a blue striped ball", "a red and white dress"
         beyond = i + 2 if tags[i + 1] in "KC" and i + 2 < len(tokens) else i + 1
-        if tokens[i] in COLOURS and (tags[beyond] in "AGE" or tags[i + 1] == "N" or beyond > i + 1 and tokens[beyond] in COLOURS):
+        if tokens[i] in COLOURS and (
+            tags[beyond] in "AGE" or tags[i + 1] == "N" or (beyond > i + 1 and tokens[beyond] in COLOURS)
+        ):
             tags[i] = "A"
     found: list[Phrase] = []
     i = 0
@@ -124,18 +136,9 @@ def _noun_phrase_end(tokens: list[str], tags: list[str], start: int) -> int:
     """Where the noun phrase that starts here ends: a determiner or modifiers, then nouns. `start`: there is none."""
     i, last_noun = start, start
     while i < len(tokens):
-        if tags[i] == "N" or tokens[i] == "'s" and last_noun == i:
+        if tags[i] == "N" or (tokens[i] == "'s" and last_noun == i) or (tags[i] in "AD" and tokens[i - 1] == "'s"):
             last_noun = i + 1
-        elif tags[i] in "DMAGE" and last_noun == start:
-            pass
-        elif tags[i] == "R" and last_noun == start and i > start and tokens[i] not in NEGATIONS:
-            pass
-        elif tags[i] in "KC" and last_noun == start and i > start and tags[i - 1] in "A" and _more(tags, i + 1):
-            pass  # "a red, shiny ball", "a red and white ball"
-        elif tags[i] in "AD" and tokens[i - 1] == "'s":
-            last_noun = i = i + 1
-            continue
-        else:
+        elif last_noun > start or not _before_noun(tokens, tags, start, i):
             break
         i += 1
     if tags[start] in "GE" and last_noun > start and not _modifies(tokens, tags, start):
@@ -143,6 +146,15 @@ def _noun_phrase_end(tokens: list[str], tags: list[str], start: int) -> int:
     if last_noun == start and tags[start] == "D" and tokens[start] not in NEGATIONS:
         return start + 1  # "each", "the other"
     return last_noun
+
+
+def _before_noun(tokens: list[str], tags: list[str], start: int, i: int) -> bool:
+    """Whether word i may stand in a noun phrase that started before its noun."""
+    if tags[i] == "R":
+        return i > start and tokens[i] not in NEGATIONS
+    if tags[i] in "KC":  # "a red, shiny ball", "a red and white ball"
+        return i > start and tags[i - 1] == "A" and _more(tags, i + 1)
+    return tags[i] in "DMAGE"
 
 
 def _more(tags: list[str], i: int) -> bool:
@@ -160,7 +172,7 @@ def _modifies(tokens: list[str], tags: list[str], i: int) -> bool:
 
 def _noun_phrases(tokens: list[str], tags: list[str], before: list[Phrase]) -> Iterator[Phrase]:
     """The phrases of one run of words: a possessor ("the dog's"), then what it possesses."""
-    negated = tokens[0] == "no" or bool(before) and (before[-1].kind == "not" or before[-1].text == "without")
+    negated = tokens[0] == "no" or (bool(before) and (before[-1].kind == "not" or before[-1].text == "without"))
     if "'s" in tokens:
         cut = tokens.index("'s")
         yield from _noun_phrases(tokens[:cut], tags[:cut], before) if cut else ()

@@ -35,38 +35,62 @@ _NEXT = {
     "K": "D3 C2 A1.5 N1.5 P1.5 W1 G1 R.8 O.8 E.7 M.4 V.3 B.3",
 }
 _CLOSED = {
-    "D": """a an the this these those some any every each my your his her its our their no another other both all several
-        many few various such more most same multiple numerous certain either neither half whose what whole entire first
-        second third last next""",
+    "D": """a an the this these those some any every each my your his her its our their no another other both all
+        several many few various such more most same multiple numerous certain either neither half whose what
+        whole entire first second third last next""",
     "P": """of in on at with without by from for into onto upon over under above below beneath behind beside besides
-        between among amongst amid against along alongside across around through throughout toward towards near inside
-        outside underneath atop within past down up off during before after as like than about via per beyond""",
+        between among amongst amid against along alongside across around through throughout toward towards near
+        inside outside underneath atop within past down up off during before after as like than about via per
+        beyond""",
     "C": "and or but nor & plus",
-    "O": "it he she they we you i them him us me one ones something someone anything there everything itself themselves",
-    "B": """is are was were be been being am has have had having do does did can could will would may might must should
-        shall 's isn't aren't doesn't don't wasn't can't cannot""",
+    "O": "it he she they we you i them him us me one ones something someone anything there everything itself",
+    "B": """is are was were be been being am has have had having do does did can could will would may might must
+        should shall 's isn't aren't doesn't don't wasn't can't cannot""",
     "T": "to",
     "W": "that which who whom where when while because if so whereas although though since until",
-    "R": """not n't very also just quite slightly mostly almost only too here then now together away apart out upwards
-        downwards forward forwards outwards inwards sideways horizontally vertically mainly rather somewhat""",
+    "R": """not n't very also just quite slightly mostly almost only too here then now together away apart out
+        upwards downwards forward forwards outwards inwards sideways horizontally vertically mainly rather
+        somewhat""",
     "M": "two three four five six seven eight nine ten eleven twelve dozen hundred zero couple-of",
-    "K": ", ( ) [ ] : \" “ ” — –",
+    "K": ', ( ) [ ] : " “ ” — –',
     "X": ". ; ! ? …",
 }
 # words of the lists above that are open-class words, too, and words that WordNet counts in senses captions lack
 _ALSO = {
-    "like": "PV", "past": "PN", "down": "PR", "up": "PR", "off": "PR", "around": "PR", "near": "P", "one": "OMD",
-    "that": "WDO", "this": "DO", "these": "DO", "those": "DO", "all": "DO", "both": "DO", "each": "DO", "some": "DO",
-    "another": "DO", "several": "DO", "many": "DO", "few": "DO", "most": "DR", "more": "DR", "other": "DN", "others": "O",
-    "her": "DO", "there": "OR", "to": "TP", "last": "DA", "second": "DA", "half": "DN", "out": "RP", "inside": "PR",
-    "outside": "PR", "behind": "PR", "over": "PR", "along": "PR", "across": "PR", "no": "D", "can": "BN", "plus": "CN",
-    "so": "WR", "as": "P", "front": "NA", "back": "NR", "top": "NA", "left": "NAE", "right": "NAR", "close": "AR",
-    "light": "NA", "white": "AN", "black": "AN", "red": "AN", "green": "AN", "blue": "AN", "orange": "AN", "brown": "AN",
-    "yellow": "AN", "pink": "A", "purple": "A", "gray": "A", "grey": "A", "well": "R", "wooden": "A", "upper": "A",
-    "plant": "N", "plants": "N", "picture": "N", "water": "N", "building": "N", "buildings": "N", "saw": "VN",
-    "glasses": "N", "leaves": "NV", "people": "N", "set": "NE", "ground": "N", "found": "E", "bottom": "N", "side": "N",
-    "open": "AV", "made": "E", "show": "VN", "shows": "V", "hand": "N", "hands": "N", "park": "N", "street": "N",
-}  # fmt: skip
+    "PV": "like",
+    "PN": "past",
+    "PR": "down up off around inside outside behind over along across",
+    "P": "near as",
+    "OMD": "one",
+    "WDO": "that",
+    "DO": "this these those all both each some another several many few her",
+    "DR": "most more",
+    "DN": "other half",
+    "O": "others",
+    "OR": "there",
+    "TP": "to",
+    "DA": "last second",
+    "RP": "out",
+    "D": "no",
+    "BN": "can",
+    "CN": "plus",
+    "WR": "so",
+    "NA": "front top light",
+    "NR": "back",
+    "NAE": "left",
+    "NAR": "right",
+    "AR": "close",
+    "AN": "white black red green blue orange brown yellow",
+    "A": "pink purple gray grey wooden upper",
+    "R": "well",
+    "N": "plant plants picture water building buildings glasses people ground bottom side hand hands park street",
+    "VN": "saw show",
+    "NV": "leaves",
+    "NE": "set",
+    "E": "found made",
+    "AV": "open",
+    "V": "shows",
+}
 _TOTALS = {"N": 88_000, "V": 36_000, "G": 13_000, "E": 28_000, "A": 31_000, "R": 23_000}  # WordNet's tagged texts
 _SHARES = {"V": 0.45, "G": 0.18, "E": 0.37}  # of a verb's occurrences
 _UNSEEN = 0.3 / 88_000  # added to each frequency
@@ -88,26 +112,25 @@ def words(text: str) -> list[str]:
 @functools.lru_cache(maxsize=50_000)
 def candidates(word: str) -> dict[str, float]:
     """tag -> the word's log-probability under the tag."""
-    if word in _ALSO:
-        return {tag: math.log(0.003) for tag in _ALSO[word]}
     if "_" in word:  # several words that make one preposition
         return {"P": math.log(0.01)}
     closed = _closed().get(word)
     if closed:
-        return {closed: math.log(0.01)}
+        return {tag: math.log(0.01) for tag in closed}
     if word[0].isdigit():
         return {"M": math.log(0.01)}
     if not word[0].isalpha():
         return {"K": math.log(0.01)}
     counts = _counts(word) or _counts(word.replace("-", "_")) or _guess(word)
     return {
-        tag: math.log((count / _TOTALS[tag] + _UNSEEN) * (_NOUNS if tag == "N" else 1.0)) for tag, count in counts.items()
+        tag: math.log((count / _TOTALS[tag] + _UNSEEN) * (_NOUNS if tag == "N" else 1.0))
+        for tag, count in counts.items()
     }
 
 
 @functools.cache
 def _closed() -> dict[str, str]:
-    return {word: tag for tag, text in _CLOSED.items() for word in text.split()}
+    return {word: tags for table in (_CLOSED, _ALSO) for tags, text in table.items() for word in text.split()}
 
 
 def _counts(word: str) -> dict[str, float]:

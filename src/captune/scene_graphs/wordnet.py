@@ -62,7 +62,7 @@ class WordNet:
         return None if found is None else found[1]
 
     def file(self, lemma: str, part: str = "n") -> int | None:
-        """The lexicographer file (3-28 for nouns: 5 animals, 6 artifacts, 18 persons ...) of the most frequent sense."""
+        """The lexicographer file (nouns: 5 animals, 6 artifacts, 18 persons ...) of the most frequent sense."""
         found = self._first[part].get(lemma)
         return None if found is None else self._files[found[0]]
 

@@ -105,11 +105,10 @@ class GraphScorer(Scorer):
 
     def embed_graphs(self, graphs: Sequence[SceneGraph]) -> None:
         """Encode every phrase of these graphs."""
-        self.embed([
-            text(phrase)
-            for graph in dict.fromkeys(graphs)
-            for phrase in (*graph.objects, *(attribute for _, attribute in graph.attributes), *graph.relations)
-        ])
+        found: list[str] = []
+        for graph in dict.fromkeys(graphs):
+            found += [*graph.objects, *(attribute for _, attribute in graph.attributes), *map(text, graph.relations)]
+        self.embed(found)
 
     def embed(self, phrases: Sequence[str]) -> None:
         """Encode what is not known yet, all at once: many small calls of the encoder are slow."""
@@ -130,7 +129,8 @@ class Capture(GraphScorer):
 
     Each F1 comes from three rounds of matching: equal dictionary forms, then WordNet synonyms, then each phrase that is
     left takes the largest cosine of sentence embeddings with any phrase left on the other side, without a threshold, so
-    that no caption scores 0: a caption of another image keeps about two thirds of the score of the right one.
+    that no caption scores 0: on 500 long captions (DOCCI), the caption of another image scores 0.47, and the first half
+    of the right caption 0.67.
     317 stop words (scene, image, background ...) are no objects. An element that one side lacks counts 0, as published.
 
         capture                                         the grammar parser and all-MiniLM-L6-v2, both offline
@@ -141,7 +141,10 @@ class Capture(GraphScorer):
     Figures of two parsers or encoders do not compare. `compat=published` brings back what capture-metric 0.1.13 does:
     a word that is part of another is its synonym ("man" of "woman", "car" of "scarf"); so are words that have a synonym
     in common; the order of phrases decides which are matched (there, the order of Python's sets, so that PYTHONHASHSEED
-    changes scores; here, the parser's order); 1e-6 is added to denominators. COMPAT_FIGURES
+    changes scores; here, the parser's order); 1e-6 is added to denominators. On the captions above that lifts the wrong
+    image's from 0.467 to 0.492 and leaves halves of right ones at 0.674; a right half then beats a wrong half in 96.2%
+    of images instead of 97.0%. Half a percent of the pairs of objects in long captions are parts of each other with no
+    word in common ("wing" of "drawing"). See benchmarks/capture_parity.json.
     """
 
     name = "capture"
