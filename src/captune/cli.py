@@ -19,7 +19,7 @@ from captune import commands as do
 from captune.commands import say
 from captune.options import UsageError, unknown
 
-USES_SOURCES = ("caption", "vizer", "sft", "evaluate", "demo")
+USES_SOURCES = ("caption", "vizer", "sft", "evaluate", "corpus", "demo")
 SOURCES = """
 Images and references are named by a source: a folder (searched recursively), a COCO or Karpathy JSON,
 Flickr8k/30k text or CSV, JSONL, parquet, webdataset shards, any `datasets` name, or the embedded world:
@@ -77,6 +77,14 @@ VERBS = {
         "captune scorers",
         do.add_scorers,
         do.run_scorers,
+    ),
+    "corpus": Verb(
+        "build a retrieval corpus, for the scorers grc and qir",
+        "`captune corpus build` encodes every caption and image of a source, piece by piece with resume, into a folder "
+        "that grc:<folder> and qir:<folder> search. The exit code is 1 when images could not be read.",
+        "captune corpus build --captions storybook:train --output runs/corpus",
+        do.add_corpus,
+        do.run_corpus,
     ),
     "report": Verb(
         "make one HTML page out of run directories",

@@ -179,6 +179,40 @@ def run_scorers(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_corpus(p: argparse.ArgumentParser) -> None:
+    build = p.add_subparsers(dest="action", required=True, metavar="build").add_parser(
+        "build", help="encode a captioned source; a build that was stopped goes on", allow_abbrev=False
+    )
+    build.add_argument("--captions", required=True, metavar="SOURCE", help="images with captions (see captune corpus)")
+    build.add_argument("--output", type=Path, required=True, help="the corpus's folder")
+    build.add_argument("--text-encoder", metavar="MODEL", help="a sentence encoder (default: all-MiniLM-L6-v2)")
+    build.add_argument("--image-encoder", metavar="MODEL", help="CLIP, SigLIP, DINOv2 … (default: storybook-clip)")
+    build.add_argument("--index", choices=["flat", "ivf", "hnsw"], default="flat", help="default: flat, exact search")
+    build.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    build.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    build.add_argument("--overwrite", action="store_true", help="replace a corpus that was made otherwise")
+
+
+def run_corpus(args: argparse.Namespace) -> int:
+    from captune.corpus import Corpus
+
+    hush_transformers()
+    named = {slot: getattr(args, slot) for slot in ("text_encoder", "image_encoder") if getattr(args, slot)}
+    corpus = Corpus.build(
+        args.captions,
+        args.output,
+        index=args.index,
+        batch_size=args.batch_size,
+        device=args.device,
+        overwrite=args.overwrite,
+        **named,
+    )
+    left_out = corpus.config["skipped"]
+    say(f"done: {len(corpus)} captions of {len(corpus.image_ids)} images, {left_out} images left out")
+    print(f"corpus: {args.output}")
+    return 1 if left_out else 0
+
+
 # ----------------------------------------------------- report, demo, and care
 
 
