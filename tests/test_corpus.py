@@ -90,7 +90,7 @@ Corpus.build(sys.argv[2], sys.argv[3], text_encoder=e, image_encoder=e, shard_si
 
 def test_a_build_goes_on_after_kill_9(corpus: Corpus, source: str, tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", KILLED, str(Path(__file__).parent), source, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}
     assert subprocess.run(arguments, env=environment, check=False).returncode == -signal.SIGKILL
     with pytest.raises(CorpusError, match="not finished"):
         Corpus.open(tmp_path)
@@ -229,6 +229,15 @@ def test_a_stream_with_an_image_per_caption(corpus: Corpus, source: str, tmp_pat
     np.testing.assert_array_equal(resumed.image_vectors, [by_id[i] for i in resumed.image_ids])
 
 
+def test_an_encoder_that_answers_with_too_few_is_refused(source: str, tmp_path: Path) -> None:
+    class Short(corpora.Bag):
+        def encode_texts(self, texts):
+            return super().encode_texts(texts)[1:]
+
+    with pytest.raises(EncoderError, match="shape .15, 15. for 16 items"):
+        build(source, tmp_path, Short())
+
+
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_a_vector_without_direction_is_refused(source: str, tmp_path: Path, value: float) -> None:
     class Broken(corpora.Bag):
@@ -313,10 +322,26 @@ def test_an_own_image_with_most_of_the_entries(tmp_path: Path) -> None:
 
 def test_no_query_and_wrong_queries(corpus: Corpus) -> None:
     assert corpus.search(np.empty((0, len(corpora.WORDS) + 1), np.float32), 3)[1].shape == (0, 3)
+    assert corpus.search([], 3)[1].shape == (0, 3)
     with pytest.raises(CorpusError, match="queries have 3 dimensions"):
         corpus.search(np.ones((2, 3)), 3)
     with pytest.raises(CorpusError, match="1 queries but 2 image ids"):
         corpus.search(["a"], 3, exclude=["x", "y"])
+
+
+def test_a_text_is_searched_once(source: str, tmp_path: Path) -> None:
+    encoder = corpora.Bag()
+    corpus = build(source, tmp_path, encoder)
+    encoder.texts.clear()
+    texts, own = ["red ball", "sky", "red ball", "red ball"], ["000.png", None, "001.png", "000.png"]
+    first = corpus.search(texts, 3, exclude=own)
+    assert encoder.texts == ["red ball", "sky", "red ball"]  # for two own images
+    again = corpus.search(texts[::-1], 3, exclude=own[::-1])
+    assert len(encoder.texts) == 3
+    for a, b, vectors in zip(first, again, corpus.search(encoder.encode_texts(texts), 3, exclude=own), strict=True):
+        np.testing.assert_array_equal(a, b[::-1])
+        np.testing.assert_array_equal(a, vectors)
+    assert (corpus.search(texts, 2)[0] >= corpus.search(texts, 2, exclude=own)[0]).all() and len(encoder.texts) == 11
 
 
 @pytest.mark.parametrize("queries", [1, 7, 300])

@@ -109,7 +109,7 @@ def test_both_share_one_search_and_an_image_is_encoded_once(corpus: Corpus, monk
     columns = {"image": IMAGES, "image_id": IDS}
     results = evaluate(CAPTIONS, columns, [GRC(None, corpus=corpus), QIR(None, corpus=corpus)], bootstrap=10)
     assert list(results) == ["grc", "qir"] and len(searched) == 1
-    assert len(corpus.text_encoder.texts) == len(CAPTIONS) and corpus.image_encoder.images == 5
+    assert len(corpus.text_encoder.texts) == 6 and corpus.image_encoder.images == 5
     reward = QIR(None, corpus=corpus)
     reward(CAPTIONS, image=IMAGES, image_id=IDS)
     reward(["beach"] * 7, image=IMAGES, image_id=IDS)

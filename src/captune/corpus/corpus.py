@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _TIE = 1e-6  # scores nearer than this are equal: the same sentence's vector differs by 1e-7 from batch to batch
 _TIES_SORTED = 1024  # among more equal entries than this, the index chooses
+_KEPT = 20_000  # answers to texts, so that what two scorers ask, or a reward again, is searched once
 _CELLS = 2**22  # values gathered at once when candidates are compared
 
 Answer = tuple[np.ndarray, np.ndarray]
@@ -62,7 +63,7 @@ class Corpus:
             self.text_encoder = self._same("text_encoder", text_encoder)
         if image_encoder is not None:
             self.image_encoder = self._same("image_encoder", image_encoder)
-        self._last: tuple[Any, Answer] | None = None
+        self._found: dict[tuple[str, int, int, bool], tuple[np.ndarray, np.ndarray]] = {}
 
     @classmethod
     def build(cls, source: str | ImageSource, output: str | Path, *,
@@ -157,16 +158,21 @@ class Corpus:
         :param distinct: k different images, each by its best entry.
         :raises CorpusError: where fewer than k entries (images) are left.
         """
-        key = None
-        if not isinstance(queries, np.ndarray):
-            key = (tuple(queries), None if exclude is None else tuple(exclude), k, distinct)
-            if self._last is not None and self._last[0] == key:  # GRC and QIR ask the same
-                return self._last[1]
-            queries = np.asarray(self.text_encoder.encode_texts(list(queries)), dtype=np.float32)
-        vectors = unit(queries, [f"query {i}" for i in range(len(queries))]) if len(queries) else queries
-        answer = self._search(vectors, k, self._excluded(exclude, len(vectors)), distinct)
-        self._last = None if key is None else (key, answer)
-        return answer
+        own = self._excluded(exclude, len(queries))
+        if isinstance(queries, np.ndarray):
+            return self._search(unit(queries, [f"query {i}" for i in range(len(queries))]), k, own, distinct)
+        keys = [(text, int(image), k, distinct) for text, image in zip(queries, own, strict=True)]
+        known = {key: self._found[key] for key in keys if key in self._found}  # GRC and QIR ask the same
+        new = [key for key in dict.fromkeys(keys) if key not in known]
+        if new:
+            vectors = unit(self.text_encoder.encode_texts([key[0] for key in new]), [key[0] for key in new])
+            found = self._search(vectors, k, np.array([key[1] for key in new]), distinct)
+            known.update(zip(new, zip(*found, strict=True), strict=True))
+            self._found.update(known)
+        for key in list(self._found)[: max(0, len(self._found) - _KEPT)]:
+            del self._found[key]
+        answers = [known[key] for key in keys]
+        return np.array([a[0] for a in answers]).reshape(-1, k), np.array([a[1] for a in answers]).reshape(-1, k)
 
     @cached_property
     def _image_rows(self) -> dict[str, int]:
@@ -187,11 +193,11 @@ class Corpus:
     def _search(self, queries: np.ndarray, k: int, own: np.ndarray, distinct: bool) -> Answer:
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
-        if not len(queries):
-            return scores, rows
         if queries.shape[1] != self.text_vectors.shape[1]:
             raise CorpusError(f"queries have {queries.shape[1]} dimensions, the corpus' texts "
                               f"{self.text_vectors.shape[1]}")  # fmt: skip
+        if not len(queries):
+            return scores, rows
         most = int(self._captions_of[own[own >= 0]].max(initial=0))
         there, what = (len(self.image_ids) - bool(most), "images") if distinct else (len(self) - most, "entries")
         if not 1 <= k <= there:

@@ -113,11 +113,17 @@ def _reads_both(name: str) -> bool:
 
 def unit(vectors: Any, names: Sequence[str]) -> np.ndarray:
     """(N, D) contiguous float32 with unit rows; EncoderError names the first item that has no direction."""
-    array = np.asarray(vectors, dtype=np.float32).reshape(len(names), -1)
-    norms = np.linalg.norm(array, axis=1, keepdims=True)
-    wrong = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
-    if len(wrong):
+    array = np.ascontiguousarray(vectors, dtype=np.float32)
+    wrong = None
+    if array.ndim != 2 or len(array) != len(names):
+        wrong = f"the encoder gives an array of shape {array.shape} for {len(names)} items"
+    else:
+        norms = np.linalg.norm(array, axis=1, keepdims=True)
+        lost = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
+        if len(lost):
+            wrong = f"the encoder gives {names[lost[0]]!r} a vector of length {norms[lost[0], 0]}"
+    if wrong is not None:
         from captune.encoders import EncoderError
 
-        raise EncoderError(f"the encoder gives {names[wrong[0]]!r} a vector of length {norms[wrong[0], 0]}")
+        raise EncoderError(wrong)
     return array / norms

@@ -91,7 +91,7 @@ class _Retrieval(Scorer):
 
     @property
     def gallery(self) -> Corpus:
-        """The corpus, opened at first use; scorers of one folder share it, and so its encoders and its last search."""
+        """The corpus, opened at first use; scorers of one folder share it, and so its encoders and what was searched."""
         if self._gallery is None:
             self.check()
             config = Path(self.folder, "config.json").resolve()
