@@ -56,6 +56,13 @@ def test_sentences_do_not_depend_on_the_batch_and_equal_texts_are_encoded_once(
         encoder.encode_texts(["a"], batch_size=0)
 
 
+def test_weights_saved_in_half_precision_are_computed_with_in_full(tmp_path: Path) -> None:
+    whole = AutoModel.from_pretrained(tiny_text_encoders.bert(tmp_path / "half"))
+    whole.half().save_pretrained(tmp_path / "half")
+    for encoder in (TextEncoder.load(tmp_path / "half"), TokenEncoder.load(tmp_path / "half")):
+        assert {p.dtype for p in encoder.model.parameters()} == {torch.float32}
+
+
 def test_long_sentences_are_cut_and_counted(sentences: Path) -> None:
     encoder = TextEncoder.load(sentences, device="cpu")
     assert encoder.context_length == tiny_text_encoders.CONTEXT

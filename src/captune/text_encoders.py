@@ -95,7 +95,7 @@ class TextEncoder:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model = SentenceTransformer(source, device=str(device), local_files_only=local,
-                                        model_kwargs={"use_safetensors": True})  # fmt: skip
+                                        model_kwargs={"use_safetensors": True, "dtype": torch.float32})  # fmt: skip
         except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
             raise cannot_load(name, source, error) from error
         return cls(model, name=name)

@@ -5,6 +5,7 @@ import logging
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +125,14 @@ def test_empty_texts_score_zero_and_are_named(bert: Path, caplog: pytest.LogCapt
     np.testing.assert_allclose(rows, np.array([[0.0], [0.0], [0.0], [1.0]]) * np.ones(3), atol=1e-6)
     with pytest.raises(ValueError, match="caption 1 has no reference"):
         scorer.rows(["a", "b"], references=[["a"], []])
+
+
+def test_a_text_of_nothing_but_a_weighing_special_token_is_empty() -> None:
+    """T5 ends a text with </s>, which is no [SEP] and weighs 1."""
+    scorer = BertScore(
+        encoder=SimpleNamespace(empty=1, tokenizer=SimpleNamespace(cls_token_id=None, sep_token_id=None))
+    )
+    assert scorer._weigh((1,), None).tolist() == [0.0] and scorer._weigh((7, 1), None).tolist() == [0.5, 0.5]
 
 
 def test_idf_of_a_single_reference_says_nothing(bert: Path, caplog: pytest.LogCaptureFixture) -> None:
