@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 ORDERS = 4
+_AT_ONCE = 4096  # texts whose words are in memory as strings
 
 
 class Grams(NamedTuple):
@@ -32,17 +33,20 @@ class Grams(NamedTuple):
 
 def count_ngrams(texts: Sequence[str]) -> tuple[list[str], np.ndarray, list[Grams]]:
     """(vocabulary, (T,) words per text, the n-grams for n = 1 .. 4) of tokenized texts."""
-    end = "\0"  # a word of its own after each text: one split for all of them
-    words = f" {end} ".join([*texts, ""]).split()
+    end = "\0"  # a word of its own after each text: one split for many of them
     vocabulary: defaultdict[str, int] = defaultdict(count().__next__)
-    ids = np.fromiter(map(vocabulary.__getitem__, words), dtype=np.int64, count=len(words))
-    place = np.arange(len(words))
+    parts = [np.zeros(0, dtype=np.int32)]
+    for i in range(0, len(texts), _AT_ONCE):
+        words = f" {end} ".join([*texts[i : i + _AT_ONCE], ""]).split()
+        parts.append(np.fromiter(map(vocabulary.__getitem__, words), dtype=np.int32, count=len(words)))
+    ids = np.concatenate(parts)
+    place = np.arange(len(ids), dtype=np.int32)  # half the memory; the results are int64, so that products of ids fit
     is_end = ids == vocabulary.get(end, -1)
     ends = place[is_end]
-    text_of = np.cumsum(is_end) - is_end
+    text_of = np.cumsum(is_end, dtype=np.int32) - is_end
     left = ends[text_of] - place  # words from here to the end of the text
 
-    gram_at = np.zeros(len(words), dtype=np.int64)  # id of the (n-1)-gram that starts here
+    gram_at = np.zeros(len(ids), dtype=np.int32)  # id of the (n-1)-gram that starts here
     grams = []
     for n in range(1, ORDERS + 1):
         starts = place[left >= n]
@@ -51,20 +55,21 @@ def count_ngrams(texts: Sequence[str]) -> tuple[list[str], np.ndarray, list[Gram
         starts, prefix, last = starts[order], prefix[order], last[order]
         new_gram = np.ones(len(starts), dtype=bool)
         new_gram[1:] = (prefix[1:] != prefix[:-1]) | (last[1:] != last[:-1])
-        gram = np.cumsum(new_gram) - 1
+        gram = np.cumsum(new_gram, dtype=np.int32) - 1
         text = text_of[starts]
         new_entry = new_gram.copy()
         new_entry[1:] |= text[1:] != text[:-1]
         first = np.flatnonzero(new_entry)
         times = np.diff(first, append=len(starts))
-        grams.append(Grams(prefix[new_gram], last[new_gram], gram[first], text[first], times))
+        found = prefix[new_gram], last[new_gram], gram[first], text[first], times
+        grams.append(Grams(*(array.astype(np.int64) for array in found)))
         gram_at[starts] = gram
-    return list(vocabulary), np.diff(ends, prepend=-1) - 1, grams
+    return list(vocabulary), np.diff(ends.astype(np.int64), prepend=-1) - 1, grams
 
 
 def _stable_order(*keys: np.ndarray) -> np.ndarray:
     """np.lexsort (the last key counts most) of numbers >= 0, by 16 bits at a time: those numpy sorts by radix."""
-    order = np.arange(len(keys[0]))
+    order = np.arange(len(keys[0]), dtype=np.int32)
     for key in keys:
         for shift in range(0, max(1, int(key.max(initial=0)).bit_length()), 16):
             digits = ((key >> shift) & 0xFFFF).astype(np.uint16)

@@ -148,7 +148,7 @@ _LONG = frozenset(word for word in _ALWAYS.split() if len(word) >= 5)
 _PLAIN_WORD = re.compile(rf"[A-Za-z]+(?=,?(?: |$)|;)|(?i:(?!(?:{'|'.join(sorted(_LONG))})\.)[a-z]{{5,}}(?=\.(?: |$)))")
 
 
-@lru_cache(maxsize=2**16)
+@lru_cache(maxsize=2**20)
 def tokenize(caption: str) -> str:
     """The caption's words as pycocoevalcap's tokenizer gives them: lower case, joined by single spaces.
 
