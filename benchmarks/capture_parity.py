@@ -7,7 +7,7 @@
 files of Debian's package wordnet-base, a `lexnames` and an empty `index.sense`). Both sides get the same scene graphs
 (those of the grammar parser) in the order of Python's sets, and the same sentence vectors; capture-metric's
 constructor, which wants a GPU and the hub, is side-stepped. The caption of each image is compared with its own first
-half and with another image's.
+half and with another image's. With the argument `golden` it writes tests/golden/capture.json instead.
 """
 
 from __future__ import annotations
@@ -126,5 +126,44 @@ def one_seed() -> None:
                       float(np.mean(rows, axis=0)[0])]))  # fmt: skip
 
 
+GOLDEN = [
+    ("A red car and a woman's scarf.", "A man beside a dark car. He wears a long red scarf."),
+    ("A woman holds an automobile's key.", "A man in a car."),
+    ("A small brown dog runs on the grass with a ball.", "A brown puppy runs across a green lawn. It has a blue ball."),
+    (
+        "Two white boats on the sea near a big lighthouse.",
+        "A white ship is on the ocean. A tall tower stands behind it.",
+    ),
+    ("A wooden table with a glass bowl of fruit.", "A bowl of red apples on a table in a kitchen."),
+    ("A tall building.", "A cat."),
+    ("A large black bird above a large black bird on a wire.", "A big black crow on a wire. A large wire."),
+]
+
+
+def golden() -> None:
+    """tests/golden/capture.json: what capture-metric says of a few graphs, with made-up vectors."""
+    rng = np.random.default_rng(0)
+    capture = Capture("?compat=published")
+    metric = theirs(capture)
+    graphs, own = capture.graphs([a for a, _ in GOLDEN], [[b] for _, b in GOLDEN])
+    pairs = []
+    for graph, (other,) in zip(graphs, own, strict=True):
+        sides = [(list(g.objects), g.attributes_of(), list(g.relations)) for g in (graph, other)]
+        phrases = {p for o, a, r in sides for p in (*o, *(v for own in a.values() for v in own), *map(" ".join, r))}
+        vectors = {phrase: rng.normal(size=5) for phrase in sorted(phrases - capture._vectors.keys())}
+        capture._vectors |= {phrase: np.round(v / np.linalg.norm(v), 4) for phrase, v in vectors.items()}
+        figures = metric.compute_f_score(sides[1], sides[0])
+        pairs.append({"caption": sides[0], "reference": sides[1], "figures": [float(figure) for figure in figures]})
+    # capture-metric normalises vectors itself, so the rounded ones are normalised again by whoever reads them
+    written = {"pairs": pairs, "vectors": {phrase: vector.tolist() for phrase, vector in capture._vectors.items()}}
+    file = Path(__file__).parent.parent / "tests" / "golden" / "capture.json"
+    file.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    one_seed() if len(sys.argv) > 2 else main()
+    if sys.argv[1:] == ["golden"]:
+        golden()
+    elif len(sys.argv) > 2:
+        one_seed()
+    else:
+        main()

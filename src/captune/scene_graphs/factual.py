@@ -36,7 +36,7 @@ class FactualParser:
 
     @property
     def signature(self) -> str:
-        from captune.text_encoders import weights_digest
+        from captune.digests import weights_digest
 
         return f"factual/{self.name}@{weights_digest(self._model()[0].state_dict())}/beams-{_BEAMS}/wordnet-3.0"
 

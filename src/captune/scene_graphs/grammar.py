@@ -68,7 +68,7 @@ class _Reader:
                 elif pending and not (pending == ["of"] and not sources):
                     relation = " ".join(pending)
                     if relation == "'s":
-                        self.relate(sources, "have", named[0])
+                        self.belong(named[0], sources)
                         subjects = named if subjects == sources else subjects
                     elif sources:
                         self.relate(sources, relation, named[0])
@@ -88,7 +88,7 @@ class _Reader:
                         self.relate(named, *opening)
                 last = named[0] if named else last
                 if item.owned and named:
-                    self.relate(self.topic, "have", named[0])
+                    self.belong(named[0], self.topic)
                 elif not item.pronoun:
                     first = first or subjects
             elif item.kind == "A" and not denied:
@@ -118,7 +118,7 @@ class _Reader:
                 if item.text in ("has", "have", "had", "having"):
                     pending, sources = ["have"], subjects
             elif item.kind == "W":
-                subjects = [last] if last and before.kind == "NP" else subjects
+                subjects = [last] if last and before.kind in ("NP", "K") else subjects
                 pending, predicate = [], False
             elif item.kind == "not":
                 denied = True
@@ -141,7 +141,11 @@ class _Reader:
         self.attributes.update(dict.fromkeys((item.text, modifier) for modifier in item.modifiers))
         return [item.text]
 
+    def belong(self, part: str, owners: list[str]) -> None:
+        for owner in owners:
+            self.relate([part], "of", owner)
+
     def relate(self, sources: list[str], relation: str, target: str) -> None:
         for source in sources:
             if source != target:
-                self.relations.setdefault((target, "have", source) if relation == "of" else (source, relation, target))
+                self.relations.setdefault((source, relation, target))

@@ -112,7 +112,7 @@ def phrases(sentence: str) -> list[Phrase]:
         elif letter == "O":
             found.append(Phrase("NP", pronoun=token in ("it", "they", "he", "she", "them", "him"), text=""))
         elif letter in "VGE":
-            found.append(Phrase(letter, wordnet().lemma(token, "v")))
+            found.append(Phrase(letter, verb(token)))
         elif letter in "PT":
             found.append(Phrase("P", names.get(token, token)))
         elif letter not in "RM":
@@ -182,6 +182,8 @@ def _noun_phrases(tokens: list[str], tags: list[str], before: list[Phrase]) -> I
     nouns = 0
     while nouns < len(content) and tags[len(tokens) - 1 - nouns] == "N":
         nouns += 1
+    if content and not nouns and wordnet().forms(content[-1], "n") and content[-1] not in COLOURS:
+        nouns = 1  # "the car's key"
     if not nouns:
         yield Phrase("NP", negated=negated)
         return
@@ -209,6 +211,12 @@ def _head(nouns: list[str]) -> tuple[str, list[str]]:
 def noun(word: str) -> str:
     """The dictionary form of a noun: WordNet's shortest, but "glasses" are no glass."""
     return word if word in _PLURAL else wordnet().lemma(word, "n")
+
+
+def verb(word: str) -> str:
+    """The most frequent dictionary form of a verb: "rides" is of "ride", not of "rid"."""
+    net = wordnet()
+    return max(net.forms(word, "v"), key=lambda form: net.count(form, "v") or 0, default=word)
 
 
 def _adjectives(found: list[str]) -> list[str]:

@@ -35,7 +35,7 @@ class GraphScorer(Scorer):
 
     needs: ClassVar = ("references",)
     cost: ClassVar = "5 ms, plus what a model takes as parser"
-    cached: ClassVar = True
+    cached = True
 
     def __init__(self, settings: str = "", *, parser: str | Parser = "grammar",
                  encoder: str | TextEncoder = DEFAULT_ENCODER, device: str | None = None) -> None:  # fmt: skip

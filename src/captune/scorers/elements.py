@@ -80,7 +80,7 @@ class _Elements(GraphScorer):
             if self.published and not (graph.attributes and truth.attributes):
                 continue
             left_out = self.file is not None and extra is None
-            precision, recall = self.measure(graph, truth, extra)
+            precision, recall = self.compare(graph, truth, extra)
             if left_out:
                 precision = None
             f1 = None if precision is None or recall is None else self.matcher.f1(precision, recall)
@@ -89,7 +89,7 @@ class _Elements(GraphScorer):
             row[3:] = *(figure is not None for figure in figures), left_out
         return rows
 
-    def measure(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
+    def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
         """Precision and recall; None where there is no truth to compare with."""
         raise NotImplementedError
 
@@ -129,7 +129,7 @@ class Objects(_Elements):
     name = element = "objects"
     example: ClassVar = '{"image id": ["object", ...]}'
 
-    def measure(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
+    def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
         listed = [name if self.published else _singular(name) for name in extra or ()]
         wide = list(dict.fromkeys([*truth.objects, *listed]))
         self.embed([*graph.objects, *wide])
@@ -166,7 +166,7 @@ class Attributes(_Elements):
     name = element = "attributes"
     example: ClassVar = '{"image id": {"object": ["attribute", ...]}}'
 
-    def measure(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
+    def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
         ours, theirs = graph.attributes_of(), truth.attributes_of()
         wide = {key: list(values) for key, values in extra.items() if values} if extra is not None else theirs
         self.embed([word for part in (ours, theirs, wide) for key, values in part.items() for word in (key, *values)])
@@ -199,7 +199,7 @@ class Relations(_Elements):
 
     name = element = "relations"
 
-    def measure(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
+    def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
         self.embed([" ".join(relation) for relation in (*graph.relations, *truth.relations)])
         precision, recall, _ = self.matcher.scores(graph.relations, truth.relations)
         return (precision, recall) if truth.relations else (None, None)
