@@ -59,7 +59,7 @@ def _count(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.n
     length = lengths[:n, None]
     rows = np.hstack([length, nearest[:, None], np.maximum(0, length - np.arange(_N)), np.zeros((n, _N))])
     for k, grams in enumerate(orders):
-        key = grams.gram * n + image[grams.text]
+        key = grams.gram.astype(np.int64) * n + image[grams.text]
         own = grams.text < n
         known, place = np.unique(key[~own], return_inverse=True)
         most = np.zeros(len(known) + 1)  # in any one reference; the last place stands for "in none"

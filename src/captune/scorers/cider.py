@@ -150,7 +150,7 @@ class References:
             weight, norm = self._weigh(g, frequency, len(self.lengths))
             self.weights.append(weight)
             self.norms.append(norm)
-            self.places.append(np.append(g.gram * len(self.lengths) + g.text, _BEYOND))  # ascending
+            self.places.append(np.append(g.gram.astype(np.int64) * len(self.lengths) + g.text, _BEYOND))  # ascending
 
     def _weigh(self, grams: Grams, frequency: np.ndarray, texts: int) -> tuple[np.ndarray, np.ndarray]:
         """(E,) tf-idf of each entry and (T,) the norm of each text's vector."""
@@ -170,7 +170,7 @@ class References:
             weight, norm = self._weigh(g, frozen[n] if frozen else _pick(self.frequencies[n], rows[n]), len(captions))
             row = rows[n][g.gram]
             mine = np.flatnonzero(row >= 0)
-            row, caption = row[mine], g.text[mine]
+            row, caption = row[mine], g.text[mine].astype(np.int64)
             start = self.first[image[caption]]
             theirs = np.searchsorted(self.places[n], row * len(self.lengths) + start)
             product = np.zeros(similarity.size)

@@ -21,7 +21,8 @@ class Grams(NamedTuple):
     """The n-grams of one order in a list of texts.
 
     Distinct n-grams have ids 0 .. G-1; each is an (n-1)-gram and one more word, and they are sorted by that pair. An
-    entry says that a text has an n-gram so many times; entries are sorted by n-gram, then text.
+    entry says that a text has an n-gram so many times; entries are sorted by n-gram, then text. All are int32: widen
+    what you multiply.
     """
 
     prefix: np.ndarray  # (G,) id of the (n-1)-gram; 0 for n = 1
@@ -40,7 +41,7 @@ def count_ngrams(texts: Sequence[str]) -> tuple[list[str], np.ndarray, list[Gram
         words = f" {end} ".join([*texts[i : i + _AT_ONCE], ""]).split()
         parts.append(np.fromiter(map(vocabulary.__getitem__, words), dtype=np.int32, count=len(words)))
     ids = np.concatenate(parts)
-    place = np.arange(len(ids), dtype=np.int32)  # half the memory; the results are int64, so that products of ids fit
+    place = np.arange(len(ids), dtype=np.int32)
     is_end = ids == vocabulary.get(end, -1)
     ends = place[is_end]
     text_of = np.cumsum(is_end, dtype=np.int32) - is_end
@@ -60,9 +61,8 @@ def count_ngrams(texts: Sequence[str]) -> tuple[list[str], np.ndarray, list[Gram
         new_entry = new_gram.copy()
         new_entry[1:] |= text[1:] != text[:-1]
         first = np.flatnonzero(new_entry)
-        times = np.diff(first, append=len(starts))
-        found = prefix[new_gram], last[new_gram], gram[first], text[first], times
-        grams.append(Grams(*(array.astype(np.int64) for array in found)))
+        times = np.diff(first, append=len(starts)).astype(np.int32)
+        grams.append(Grams(prefix[new_gram], last[new_gram], gram[first], text[first], times))
         gram_at[starts] = gram
     return list(vocabulary), np.diff(ends.astype(np.int64), prepend=-1) - 1, grams
 
@@ -91,7 +91,7 @@ class Table:
     @classmethod
     def of(cls, vocabulary: Sequence[str], grams: Sequence[Grams]) -> Table:
         """All n-grams of `count_ngrams`; an n-gram's row is its id."""
-        return cls(vocabulary, [g.prefix * len(vocabulary) + g.last for g in grams])
+        return cls(vocabulary, [g.prefix.astype(np.int64) * len(vocabulary) + g.last for g in grams])
 
     def rows(self, vocabulary: Sequence[str], grams: Sequence[Grams]) -> list[np.ndarray]:
         """For each order, the (G,) rows of other texts' n-grams; -1 for those that are not in the set."""
