@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -18,10 +17,10 @@ import tiny
 import tiny_encoders
 from broken_images import encode, photo
 
+from captune.cli import main
 from captune.corpus import Corpus, CorpusError, files
 from captune.corpus.encoders import VisionEncoder, load_image_encoder, load_text_encoder
 from captune.corpus.index import nearest
-from captune.corpus_command import add_corpus, run_corpus
 from captune.data import load_images
 from captune.encoders import Encoder, EncoderError
 
@@ -384,13 +383,14 @@ def test_an_approximate_index_is_added(source: str, tmp_path: Path, kind: str) -
 
 
 def test_an_index_that_finds_too_few_is_helped(tmp_path: Path) -> None:
-    texts = [[" ".join([word] * n)] for word in corpora.WORDS for n in range(1, 31)]
+    texts = [[" ".join([word] * n)] for word in corpora.WORDS for n in range(1, 16)]
     corpus = build(corpora.source(tmp_path / "s", texts), tmp_path / "c", index="ivf", shard_size=500)
     narrow = Corpus.open(tmp_path / "c", index="ivf", effort=1, text_encoder=corpora.Bag())
     assert narrow.effort == 1 and "index:ivf-1" in narrow.signature
-    _, rows = narrow.search(["red ball", "sky"], 200)  # no list of the index has that many
-    np.testing.assert_array_equal(rows, Corpus.open(corpus.folder, text_encoder=corpora.Bag()).search(
-        ["red ball", "sky"], 200)[1])  # fmt: skip
+    asked = {"k": 205, "exclude": ["000.png", "other"]}
+    rows = narrow.search(["red ball", "sky"], **asked)[1]  # no list of the index has that many
+    exact = Corpus.open(corpus.folder, text_encoder=corpora.Bag())
+    np.testing.assert_array_equal(rows, exact.search(["red ball", "sky"], **asked)[1])
 
 
 # ---------------------------------------------------------- encoders, command
@@ -422,20 +422,26 @@ def test_slots_take_the_model_that_fits(tmp_path: Path) -> None:
         load_text_encoder("no/such-model", "cpu")
 
 
-def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_corpus(parser)
-    return run_corpus(parser.parse_args(arguments))
-
-
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = str(tiny_encoders.clip(tmp_path / "clip"))
     source = corpora.source(tmp_path / "s", CAPTIONS[:5])
     output = tmp_path / "corpus"
-    flags = ["build", "--captions", source, "--output", str(output), "--text-encoder", clip, "--image-encoder", clip]
-    assert run(*flags, "--device", "cpu") == 0
-    assert f"{output}: 10 captions of 5 images\n" == capsys.readouterr().out
+    flags = [
+        "corpus",
+        "build",
+        "--captions",
+        source,
+        "--output",
+        str(output),
+        "--text-encoder",
+        clip,
+        "--image-encoder",
+        clip,
+    ]
+    assert main([*flags, "--device", "cpu"]) == 0
+    said = capsys.readouterr()
+    assert str(output) in said.out and "10 captions of 5 images" in said.err
     (tmp_path / "s" / "003.png").write_bytes(b"")
-    assert run(*flags, "--device", "cpu", "--overwrite") == 1
-    assert "8 captions of 4 images; 1 images left out" in capsys.readouterr().out
+    assert main([*flags, "--device", "cpu", "--overwrite"]) == 1
+    assert "8 captions of 4 images, 1 images left out" in capsys.readouterr().err
     assert Corpus.open(output, device="cpu").search(["a red ball"], 2)[1].shape == (1, 2)
