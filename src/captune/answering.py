@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from tqdm import tqdm
 
+from captune.digests import weights_digest
 from captune.scorers import ScorerError
 
 MIN_MASS = 0.01
@@ -185,17 +186,6 @@ def check_length(tokens: int, config: Any, question: Question, who: str) -> None
                           f"the {limit} that {who} reads: leave long captions out or name another model")  # fmt: skip
 
 
-def weights_digest(model: Any) -> str:
-    """The first 8 hex digits of a SHA-256 of the weights: names of folders say little."""
-    import torch
-
-    state = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        state.update(key.encode())
-        state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return state.hexdigest()[:8]
-
-
 class LanguageModel:
     """A causal LM of `transformers`: through its chat template, thinking off, or as plain text where it has none."""
 
@@ -207,7 +197,7 @@ class LanguageModel:
 
     @cached_property
     def label(self) -> str:
-        return f"{self.name}@{weights_digest(self._model)}"
+        return f"{self.name}@{weights_digest(self._model.state_dict())}"
 
     @property
     def _source(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from captune.data.images import open_image
+from captune.digests import weights_digest
 
 EMBEDDED = ("storybook-clip",)  # shipped with the package
 _SILENT_BATCHES = 20  # fewer batches than this show no progress bar
@@ -55,7 +55,7 @@ class Encoder:
         Images are prepared with Pillow, so that the features do not depend on whether torchvision is installed.
         """
         name = str(name_or_path)
-        source = _resolve(name)
+        source = resolve(name)
         try:
             processor = AutoProcessor.from_pretrained(source, backend="pil")
             model = AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True)
@@ -74,11 +74,7 @@ class Encoder:
     def digest(self) -> str:
         """The first 8 hex digits of a SHA-256 of the weights: names of folders say little."""
         if self._digest is None:
-            state = hashlib.sha256()
-            for key, value in sorted(self.model.state_dict().items()):
-                state.update(key.encode())
-                state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-            self._digest = state.hexdigest()[:8]
+            self._digest = weights_digest(self.model.state_dict())
         return self._digest
 
     @torch.inference_mode()
@@ -132,7 +128,8 @@ class Encoder:
         return torch.nn.functional.normalize(pooled, dim=-1).cpu()
 
 
-def _resolve(name: str) -> str:
+def resolve(name: str) -> str:
+    """The folder or hub name that a name stands for; raises EncoderError for a folder that is none."""
     if name in EMBEDDED:
         from captune.storybook import model_path
 

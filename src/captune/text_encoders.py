@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GPT2Tokenizer, RobertaTokenizer
 
+from captune.digests import weights_digest
 from captune.encoders import EncoderError
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -49,21 +49,6 @@ def cannot_load(name: str, source: str, error: Exception) -> EncoderError:
     else:
         advice = f"; where the hub can be reached, run: hf download {name}"
     return EncoderError(f"text encoder {name!r} cannot be loaded: {reason.rstrip('.')}{advice}")
-
-
-def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """The first 8 hex digits of a SHA-256 of a model's weights: names of folders say little.
-
-    A pooler's weights do not count: no vector here comes from it, and where a model was saved without one they are
-    drawn at random at every load.
-    """
-    digest = hashlib.sha256()
-    for key, value in sorted(state.items()):
-        if "pooler" in key.split("."):
-            continue
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:8]
 
 
 class TextEncoder:

@@ -54,7 +54,7 @@ def ranking(scores: Scores, facts: dict[str, list[Any]]) -> dict[str, Any]:
         per_image.append((right, pairs))
     counts = np.array(per_image)
     figures["pairs"] = float(counts[:, 0].sum() / counts[:, 1].sum())
-    figures["interval"] = interval(counts, lambda c: c[:, 0].sum() / c[:, 1].sum())
+    figures["interval"] = interval(counts, lambda c: c[:, 0].sum() / max(1, c[:, 1].sum()))
     return figures
 
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from captune import storybook
+from captune.image_features import ImageFeatures
 from captune.scorers import ScorerError, evaluate, load_scorer
-from captune.scorers.self_retrieval import SelfRetrieval, encode_distinct
+from captune.scorers.self_retrieval import SelfRetrieval
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
 
@@ -64,9 +65,12 @@ def test_copies_of_the_own_image_are_no_distractors() -> None:
     rows = SelfRetrieval(encoder=eyes).rows(["red", "red", "green", "green"], image=images)
     np.testing.assert_allclose(rows[:, -1], [1, 1, 1 / 2, 1])
     assert eyes.encoded == [2]  # and each is encoded once
-    keys, features = encode_distinct([*images, *plain("blue")], eyes, batch_size=2)
-    assert len(set(keys)) == len(features) == 3 and keys[0] == keys[2]
+    features = ImageFeatures(eyes)
+    keys, made = features([*images, *plain("blue")], batch_size=2)
+    assert len(set(keys)) == 3 and keys[0] == keys[2] and len(made) == 5
     assert eyes.encoded[1:] == [1, 1, 1]  # whatever the batches
+    features(images)
+    assert eyes.encoded[1:] == [1, 1, 1]  # and from call to call
 
 
 def many(n: int) -> tuple[list[str], list[Image.Image]]:

@@ -10,18 +10,17 @@ from types import ModuleType
 
 import pytest
 
-from captune.scorers import ScorerError, load_scorer
-
-FOLDER = Path(__file__).parents[2] / "studies" / "scorers"
-sys.path.insert(0, str(FOLDER))
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "scorers"))
 
 import tables
+
+from captune.scorers import ScorerError, load_scorer
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
     """studies/scorers/run.py, under a name that the other study's run.py does not have."""
-    spec = importlib.util.spec_from_file_location("scorer_study", FOLDER / "run.py")
+    spec = importlib.util.spec_from_file_location("scorer_study", Path(tables.__file__).parent / "run.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -64,7 +64,7 @@ class VisionEncoder:
 
     @property
     def digest(self) -> str:
-        from captune.text_encoders import weights_digest
+        from captune.digests import weights_digest
 
         if self._digest is None:
             self._digest = weights_digest(self.model.state_dict())

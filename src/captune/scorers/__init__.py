@@ -93,7 +93,7 @@ class Scorer:
     cost: ClassVar[str] = ""  # roughly, per caption: "0.1 ms", "one pass of the encoder", "one answer of the judge"
     needs: ClassVar[tuple[str, ...]] = ()  # columns without which it cannot work: image, references, scene, image_id
     uses: ClassVar[tuple[str, ...]] = ()  # columns that add figures where they are there
-    cached: ClassVar[bool] = False  # costly rows that depend on nothing but caption, columns and signature are kept
+    cached: bool = False  # costly rows that depend on nothing but caption, columns and signature are kept
     cache: Cache | None = None  # where they are kept
     no_interval: ClassVar[tuple[str, ...]] = ()  # figures of the whole corpus that resampling says nothing about
 

@@ -112,7 +112,7 @@ class BertScore(Scorer):
     source: ClassVar = "Zhang et al., ICLR 2020"
     cost: ClassVar = "one pass of the text encoder per text"
     needs: ClassVar = ("references",)
-    cached: ClassVar = True
+    cached = True
 
     def __init__(self, argument: str | None = None, *, encoder: TokenEncoder | None = None,
                  device: str | None = None, batch_size: int = 64) -> None:  # fmt: skip
@@ -133,7 +133,7 @@ class BertScore(Scorer):
         self._rescale = given.get("rescale", "0,0,0")
         self._cut = 0.0
         # with an idf of the evaluated references, a row depends on the other captions' references
-        self.cached = not self.weighted or self._idf_file is not None  # type: ignore[misc]
+        self.cached = not self.weighted or self._idf_file is not None
 
     @property
     def encoder(self) -> TokenEncoder:
@@ -180,7 +180,7 @@ class BertScore(Scorer):
     def fit(self, references: Iterable[Sequence[str]]) -> BertScore:
         """Weigh by idf, with the document frequencies of these references (a list per image) frozen. Returns self."""
         self._idf = Idf.of(references, self.encoder)
-        self.weighted = self.cached = True  # type: ignore[misc]
+        self.weighted = self.cached = True
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:

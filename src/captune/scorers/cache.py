@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from captune.digests import pixels_digest
+
 if TYPE_CHECKING:
     from captune.scorers import Scorer
 
@@ -91,8 +93,7 @@ def _key(caption: str, entries: Mapping[str, Any]) -> str:
         if name == "image":
             from captune.data.images import open_image
 
-            picture = open_image(entries[name])
-            state.update(f"{picture.mode} {picture.size}".encode() + picture.tobytes())
+            state.update(pixels_digest(open_image(entries[name])))
         else:
             state.update(json.dumps(entries[name]).encode())
     return state.hexdigest()[:32]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +10,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import torch
 
+from captune.image_features import ImageFeatures
 from captune.scorers import Scorer
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 DEFAULT_MODEL = "storybook-clip"
-_KEPT_IMAGES = (
-    20_000  # features kept, so that an image met again (a reward sees each image many times) is not encoded again
-)
 
 
 class ClipScore(Scorer):
@@ -55,7 +52,7 @@ class ClipScore(Scorer):
                 raise ValueError(f"scorer 'clip' has no setting {key!r}; it has w and prefix, as in 'clip:model?w=2.5'")
         self.w, self.prefix, self.batch_size = w, prefix.strip(), batch_size
         self._model, self._device, self._encoder = model or DEFAULT_MODEL, device, encoder
-        self._images: dict[bytes, torch.Tensor] = {}
+        self._images: ImageFeatures | None = None
         self._cut = 0.0
 
     @property
@@ -108,21 +105,7 @@ class ClipScore(Scorer):
         return self.encoder.encode_texts([f"{self.prefix} {text}".strip() for text in texts])
 
     def _image_features(self, images: Sequence[Any]) -> torch.Tensor:
-        """(N, D); each distinct image, by its pixels, is encoded once."""
-        from captune.data.images import open_image
-
-        rows: list[torch.Tensor] = []
-        for start in range(0, len(images), self.batch_size):
-            pictures = [open_image(image) for image in images[start : start + self.batch_size]]
-            keys = [hashlib.blake2b(p.tobytes(), digest_size=16, person=f"{p.size}".encode()[:16]).digest()
-                    for p in pictures]  # fmt: skip
-            known = {key: self._images[key] for key in keys if key in self._images}
-            new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in known}
-            if new:
-                features = self.encoder.encode_images(list(new.values()), batch_size=self.batch_size)
-                known.update(zip(new, features, strict=True))
-                self._images.update(known)
-            for key in list(self._images)[: max(0, len(self._images) - _KEPT_IMAGES)]:
-                del self._images[key]
-            rows += [known[key] for key in keys]
-        return torch.stack(rows)
+        """(N, D)"""
+        if self._images is None:
+            self._images = ImageFeatures(self.encoder)
+        return self._images(images, batch_size=self.batch_size)[1]

@@ -15,10 +15,9 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from captune.scorers import Scorer, ScorerError
-from captune.scorers.self_retrieval import check_encoder, encode_distinct, whole
+from captune.scorers.self_retrieval import check_encoder, whole
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from captune.storybook.world import Scene
@@ -106,7 +105,13 @@ class Cycle(Scorer):
     def encoder(self) -> Any:
         """Loaded at first use."""
         if self._encoder is None:
-            self._encoder = load_image_encoder(self.encoder_name, self.device)
+            from captune.corpus.encoders import load_image_encoder
+            from captune.encoders import EncoderError
+
+            try:
+                self._encoder = load_image_encoder(self.encoder_name, self.device)
+            except EncoderError as error:
+                raise ScorerError(f"scorer {self.name!r}: {error}") from error
         return self._encoder
 
     @property
@@ -120,12 +125,13 @@ class Cycle(Scorer):
         """(N, 1): the cosine of the two images' features."""
         if not captions:
             return np.zeros((0, 1))
-        keys, sources = encode_distinct(image, self.encoder, self.batch_size)
+        from captune.image_features import ImageFeatures
+
+        features = ImageFeatures(self.encoder)
+        _, sources = features(image, batch_size=self.batch_size)
         place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-        drawn_keys, drawn = encode_distinct(_Drawn(list(place), self.draw), self.encoder, self.batch_size)
-        cosines = [
-            float(sources[key] @ drawn[drawn_keys[place[caption]]]) for key, caption in zip(keys, captions, strict=True)
-        ]
+        _, drawn = features(_Drawn(list(place), self.draw), batch_size=self.batch_size)
+        cosines = [float(own @ drawn[place[caption]]) for own, caption in zip(sources, captions, strict=True)]
         if not np.isfinite(cosines).all():
             raise ScorerError(f"scorer {self.name!r}: {self.encoder.name!r} gave features that are not finite")
         return np.array(cosines).reshape(-1, 1)
@@ -232,55 +238,9 @@ def scene_of(caption: str, variation: int = 0) -> Scene:
     return Scene(grounds[0] if grounds else _GROUND, variation, tuple(places(best + _BETWEEN)))
 
 
-class VisionEncoder:
-    """An image-only transformer (DINO, DINOv2, ViT) as an image encoder: the unit vector of its CLS token."""
-
-    def __init__(self, model: Any, image_processor: Any, *, name: str) -> None:
-        self.model, self.image_processor, self.name = model.eval().requires_grad_(False), image_processor, name
-        self._digest = ""
-
-    @property
-    def digest(self) -> str:
-        from captune.text_encoders import weights_digest
-
-        self._digest = self._digest or weights_digest(self.model.state_dict())
-        return self._digest
-
-    def encode_images(self, images: Sequence[Any], *, batch_size: int = 32) -> torch.Tensor:
-        """(N, D) float32 unit vectors on the CPU."""
-        import torch
-
-        features = []
-        with torch.inference_mode():
-            for start in range(0, len(images), batch_size):
-                inputs = self.image_processor(images=list(images[start : start + batch_size]), return_tensors="pt")
-                hidden = self.model(**inputs.to(self.model.device)).last_hidden_state[:, 0]
-                features.append(torch.nn.functional.normalize(hidden.float(), dim=-1).cpu())
-        return torch.cat(features)
-
-
-def load_image_encoder(name: str, device: str | None = None) -> Any:
-    """`captune.encoders.Encoder` where the model reads texts too, else `VisionEncoder`; ScorerError where neither."""
-    import torch
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
-
-    from captune.encoders import Encoder, EncoderError, _resolve
-
-    try:
-        source = _resolve(name)
-        if hasattr(AutoConfig.from_pretrained(source), "text_config"):
-            return Encoder.load(name, device=device)
-        model = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
-        processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-    except (EncoderError, OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ScorerError(f"scorer 'cycle': the image encoder {name!r} cannot be loaded: {reason}") from error
-    return VisionEncoder(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), processor, name=name)
-
-
 def _weights(pipeline: Any) -> str:
     """A digest of all the pipeline's weights."""
-    from captune.text_encoders import weights_digest
+    from captune.digests import weights_digest
 
     parts: Mapping[str, Any] = getattr(pipeline, "components", {})
     return weights_digest({

@@ -19,8 +19,8 @@ from captune.answering import (
     load_answerer,
     one_line,
     settings_of,
-    weights_digest,
 )
+from captune.digests import weights_digest
 from captune.scorers import Scorer, ScorerError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class VisionModel:
 
     @cached_property
     def label(self) -> str:
-        return f"{self.name}@{weights_digest(self.captioner.core)}"
+        return f"{self.name}@{weights_digest(self.captioner.core.state_dict())}"
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

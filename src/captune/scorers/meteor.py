@@ -44,7 +44,7 @@ class Meteor(Scorer):
     source: ClassVar = "Denkowski and Lavie, WMT 2014"
     cost: ClassVar = "2 ms in Java"
     needs: ClassVar = ("references",)
-    cached: ClassVar = True
+    cached = True
 
     def __init__(self, argument: str | None = None, *, timeout: float = 300, memory: str = "2G") -> None:
         place, self.timeout, self.memory = java.read_settings(self.name, argument, timeout=timeout, memory=memory)

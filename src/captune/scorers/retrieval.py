@@ -26,7 +26,6 @@ What the paper leaves open, and what is done here:
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
@@ -42,6 +41,7 @@ from captune.scorers import Scorer, ScorerError
 
 if TYPE_CHECKING:
     from captune.corpus import Corpus
+    from captune.image_features import ImageFeatures
 
 logger = logging.getLogger(__name__)
 _SETTINGS = {"k": 5, "own": 0, "distinct": 1, "effort": 0}
@@ -91,7 +91,7 @@ class _Retrieval(Scorer):
 
     @property
     def gallery(self) -> Corpus:
-        """The corpus, opened at first use; scorers of one folder share it, and so its encoders and what was searched."""
+        """The corpus, opened at first use; scorers of one folder share it, its encoders and what was searched."""
         if self._gallery is None:
             self.check()
             config = Path(self.folder, "config.json").resolve()
@@ -174,7 +174,7 @@ class QIR(_Retrieval):
 
     def __init__(self, argument: str | None = None, *, corpus: Corpus | None = None, device: str | None = None) -> None:
         super().__init__(argument, corpus=corpus, device=device)
-        self._known: dict[bytes, np.ndarray] = {}
+        self._known: ImageFeatures | None = None
 
     def _scores(self, retrieved: np.ndarray, own: np.ndarray | None) -> np.ndarray:
         assert own is not None
@@ -182,22 +182,14 @@ class QIR(_Retrieval):
         return np.einsum("qkd,qd->qk", retrieved, own) @ weights
 
     def _image_vectors(self, images: Sequence[Any]) -> np.ndarray:
-        """(Q, D): each distinct image, by its pixels, is encoded once: a reward sees each many times."""
+        """(Q, D)"""
         from captune.corpus.encoders import unit
-        from captune.data import open_image
+        from captune.image_features import ImageFeatures
 
-        vectors: list[np.ndarray] = []
-        for start in range(0, len(images), _BATCH):
-            pictures = [open_image(image) for image in images[start : start + _BATCH]]
-            keys = [hashlib.blake2b(p.tobytes(), digest_size=16, salt=b"%dx%d" % p.size).digest() for p in pictures]
-            new = {key: p for key, p in zip(keys, pictures, strict=True) if key not in self._known}
-            if new:
-                encoded = self.gallery.image_encoder.encode_images(list(new.values()))
-                self._known.update(zip(new, unit(encoded, ["an image"] * len(new)).astype(np.float64), strict=True))
-            vectors += [self._known[key] for key in keys]
-            for key in list(self._known)[: max(0, len(self._known) - _KEPT_IMAGES)]:
-                del self._known[key]
-        return np.stack(vectors)
+        if self._known is None:
+            self._known = ImageFeatures(self.gallery.image_encoder)
+        _, vectors = self._known(images)
+        return unit(vectors, ["an image"] * len(images)).astype(np.float64)
 
 
 @lru_cache(maxsize=1)

@@ -36,7 +36,7 @@ class SbertSimilarity(Scorer):
     source: ClassVar = "Reimers and Gurevych, EMNLP 2019; mean over references: Zhou et al., ICASSP 2022"
     cost: ClassVar = "one pass of the sentence encoder per text"
     needs: ClassVar = ("references",)
-    cached: ClassVar = True
+    cached = True
 
     def __init__(self, argument: str | None = None, *, encoder: TextEncoder | None = None,
                  device: str | None = None, batch_size: int = 64) -> None:  # fmt: skip

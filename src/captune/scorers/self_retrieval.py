@@ -12,8 +12,6 @@ import numpy as np
 from captune.scorers import Scorer, ScorerError
 
 if TYPE_CHECKING:
-    import torch
-
     from captune.encoders import Encoder
 
 DEFAULT_MODEL = "storybook-clip"
@@ -94,7 +92,10 @@ class SelfRetrieval(Scorer):
     def _ranks(self, captions: Sequence[str], images: Sequence[Any]) -> np.ndarray:
         import torch
 
-        keys, features = encode_distinct(images, self.encoder, self.batch_size)
+        from captune.image_features import ImageFeatures
+
+        keys, made = ImageFeatures(self.encoder)(images, batch_size=self.batch_size)
+        features = dict(zip(keys, made, strict=True))
         circle = sorted(features, key=lambda key: hashlib.blake2b(f"{self.seed}/".encode() + key).digest())
         self._pool = len(circle)
         n = self._pool - 1 if self.n is None else self.n
@@ -144,27 +145,9 @@ def whole(key: str, value: str, least: int = 1) -> int:
 
 def check_encoder(name: str) -> None:
     """Raises ScorerError where an encoder's folder is not there. Loads nothing."""
-    from captune.encoders import EncoderError, _resolve
+    from captune.encoders import EncoderError, resolve
 
     try:
-        _resolve(name)
+        resolve(name)
     except EncoderError as error:
         raise ScorerError(str(error)) from error
-
-
-def encode_distinct(
-    images: Sequence[Any], encoder: Any, batch_size: int = 32
-) -> tuple[list[bytes], dict[bytes, torch.Tensor]]:
-    """(a key per image, {key: its features}): images with the same pixels share a key and are encoded once."""
-    from captune.data.images import open_image
-
-    keys: list[bytes] = []
-    features: dict[bytes, torch.Tensor] = {}
-    for start in range(0, len(images), batch_size):
-        pictures = [open_image(images[i]) for i in range(start, min(start + batch_size, len(images)))]
-        made = [hashlib.blake2b(f"{p.size}".encode() + p.tobytes(), digest_size=16).digest() for p in pictures]
-        new = {key: picture for key, picture in zip(made, pictures, strict=True) if key not in features}
-        if new:
-            features |= zip(new, encoder.encode_images(list(new.values()), batch_size=batch_size), strict=True)
-        keys += made
-    return keys, features

@@ -47,7 +47,7 @@ class Spice(Scorer):
     source: ClassVar = "Anderson et al., ECCV 2016"
     cost: ClassVar = "0.1 s or more in Java"
     needs: ClassVar = ("references",)
-    cached: ClassVar = True
+    cached = True
 
     def __init__(self, argument: str | None = None, *, timeout: float = 3600, memory: str = "8G") -> None:
         place, self.timeout, self.memory = java.read_settings(self.name, argument, timeout=timeout, memory=memory)

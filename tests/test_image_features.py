@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from captune.image_features import ImageFeatures
+
+
+class Eyes:
+    """The mean colour of an image; remembers how many it was shown at a time."""
+
+    def __init__(self) -> None:
+        self.shown: list[int] = []
+
+    def encode_images(self, images: list) -> torch.Tensor:
+        self.shown.append(len(images))
+        return torch.stack([torch.from_numpy(np.asarray(i, dtype=np.float32).mean((0, 1))) for i in images])
+
+
+def plain(*colours: str, size: int = 4) -> list[Image.Image]:
+    return [Image.new("RGB", (size, size), colour) for colour in colours]
+
+
+def test_equal_pixels_are_encoded_once_and_rows_keep_their_places() -> None:
+    eyes = Eyes()
+    features = ImageFeatures(eyes)
+    keys, rows = features(plain("red", "blue", "red", "lime", "blue"), batch_size=2)
+    assert eyes.shown == [2, 1]
+    assert keys[0] == keys[2] != keys[1] == keys[4]
+    assert rows.tolist() == [[255, 0, 0], [0, 0, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    features(plain("lime", "red"))
+    assert eyes.shown == [2, 1]
+
+
+def test_the_same_colour_in_another_size_or_mode_is_another_image() -> None:
+    features = ImageFeatures(Eyes())
+    (a, b, c), _ = features([*plain("red"), *plain("red", size=2), Image.new("RGB", (2, 8), "red")])
+    assert len({a, b, c}) == 3
+
+
+def test_only_so_many_are_kept_and_forgotten_ones_are_encoded_again() -> None:
+    eyes = Eyes()
+    features = ImageFeatures(eyes, keep=2)
+    _, rows = features(plain("red", "blue", "lime"))
+    again = features(plain("red", "blue", "lime"), batch_size=1)[1]
+    assert torch.equal(rows, again) and len(features._known) == 2
+    assert eyes.shown == [3, 1, 1, 1]
+
+
+def test_no_image() -> None:
+    keys, rows = ImageFeatures(Eyes())([])
+    assert keys == [] and rows.shape == (0, 0)
