@@ -36,6 +36,7 @@ from captune.data.captions import jsonl_line, replace_file
 
 FORMAT = 1
 CONFIG = "config.json"
+_AFRESH = "build the corpus afresh: captune corpus build … --overwrite"
 SHARDS = "shards"
 OWN = ("texts.npy", "images.npy", "owners.npy", "entries.jsonl", "images.json", "skipped.jsonl",
        "index-ivf.faiss", "index-hnsw.faiss")  # fmt: skip
@@ -194,7 +195,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise CorpusError(f"{folder / CONFIG} cannot be read: {error}") from error
     if config.get("format") != FORMAT:
-        raise CorpusError(f"{folder} has format {config.get('format')}; this captune reads {FORMAT}: build it again")
+        raise CorpusError(f"{folder} has format {config.get('format')}; this captune reads {FORMAT}: {_AFRESH}")
     return config
 
 
@@ -212,9 +213,9 @@ def read_image_ids(folder: Path, count: int) -> list[str]:
     try:
         ids = json.loads((folder / "images.json").read_bytes())
     except (OSError, ValueError) as error:
-        raise CorpusError(f"{folder / 'images.json'} cannot be read ({error}); build the corpus again") from error
+        raise CorpusError(f"{folder / 'images.json'} cannot be read ({error}); {_AFRESH}") from error
     if not isinstance(ids, list) or len(ids) != count:
-        raise CorpusError(f"{folder / 'images.json'} does not have the {count} ids that {CONFIG} says; build again")
+        raise CorpusError(f"{folder / 'images.json'} does not have the {count} ids that {CONFIG} says; {_AFRESH}")
     return ids
 
 
@@ -223,11 +224,11 @@ def open_vectors(folder: Path, name: str, shape: Sequence[int | None], dtype: ty
     try:
         array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise CorpusError(f"{folder / name} cannot be read ({error}); build the corpus again") from error
+        raise CorpusError(f"{folder / name} cannot be read ({error}); {_AFRESH}") from error
     fits = len(array.shape) == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
     if not fits or array.dtype != dtype:
         raise CorpusError(f"{folder / name} holds {array.shape} {array.dtype}, which is not what {CONFIG} says; "
-                          "build the corpus again")  # fmt: skip
+                          f"{_AFRESH}")  # fmt: skip
     return array
 
 
@@ -237,7 +238,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")  # one name, so that a killed build leaves one that is used again
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
