@@ -157,7 +157,7 @@ def golden() -> None:
     # capture-metric normalises vectors itself, so the rounded ones are normalised again by whoever reads them
     written = {"pairs": pairs, "vectors": {phrase: vector.tolist() for phrase, vector in capture._vectors.items()}}
     file = Path(__file__).parent.parent / "tests" / "golden" / "capture.json"
-    file.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(written) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -71,3 +71,10 @@ def test_the_order_of_phrases_changes_nothing_by_default() -> None:
             values = {matcher.match(random_numbers.sample(a, 9), random_numbers.sample(b, 9)) for _ in range(5)}
             outcomes[published] += len({(round(x, 9), round(y, 9)) for x, y in values}) > 1
     assert outcomes[False] == 0 and outcomes[True] > 0  # the published flaw shows on the same phrases
+
+
+def test_scores_stay_between_0_and_1_whatever_the_encoder() -> None:
+    opposite = {"dog": [1.0, 0.0], "sky": [-1.0, 0.0]}
+    scores = [Matcher(lambda phrases: np.array([opposite[p] for p in phrases]), published=p).scores(["dog"], ["sky"])
+              for p in (False, True)]  # fmt: skip
+    assert scores[0] == (0.0, 0.0, 0.0) and scores[1][0] == pytest.approx(-1, abs=1e-5)

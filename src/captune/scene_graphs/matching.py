@@ -19,7 +19,7 @@ class Matcher:
 
     :param published: as capture-metric 0.1.13 matches: a phrase that is part of another is its synonym ("man" of
         "woman"), synonyms are words that share any of their synonyms, not a synonym set; phrases are matched in the
-        order in which they come; 1e-6 is added to denominators.
+        order in which they come; cosines may be negative; 1e-6 is added to denominators.
     """
 
     def __init__(self, encode: Encode, *, published: bool = False) -> None:
@@ -45,6 +45,8 @@ class Matcher:
         if not ours or not theirs:
             return float(total), float(total)
         cosines = self.cosines(ours, theirs)
+        if not self.published:  # precision and recall stay in 0..1
+            cosines = cosines.clip(0.0, 1.0)
         return total + float(cosines.max(axis=1).sum()), total + float(cosines.max(axis=0).sum())
 
     def cosines(self, a: Sequence[Phrase], b: Sequence[Phrase]) -> np.ndarray:
