@@ -77,16 +77,16 @@ class _Elements(GraphScorer):
         rows = np.zeros((len(captions), 7))
         for row, graph, others, extra in zip(rows, graphs, own, known, strict=True):
             truth = others[0] if self.published else merged(others)
+            row[6] = left_out = self.file is not None and extra is None
             if self.published and not (graph.attributes and truth.attributes):
                 continue
-            left_out = self.file is not None and extra is None
             precision, recall = self.compare(graph, truth, extra)
             if left_out:
                 precision = None
             f1 = None if precision is None or recall is None else self.matcher.f1(precision, recall)
             figures = (precision, recall, f1)
             row[:3] = [0.0 if figure is None else figure for figure in figures]
-            row[3:] = *(figure is not None for figure in figures), left_out
+            row[3:6] = [figure is not None for figure in figures]
         return rows
 
     def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
