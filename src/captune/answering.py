@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
 
 import numpy as np
 from tqdm import tqdm
 
 from captune.digests import weights_digest
-from captune.scorers import ScorerError
+from captune.scorers import ScorerError, read_argument
 
 MIN_MASS = 0.01
 _AROUND = " \t\r\n▁Ġ\"'`*_()[].,:;"
@@ -67,26 +66,16 @@ def is_server(spec: str) -> bool:
     return spec.startswith(("http://", "https://"))
 
 
-def settings_of(argument: str | None, scorer: str, known: Sequence[str], example: str) -> tuple[str, dict[str, str]]:
-    """ "file?model=x" -> ("file", {"model": "x"}); ValueError where a setting is none of the known ones."""
-    head, _, query = (argument or "").partition("?")
-    settings = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-    unknown = next((key for key in settings if key not in known), None)
-    if unknown is not None:
-        raise ValueError(f"scorer {scorer!r} has no setting {unknown!r}; it has {' and '.join(known)}, as in {example}")
-    return head, settings
-
-
 def file_and_answerer(
     argument: str | None, scorer: str, file_of: str, answerer: Answerer | None, device: str | None
 ) -> tuple[Path, Answerer]:
     """ "labels.csv?model=Qwen/Qwen3-8B" -> the file and the answerer, which one given takes the place of."""
-    example = f"'{scorer}:{file_of}?model=Qwen/Qwen3-8B'"
-    file, settings = settings_of(argument, scorer, ["model"], example)
+    example = f"{scorer}:{file_of}?model=Qwen/Qwen3-8B"
+    file, settings = read_argument(scorer, argument, ("model",), example)
     if not file or not (answerer or settings.get("model")):
         missing = "a language model that answers" if file else "a file, " + file_of
         raise ValueError(
-            f"scorer {scorer!r} needs {missing}: write {example}, with a model's folder, a hub name, or a server, "
+            f"scorer {scorer!r} needs {missing}: write {example!r}, with a model's folder, a hub name, or a server, "
             "?model=http://host:port/v1#model-name"
         )
     return Path(file).expanduser(), answerer or load_answerer(settings["model"], device=device)

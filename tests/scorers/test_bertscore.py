@@ -228,7 +228,7 @@ def test_published_layers_and_settings(bert: Path, tmp_path: Path) -> None:
     assert BertScore("roberta-large")._layer == BertScore("FacebookAI/roberta-large")._layer == 17
     assert BertScore("microsoft/deberta-xlarge-mnli")._layer == 40 and BertScore()._layer is None
     assert BertScore("roberta-large?layer=24")._layer == 24
-    with pytest.raises(ValueError, match="no setting 'layers'; it has layer, idf and rescale"):
+    with pytest.raises(ValueError, match="no setting 'layers'; it has layer, idf, rescale"):
         BertScore(f"{bert}?layers=3")
     with pytest.raises(ValueError, match="layer=last is not"):
         BertScore(f"{bert}?layer=last")

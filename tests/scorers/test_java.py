@@ -77,7 +77,7 @@ def test_a_broken_pycocoevalcap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_settings() -> None:
     assert java.read_settings("x", None, timeout=3, memory="2G") == ("", 3, "2G")
     assert java.read_settings("x", "/a b/c?timeout=.5&memory=500m", timeout=3, memory="2G") == ("/a b/c", 0.5, "500m")
-    wrong = {"?speed=1": "no setting 'speed'; it has timeout and memory", "?timeout=0": "above 0", "?memory=x": "2G or"}
+    wrong = {"?speed=1": "no setting 'speed'; it has timeout, memory", "?timeout=0": "above 0", "?memory=x": "2G or"}
     for argument, message in wrong.items():
         with pytest.raises(ValueError, match=message):
             java.read_settings("x", argument, timeout=3, memory="2G")

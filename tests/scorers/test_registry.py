@@ -118,3 +118,23 @@ def test_rows_do_not_depend_on_their_neighbours(name: str, golden: dict) -> None
     ]
     columns = slice(0, 4) if name == "health" else slice(None)  # its last column: words new to the corpus
     np.testing.assert_allclose(np.concatenate(parts)[:, columns], rows[:, columns], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("argument", "head", "given"),
+    [
+        (None, "", {}),
+        ("org/model", "org/model", {}),
+        ("?k=1,5&n=", "", {"k": "1,5", "n": ""}),
+        ("m?k=A+photo%20of", "m", {"k": "A photo of"}),
+        ("m?k=http://host:80/v1#name", "m", {"k": "http://host:80/v1#name"}),
+    ],
+)
+def test_an_argument_is_read(argument: str | None, head: str, given: dict[str, str]) -> None:
+    assert scorers.read_argument("x", argument, ("k", "n"), "x:m?k=1") == (head, given)
+
+
+@pytest.mark.parametrize("argument", ["m?q=1", "m?k", "m?k=1&w=2"])
+def test_a_setting_that_is_none_is_refused_with_those_there_are(argument: str) -> None:
+    with pytest.raises(ValueError, match=r"scorer 'x' has no setting .*it has k, n, as in 'x:m\?k=1'"):
+        scorers.read_argument("x", argument, ("k", "n"), "x:m?k=1")

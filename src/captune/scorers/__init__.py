@@ -21,6 +21,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from urllib.parse import unquote_plus
 
 import numpy as np
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SCORERS", "About", "Comparison", "MissingColumn", "Result", "Scorer", "ScorerError", "UnknownScorer",
     "check_needs", "columns_for", "completion_text", "describe", "evaluate", "holm", "load_scorer", "paired",
-    "scorer_class", "split_specs",
+    "read_argument", "scorer_class", "split_specs",
 ]  # fmt: skip
 
 #: name -> "module:class". Imported when asked for, so that BLEU does not load torch.
@@ -232,6 +233,19 @@ def load_scorer(spec: str, *, cache: Cache | None = None, **context: Any) -> Sco
     scorer = cls(argument or None, **{key: value for key, value in context.items() if key in declared})
     scorer.name, scorer.cache = spec.strip(), cache
     return scorer
+
+
+def read_argument(name: str, argument: str | None, known: Sequence[str], example: str) -> tuple[str, dict[str, str]]:
+    """ "model?w=1&prefix=" -> ("model", {"w": "1", "prefix": ""}): what a scorer's constructor is given, as texts.
+
+    :raises ValueError: for a setting that is none of the `known`, and for what is no `key=value`.
+    """
+    head, _, query = (argument or "").partition("?")
+    pairs = [part.partition("=") for part in query.split("&") if part]
+    wrong = next((key for key, equals, _ in pairs if key not in known or not equals), None)
+    if wrong is not None:
+        raise ValueError(f"scorer {name!r} has no setting {wrong!r}; it has {', '.join(known)}, as in {example!r}")
+    return head, {key: unquote_plus(value) for key, _, value in pairs}
 
 
 def split_specs(text: str) -> list[str]:

@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
-from urllib.parse import parse_qsl
 
 import numpy as np
 
-from captune.scorers import Scorer, ScorerError
+from captune.scorers import Scorer, ScorerError, read_argument
 from captune.scorers.bleu import check_references
 
 if TYPE_CHECKING:
@@ -116,11 +115,8 @@ class BertScore(Scorer):
 
     def __init__(self, argument: str | None = None, *, encoder: TokenEncoder | None = None,
                  device: str | None = None, batch_size: int = 64) -> None:  # fmt: skip
-        model, _, query = (argument or "").partition("?")
-        given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-        if unknown := [key for key in given if key not in ("layer", "idf", "rescale")]:
-            raise ValueError(f"scorer 'bertscore' has no setting {unknown[0]!r}; it has layer, idf and rescale, as in "
-                             "'bertscore:roberta-large?layer=17&idf=1'")  # fmt: skip
+        example = "bertscore:roberta-large?layer=17&idf=1"
+        model, given = read_argument("bertscore", argument, ("layer", "idf", "rescale"), example)
         self._model, self._encoder, self._device, self.batch_size = model or DEFAULT_MODEL, encoder, device, batch_size
         layer = given.get("layer")
         if layer is not None and not layer.isdecimal():

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import parse_qsl
 
 import numpy as np
 
-from captune.scorers import Scorer, ScorerError, ptb
+from captune.scorers import Scorer, ScorerError, ptb, read_argument
 from captune.scorers.bleu import check_references
 from captune.scorers.storybook import ratio
 
@@ -53,15 +52,10 @@ class Chair(Scorer):
     uses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, argument: str | None = None) -> None:
-        file, _, query = (argument or "").partition("?")
-        vocabulary = str(COCO)
-        for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
-            if key != "vocabulary":
-                raise ValueError(f"scorer 'chair' has no setting {key!r}; it has vocabulary, as in "
-                                 "'chair:objects.jsonl?vocabulary=words.json'")  # fmt: skip
-            vocabulary = value
+        example = "chair:objects.jsonl?vocabulary=words.json"
+        file, given = read_argument("chair", argument, ("vocabulary",), example)
         self.file = Path(file).expanduser() if file else None
-        self.vocabulary_file = Path(vocabulary).expanduser()
+        self.vocabulary_file = Path(given.get("vocabulary", COCO)).expanduser()
         if self.file:
             self.needs, self.uses = ("image_id",), ("references",)  # type: ignore[misc]  # of this object
         self._referenced = not self.file

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
 
 from captune.image_features import ImageFeatures
-from captune.scorers import Scorer
+from captune.scorers import Scorer, read_argument
 
 if TYPE_CHECKING:
     from captune.encoders import Encoder
@@ -42,15 +41,9 @@ class ClipScore(Scorer):
 
     def __init__(self, argument: str | None = None, *, encoder: Encoder | None = None, w: float = 2.5,
                  prefix: str = "A photo depicts", device: str | None = None, batch_size: int = 32) -> None:  # fmt: skip
-        model, _, query = (argument or "").partition("?")
-        for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
-            if key == "w":
-                w = float(value)
-            elif key == "prefix":
-                prefix = value
-            else:
-                raise ValueError(f"scorer 'clip' has no setting {key!r}; it has w and prefix, as in 'clip:model?w=2.5'")
-        self.w, self.prefix, self.batch_size = w, prefix.strip(), batch_size
+        model, given = read_argument("clip", argument, ("w", "prefix"), "clip:model?w=2.5")
+        self.w, self.prefix = float(given.get("w", w)), given.get("prefix", prefix).strip()
+        self.batch_size = batch_size
         self._model, self._device, self._encoder = model or DEFAULT_MODEL, device, encoder
         self._images: ImageFeatures | None = None
         self._cut = 0.0

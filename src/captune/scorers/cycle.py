@@ -10,11 +10,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import parse_qsl
 
 import numpy as np
 
-from captune.scorers import Scorer, ScorerError
+from captune.scorers import Scorer, ScorerError, read_argument
 from captune.scorers.self_retrieval import check_encoder, whole
 
 if TYPE_CHECKING:
@@ -63,14 +62,9 @@ class Cycle(Scorer):
 
     def __init__(self, argument: str | None = None, *, pipeline: Any = None, encoder: Any = None,
                  device: str | None = None, batch_size: int = 32) -> None:  # fmt: skip
-        model, _, query = (argument or "").partition("?")
-        self.model = model or STORYBOOK
-        settings = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-        known = ("encoder", "seed", "steps", "guidance", "size")
-        wrong = next((key for key in settings if key not in known), None)
-        if wrong or (self.model == STORYBOOK and settings.keys() & {"steps", "guidance", "size"}):
-            raise ValueError(f"scorer 'cycle' has no setting {wrong or 'of that kind for storybook'!r}; it has encoder "
-                             "and seed, and for a diffusers pipeline steps, guidance and size")  # fmt: skip
+        self.model = (argument or "").partition("?")[0] or STORYBOOK
+        known = ("encoder", "seed") if self.model == STORYBOOK else ("encoder", "seed", "steps", "guidance", "size")
+        _, settings = read_argument("cycle", argument, known, "cycle:storybook?seed=1")
         self.encoder_name = settings.get("encoder") or (_STORYBOOK_ENCODER if self.model == STORYBOOK else "")
         if encoder is None and not self.encoder_name:
             raise ValueError(f"say which encoder compares the images: 'cycle:{self.model}?encoder=MODEL', a folder or "

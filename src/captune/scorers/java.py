@@ -20,9 +20,8 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import parse_qsl
 
-from captune.scorers import ScorerError
+from captune.scorers import ScorerError, read_argument
 
 INSTALL_JAVA = "apt install default-jre-headless, brew install openjdk, or conda install -c conda-forge openjdk"
 _LAST_WORDS = 2000  # characters of a failed program's error output that are searched for the reason
@@ -30,15 +29,8 @@ _LAST_WORDS = 2000  # characters of a failed program's error output that are sea
 
 def read_settings(name: str, argument: str | None, *, timeout: float, memory: str) -> tuple[str, float, str]:
     """ "place?timeout=60&memory=4G" -> place, timeout and memory, those not named as given."""
-    place, _, query = (argument or "").partition("?")
-    for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
-        if key == "timeout":
-            timeout = float(value)
-        elif key == "memory":
-            memory = value
-        else:
-            raise ValueError(f"scorer {name!r} has no setting {key!r}; it has timeout and memory, as in "
-                             f"'{name}:?timeout=300&memory=2G'")  # fmt: skip
+    place, given = read_argument(name, argument, ("timeout", "memory"), f"{name}:?timeout=300&memory=2G")
+    timeout, memory = float(given.get("timeout", timeout)), given.get("memory", memory)
     if not timeout > 0:
         raise ValueError(f"scorer {name!r}: timeout is a number of seconds above 0, not {timeout:g}")
     if not re.fullmatch(r"[1-9]\d*[kmgKMG]", memory):

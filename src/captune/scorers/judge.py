@@ -18,15 +18,14 @@ from captune.answering import (
     is_server,
     load_answerer,
     one_line,
-    settings_of,
 )
 from captune.digests import weights_digest
-from captune.scorers import Scorer, ScorerError
+from captune.scorers import Scorer, ScorerError, read_argument
 
 if TYPE_CHECKING:
     from captune.captioner import Captioner
 
-EXAMPLE = "'judge:Qwen/Qwen2.5-VL-7B-Instruct?reference=1'"
+EXAMPLE = "judge:Qwen/Qwen2.5-VL-7B-Instruct?reference=1"
 VALUES = {"A": 1.0, "B": 0.75, "C": 0.5, "D": 0.25, "E": 0.0}
 PROMPT = """\
 Look at this image and evaluate the caption quality.
@@ -74,12 +73,12 @@ class Judge(Scorer):
         device: str | None = None,
         batch_size: int = 8,
     ) -> None:
-        model, settings = settings_of(argument, self.name, ["reference"], EXAMPLE)
+        model, settings = read_argument("judge", argument, ("reference",), EXAMPLE)
         if not (model or answerer or captioner):
-            raise ValueError(f"scorer 'judge' needs a vision-language model: write {EXAMPLE}, with a model's folder, a "
+            raise ValueError(f"scorer 'judge' needs a vision-language model: write {EXAMPLE!r}, with a model's folder, a "
                              "hub name, or a server, judge:http://host:port/v1#model-name")  # fmt: skip
         if settings.get("reference", "0") not in ("0", "1"):
-            raise ValueError(f"scorer 'judge': reference is 0 or 1, not {settings['reference']!r}, as in {EXAMPLE}")
+            raise ValueError(f"scorer 'judge': reference is 0 or 1, not {settings['reference']!r}, as in {EXAMPLE!r}")
         self.reference, self.batch_size = settings.get("reference") == "1", batch_size
         if self.reference:
             self.needs = ("image", "references")  # type: ignore[misc]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import parse_qsl
 
 import numpy as np
 
-from captune.scorers import Scorer, ScorerError
+from captune.scorers import Scorer, ScorerError, read_argument
 from captune.scorers.bleu import check_references
 
 if TYPE_CHECKING:
@@ -40,12 +39,8 @@ class SbertSimilarity(Scorer):
 
     def __init__(self, argument: str | None = None, *, encoder: TextEncoder | None = None,
                  device: str | None = None, batch_size: int = 64) -> None:  # fmt: skip
-        model, _, query = (argument or "").partition("?")
-        self.refs = "mean"
-        for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
-            if key != "refs":
-                raise ValueError(f"scorer 'sbert' has no setting {key!r}; it has refs, as in 'sbert:?refs=max'")
-            self.refs = value
+        model, given = read_argument("sbert", argument, ("refs",), "sbert:?refs=max")
+        self.refs = given.get("refs", "mean")
         if self.refs not in ("mean", "max"):
             raise ValueError(f"scorer 'sbert': refs is mean or max, not {self.refs!r}")
         self._model, self._encoder, self._device, self.batch_size = model or DEFAULT_MODEL, encoder, device, batch_size

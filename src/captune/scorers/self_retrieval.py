@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import parse_qsl
 
 import numpy as np
 
-from captune.scorers import Scorer, ScorerError
+from captune.scorers import Scorer, ScorerError, read_argument
 
 if TYPE_CHECKING:
     from captune.encoders import Encoder
@@ -49,18 +48,10 @@ class SelfRetrieval(Scorer):
 
     def __init__(self, argument: str | None = None, *, encoder: Encoder | None = None, device: str | None = None,
                  batch_size: int = 32) -> None:  # fmt: skip
-        model, _, query = (argument or "").partition("?")
-        k, n, seed = [1, 5], None, 0
-        for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
-            if key == "k":
-                k = [whole(key, part) for part in value.split(",")]
-            elif key == "n":
-                n = None if value == "all" else whole(key, value)
-            elif key == "seed":
-                seed = whole(key, value, least=0)
-            else:
-                raise ValueError(f"scorer 'self_retrieval' has no setting {key!r}; it has k, n and seed, as in "
-                                 "'self_retrieval:model?k=1,5&n=99'")  # fmt: skip
+        model, given = read_argument("self_retrieval", argument, ("k", "n", "seed"), "self_retrieval:model?k=1,5&n=99")
+        k = [whole("k", part) for part in given.get("k", "1,5").split(",")]
+        n = None if given.get("n", "all") == "all" else whole("n", given["n"])
+        seed = whole("seed", given.get("seed", "0"), least=0)
         self.k, self.n, self.seed, self.batch_size = tuple(k), n, seed, batch_size
         self._model, self._device, self._encoder = model or DEFAULT_MODEL, device, encoder
         self._pool = 0
