@@ -6,14 +6,13 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import parse_qsl
 
 import numpy as np
 
 from captune import scene_graphs
 from captune.scene_graphs import Parser, SceneGraph, load_parser
 from captune.scene_graphs.matching import Matcher, text
-from captune.scorers import Scorer, ScorerError
+from captune.scorers import Scorer, ScorerError, read_argument
 from captune.scorers.bleu import check_references
 
 if TYPE_CHECKING:
@@ -40,11 +39,7 @@ class GraphScorer(Scorer):
     def __init__(self, settings: str = "", *, parser: str | Parser = "grammar",
                  encoder: str | TextEncoder = DEFAULT_ENCODER, device: str | None = None) -> None:  # fmt: skip
         chosen: dict[str, Any] = {"parser": parser, "encoder": encoder, "compat": "none"}
-        for key, value in parse_qsl(settings, keep_blank_values=True, strict_parsing=bool(settings)):
-            if key not in chosen:
-                raise ValueError(f"scorer {self.name!r} has no setting {key!r}; it has {', '.join(chosen)}, as in "
-                                 f"'{self.name}:?compat=published'")  # fmt: skip
-            chosen[key] = value
+        chosen |= read_argument(self.name, f"?{settings}", tuple(chosen), f"{self.name}:?compat=published")[1]
         if chosen["compat"] not in ("none", "published"):
             raise ValueError(f"scorer {self.name!r}: compat is none or published, not {chosen['compat']!r}")
         self.published = chosen["compat"] == "published"
