@@ -128,7 +128,8 @@ class _Job:
             tqdm(total=reader.total, desc="corpus", unit="image", disable=not self.show) as bar,
             ThreadPoolExecutor(max_workers=1) as pool,  # opens the next images while the model is busy with these
         ):
-            for number in itertools.count():
+            number = 0
+            while True:
                 path = files.shard_path(self.folder, number)
                 shard = files.read_shard(path)
                 if shard is None:
@@ -141,9 +142,7 @@ class _Job:
                 else:
                     bar.update(shard.rows)
                 self.known.update(shard.images)
-                if shard.rows < self.shard_size:
-                    return number + 1
-        raise AssertionError  # count() does not end
+                number += 1
 
     def _shard(self, rows: Iterator[Row], pool: ThreadPoolExecutor, bar: Any) -> Shard:
         shard = Shard(rows=0)
