@@ -15,6 +15,7 @@ members have cosine 0.6 with each other (captions are of this kind). 1,280 queri
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -166,12 +167,44 @@ def approximate(folder: Path, index: str, queries: np.ndarray, efforts: tuple[in
     return found
 
 
+def markdown(result: dict) -> str:
+    """The result as a page."""
+    exact, memory = result["random"]["exact"], result["random"]["memory"]
+    seconds, ratio = exact["seconds"], exact["times_the_faster_product"]
+    entries, tenth = f"{result['entries']:,}", f"{result['entries'] // 10:,}"
+    lines = [
+        f"# Retrieval among {entries} captions",
+        "",
+        f"Made by `benchmarks/retrieval_million.py`: {entries} x {DIMENSION} float32 unit vectors, "
+        f"{QUERIES:,} queries, top {K}; {result['machine']}, {result['threads']['faiss']} thread(s), other work beside it: trust ratios.",
+        "",
+        "| exact search, random vectors | seconds | times the faster bare product |",
+        "|---|---|---|",
+        *(f"| {name} | {value} | {ratio.get(name, '')} |" for name, value in seconds.items()),
+        "",
+        f"Memory: {memory['peak_MiB']} MiB at the peak of a fresh process, {memory['peak_over_vectors']} times the "
+        f"{memory['vectors_MiB']} MiB of vectors ({memory['libraries_MiB']} MiB are the libraries).",
+        "",
+        "| approximate index | vectors | built in | effort | recall@5 | seconds | exact |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind, index in itertools.product(KINDS, ("ivf", "hnsw_tenth")):
+        found = result[kind][index]
+        count = tenth if index.endswith("tenth") else entries
+        built = result[kind][f"{index}_build_seconds"]
+        for effort, said in found.items():
+            if effort != "exact_seconds":
+                lines.append(f"| {index.partition('_')[0]} | {count} {kind} | {built} s | {effort.split()[1]} | "
+                             f"{said['recall@5']} | {said['seconds']} | {found['exact_seconds']} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="a folder with 15 GB of room; emptied at the end")
     parser.add_argument("--entries", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="the results' path, without its ending .json")
+    parser.add_argument("--output", type=Path, help="the results' path, without its ending: .json and .md")
     parser.add_argument("--only-search", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only_search:
@@ -210,6 +243,8 @@ def main() -> None:
         print(json.dumps({kind: said}, indent=1), flush=True)
         if args.output:
             args.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if args.output:
+        args.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
 
 
 if __name__ == "__main__":
