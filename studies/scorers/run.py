@@ -128,18 +128,20 @@ def fill(specs: list[str], writers: Any, columns: Any, file: Path, slots: dict[s
         try:
             scorer = load_scorer(spec.format(**slots))
             scorer.check()
-            began = time.process_time()
+            began = time.process_time(), time.perf_counter()
             if name == "cider":  # frozen, so that every writer is measured with the same weights
                 scorer.fit(columns["references"])  # type: ignore[attr-defined]
             scores = {writer: score(scorer, captions, columns) for writer, captions in writers.items()}
         except ScorerError as error:
             print(f"{name}: left out: {error}")
             continue
-        seconds = time.process_time() - began
-        done[name] = {"signature": scorer.signature, "seconds": round(seconds, 2), "scores": scores}
+        seconds, wall = (
+            round(now - then, 2) for now, then in zip((time.process_time(), time.perf_counter()), began, strict=True)
+        )
+        done[name] = {"signature": scorer.signature, "seconds": seconds, "wall": wall, "scores": scores}
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(done))
-        print(f"{name}: {seconds:.1f} s")
+        print(f"{name}: {seconds:.1f} s of this process, {wall:.1f} s in all")
     return done
 
 

@@ -75,8 +75,8 @@ class Judge(Scorer):
     ) -> None:
         model, settings = read_argument("judge", argument, ("reference",), EXAMPLE)
         if not (model or answerer or captioner):
-            raise ValueError(f"scorer 'judge' needs a vision-language model: write {EXAMPLE!r}, with a model's folder, a "
-                             "hub name, or a server, judge:http://host:port/v1#model-name")  # fmt: skip
+            raise ValueError(f"scorer 'judge' needs a vision-language model: write {EXAMPLE!r}, with a model's folder, "
+                             "a hub name, or a server, judge:http://host:port/v1#model-name")  # fmt: skip
         if settings.get("reference", "0") not in ("0", "1"):
             raise ValueError(f"scorer 'judge': reference is 0 or 1, not {settings['reference']!r}, as in {EXAMPLE!r}")
         self.reference, self.batch_size = settings.get("reference") == "1", batch_size
