@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import tables
-from captune.corpus import Corpus
 
 from captune import storybook
+from captune.corpus import Corpus
 from captune.data import load_images, load_references, read_captions
 from captune.evaluation import Images
 from captune.scorers import Scorer, ScorerError, load_scorer

@@ -66,8 +66,9 @@ def storybook(results: Path) -> list[str]:
     order = sorted(rows, key=lambda name: -rows[name]["pairs"])
     lines = [f"## Storybook: {len(facts['reference'])} images, {len(facts)} writers", "",
              "Right pairs: of two captions of one image whose fact F1 differ by 0.1 or more, how often the truer one "
-             "scores higher (ties half; 95% interval over images). METEOR's milliseconds are those of Python, not of Java. rho: Spearman over all captions, with F1, "
-             "precision, recall and the number of false facts. AUC: a reference against another image's.", "",
+             "scores higher (ties half; 95% interval over images). rho: Spearman over all captions, with F1, "
+             "precision, recall and the number of false facts. AUC: a reference against another image's. "
+             "METEOR's milliseconds are those of Python, not of Java.", "",
              "| scorer | right pairs | | rho F1 | rho precision | rho recall | rho false | AUC | CPU ms per caption |",
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name in order:
