@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,33 @@ def test_a_caption_is_tokenized_once() -> None:
     hits = ptb.tokenize.cache_info().hits
     ptb.tokenize("one caption nobody has seen")
     assert ptb.tokenize.cache_info().hits == hits + 1
+
+
+@pytest.mark.parametrize(
+    "unit", ["ˤ", "\u0915\u0947", "a.&", "A,,", "a-", "e'", "~", "<a ", "1/", "@", "x@", "http://"]
+)
+def test_long_runs_are_read_in_time(unit: str) -> None:
+    """A rule that can read a run in many ways would take for ever to see that it does not match."""
+    began = time.process_time()
+    ptb.tokenize(unit * 300 + "!")
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [  # what the Java program says
+        ("O’Neil ol’ don’t it’s ’em ’90s ma’am", "o’neil ol’ do n't it 's ’em ’90s ma’am"),
+        ("a red,T-shaped box 0-1 1.5-2.5 x,y", "a red,t-shaped box 0-1 1.5-2 .5 x y"),
+        ("U.S.-made e.g.-like Jr.-size", "u.s.-made e.g.-like jr.-size"),
+        ("torch.nn.Conv2d index.html5 3.b", "torch.nn.conv2d index.html5 3 b"),
+        ("<a b=c> <a b='c'> <https://a.bc/d> <a@b>", "< a b = c > <a\u00a0b='c'> < https://a.bc/d > <a@b>"),
+        (">:( :O =] (^_^) >_< =[1] :)a", ">:-lrb- :o =] -lrb-^_^-rrb- >_< = -lsb- 1 -rsb- -rrb- a"),
+        ("#été2014 @a_b1 AB$ ab$ A+B <<", "#été 2014 @a_b1 ab$ ab $ a+b <<"),
+        ("http://a.b/c(d) http://a.b/c: e", "http://a.b/c -lrb- d -rrb- http://a.b/c: e"),
+        ("foo.com/ab, Foo.com/ab", "foo.com/ab foo.com / ab"),
+        ("five-o'clock c'mon 'n' 'n, y'all sympify'ed", "five-o'clock c'mon 'n' n y' all sympify'ed"),
+        ("IN ARK. ON LA. AND A MFG. THE PH.D.", "in ark. on la. and a mfg the ph.d."),
+    ],
+)  # fmt: skip
+def test_rules_beyond_captions_as_in_java(text: str, tokens: str) -> None:
+    assert ptb.tokenize(text) == tokens

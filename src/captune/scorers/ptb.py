@@ -26,10 +26,11 @@ from functools import lru_cache
 VERSION = "ptb-2"  # part of every signature that depends on the tokens: raise it when a token can change
 
 # A letter or digit: word characters without the underscore, without numerals such as superscripts, fractions and
-# circled numbers, and without everything beyond the BMP. Combining marks continue a word.
+# circled numbers, and without everything beyond the BMP. Combining marks continue a word;
+# the two halves share no character, or a run of such letters could be read in exponentially many ways.
 _C = (
     r"(?:[^\W_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u218f\u2460-\u24ff\u2776-\u2793\u3021-\u3029\u3038-"
-    r"\u303a\u3192-\u3195\u3220-\u32bf\U00010000-\U0010ffff]|[\u02c2-\u036f\u0483-\u0487\u0591-\u05c7\u064b-\u0670"
+    r"\u303a\u3192-\u3195\u3220-\u32bf\U00010000-\U0010ffff]|(?!\w)[\u02c2-\u036f\u0483-\u0487\u0591-\u05c7\u064b-\u0670"
     r"\u06d6-\u06ed\u0900-\u0903\u093c-\u094d\u0951-\u0963\u0981-\u0983\u09bc-\u09d7\u0e31-\u0e4e])"
 )
 _HYPHEN = r"[-\u2010\u2011_]"
