@@ -2,16 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/scorer_speed.py captions.csv [--output benchmarks/scorer_speed.json]
 
-The file has `image,caption` lines, several per image (Flickr8k's). A candidate is half a caption of the image and half of
-the next image's, so that scores lie between nothing and perfect; each is scored against its image's five captions.
+The file has `image,caption` lines, several per image (Flickr8k's). A candidate is half a caption of the image and half
+of the next image's, so that scores lie between nothing and perfect; each is scored against its image's five captions.
 
-1. On 5,000 captions, medians over repeats, in wall and in processor seconds (Java's included). "CIDEr-D" is a new scorer
+1. On 5,000 captions, medians over repeats, in wall and in processor seconds (Java's too). "CIDEr-D" is a new scorer
    on texts whose words are known, as pycocoevalcap's is: document frequencies, reference vectors, scores. "CIDEr-D as a
    reward" scores other captions against the same references. "The set" is all three from raw text, tokenization
    included; pycocoevalcap's tokenizer starts Java twice, so the set is also compared without its tokenizer's time,
    captune's own still included.
-2. With the number of captions, in new processes: the set's time per caption and the peak of memory. The captions there
-   are mixed from halves, so that hardly any text comes twice.
+2. With the number of captions, in new processes: the set's time per caption and the peak of memory (Linux). The
+   captions there are mixed from halves, so that hardly any text comes twice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import os
 import platform
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -134,10 +133,15 @@ def side_by_side(by_image: list[list[str]], number: int, repeats: int) -> dict[s
     return {"captions": number, "repeats": repeats, "largest_cider_difference": difference, "seconds": table}
 
 
+def peak_mib() -> int:
+    """Of this process; getrusage would count the process that started it too."""
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
+
+
 def one(by_image: list[list[str]], who: str, number: int) -> dict[str, Any]:
     """The set on `number` captions in this process."""
     captions, references = mixed(by_image, number)
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    held = peak_mib()
     times: dict[str, list] = defaultdict(list)
     if who == "captune":
         timed(times, "set", lambda: captune_set(captions, references))
@@ -152,8 +156,8 @@ def one(by_image: list[list[str]], who: str, number: int) -> dict[str, Any]:
         "wall_seconds": round(spent[0], 2),
         "processor_seconds": round(spent[1], 2),
         "processor_us_per_caption": round(1e6 * spent[1] / number, 1),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "peak_mib_before_scoring": round(held),
+        "peak_mib": peak_mib(),
+        "peak_mib_before_scoring": held,
     }
 
 
@@ -162,9 +166,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Speed of BLEU, ROUGE-L and CIDEr-D",
         "",
-        f"{side['captions']:,} captions x {REFERENCES} references, one thread, {side['repeats']} repeats in turns, medians;",
-        f"{result['machine']}. Made by `python benchmarks/scorer_speed.py` (its head says what is measured). Largest",
-        f"difference between the CIDEr-D scores of a caption: {side['largest_cider_difference']:.0e}.",
+        f"{side['captions']:,} captions x {REFERENCES} references, one thread, medians of {side['repeats']} turns;",
+        f"{result['machine']}. Made by `python benchmarks/scorer_speed.py`; its head says what is measured.",
+        f"Largest difference between the CIDEr-D scores of a caption: {side['largest_cider_difference']:.0e}.",
         "",
         "| | pycocoevalcap, processor s (wall) | captune | times faster, processor | wall |",
         "|---|---:|---:|---:|---:|",

@@ -197,6 +197,8 @@ class Cider(Scorer):
     """
 
     name = "cider"
+    source: ClassVar = "Vedantam et al., CVPR 2015"
+    cost: ClassVar = "0.03 ms"
     needs: ClassVar = ("references",)
 
     def __init__(

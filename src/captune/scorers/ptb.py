@@ -19,7 +19,6 @@ end ("plan B.") loses it, as it does there before a line that begins with "A" or
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -166,15 +165,6 @@ def tokenize(caption: str) -> str:
 def words(caption: str) -> list[str]:
     """The caption's words; a caption without words gives an empty list."""
     return tokenize(caption).split()
-
-
-def ngrams(tokenized: str, n: int = 4) -> Counter[tuple[str, ...]]:
-    """How often each 1- to n-gram occurs in a tokenized caption."""
-    tokens = tokenized.split()
-    counts: Counter[tuple[str, ...]] = Counter(zip(tokens, strict=True))
-    for k in range(2, n + 1):
-        counts.update(zip(*(tokens[i:] for i in range(k)), strict=False))
-    return counts
 
 
 def _lex(text: str) -> list[str]:
