@@ -199,8 +199,8 @@ def markdown(result: dict) -> str:
                              f"{said['recall@5']} | {said['seconds']} | {found['exact_seconds']} |")  # fmt: skip
     lines += [
         "",
-        "Random vectors have no near neighbours, which is the worst case for any index; real captions lie between the two",
-        "kinds. Where an index must visit many lists it is slower than the exact search, which is one matrix product. HNSW",
+        "Random vectors have no near neighbours, which is the worst case for any index; real captions lie between the",
+        "two kinds. Where an index must visit many lists it is slower than the exact search, one matrix product. HNSW",
         "is shown on a tenth because building it takes longest.",
     ]
     return "\n".join(lines) + "\n"

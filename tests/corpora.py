@@ -12,6 +12,7 @@ import numpy as np
 from broken_images import encode, photo
 from source_files import write
 
+from captune.corpus import Corpus
 from captune.data import open_image
 
 WORDS = ["red", "blue", "green", "ball", "house", "fish", "bird", "boat", "beach", "meadow", "sky", "cat", "dog", "two"]
@@ -57,3 +58,10 @@ def source(folder: Path, captions: Sequence[Sequence[str]]) -> str:
         (folder / name).write_bytes(encode(photo(seed=i), "PNG"))
         lines.append(json.dumps({"image": name, "image_id": name, "captions": list(own)}))
     return str(write(folder / "captions.jsonl", "\n".join(lines) + "\n"))
+
+
+def build(source: Any, folder: Path, encoder: Bag | None = None, **options: Any) -> Corpus:
+    """A corpus in several small pieces."""
+    encoder = encoder or Bag()
+    return Corpus.build(source, folder, **{"text_encoder": encoder, "image_encoder": encoder, "shard_size": 8,
+                                           "batch_size": 3, "progress": False, **options})  # fmt: skip
