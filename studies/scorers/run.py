@@ -1,6 +1,7 @@
 """Which scorer tracks the truth? `python studies/scorers/run.py` scores captions whose truth is known, and ranks.
 
     python studies/scorers/run.py                                        # storybook: the truth is exact
+    python studies/scorers/run.py --vizer runs/g/mapper                  # a ViZer mapper too
     python studies/scorers/run.py --flickr8k FOLDER                      # and real captions, right against wrong image
     python studies/scorers/run.py --only tables                          # nothing is run
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import random
 import re
 import time
@@ -43,7 +45,7 @@ logger = logging.getLogger(__name__)
 TEXT = ["bleu", "rouge", "cider", "meteor", "bertscore", "sbert", "capture", "objects", "attributes", "relations"]
 CONTROLS = ["length", "-repetition"]
 STORYBOOK = [*TEXT, "-chair:?vocabulary={vocabulary}", "clip", "self_retrieval", "cycle:storybook", "grc:{corpus}",
-             "qir:{corpus}", *CONTROLS, "storybook"]  # fmt: skip
+             "qir:{corpus}", "grc:{corpus} + qir:{corpus}", *CONTROLS, "storybook"]  # fmt: skip
 FLICKR8K = [*TEXT, "-chair", *CONTROLS]
 CAPTIONERS = {"base": "base", "paper GT": "paper-GT", "paper G": "paper-G", "zero-label": "zero-label",
               "supervised": "supervised"}  # fmt: skip
@@ -110,19 +112,20 @@ def flickr8k_writers(folder: Path) -> tuple[dict[str, list[str | None]], dict[st
 
 
 def score(scorer: Scorer, captions: list[str | None], columns: dict[str, Any]) -> list[float | None]:
-    """A number per caption, None where there is no caption."""
+    """A number per caption, None where there is no caption, or where the scorer has nothing to compare it with."""
     there = [i for i, caption in enumerate(captions) if caption is not None]
     chosen = {name: [column[i] for i in there] for name, column in columns.items()
               if name in (*scorer.needs, *scorer.uses)}  # fmt: skip
     values = iter(scorer.per_caption(scorer.measure([str(captions[i]) for i in there], chosen)))
-    return [None if caption is None else round(float(next(values)), 6) for caption in captions]
+    found = [None if caption is None else round(float(next(values)), 6) for caption in captions]
+    return [None if value is None or math.isnan(value) else value for value in found]
 
 
 def fill(specs: list[str], writers: Any, columns: Any, file: Path, slots: dict[str, str]) -> dict[str, Any]:
     """{scorer: {signature, seconds, scores: {writer: a number per image}}}, kept in `file` as it comes."""
     done = json.loads(file.read_text()) if file.is_file() else {}
     for spec in specs:
-        name = re.sub(r":.*", "", spec)
+        name = re.sub(r":\S+", "", spec)
         if name in done:
             continue
         try:
@@ -148,6 +151,7 @@ def fill(specs: list[str], writers: Any, columns: Any, file: Path, slots: dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flickr8k", type=Path, help="a folder with captions.txt")
+    parser.add_argument("--vizer", type=Path, help="a fitted mapper's folder, runs/g/mapper, to judge it too")
     parser.add_argument("--n", type=int, default=300, help="storybook images (default: 300)")
     parser.add_argument("--captions", type=Path, default=HERE.parent / "vizer" / "results" / "captions")
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -165,7 +169,8 @@ def main() -> None:
         facts.parent.mkdir(parents=True, exist_ok=True)
         facts.write_text(json.dumps({"truth": truth(writers, columns), "captions": writers}))
         slots = {"corpus": str(corpus), "vocabulary": str(vocabulary)}
-        fill(STORYBOOK, writers, columns, args.results / "storybook.json", slots)
+        specs = [*STORYBOOK, f"vizer:{args.vizer}"] if args.vizer is not None else STORYBOOK
+        fill(specs, writers, columns, args.results / "storybook.json", slots)
         if args.flickr8k is not None:
             writers, columns = flickr8k_writers(args.flickr8k)
             if (args.flickr8k / "images").is_dir():

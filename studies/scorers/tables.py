@@ -98,14 +98,16 @@ def flickr8k(results: Path) -> list[str]:
     runs = json.loads((results / "flickr8k.json").read_text())
     n = len(next(iter(runs.values()))["scores"]["reference"])
     lines = [f"## Flickr8k: {n} images, a human caption against another image's", "",
-             "| scorer | AUC | 95% interval | right above wrong, image by image | CPU ms per caption |",
-             "|---|---|---|---|---|"]  # fmt: skip
+             "| scorer | AUC | 95% interval | right above wrong, image by image | images | CPU ms per caption |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
     rows = []
     for name, run in runs.items():
-        right, wrong = run["scores"]["reference"], run["scores"]["wrong image"]
+        pairs = zip(run["scores"]["reference"], run["scores"]["wrong image"], strict=True)
+        right, wrong = zip(*[(a, b) for a, b in pairs if a is not None and b is not None], strict=True)
         low, high = interval(np.array([right, wrong]).T, lambda v: auc(v[:, 0], v[:, 1]))
-        rows.append((auc(right, wrong), f"| {name} | {auc(right, wrong):.4f} | {low:.4f}-{high:.4f} | "
-                     f"{preferred(right, wrong)[0]:.4f} | {1000 * run['seconds'] / (2 * n):.2f} |"))  # fmt: skip
+        share, _ = preferred(right, wrong)
+        rows.append((auc(right, wrong), f"| {name} | {auc(right, wrong):.4f} | {low:.4f}-{high:.4f} | {share:.4f} | "
+                     f"{len(right)} | {1000 * run['seconds'] / (2 * n):.2f} |"))  # fmt: skip
     lines += [line for _, line in sorted(rows, reverse=True)]
     return [*lines, "", *signatures(runs)]
 

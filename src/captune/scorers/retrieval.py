@@ -33,11 +33,10 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import parse_qsl
 
 import numpy as np
 
-from captune.scorers import Scorer, ScorerError
+from captune.scorers import Scorer, ScorerError, read_argument
 
 if TYPE_CHECKING:
     from captune.corpus import Corpus
@@ -57,18 +56,12 @@ class _Retrieval(Scorer):
     cached = True
 
     def __init__(self, argument: str | None = None, *, corpus: Corpus | None = None, device: str | None = None) -> None:
-        folder, _, query = (argument or "").partition("?")
-        settings: dict[str, int] = dict(_SETTINGS)
-        self.index = "flat"
-        for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
-            if key == "index":
-                self.index = value
-            elif key in settings and value.isdecimal():
-                settings[key] = int(value)
-            else:
-                known = ", ".join((*settings, "index"))
-                raise ValueError(f"scorer {self.name!r} has no setting {key}={value}; it has {known}, as in "
-                                 f"'{self.name}:runs/corpus?k=5'")  # fmt: skip
+        folder, given = read_argument(self.name, argument, (*_SETTINGS, "index"), f"{self.name}:runs/corpus?k=5")
+        self.index = given.pop("index", "flat")
+        wrong = next((key for key, value in given.items() if not value.isdecimal()), None)
+        if wrong is not None:
+            raise ValueError(f"scorer {self.name!r}: {wrong} is a whole number, not {given[wrong]!r}")
+        settings = _SETTINGS | {key: int(value) for key, value in given.items()}
         if not folder and corpus is None:
             raise ValueError(f"scorer {self.name!r} needs the folder of a corpus: {self.name}:runs/corpus. To make "
                              "one: captune corpus build --captions SOURCE --output runs/corpus")  # fmt: skip
