@@ -136,9 +136,9 @@ def test_the_signature_names_corpus_encoders_and_settings(corpus: Corpus) -> Non
 def test_wrong_specs() -> None:
     with pytest.raises(ValueError, match="needs the folder of a corpus: grc:runs/corpus.*captune corpus build"):
         load_scorer("grc")
-    with pytest.raises(ValueError, match="no setting n=3; it has k, own, distinct"):
+    with pytest.raises(ValueError, match="no setting 'n'; it has k, own, distinct"):
         load_scorer("qir:runs/corpus?n=3")
-    with pytest.raises(ValueError, match="no setting k=many"):
+    with pytest.raises(ValueError, match="k is a whole number, not 'many'"):
         load_scorer("qir:runs/corpus?k=many")
     with pytest.raises(ValueError, match="k must be at least 1"):
         load_scorer("qir:runs/corpus?k=0")
