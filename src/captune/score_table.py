@@ -13,7 +13,7 @@ def table(result: Mapping[str, Any]) -> str:
     for spec, score in result["scores"].items():
         for key in score["values"]:
             cells = [_cell(s["scores"][spec], key) for s in systems]
-            lines.append([key if key == spec else f"{spec} {key}", *cells])
+            lines.append([key if key.startswith(spec) else f"{spec} {key}", *cells])
             if "paired" in systems[-1]:
                 lines.append(["  against the first", "", *(_difference(s["paired"][spec][key]) for s in systems[1:])])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
