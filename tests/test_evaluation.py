@@ -109,3 +109,14 @@ def test_a_sum_of_scorers_is_a_scorer_of_the_command_line(files, capsys) -> None
     result = json.loads(capsys.readouterr().out)
     assert set(result["scores"]) == {"bleu + 0.5*length"}
     assert result["others"][0]["paired"]["bleu + 0.5*length"]["bleu + 0.5*length"]["p_holm"] < 0.05
+
+
+def test_half_a_character_in_a_caption_is_scored_as_a_replaced_one(files, tmp_path) -> None:
+    references, good, _ = files
+    lines = [json.loads(line) for line in good.read_text().splitlines()]
+    lines[0]["caption"] += " \ud83d"
+    good.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    half = evaluate_files([good], references=str(references), scorers=["bleu"])
+    lines[0]["caption"] = lines[0]["caption"].replace("\ud83d", "\ufffd")
+    good.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert half == evaluate_files([good], references=str(references), scorers=["bleu"])

@@ -17,6 +17,8 @@ from captune.scorers.cache import Cache
 
 DEFAULT_SCORERS = ("bleu", "rouge", "cider", "health")
 
+_LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")  # half a character: no tokenizer of a model takes it
+
 
 class EvaluationError(ValueError):
     """An evaluation that cannot be done, or would mean nothing; the message says why and what to do."""
@@ -96,7 +98,7 @@ def evaluate_files(
     else:
         judges = [judging.load_scorer(spec, cache=kept) for spec in scorers]
     ids, columns, expected = _columns(systems, judges, references, images)
-    texts = {name: [captions[i] for i in ids] for name, captions in systems.items()}
+    texts = {name: [_LONE_SURROGATE.sub("\ufffd", captions[i]) for i in ids] for name, captions in systems.items()}
 
     judging.check_needs(judges, columns, len(ids))
     results: dict[str, dict[str, judging.Result]] = {name: {} for name in systems}
