@@ -19,7 +19,7 @@ from captune import commands as do
 from captune.commands import say
 from captune.options import UsageError, unknown
 
-USES_SOURCES = ("caption", "vizer", "sft", "evaluate", "corpus", "demo")
+USES_SOURCES = ("caption", "vizer", "sft", "grpo", "evaluate", "corpus", "demo")
 SOURCES = """
 Images and references are named by a source: a folder (searched recursively), a COCO or Karpathy JSON,
 Flickr8k/30k text or CSV, JSONL, parquet, webdataset shards, any `datasets` name, or the embedded world:
@@ -62,6 +62,14 @@ VERBS = {
         "captune sft --model storybook --images storybook:train --seed 7 --output runs/sft",
         do.add_method("sft"),
         do.run_method("sft"),
+    ),
+    "grpo": Verb(
+        "train a captioner with any scorer as the reward (GRPO)",
+        "Samples captions of each image, scores them, and makes the better ones likelier. The reward is a scorer or a "
+        "weighted sum of scorers (captune scorers lists them); its parts are logged separately.",
+        "captune grpo --model storybook --images storybook:train --reward cider --output runs/cider",
+        do.add_method("grpo"),
+        do.run_method("grpo"),
     ),
     "evaluate": Verb(
         "score caption files, with intervals and paired tests",

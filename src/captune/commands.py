@@ -16,7 +16,11 @@ from pathlib import Path
 
 from captune.options import UsageError, add_fields, build
 
-METHODS = {"vizer": ("captune.methods.vizer", "ViZerConfig"), "sft": ("captune.methods.sft", "SFTConfig")}
+METHODS = {
+    "vizer": ("captune.methods.vizer", "ViZerConfig"),
+    "sft": ("captune.methods.sft", "SFTConfig"),
+    "grpo": ("captune.methods.grpo", "RewardConfig"),
+}
 
 
 def say(sentence: str) -> None:

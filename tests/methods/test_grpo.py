@@ -9,13 +9,14 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from captune.captioner import Captioner
 from captune.methods import training
-from captune.methods.grpo import train_with_reward
+from captune.methods.grpo import RewardConfig, load_rewards, run, train_with_reward
 from captune.methods.training import TrainingConfig
 from captune.runs import RunDir
-from captune.scorers import Scorer, load_scorer
+from captune.scorers import MissingColumn, Scorer, UnknownScorer, load_scorer
 
 
 @pytest.fixture
@@ -211,3 +212,45 @@ def test_rewards_are_summed_with_their_weights(captioner: Captioner, dataset: da
     run_dir = train(captioner, dataset, [(letters, 0.5), (one, -2.0)], tmp_path / "run")
     rows = [row for row in run_dir.metrics() if "reward" in row]
     assert rows and all(row["reward"] == pytest.approx(0.5 * row["rewards/letters/mean"] - 2.0) for row in rows)
+
+
+# -- captune grpo ----------------------------------------------------------------------------------------------------
+
+
+def reward_config(tmp_path: Path, model: Path, name: str = "run", **settings: Any) -> RewardConfig:
+    small = {"max_steps": 2, "batch_size": 2, "num_generations": 2, "max_new_tokens": 3, "lora_r": 4, "lora_alpha": 8}
+    sources = {"images": "storybook:train?n=6&seed=3", "evaluation": "storybook:val?n=3&seed=3"}
+    return RewardConfig(model=str(model), output=tmp_path / name, device="cpu", **(small | sources | settings))
+
+
+def test_a_run_with_a_sum_of_scorers_logs_its_parts_and_goes_on_from_an_adapter(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = tiny_folder("idefics3")
+    first = run(reward_config(tmp_path, model, reward="cider + 0.5*rouge - 0.1*length"))
+    rows = [row for row in first.metrics() if "reward" in row]
+    assert len(rows) == 2
+    for row in rows:
+        parts = [row[f"rewards/{name}/mean"] for name in ("cider", "rouge", "length")]
+        assert row["reward"] == pytest.approx(parts[0] + 0.5 * parts[1] - 0.1 * parts[2], abs=1e-5)
+    assert (first.path / "cider-df.json").is_file() and (first.path / "report.html").is_file()
+    frozen = load_scorer(f"cider:{first.path / 'cider-df.json'}")
+    assert len(frozen(["a red ball"], references=[["a red ball"]])) == 1
+
+    second = run(reward_config(tmp_path, model, "more", reward="length", adapter=first.adapter, learning_rate=1e-9))
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first.adapter, second.adapter))
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+    assert any(key.endswith("lora_B.weight") and bool(before[key].any()) for key in before)
+
+
+def test_what_a_reward_lacks_is_said_before_training(dataset: datasets.Dataset, tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run").start({})
+    with pytest.raises(MissingColumn, match="scene"):
+        load_rewards("storybook + length", dataset, run_dir)
+    with pytest.raises(UnknownScorer, match="cider"):
+        reward_config(tmp_path, tmp_path, reward="0.5*cidre")
+    with pytest.raises(ValueError, match="--reward is still needed"):
+        reward_config(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="operator is missing"):
+        reward_config(tmp_path, tmp_path, reward="cider rouge")
