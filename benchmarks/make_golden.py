@@ -1,11 +1,10 @@
 """Makes the golden values of tests/golden: what pycocoevalcap 1.2, with its own Java tokenizer, says.
 
     python benchmarks/make_golden.py captions.txt            # Flickr8k's `image,caption` file; needs Java
-    python benchmarks/make_golden.py --compare FILE ...       # how many texts captune tokenizes otherwise
 
 `pycocoevalcap.json`: the first images of the captions file, each image's first caption against its other four; and a
 small corpus of odd captions (empty, brackets, emoji, other scripts, one word). `tokens.json`: odd texts, their tokens.
-The tests read these files and need neither Java nor pycocoevalcap. FILE: `image,caption` lines, or JSON {id: text}.
+The tests read these files and need neither Java nor pycocoevalcap. parity_pycocoevalcap.py compares whole corpora.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-from captune.scorers import ptb
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 IMAGES = 300
@@ -115,18 +112,9 @@ def read(path: Path) -> dict[str, list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("captions", type=Path, nargs="+")
-    parser.add_argument("--compare", action="store_true", help="only count the differences in tokenization")
+    parser.add_argument("captions", type=Path)
     args = parser.parse_args()
-    if args.compare:
-        for path in args.captions:
-            texts = [text for own in read(path).values() for text in own]
-            wrong = [(t, a) for t, a in zip(texts, tokens(texts), strict=True) if ptb.tokenize(t) != a]
-            print(f"{path}: {len(wrong)} of {len(texts)} texts differ ({len(wrong) / len(texts):.3%})")
-            for text, answer in wrong[:20]:
-                print(f"  {text}\n    Java    {answer}\n    captune {ptb.tokenize(text)}")
-        return
-    complete = [own for own in read(args.captions[0]).values() if len(own) >= 5][:IMAGES]
+    complete = [own for own in read(args.captions).values() if len(own) >= 5][:IMAGES]
     made_with = {"pycocoevalcap": version("pycocoevalcap"), "tokenizer": "stanford-corenlp-3.4.1"}
     golden = {
         "made_with": made_with,

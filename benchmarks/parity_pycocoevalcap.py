@@ -3,7 +3,7 @@
     python benchmarks/parity_pycocoevalcap.py DATA [--output benchmarks/parity_pycocoevalcap.json]
 
 DATA holds flickr8k/captions.txt and flickr8k/captions_text_only.csv (`image,caption` lines), cocoln500/captions.json
-and docci500/captions.json ({id: text}). Needs `java`; takes two minutes. A table in Markdown is written beside the JSON.
+and docci500/captions.json ({id: text}). Needs `java`; takes two minutes. A table is written beside the JSON.
 
 Words: of the short captions, of the long ones, and of texts that the tokenizer was not made for (odd_captions.py), both
 the half whose differences were looked at to improve it and the half that was kept back. Each text is followed by a line
