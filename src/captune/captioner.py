@@ -1,7 +1,6 @@
 """A vision-language model, its processor and its prompt, as one captioner.
 
-The paper's symbols: F_I is `image_features`, f_psi(.) is `caption_hidden_states`.
-"""
+ViZer's symbols: F_I is `image_features`, f_psi(.) is `caption_hidden_states`."""
 
 from __future__ import annotations
 
