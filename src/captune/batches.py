@@ -10,7 +10,7 @@ from captune import image_units
 # tensors with one entry per token of the prompt; all others in a batch belong to the images
 TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 # how the names of all others begin, in all families
-IMAGE_ARGUMENTS = ("pixel_values", "pixel_attention_mask", "image_")
+IMAGE_ARGUMENTS = ("pixel_values", "pixel_attention_mask", "image_", "spatial_shapes")
 # what captune adds; never passed to a model
 OURS = ("labels", "caption_mask")
 

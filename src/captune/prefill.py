@@ -13,7 +13,7 @@ Shared and unshared logits differ by rounding only. Beam search, and models whos
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from transformers import BatchFeature, Cache, DynamicCache, PreTrainedModel
@@ -83,7 +83,12 @@ class SharedPrefill:
         cache: Cache = self._original(
             **own, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, use_cache=True
         ).past_key_values
-        if type(cache) is not DynamicCache or not all(type(layer) is DynamicLayer for layer in cache.layers):
+        if not copyable(cache):
             return None
         cache.crop(-1)  # of what one generated token leaves: the prompt
         return cache
+
+
+def copyable(cache: Any) -> TypeGuard[DynamicCache]:
+    """Whether rows of the cache can be cut, chosen and repeated: no sliding window, nothing recurrent."""
+    return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)

@@ -2,7 +2,8 @@
 
 What TRL repeats for each of the G captions of an image is done once here: decoding and preprocessing the image
 (`captune.preprocessing`), its pass through the frozen vision tower (`captune.vision`), the prefill of its prompt
-(`captune.prefill`). Sampling, advantages, loss and optimiser are TRL's.
+(`captune.prefill`) and the prompt's part of the passes that read log-probabilities and learn (`shared_prompts`).
+Sampling, advantages, loss and optimiser are TRL's.
 
 TRL forgets what is sampled and not yet learned from when a checkpoint falls between two generations, and orders the
 images of a later pass otherwise after a resume. Both are mended: the buffer is kept in the checkpoint, and each pass
@@ -11,6 +12,7 @@ over the images has a permutation of its own seed.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from trl.trainer.utils import RepeatSampler
 
 from captune import batches
 from captune.captioner import Captioner
+from captune.methods.shared_prompts import SharedPrompts
 from captune.prefill import SharedPrefill
 from captune.preprocessing import DistinctImages, DistinctRows
 
@@ -101,6 +104,32 @@ class CaptionGRPOTrainer(GRPOTrainer):
             rollouts = super()._generate_and_score_completions(inputs)
         self._rewards_seen.append(self._metrics["train"]["reward"][-1])
         return rollouts
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int | None = None,
+        compute_entropy: bool = False, compute_aux_loss: bool = False, **images: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        """TRL's, on captions that go on from the cache of their prompt, evaluated once.
+
+        Gradient checkpointing allows no cache, a router's loss wants every token, and what wraps the model for several
+        processes wants to be called once: these go TRL's way.
+        """
+        plain = functools.partial(
+            super()._get_per_token_logps_and_entropies, logits_to_keep=logits_to_keep, batch_size=batch_size,
+            compute_entropy=compute_entropy, compute_aux_loss=compute_aux_loss,
+        )  # fmt: skip
+        last = input_ids.shape[1] - logits_to_keep  # where the captions begin
+        several = self.accelerator.num_processes > 1
+        if compute_aux_loss or self.args.gradient_checkpointing or several:
+            return plain(model, input_ids, attention_mask, **images)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **images}
+        batch = {name: value[:, :last] for name in batches.TOKEN_KEYS if (value := inputs.get(name)) is not None}
+        batch |= {n: v for n, v in images.items() if n.startswith(batches.IMAGE_ARGUMENTS) and v is not None}
+        with self.accelerator.autocast():
+            prompts = SharedPrompts.of_rows(self.captioner, BatchFeature(batch))
+        if prompts is None:
+            return plain(model, input_ids, attention_mask, **images)
+        return plain(prompts.model(model, attention_mask), input_ids[:, last - 1 :], attention_mask[:, last - 1 :])
 
     # -- resume --------------------------------------------------------------------------------------------------------
 

@@ -5,23 +5,23 @@ likeliest token, the others are drawn. Rows that have ended leave the batch; tra
 until the longest is done.
 
 `caption_logits`: a plain forward pass evaluates the prompt, image tokens included, once for each caption. Here it is
-evaluated once, and the captions go on from its cache, through which their gradients flow back: for G captions of T
-tokens and a prompt of P, P + G T tokens instead of G (P + T), and logits at the captions' tokens only. Prompts of
-different lengths, and models whose cache cannot be copied, go the plain way; the logits differ by rounding only.
+evaluated once (`shared_prompts`), and logits are made at the captions' tokens only. Models whose cache cannot be
+copied go the plain way; the logits differ by rounding only.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import BatchFeature
 
 from captune import batches
 from captune.captioner import Captioner
 from captune.captioning import NEUTRAL
+from captune.methods.shared_prompts import SharedPrompts
+from captune.prefill import copyable
 
 LEAVE = 0.75  # of the rows in the batch: when fewer have not ended, the others leave
 
@@ -69,7 +69,7 @@ def _decode(model: Any, input_ids: Tensor, logits_processor: Any, stopping_crite
         if bool(ended.all()):
             return sequences[:, : input_ids.shape[1]]
         cache = model_kwargs["past_key_values"]
-        if (~ended).float().mean() < LEAVE and _copyable(cache):
+        if (~ended).float().mean() < LEAVE and copyable(cache):
             keep = (~ended).nonzero()[:, 0]
             cache.batch_select_indices(keep)
             input_ids, rows, greedy, ended = (x[keep] for x in (input_ids, rows, greedy, ended))
@@ -85,10 +85,6 @@ def _rows(name: str, value: Any, keep: Tensor) -> Any:
     if name == "position_ids":
         return value[..., keep, :]  # M-RoPE has several in front
     return value[keep] if name in batches.TOKEN_KEYS else value
-
-
-def _copyable(cache: Any) -> bool:
-    return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _select_rope(inner: Any, rows: Tensor) -> None:
@@ -110,31 +106,20 @@ def caption_logits(captioner: Captioner, prompt: BatchFeature, tails: list[list[
     pad = captioner.tokenizer.pad_token_id
     ids = torch.tensor([tail + [pad] * (width - len(tail)) for tail in tails], device=captioner.device)
     mask = torch.tensor([[1] * len(tail) + [0] * (width - len(tail)) for tail in tails], device=captioner.device)
-    logits = _shared(captioner, prompt, rows, ids, mask) if bool(prompt["attention_mask"].all()) else None
+    logits = _shared(captioner, prompt, rows, ids, mask)
     if logits is None:
         logits = _plain(captioner, prompt, rows, tails, width)
     return logits.float(), ids, mask
 
 
 def _shared(captioner: Captioner, prompt: BatchFeature, rows: list[int], ids: Tensor, mask: Tensor) -> Tensor | None:
-    """None where the model's cache cannot be copied for the captions of a prompt."""
-    model: Any = captioner.model
-    place = torch.tensor(rows, device=ids.device)
-    output = model(**batches.inputs_of(prompt), use_cache=True)
-    cache = output.past_key_values
-    if not _copyable(cache):
+    prompts = SharedPrompts.of(captioner, prompt, rows)
+    if prompts is None:
         return None
-    first = output.logits[place, -1:]
-    if ids.shape[1] == 1:
-        return first
-    cache.batch_select_indices(place)
-    _select_rope(captioner.core.base_model, place)
-    attention = torch.cat([prompt["attention_mask"][place], mask[:, :-1]], dim=1)
-    known = {"attention_mask": attention, "past_key_values": cache}
-    # where M-RoPE puts them is the model's own business, and forward() alone does not know it
-    places = cast(Any, captioner.core)._prepare_position_ids_for_generation(ids, known)[..., 1 - ids.shape[1] :]
-    rest = model(input_ids=ids[:, :-1], position_ids=places, use_cache=True, **known).logits
-    return torch.cat([first, rest], dim=1)
+    own = prompts.place
+    tail = torch.cat([prompt["input_ids"][own, -1:], ids[:, :-1]], dim=1)
+    attention_mask = torch.cat([prompt["attention_mask"][own], mask[:, :-1]], dim=1)
+    return prompts.forward(captioner.model, slice(None), tail, attention_mask).logits
 
 
 def _plain(captioner: Captioner, prompt: BatchFeature, rows: list[int], tails: list[list[int]], width: int) -> Tensor:
