@@ -1,51 +1,45 @@
 """SC-Captioner: a captioner learns to correct its own caption in a second turn (Zhang et al., ICCV 2025).
 
-    L(theta) = - E [ (R(y_1, y_2, y*) - b) log pi_theta(y_2 | I, x_1, y_1, x_2) ] + beta KL_1                      (1)
+    L(theta) = - E [ (R(y_1, y_2, y*) - b) log pi_theta(y_2 | I, x_1, y_1, x_2) ] + beta KL_1                     (1)
 
-y_1 is a caption that the captioner samples for image I and prompt x_1; x_2 asks it to check that caption and to correct
-it; y_2 is what it then says. y_1 has no gradient: it is what there is to correct. KL_1 keeps the captions of the first
-turn what they were: KL(pi_theta || pi_start), exact over the vocabulary, summed over the tokens of y_1.
+y_1 is a caption that the captioner samples for image I and prompt x_1; x_2 asks it to check and correct it; y_2 is its
+answer. y_1 has no gradient: it is what there is to correct. KL_1 keeps the first turn what it was: KL(pi_theta ||
+pi_start), exact over the vocabulary, summed over the tokens of y_1.
 
-**The reward.** O(y), A(y), R(y) are the objects, attributes and relations that a caption states (`Elements`). What the
-second turn added is O(y_2) - O(y_1), what it removed is O(y_1) - O(y_2), and so on. An element's support s is its largest
-similarity with an element of the references, 1 if they state it.
+**The reward.** A caption states objects, attributes and relations. The second turn adds those of y_2 that y_1 lacks and
+removes those of y_1 that y_2 lacks. An element's support s is its largest similarity with one of the references y*.
 
-    soft = sum_{o added} (s(o) - tau) + sum_{o removed} (tau - s(o))                              objects alone    (2)
-    hard = sum_k  bonus_k  (|{e added: s(e) > sure}| + |{e removed: s(e) < doubtful}|)
-                - punish_k (|{e added: s(e) < doubtful}| + |{e removed: s(e) > sure}|)            k: O, A, R       (3)
-    R(y_1, y_2, y*) = sigmoid(2 soft + hard) - 1/2                                                                 (4)
+    soft = sum_{o added} (s(o) - tau) + sum_{o removed} (tau - s(o))                             objects alone    (2)
+    hard = sum_k   bonus_k (|{added: s > sure}| + |{removed: s < doubtful}|)
+                 - punish_k (|{added: s < doubtful}| + |{removed: s > sure}|)                    each kind k      (3)
+    R    = sigmoid(2 soft + hard) - 1/2                                                                           (4)
 
-A caption that says the same again has R = 0, and where bonus = punish, R(y_2, y_1, y*) = -R(y_1, y_2, y*). Attributes are
-compared with those that the references give to the same object; where they give it none, nothing is known of it.
+The same caption again has R = 0; where bonus = punish, R(y_2, y_1, y*) = -R(y_1, y_2, y*). An attribute is compared
+with those that y* gives to the same object; where it gives none, nothing is known of it, and nothing counts.
 
-**What is published, and what is ours.** (1)-(4) are numbered here. Thresholds (sure .7, doubtful .6), weights (.25 for
-an object, .15 for an attribute), (4), sampling of both turns and beta = .05 are those of the authors' program
-(github.com/zl2048/SC-Captioner), which differs from the paper's words: it averages in (2) with two values of tau (.55 for
-what is added, .6 for what is removed; ours is .6 for both, so that undoing a correction undoes its reward), caps (3) at
-three elements, has no relations, judges no attribute of an object that came or went, neither rewards removed nor punishes
-added attributes, and gives an unchanged caption hard = -1 (`unchanged`). The paper rewards relations and punishes none,
-as matching them is uncertain; so do we, where the truth is not exact. Its objective has b = 0 (`baseline: none`), with one
-y_2 per y_1; ours samples `num_generations` and takes the mean of the others. The program's KL is the sampled log-ratio,
-whose expected gradient is 0, so that it holds back nothing; ours is the divergence. Not stated: how y_1 is drawn at test
-time (here greedily).
+**Published, and ours.** The equations' numbers are ours. Sampling both turns, beta = .05, (4), sure = .7, doubtful =
+.6, .25 for an object, .15 for an attribute are those of the authors' program (github.com/zl2048/SC-Captioner). It
+averages in (2), with tau .55 for what is added, .6 for what is removed (ours: sums, as in the paper, and .6, so that
+undoing a correction undoes its reward), caps the counts of (3) at three, has no relations, passes over attributes of
+objects that come or go, rewards no removed and punishes no added attribute, and has hard = -1 where y_2 = y_1
+(`unchanged`). The paper rewards relations and punishes none, as they are hard to match; so do we, but for exact facts.
+Its b is 0, with one y_2 for a y_1 (`baseline: none`); ours is the mean of the other samples. The program's KL is a
+sampled log-ratio, whose gradient is about 0 on average, so that it holds little back; ours is the divergence itself.
 
-**The second turn** goes through the chat template: image and prompt, the caption as the assistant's turn, the request. A
-base model without turns follows no request, and ends a text that has ended; but it writes a caption after an image. It is
-shown its caption, then the image.
-
-Start from `captune sft`'s adapter, as the paper does. `correct` is the second turn for any captions, and `SelfCorrection`
-makes both.
+**The second turn** is one of the chat template: image and prompt, the caption as the assistant's, the request x_2. A
+base model has no turns and follows no request, but it writes a caption after an image: it is shown y_1, then the image.
+Start from an adapter of `captune sft`, as the paper does: what is corrected should be a caption.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from PIL import Image
@@ -66,110 +60,89 @@ from captune.storybook import parser as facts
 from captune.storybook.world import Scene, relations
 
 REQUEST = (
-    "Check this caption against the image: its objects, their attributes and the relations between them. Leave out what "
+    "Check this caption against the image: its objects, their attributes, the relations between them. Leave out what "
     "is not in the image and add what is missing. Answer with the corrected caption alone."
 )
 TAU, SURE, DOUBTFUL = 0.6, 0.7, 0.6
 BONUS = {"object": 0.25, "attribute": 0.15, "relation": 0.15}
 
 
-# -- the elements of captions ------------------------------------------------------------------------------------------
-
-
-class Elements(Protocol):
-    """What finds the elements of captions and knows which of them are true."""
-
-    needs: tuple[str, ...]  # columns of the data that hold the truth
-    punished: tuple[str, ...]  # kinds of elements whose mistakes are punished
-
-    def graphs(self, captions: Sequence[str]) -> list[SceneGraph]: ...
-
-    def truth(self, columns: dict[str, Sequence[Any]]) -> list[SceneGraph]: ...
-
-    def support(self, element: Any, truth: Sequence[Any]) -> float:
-        """The largest similarity of an object, an attribute or a relation with the true ones, of which there is one."""
-
-
 class GraphElements:
-    """Scene graphs, similar by the cosine of sentence embeddings; several references count as one text.
-
-    Args:
-        parser, encoder: as of the scorer `capture`.
-    """
+    """Scene graphs by the scorer `capture`'s parser and encoder; several references count as one text."""
 
     needs: tuple[str, ...] = ("references",)
     punished: tuple[str, ...] = ("object", "attribute")
 
-    def __init__(self, parser: str | Parser = "grammar", encoder: Any = DEFAULT_ENCODER, device: str | None = None):
-        self.scorer = Capture(parser=parser, encoder=encoder, device=device)
+    def __init__(self, parser: str | Parser = "grammar", encoder: Any = DEFAULT_ENCODER) -> None:
+        self.scorer = Capture(parser=parser, encoder=encoder)
         self.scorer.check()
 
     def graphs(self, captions: Sequence[str]) -> list[SceneGraph]:
-        found, _ = self.scorer.graphs(captions, [])
-        self.scorer.embed_graphs(found)
-        return found
+        return self.scorer.graphs(captions, [])[0]
 
-    def truth(self, columns: dict[str, Sequence[Any]]) -> list[SceneGraph]:
-        return [merged(self.graphs(own)) for own in columns["references"]]
+    def truth(self, references: Sequence[Sequence[str]], **columns: Any) -> list[SceneGraph]:
+        graphs = [merged(own) for own in self.scorer.graphs([], references)[1]]
+        self.scorer.embed_graphs(graphs)
+        return graphs
 
     def support(self, element: Any, truth: Sequence[Any]) -> float:
+        """The largest similarity of an element with the true ones, of which there is one."""
         return float(self.scorer.matcher.cosines([element], truth).max())
 
 
 class FactElements:
-    """The exact facts of storybook captions (`captune.storybook.parser`): true or not; a background is an object."""
+    """The exact facts of storybook captions (`captune.storybook.parser`); a background is an object."""
 
     needs: tuple[str, ...] = ("scene",)
     punished: tuple[str, ...] = ("object", "attribute", "relation")
 
     def graphs(self, captions: Sequence[str]) -> list[SceneGraph]:
-        return [self._graph(facts.parse(caption)) for caption in captions]
+        return [self._graph([(fact.type, fact.value) for fact in facts.parse(caption)]) for caption in captions]
 
-    @staticmethod
-    def _graph(found: Sequence[facts.Fact]) -> SceneGraph:
-        objects = [fact.value[0] for fact in found if fact.type in ("object", "background")]
-        attributes = [fact.value for fact in found if fact.type in ("attribute", "size", "subkind")]
-        related = [facts.canonical(fact.value) for fact in found if fact.type == "relation"]
-        return merged([SceneGraph(tuple(objects), cast(Any, tuple(attributes)), cast(Any, tuple(related)))])
-
-    def truth(self, columns: dict[str, Sequence[Any]]) -> list[SceneGraph]:
-        return [self._scene(Scene.from_json(text)) for text in columns["scene"]]
-
-    @staticmethod
-    def _scene(scene: Scene) -> SceneGraph:
-        things = scene.things
-        own = [(t.kind, word) for t in things for word in (t.colour, t.size, t.subkind) if word is not None]
-        related = [facts.canonical((a.kind, r, b.kind)) for a in things for b in things for r in relations(a, b)]
-        return merged(
-            [SceneGraph((*(t.kind for t in things), scene.background), tuple(own), cast(Any, tuple(related)))]
-        )
+    def truth(self, scene: Sequence[str], **columns: Any) -> list[SceneGraph]:
+        return [self._graph(self._facts(Scene.from_json(text))) for text in scene]
 
     def support(self, element: Any, truth: Sequence[Any]) -> float:
         return float(element in truth)
 
+    @staticmethod
+    def _facts(scene: Scene) -> list[tuple[str, tuple[str, ...]]]:
+        found: list[tuple[str, tuple[str, ...]]] = [("background", (scene.background,))]
+        for thing in scene.things:
+            found.append(("object", (thing.kind,)))
+            found += [("attribute", (thing.kind, word)) for word in (thing.colour, thing.size, thing.subkind) if word]
+            found += [("relation", (thing.kind, r, o.kind)) for o in scene.things for r in relations(thing, o)]
+        return found
 
-# -- the reward --------------------------------------------------------------------------------------------------------
+    @staticmethod
+    def _graph(found: Sequence[tuple[str, tuple[str, ...]]]) -> SceneGraph:
+        parts: dict[str, dict[Any, None]] = {"object": {}, "attribute": {}, "relation": {}}
+        same = {"background": "object", "size": "attribute", "subkind": "attribute"}
+        for kind, value in found:
+            value = facts.canonical(value)
+            parts[same.get(kind, kind)][value if len(value) > 1 else value[0]] = None
+        return SceneGraph(*(tuple(part) for part in parts.values()))
 
 
-def changes(first: SceneGraph, second: SceneGraph, truth: SceneGraph, support: Callable[[Any, Sequence[Any]], float]
-            ) -> list[tuple[str, bool, float]]:  # fmt: skip
-    """What the second caption changed: (kind, whether added, support); without what the truth does not speak of."""
-    known = truth.attributes_of()
-    found = []
+Elements = GraphElements | FactElements
+Change = tuple[str, bool, float]  # the kind of an element, whether it is added (or removed), its support
+
+
+def changes(elements: Elements, first: SceneGraph, second: SceneGraph, truth: SceneGraph) -> list[Change]:
+    """What the second caption changed, without what the truth does not speak of."""
+    known, found = truth.attributes_of(), []
     for added, less, more in ((True, first, second), (False, second, first)):
-        if truth.objects:
-            gone = [o for o in more.objects if o not in less.objects]
-            found += [("object", added, support(o, truth.objects)) for o in gone]
-        pairs = [(o, a) for o, a in more.attributes if (o, a) not in less.attributes and o in known]
-        found += [("attribute", added, support(a, known[o])) for o, a in pairs]
-        if truth.relations:
-            triples = [r for r in more.relations if r not in less.relations]
-            found += [("relation", added, support(r, truth.relations)) for r in triples]
+        objects = [(o, truth.objects) for o in more.objects if o not in less.objects]
+        attributes = [(a, known.get(o, ())) for o, a in more.attributes if (o, a) not in less.attributes]
+        triples = [(r, truth.relations) for r in more.relations if r not in less.relations]
+        kinds: tuple[list[tuple[Any, Any]], ...] = (objects, attributes, triples)
+        for kind, own in zip(BONUS, kinds, strict=True):
+            found += [(kind, added, elements.support(one, true)) for one, true in own if true]
     return found
 
 
-def reward_of(found: Sequence[tuple[str, bool, float]], punished: Sequence[str], hard: float = 0.0) -> float:
-    """Equations 2 to 4. `hard` is where (3) begins."""
+def reward_of(found: Sequence[Change], punished: Sequence[str], hard: float = 0.0) -> float:
+    """Equations 2 to 4; `hard` is where (3) begins."""
     soft = 0.0
     for kind, added, s in found:
         right, wrong = (s > SURE, s < DOUBTFUL) if added else (s < DOUBTFUL, s > SURE)
@@ -180,53 +153,42 @@ def reward_of(found: Sequence[tuple[str, bool, float]], punished: Sequence[str],
 
 
 class Corrections:
-    """R(y_1, y_2, y*), as a function with a scorer's signature; y_1 is the column `first`."""
+    """R, called as a scorer is; y_1 is the column `first`."""
 
-    name = "corrections"
+    name, uses = "corrections", ()
 
     def __init__(self, elements: Elements, unchanged: float = 0.0) -> None:
-        self.elements, self.unchanged = elements, unchanged
-        self.parts = [(self, 1.0)]  # a sum of one
+        self.elements, self.unchanged, self.needs = elements, unchanged, elements.needs
+        self.parts = [(self, 1.0)]
 
     def __call__(self, captions: Sequence[str], *, first: Sequence[str], **columns: Any) -> list[float]:
         elements = self.elements
-        before, after, truth = elements.graphs(first), elements.graphs(captions), elements.truth(columns)
-        rewards = []
-        for one, two, *graphs in zip(first, captions, before, after, truth, strict=True):
-            found = changes(*graphs, elements.support)
-            rewards.append(reward_of(found, elements.punished, self.unchanged if one == two else 0.0))
-        return rewards
-
-
-# -- the second turn ---------------------------------------------------------------------------------------------------
+        graphs = elements.graphs(first), elements.graphs(captions), elements.truth(**columns)
+        same = [one == two for one, two in zip(first, captions, strict=True)]
+        return [
+            reward_of(changes(elements, *three), elements.punished, self.unchanged if unchanged else 0.0)
+            for unchanged, *three in zip(same, *graphs, strict=True)
+        ]
 
 
 def second_turn(captioner: Captioner, images: Sequence[Image.Image], captions: Sequence[str]) -> BatchFeature:
     """A prompt batch that asks for the correction of each image's caption, LEFT padded, on the device."""
-    texts = []
+    turns, texts = captioner._turns(), []
     for caption in captions:
         for token in captioner.tokenizer.all_special_tokens:  # a caption holds no image and ends no turn
             caption = caption.replace(token, " ")
-        texts.append(_conversation(captioner, caption.strip()))
+        messages = captioner.conversation()
+        if turns:
+            for role, text in (("assistant", caption.strip()), ("user", REQUEST)):
+                messages.append({"role": role, "content": [{"type": "text", "text": text}]})
+        else:
+            messages[0]["content"].insert(0, {"type": "text", "text": f"{caption.strip()}\n"})
+        texts.append(captioner.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     batch = captioner.processor(
-        text=texts,
-        images=[[image if image.mode == "RGB" else image.convert("RGB")] for image in images],
-        padding=True,
-        padding_side="left",
-        add_special_tokens=captioner._specials(texts[0]),
-        return_tensors="pt",
-    )
+        text=texts, images=[[image.convert("RGB")] for image in images], padding=True, padding_side="left",
+        add_special_tokens=captioner._specials(texts[0]), return_tensors="pt",
+    )  # fmt: skip
     return batch.to(captioner.device, dtype=captioner.dtype)
-
-
-def _conversation(captioner: Captioner, caption: str) -> str:
-    messages = captioner.conversation()
-    if captioner._turns():
-        for role, text in (("assistant", caption), ("user", REQUEST)):
-            messages.append({"role": role, "content": [{"type": "text", "text": text}]})
-    else:
-        messages[0]["content"].insert(0, {"type": "text", "text": f"{caption}\n"})
-    return captioner.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def correct(captioner: Captioner, images: Sequence[Image.Image], captions: Sequence[str], **settings: Any) -> list[str]:
@@ -236,76 +198,54 @@ def correct(captioner: Captioner, images: Sequence[Image.Image], captions: Seque
 
 @dataclass(frozen=True)
 class SelfCorrection:
-    """ "self-correct", "self-correct:2": captions, and so many corrections of them, each of the one before."""
+    """ "self-correct": a caption, and its correction. A decoder (`captune.decoding`)."""
 
-    turns: int = 1
-
-    positional: ClassVar = ("turns",)
-    example: ClassVar = "self-correct:1"
+    positional: ClassVar = ()
+    example: ClassVar = "self-correct"
     samples: ClassVar = False
     needs: ClassVar = ()
-
-    def __post_init__(self) -> None:
-        if self.turns < 1:
-            raise ValueError(f"self-correct needs at least one correction, not {self.turns}")
-
-    @property
-    def signature(self) -> str:
-        return f"self-correct:{self.turns}|request:{REQUEST}"
+    signature: ClassVar = f"self-correct|request:{REQUEST}"
 
     def __call__(self, captioner: Captioner, images: Sequence[Any], **settings: Any) -> list[str]:
         with captioner.share_vision():
-            captions = captioner.generate(images, **settings)
-            for _ in range(self.turns):
-                captions = correct(captioner, images, captions, **settings)
-        return captions
-
-
-# -- training ----------------------------------------------------------------------------------------------------------
+            return correct(captioner, images, captioner.generate(images, **settings), **settings)
 
 
 @dataclass
 class SCConfig(TrainingConfig):
     """Settings of SC-Captioner."""
 
-    adapter: Path | None = field(
-        default=None, metadata={"help": "a PEFT adapter folder to go on from, with its own LoRA shape"}
-    )
+    adapter: Path | None = field(default=None, metadata={"help": "a PEFT adapter folder to go on from"})
     elements: str = field(
-        default="auto",
-        metadata={"help": "who finds what captions state: grammar, factual, factual:FOLDER, or storybook's exact facts; "
-                  "default: storybook on storybook images, else grammar"},
+        default="auto", metadata={"help": "what reads captions: grammar, factual, factual:FOLDER, or storybook's exact "
+                                  "facts; default: storybook on storybook images, else grammar"},
     )  # fmt: skip
     baseline: Literal["mean", "none"] = field(
-        default="mean", metadata={"help": "b: the mean reward of the other corrections, or 0 as published"}
+        default="mean", metadata={"help": "b: the mean reward of a caption's other corrections, or 0 as published"}
     )
     num_generations: int = field(default=5, metadata={"help": "corrections sampled for the caption of an image"})
     temperature: float = field(default=1.0, metadata={"help": "temperature of both turns"})
     max_new_tokens: int = field(default=40, metadata={"help": "longest caption in tokens"})
-    unchanged: float = field(default=0.0, metadata={"help": "added to `hard` of an unchanged caption (published: -1)"})
+    unchanged: float = field(default=0.0, metadata={"help": "`hard` of a caption that is not changed (published: -1)"})
     beta: float = field(default=0.05, metadata={"help": "weight of KL of the first turn to that before training"})
-    max_steps: int = field(default=60, metadata={"help": "optimiser steps"})
-    learning_rate: float = field(default=5e-4, metadata={"help": "peak learning rate of AdamW; warm-up, then cosine"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.elements == "auto":
             self.elements = "storybook" if self.images.startswith("storybook:") else "grammar"
-        least = 2 if self.baseline == "mean" else 1
-        if self.num_generations < least:
-            raise ValueError(f"--num-generations must be at least {least} with --baseline {self.baseline}, "
-                             f"it is {self.num_generations}")  # fmt: skip
-        if self.temperature <= 0 or self.beta < 0 or self.max_new_tokens < 1:
-            raise ValueError("--temperature must be positive, --beta not negative, and --max-new-tokens at least 1")
+        if self.num_generations < 1 + (self.baseline == "mean") or self.max_new_tokens < 1:
+            raise ValueError("--num-generations must be at least 2 (1 with --baseline none), --max-new-tokens 1")
+        if self.temperature <= 0 or self.beta < 0:
+            raise ValueError("--temperature must be positive, and --beta not negative")
 
 
 class SCTrainer(SCSTTrainer):
     """Equation 1 on a batch of images."""
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
-        self._memo.clear()  # so that a run which resumes encodes the same images together, to the same bits
-        self.captioner.model.eval()
         captioner, config = self.captioner, cast(Any, self.config)
+        captioner.model.eval()
+        self._memo.clear()  # so that a run which resumes encodes the same images together, to the same bits
         draw = partial(sample, captioner, temperature=config.temperature, max_new_tokens=config.max_new_tokens)
         prompt = captioner.prepare(images)
         heads, _ = draw(prompt, 1, greedy=False)
@@ -325,17 +265,14 @@ class SCTrainer(SCSTTrainer):
         self._note("unchanged", sum(same) / len(same))
         self._note_health(captions, ended)
         if config.beta:
-            kl = self._first_turn_kl(prompt, heads)
+            with torch.no_grad(), starting_captioner(captioner):
+                base = caption_logits(captioner, prompt, heads)[0].log_softmax(-1)
+            logits, _, mask = caption_logits(captioner, prompt, heads)
+            mine = logits.log_softmax(-1)
+            kl = ((mine.exp() * (mine - base)).sum(-1) * mask).sum(-1).mean()
             self._note("kl", kl.detach())
             loss = loss + config.beta * kl
         return loss
-
-    def _first_turn_kl(self, prompt: BatchFeature, heads: list[list[int]]) -> Tensor:
-        with torch.no_grad(), starting_captioner(self.captioner):
-            base = caption_logits(self.captioner, prompt, heads)[0].log_softmax(-1)
-        logits, _, mask = caption_logits(self.captioner, prompt, heads)
-        mine = logits.log_softmax(-1)
-        return ((mine.exp() * (mine - base)).sum(-1) * mask).sum(-1).mean()
 
 
 def run(config: SCConfig) -> RunDir:
@@ -344,7 +281,7 @@ def run(config: SCConfig) -> RunDir:
     elements = FactElements() if config.elements == "storybook" else GraphElements(config.elements)
     images = load_training_images(config, references="references" in elements.needs)
     reward = Corrections(elements, config.unchanged)
-    check_needs([cast(Any, elements)], {name: images[name] for name in images.column_names}, len(images))
+    check_needs([cast(Any, reward)], {name: images[name] for name in images.column_names}, len(images))
     if config.adapter is None:
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
     else:
@@ -355,10 +292,9 @@ def run(config: SCConfig) -> RunDir:
     SCTrainer.fit(captioner, images, config, run_dir, reward=reward, scst_config=config)
     if config.adapter and config.beta:
         cast(Any, captioner.model).delete_adapter(REFERENCE)
-    corrected = copy.copy(captioner)
+    corrected = copy.copy(captioner)  # the same model, whose captions are corrected ones
     vars(corrected)["generate"] = partial(SelfCorrection(), captioner)
     source = held_out(config)
     measure(corrected, source, run_dir, "SC-Captioner", limit=64 if source == config.images else None)
-    begun = f", from the adapter {config.adapter}" if config.adapter else ""
-    method = f"SC-Captioner, elements by {config.elements}{begun}"
+    method = f"SC-Captioner, elements by {config.elements}, from {config.adapter or 'the base'}"
     return conclude(config, run_dir, captioner, row="SC-Captioner, first turn", method=method)
