@@ -130,11 +130,14 @@ def formula(parts: dict[str, int], setting: tuple[bool, float], samples: int) ->
     one forward, since the weights are frozen:
 
         TRL      G [(2 + 2c + b) V + Pf + D + (2 + c + b) F]
-        captune  V + Pf + G [D + (2 + c + b) F]
+        captune  V + Pf + G D + (2 + b) (Pf + G D)      without checkpointing: passes share their prompt, too
+                 V + Pf + G D + (3 + b) G F             with it
 
     With checkpointing TRL's backward enters the frozen tower: the inputs of every layer are made to require gradients.
     """
     c, b = int(setting[0]), int(setting[1] != 0)
     v, f, prefill = parts["V"], parts["F"], parts["Pf"]
-    rest = f - prefill + (2 + c + b) * f
-    return samples * ((2 + 2 * c + b) * v + prefill + rest) / (v + prefill + samples * rest)
+    decoding = f - prefill
+    of_trl = samples * ((2 + 2 * c + b) * v + prefill + decoding + (2 + c + b) * f)
+    shared = prefill + samples * decoding
+    return of_trl / (v + shared + ((3 + b) * samples * f if c else (2 + b) * shared))

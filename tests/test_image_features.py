@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from captune import image_features
 from captune.image_features import ImageFeatures
 
 
@@ -31,6 +33,18 @@ def test_equal_pixels_are_encoded_once_and_rows_keep_their_places() -> None:
     assert rows.tolist() == [[255, 0, 0], [0, 0, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]
     features(plain("lime", "red"))
     assert eyes.shown == [2, 1]
+
+
+def test_an_image_named_several_times_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward names an image object once for each of its captions."""
+    opened: list[Image.Image] = []
+    monkeypatch.setattr(image_features, "open_image", lambda image: opened.append(image) or image)
+    eyes = Eyes()
+    red, blue, again = plain("red", "blue", "red")
+    keys, rows = ImageFeatures(eyes)([red, red, blue, red, again, blue], batch_size=2)
+    assert opened == [red, blue, again] and eyes.shown == [2]
+    assert keys[0] == keys[1] == keys[3] == keys[4] != keys[2] == keys[5]
+    assert rows[:, 0].tolist() == [255, 255, 0, 255, 255, 0]
 
 
 def test_the_same_colour_in_another_size_or_mode_is_another_image() -> None:

@@ -25,7 +25,13 @@ class ImageFeatures:
 
     def __call__(self, images: Sequence[Any], *, batch_size: int = 32) -> tuple[list[bytes], torch.Tensor]:
         """(the key of each image's pixels, their features (N, D))."""
-        keys: list[bytes] = []
+        distinct = {id(image): image for image in images}  # a reward names an image once for each of its captions
+        if len(distinct) < len(images):
+            keys, features = self(list(distinct.values()), batch_size=batch_size)
+            place = {key: i for i, key in enumerate(distinct)}
+            index = [place[id(image)] for image in images]
+            return [keys[i] for i in index], features[index]
+        keys = []
         rows: list[torch.Tensor] = []
         for start in range(0, len(images), batch_size):
             pictures = [open_image(images[i]) for i in range(start, min(start + batch_size, len(images)))]

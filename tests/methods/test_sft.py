@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from captune.captioner import Captioner
+from captune.decoding.cfg import blank
 from captune.methods import training
 from captune.methods.sft import ByLength, Pairs, SFTConfig, SFTTrainer, add_trainable, run, supervised_loss
 from captune.runs import RunDir
@@ -136,6 +137,31 @@ def test_every_reference_has_its_turn(
     said = [text for captions in seen for text in captions]
     assert set(said) == {"one", "two", "three"}
     assert any(len(set(captions)) > 1 for captions in seen)
+
+
+def test_image_dropout_shows_nothing_now_and_then(
+    captioner: Captioner, images: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As often as asked for, and the captions are the same ones as without it."""
+    seen: dict[float, list[tuple[bool, str]]] = {0.0: [], 0.5: []}
+    grey = blank().tobytes()
+    captioner.add_lora(4, 8, 0.0)
+    for share, shown in seen.items():
+
+        def spy(captioner: Captioner, images: list, captions: list[str], shown: list = shown) -> torch.Tensor:
+            shown += [(image.tobytes() == grey, text) for image, text in zip(images, captions, strict=True)]
+            return supervised_loss(captioner, images[:1], captions[:1])
+
+        monkeypatch.setattr("captune.methods.sft.supervised_loss", spy)
+        rows = [{"image": image, "references": ["one", "two", "three"]} for image in images]
+        output = tmp_path / str(share)
+        settings = config(output, max_steps=25, save_steps=50, image_dropout=share)
+        SFTTrainer.fit(captioner, datasets.Dataset.from_list(rows), settings, RunDir(output), image_dropout=share)
+    assert not any(dropped for dropped, _ in seen[0.0])
+    dropped = [dropped for dropped, _ in seen[0.5]]
+    assert 0.3 < sum(dropped) / len(dropped) < 0.7
+    with pytest.raises(ValueError, match="share of the images"):
+        config(tmp_path, image_dropout=1.0)
 
 
 # -- what learns

@@ -11,6 +11,9 @@ so that whatever takes an adapter takes these, and the base is still there to co
 fully trained language model takes its weights once more, unchanged. The vision tower never learns, and each distinct
 image is encoded once per step.
 
+**Image dropout.** With `image_dropout` p, an image is replaced by a blank one with probability p, so that the branch of
+classifier-free guidance without a picture (`captune.decoding.cfg`) is trained (Kornblith et al., section 3.1).
+
 **Batches.** An image with several references trains on one of them per visit, drawn by lot. With `group_by_length` the
 data are the single pairs of image and reference, and those of similar length share a batch (transformers'
 `LengthGroupedSampler`), so that less is padding.
@@ -33,6 +36,7 @@ from torch import Tensor, nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from captune.captioner import Captioner
+from captune.decoding.cfg import blank
 from captune.families import attribute, lora_targets
 from captune.methods.training import CaptionerTrainer, TrainingConfig, conclude, load_training_images, start
 from captune.runs import RunDir
@@ -49,6 +53,14 @@ class SFTConfig(TrainingConfig):
     full: bool = field(default=False, metadata={"help": "train all weights of the language model instead of LoRA"})
     connector: bool = field(default=False, metadata={"help": "train the connector (HAR's projector) as well"})
     group_by_length: bool = field(default=False, metadata={"help": "captions of similar length share a batch"})
+    image_dropout: float = field(
+        default=0.0, metadata={"help": "share of images replaced by a blank one, for classifier-free guidance; try 0.1"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.image_dropout < 1:
+            raise ValueError(f"image_dropout is a share of the images, from 0 to below 1, not {self.image_dropout:g}")
 
 
 def add_trainable(captioner: Captioner, config: SFTConfig) -> None:
@@ -115,10 +127,15 @@ class ByLength(LengthGroupedSampler):
 class SFTTrainer(CaptionerTrainer):
     """`transformers.Trainer` whose batch is a list of {image, references}."""
 
+    def __init__(self, *args: Any, image_dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.image_dropout = image_dropout
+
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
         # by lot, but the same lot when a step is repeated after a resume
         lot = random.Random(f"{self.args.seed}/{self.state.global_step}")
         captions = [lot.choice(example["references"]) for example in examples]
+        images = [blank() if lot.random() < self.image_dropout else image for image in images]
         return supervised_loss(self.captioner, images, captions)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -143,7 +160,8 @@ def run(config: SFTConfig) -> RunDir:
     add_trainable(captioner, config)
     # what a trainable connector makes of an image is another thing at every step; what it reads can be shared in some
     with captioner.share_vision() if not config.connector or captioner.family.tower_features else nullcontext():
-        SFTTrainer.fit(captioner, Pairs(dataset, captioner) if config.group_by_length else dataset, config, run_dir)
+        data = Pairs(dataset, captioner) if config.group_by_length else dataset
+        SFTTrainer.fit(captioner, data, config, run_dir, image_dropout=config.image_dropout)
     freeze_vision(captioner)
     what = "all weights of the language model" if config.full else "LoRA"
     method = f"supervised fine-tuning ({what}{' and the connector' if config.connector else ''})"

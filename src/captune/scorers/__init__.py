@@ -47,6 +47,7 @@ SCORERS: dict[str, str] = {
     "health": "captune.scorers.health:Health",
     "length": "captune.scorers.health:Length",
     "repetition": "captune.scorers.health:Repetition",
+    "bias": "captune.scorers.bias:Bias",
     "meteor": "captune.scorers.meteor:Meteor",
     "spice": "captune.scorers.spice:Spice",
     "bertscore": "captune.scorers.bertscore:BertScore",
