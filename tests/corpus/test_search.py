@@ -51,9 +51,12 @@ def expected(corpus: Corpus, query: np.ndarray, k: int, own: str | None, distinc
     return rows[:k]
 
 
+@pytest.mark.parametrize("index", ["flat", "device"])
 @pytest.mark.parametrize("distinct", [False, True])
 @pytest.mark.parametrize("k", [1, 5, 29])
-def test_search_is_exact(corpus: Corpus, k: int, distinct: bool) -> None:
+def test_search_is_exact(corpus: Corpus, k: int, distinct: bool, index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captune.corpus.index._CELLS", 200)  # so that it takes several products
+    corpus = Corpus.open(corpus.folder, index=index, device="cpu")
     texts = [*(own[0] for own in corpora.captions_of(40)), "", "whale"]  # 30 of them, and duplicates, are in the corpus
     vectors = corpora.Bag().encode_texts(texts)
     own = [f"{i:03d}.png" if i % 3 else None for i in range(len(texts))]  # some are of no image of the corpus

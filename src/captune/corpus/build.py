@@ -24,7 +24,7 @@ from captune.corpus.encoders import (
     unit,
 )
 from captune.corpus.files import CorpusError, Shard
-from captune.corpus.index import INDEXES, make_index
+from captune.corpus.index import EXACT, INDEXES, make_index
 from captune.data import BadImage, ImageSource, load_images, open_image
 from captune.data.columns import undecoded
 from captune.versions import versions
@@ -79,7 +79,7 @@ def build(
             files.write_config(folder, {**begun, **files.merge(folder, count), "complete": True,
                                         "versions": versions()})  # fmt: skip
         shutil.rmtree(folder / files.SHARDS, ignore_errors=True)
-        if index != "flat":
+        if index not in EXACT:
             make_index(folder, index, progress=progress)
 
 

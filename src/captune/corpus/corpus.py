@@ -21,7 +21,7 @@ from captune.corpus.encoders import (
     unit,
 )
 from captune.corpus.files import CorpusError
-from captune.corpus.index import INDEXES, nearest, open_index
+from captune.corpus.index import EXACT, INDEXES, OnDevice, nearest, open_index
 from captune.data.captions import read_jsonl
 
 if TYPE_CHECKING:
@@ -56,8 +56,12 @@ class Corpus:
         self.owners = files.open_vectors(self.folder, "owners.npy", (entries,), np.int64)
         self.image_ids = files.read_image_ids(self.folder, images)
         self.index = index
-        self._index = None if index == "flat" else open_index(self.folder, index, effort, entries)
-        self.effort = 0 if self._index is None else effort or INDEXES[index]
+        self._index: Any = None
+        if index == "device":
+            self._index = OnDevice(self.text_vectors, device)
+        elif index != "flat":
+            self._index = open_index(self.folder, index, effort, entries)
+        self.effort = 0 if index in EXACT else effort or INDEXES[index]
         self._device = device
         if text_encoder is not None:
             self.text_encoder = self._same("text_encoder", text_encoder)
@@ -97,9 +101,9 @@ class Corpus:
     def open(cls, folder: str | Path, **options: Any) -> Corpus:
         """A corpus that `build` made. Loads no model; vectors are read from the disk as they are needed.
 
-        Options: `index` ("flat", exact; "ivf", "hnsw"), `effort` (the lists or candidates that the index visits per
-        query), `text_encoder` and `image_encoder` (objects to use; refused if the corpus was made with others),
-        `device`.
+        Options: `index` ("flat", exact, with faiss; "device", exact, on `device`, which takes a copy of the vectors;
+        "ivf", "hnsw"), `effort` (the lists or candidates that the index visits per query), `text_encoder` and
+        `image_encoder` (objects to use; refused if the corpus was made with others), `device`.
         """
         return cls(folder, **options)
 
@@ -204,9 +208,10 @@ class Corpus:
             raise CorpusError(f"{self.folder} has {there} {what} to retrieve besides a query's own; k = {k}")
         per_image = -(-len(self) // len(self.image_ids)) if distinct else 1
         fetch, pending, index = min(len(self), k * per_image + most + 1), np.arange(len(queries)), self._index
+        approximate = self.index not in EXACT
         while True:
             found_scores, found_rows, groups = self._candidates(queries[pending], fetch, index)
-            final = fetch == len(self) or index is not None or fetch >= _TIES_SORTED
+            final = fetch == len(self) or approximate or fetch >= _TIES_SORTED
             left = []
             for place, query in enumerate(pending):
                 taken = self._choose(found_rows[place], k, own[query], distinct)
@@ -217,7 +222,8 @@ class Corpus:
             if not left:
                 return scores, rows
             # what an approximate index could not fill is searched exactly
-            pending, index, fetch = np.array(left), None, min(len(self), fetch * 4)
+            pending, fetch = np.array(left), min(len(self), fetch * 4)
+            index, approximate = None if approximate else index, False
 
     def _candidates(self, queries: np.ndarray, fetch: int, index: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(scores, rows, groups) of each query's candidates, best first; equal ones make a group and come by row. A row

@@ -1,4 +1,5 @@
-"""Nearest vectors by inner product with faiss: exact over the memory-mapped vectors, or through an index on disk."""
+"""Nearest vectors by inner product: exact with faiss over the memory-mapped vectors, exact on an accelerator that holds
+a copy of them, or through one of faiss' indexes on disk."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from captune.corpus.files import CorpusError, _replacing, open_vectors
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
     import faiss
 
 #: kind -> how much of it a query visits unless told: IVF's lists (nprobe), HNSW's candidates (efSearch)
-INDEXES = {"flat": 0, "ivf": 32, "hnsw": 128}
+INDEXES = {"flat": 0, "device": 0, "ivf": 32, "hnsw": 128}
+EXACT = ("flat", "device")
 _CELLS = 2**24  # of the matrix of products that the exact search holds at once: 64 MiB
+_ROWS = 65_536  # copied to an accelerator at a time
 _LOCK = threading.Lock()
 
 
@@ -53,6 +57,31 @@ def _wide_products(faiss: Any, queries: int) -> Iterator[None]:
         finally:
             for name, value in before.items():
                 setattr(faiss.cvar, name, value)
+
+
+class OnDevice:
+    """The exact search as matrix products in float32 on an accelerator, 4 bytes of its memory for each number."""
+
+    def __init__(self, vectors: np.ndarray, device: str | None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.vectors = torch.empty(vectors.shape, device=self.device)
+        for start in range(0, len(vectors), _ROWS):
+            part = np.array(vectors[start : start + _ROWS])  # a copy: torch takes no read-only memory
+            self.vectors[start : start + _ROWS] = torch.from_numpy(part)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `nearest`, but for the vectors."""
+        asked = torch.from_numpy(np.ascontiguousarray(queries)).to(self.device)
+        scores = torch.empty(len(asked), 0, device=self.device)
+        rows = torch.empty(len(asked), 0, dtype=torch.long, device=self.device)
+        step = max(k, _CELLS // max(1, len(asked)))
+        for start in range(0, len(self.vectors), step):
+            products = asked @ self.vectors[start : start + step].T
+            found = products.topk(min(k, products.shape[1]))
+            scores, rows = torch.cat([scores, found.values], 1), torch.cat([rows, found.indices + start], 1)
+            best = scores.topk(min(k, scores.shape[1]))
+            scores, rows = best.values, rows.gather(1, best.indices)
+        return scores.cpu().numpy(), rows.cpu().numpy()
 
 
 def make_index(folder: Path, kind: str, *, progress: bool = True) -> None:
