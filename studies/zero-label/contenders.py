@@ -20,6 +20,7 @@ BUDGET = 180.0  # seconds of one core
 LABELLED, UNLABELLED = "storybook:train?n=4000", "storybook:unlabelled?n=4000"
 BASE, SUPERVISED = "base", "supervised"
 OPENINGS = ("a", "there is a", "a big", "a small", "in the", "a photo of a", "this picture shows a")
+SCALES = (1.5, 2.0, 3.0, 5.0)  # of classifier-free guidance
 REPETITION = 0.5  # what the share of repeated 3-grams costs in every reward
 COMBINED = "vizer + clip + qir"
 # The weights that give the parts the same deviation among the base's samples of one image (0.09, 0.40, 0.25).
@@ -33,7 +34,7 @@ class Row:
     """One row of the study.
 
     Args:
-        kind: greedy (no training), references, opening, best_of; or what trains: sft, latent (ViZer), grpo.
+        kind: greedy (no training), references, opening, best_of, guidance; or what trains: sft, latent (ViZer), grpo.
         role: base, supervised, zero (no label at any time), outside (no label of the images, but what judges has
             learned from captioned images of this world), labels, oracle, control or other.
         reward: an expression of scorers; `vizer` is the mapper fitted at the beginning of the round.
@@ -46,7 +47,7 @@ class Row:
     """
 
     name: str
-    kind: Literal["greedy", "references", "opening", "best_of", "sft", "latent", "grpo"]
+    kind: Literal["greedy", "references", "opening", "best_of", "guidance", "sft", "latent", "grpo"]
     role: Literal["base", "supervised", "zero", "outside", "labels", "oracle", "control", "other"]
     reward: str = ""
     corpus: Literal["", "own", "references"] = ""
@@ -132,6 +133,7 @@ def rows() -> Iterator[Row]:
     yield Row("reward on the wrong image", "grpo", "control", "vizer", wrong_image=True)
     yield Row("best forced opening", "opening", "control")
     yield Row("best of 8 by likelihood", "best_of", "control")
+    yield Row("best guidance, no training", "guidance", "control")
     yield Row("references", "references", "other")
 
 

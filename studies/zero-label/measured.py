@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contenders import OPENINGS, Row
+from contenders import OPENINGS, SCALES, Row
 from tqdm.auto import tqdm
 from transformers import set_seed
 
 from captune.captioner import Captioner
 from captune.data import load_images
+from captune.decoding import load_decoder
 from captune.scorers import Scorer, evaluate, load_scorer
 
 SCORERS = ("cider", "storybook", "clip", "health")
@@ -62,6 +63,12 @@ class Exam:
     def captions(self, captioner: Captioner, **settings: Any) -> list[str]:
         return [text for batch in self.generate(captioner, **settings) for text in batch]
 
+    def guided(self, captioner: Captioner, decoder: str) -> list[str]:
+        """What a decoder makes of the captioner as it is."""
+        decode, images = load_decoder(decoder), self.columns["image"]
+        batches = tqdm(range(0, len(images), 64), desc=decoder, disable=None, leave=False)
+        return [text for at in batches for text in decode(captioner, images[at : at + 64])]
+
     def best_of(self, captioner: Captioner, seed: int, n: int = 8) -> dict[str, list[str]]:
         """One of n samples per image: that of the highest mean, or total, log-likelihood under the captioner."""
         set_seed(seed)
@@ -81,7 +88,7 @@ def measure(
     """{scores: {split: figures}, captions: {split: the first few}, chosen: what a control chose on val}"""
     captioner = Captioner.load(model, adapter=adapter)
     record: dict[str, Any] = {}
-    if row.kind in ("opening", "best_of"):
+    if row.kind in ("opening", "best_of", "guidance"):
         record["chosen"] = chosen = choose(row, captioner, exams["val"], seed)
     record |= {"scores": {}, "captions": {}}
     for split in splits:
@@ -92,6 +99,8 @@ def measure(
             captions = exam.captions(captioner, forced_opening=chosen)
         elif row.kind == "best_of":
             captions = exam.best_of(captioner, seed)[chosen]
+        elif row.kind == "guidance":
+            captions = exam.guided(captioner, chosen)
         else:
             captions = exam.captions(captioner)
         figures = exam.score(captions)
@@ -103,8 +112,10 @@ def measure(
 
 
 def choose(row: Row, captioner: Captioner, val: Exam, seed: int) -> str:
-    """The opening, or the likelihood, whose captions have the highest CIDEr-D on val."""
-    if row.kind == "opening":
+    """The opening, the likelihood, or the scale of guidance, whose captions have the highest CIDEr-D on val."""
+    if row.kind == "guidance":
+        said = {f"cfg:{scale:g}": val.guided(captioner, f"cfg:{scale:g}") for scale in SCALES}
+    elif row.kind == "opening":
         said = {text: val.captions(captioner, forced_opening=text) for text in OPENINGS}
     else:
         said = val.best_of(captioner, seed)

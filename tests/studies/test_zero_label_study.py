@@ -246,6 +246,8 @@ def test_a_control_is_chosen_on_val(captioner: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(val, "captions", lambda _, forced_opening: [forced_opening])
     monkeypatch.setattr(val, "score", lambda captions: {"cider": float(captions == ["a big"])})
     assert measured.choose(ROWS["best forced opening"], captioner, val, 7) == "a big"
+    monkeypatch.setattr(val, "guided", lambda _, decoder: [{"cfg:3": "a big"}.get(decoder, "")])
+    assert measured.choose(ROWS["best guidance, no training"], captioner, val, 7) == "cfg:3"
 
 
 def test_likelihood_chooses_among_the_samples(captioner: Any, images: list) -> None:
@@ -253,3 +255,8 @@ def test_likelihood_chooses_among_the_samples(captioner: Any, images: list) -> N
     chosen = exam.best_of(captioner, 7, n=3)
     assert chosen == exam.best_of(captioner, 7, n=3)
     assert {name: len(captions) for name, captions in chosen.items()} == {"mean": 4, "total": 4}
+
+
+def test_guidance_is_the_decoder(captioner: Any, images: list) -> None:
+    exam = measured.Exam("four", {"image": images}, [])
+    assert exam.guided(captioner, "cfg:1") == exam.captions(captioner) != exam.guided(captioner, "cfg:4")
