@@ -177,12 +177,12 @@ def second_turn(captioner: Captioner, images: Sequence[Image.Image], captions: S
     for caption in captions:
         for token in captioner.tokenizer.all_special_tokens:  # a caption holds no image and ends no turn
             caption = caption.replace(token, " ")
-        messages = captioner.conversation()
+        messages, caption = captioner.conversation(), " ".join(caption.split())
         if turns:
-            for role, text in (("assistant", caption.strip()), ("user", REQUEST)):
+            for role, text in (("assistant", caption), ("user", REQUEST)):
                 messages.append({"role": role, "content": [{"type": "text", "text": text}]})
         else:
-            messages[0]["content"].insert(0, {"type": "text", "text": f"{caption.strip()}\n"})
+            messages[0]["content"].insert(0, {"type": "text", "text": f"{caption}\n"})
         texts.append(captioner.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     batch = captioner.processor(
         text=texts, images=[[image.convert("RGB")] for image in images], padding=True, padding_side="left",
