@@ -89,6 +89,14 @@ VERBS = {
         do.add_method("har"),
         do.run_method("har"),
     ),
+    "sc-captioner": Verb(
+        "train a captioner to correct its own captions (SC-Captioner)",
+        "The captioner writes a caption, is asked to correct it, and is rewarded for each object, attribute and "
+        "relation that the correction rightly adds or removes. `--decoder self-correct` captions in two turns.",
+        "captune sc-captioner --model storybook --adapter runs/sft/adapter --images storybook:train --output runs/sc",
+        do.add_method("sc-captioner"),
+        do.run_method("sc-captioner"),
+    ),
     "evaluate": Verb(
         "score caption files, with intervals and paired tests",
         "Scores captions, made by captune or by anything else, against references and images. Captions and "

@@ -22,6 +22,7 @@ METHODS = {
     "grpo": ("captune.methods.grpo", "RewardConfig"),
     "scst": ("captune.methods.scst", "SCSTConfig"),
     "har": ("captune.methods.har", "HARConfig"),
+    "sc-captioner": ("captune.methods.sc_captioner", "SCConfig"),
 }
 
 
@@ -41,7 +42,7 @@ def add_caption(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", help="a folder, a hub name, or storybook")
     p.add_argument("--adapter", type=Path, help="a PEFT adapter folder, such as runs/g/adapter")
     p.add_argument("--images", required=True, metavar="SOURCE", help="what to caption (see below)")
-    p.add_argument("--decoder", metavar="SPEC", help="cfg:2.0, contrastive:0.5, best-of:8:clip, zerocap (see docs)")
+    p.add_argument("--decoder", metavar="SPEC", help="cfg:2.0, contrastive:0.5, best-of:8:clip, self-correct, zerocap")
     p.add_argument("--language-model", metavar="NAME", help="for zerocap, in place of --model: storybook-lm, gpt2, ...")
     p.add_argument("--image-encoder", metavar="NAME", help="for zerocap: storybook-clip, openai/clip-vit-base-patch32")
     p.add_argument("--prompt", metavar="TEXT", help="the text beside the image (default: the model family's)")
@@ -118,12 +119,7 @@ def run_method(verb: str) -> Callable[[argparse.Namespace], int]:
 
 
 def add_evaluate(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "captions",
-        nargs="+",
-        type=Path,
-        help="caption files: JSONL or COCO results",
-    )
+    p.add_argument("captions", nargs="+", type=Path, help="caption files: JSONL or COCO results")
     p.add_argument("--references", metavar="SOURCE", help="where the references are (see below)")
     p.add_argument("--images", metavar="SOURCE", help="where the images are, when --references has none")
     p.add_argument(

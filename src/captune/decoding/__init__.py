@@ -21,6 +21,7 @@ DECODERS: dict[str, str] = {
     "cfg": "captune.decoding.cfg:ClassifierFreeGuidance",
     "contrastive": "captune.decoding.contrastive:Contrastive",
     "best-of": "captune.decoding.best_of:BestOf",
+    "self-correct": "captune.methods.sc_captioner:SelfCorrection",
     "zerocap": "captune.decoding.zerocap:ZeroCap",
 }
 
