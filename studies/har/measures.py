@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import TRAIN, Row, Stage
+from systems import TRAIN, Row, Stage
 from tqdm.auto import tqdm
 from transformers import set_seed
 

@@ -21,9 +21,9 @@ import sys
 import time
 from pathlib import Path
 
+import comparison
 import measures
-import rows
-import tables
+import systems
 import torch
 import transformers
 from tqdm.auto import tqdm
@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.rows = list(rows.choices() if args.choices else rows.rows())
+        self.rows = list(systems.choices() if args.choices else systems.rows())
         self.folder = args.results / ("choices" if args.choices else "rows")
         self.splits = ("val",) if args.choices else ("test", "ood")
         self.encoder = measures.held_out_encoder(args.work, args.results, quick=args.quick)
@@ -60,7 +60,7 @@ class Study:
                 self.exams[source] = measures.Exam.of(source, self.encoder)
         return {split: self.exams[source] for split, source in wanted.items()}
 
-    def row(self, row: rows.Row, seed: int) -> None:
+    def row(self, row: systems.Row, seed: int) -> None:
         """Runs a row, unless it is there."""
         wanted = measures.sources(seed, quick=self.args.quick)
         depends = [self.depends, row.depends(), seed, [wanted[split] for split in self.splits]]
@@ -130,7 +130,7 @@ def start() -> None:
         print(study.run())
         failed = bool(study.failed)
         replace_file(args.results / "versions.json", json.dumps(versions(), indent=1) + "\n")
-    for file in tables.write(args.results):
+    for file in comparison.write(args.results):
         print(file)
     sys.exit(failed)
 

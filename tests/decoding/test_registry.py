@@ -56,7 +56,7 @@ def test_a_wrong_spec_is_answered_with_what_to_write(spec: str, answer: str) -> 
 
 
 def test_unknown_names_have_errors_of_their_own() -> None:
-    with pytest.raises(UnknownDecoder, match="The decoders are cfg, contrastive, best-of, zerocap"):
+    with pytest.raises(UnknownDecoder, match="The decoders are cfg, contrastive, best-of, self-correct, zerocap"):
         load_decoder("nucleus")
     with pytest.raises(UnknownScorer, match="Did you mean 'clip'"):
         load_decoder("best-of:8:clop")

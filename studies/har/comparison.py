@@ -16,8 +16,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from rows import BASE, CEILING, HAR, LONGER, SCST, SFT, SHORT, ZEROCAP, Row, choices, rows
 from scipy.stats import t as student
+from systems import BASE, CEILING, HAR, LONGER, SCST, SFT, SHORT, ZEROCAP, Row, choices, rows
 
 GUIDANCE = Path(__file__).parents[2] / "benchmarks" / "decoding_guidance.json"
 SPLITS = {"test": "in distribution", "ood": "out of distribution"}
