@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -119,7 +119,7 @@ def scores_table(results: Results, split: str) -> str:
         cells = [spread(results.figures(row.name, split, key), digits) for key, digits in COLUMNS.values()]
         costs = [record["cost"] for record in results.of(row.name) if "cost" in record]
         for key, scale, digits in (("seconds", 1000, 1), ("forward_passes", 1, 1)):
-            cells.append(f"{scale * fmean(cost[key] for cost in costs):.{digits}f}" if costs else "-")
+            cells.append(f"{scale * median(cost[key] for cost in costs):.{digits}f}" if costs else "-")
         lines.append([row.name, *cells])
     return markdown(["", *COLUMNS, "ms per caption", "in forward passes"], lines)
 
@@ -201,7 +201,7 @@ def plots(results: Results, file: Path) -> Path:
         for row in results.rows:
             costs = [record["cost"]["forward_passes"] for record in results.of(row.name) if "cost" in record]
             if costs:
-                where = fmean(costs), fmean(results.figures(row.name, "test", "cider"))
+                where = median(costs), fmean(results.figures(row.name, "test", "cider"))
                 trained = bool(row.training)
                 right.plot(*where, "o", markersize=5, color="#2f6fb0" if trained else "#d9822b")
                 if row.name in (BASE, ZEROCAP, SFT, SCST, HAR) or row.decoder:
