@@ -19,7 +19,7 @@ from captune import commands as do
 from captune.commands import say
 from captune.options import UsageError, unknown
 
-USES_SOURCES = ("caption", "vizer", "sft", "grpo", "scst", "har", "evaluate", "corpus", "demo")
+USES_SOURCES = ("caption", "vizer", "sft", "grpo", "scst", "har", "sc-captioner", "evaluate", "corpus", "demo")
 SOURCES = """
 Images and references are named by a source: a folder (searched recursively), a COCO or Karpathy JSON,
 Flickr8k/30k text or CSV, JSONL, parquet, webdataset shards, any `datasets` name, or the embedded world:

@@ -60,6 +60,8 @@ def test_unknown_names_have_errors_of_their_own() -> None:
         load_decoder("nucleus")
     with pytest.raises(UnknownScorer, match="Did you mean 'clip'"):
         load_decoder("best-of:8:clop")
+    with pytest.raises(ValueError, match="it has no settings. Write it like 'self-correct'"):
+        load_decoder("self-correct:2")
 
 
 def test_whatever_decides_the_captions_is_in_the_signature() -> None:

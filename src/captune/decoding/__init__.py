@@ -72,7 +72,7 @@ def load_decoder(spec: str) -> Decoder:
         heads = argument.split(":", max(0, len(cls.positional) - 1)) if argument else []
         given = {**dict(zip(cls.positional, heads, strict=False)), **given}
         if (heads and not cls.positional) or not given.keys() <= fields.keys():
-            raise ValueError(f"its settings are {', '.join(fields)}")
+            raise ValueError(f"its settings are {', '.join(fields)}" if fields else "it has no settings")
         values = {key: fields[key](value) for key, value in given.items() if value or fields[key] is str}
     except ValueError as error:
         raise ValueError(f"decoder {spec!r} cannot be read: {error}. Write it like {cls.example!r}.") from error
