@@ -33,7 +33,6 @@ Start from an adapter of `captune sft`, as the paper does: what is corrected sho
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -200,10 +199,10 @@ def correct(captioner: Captioner, images: Sequence[Image.Image], captions: Seque
 class SelfCorrection:
     """ "self-correct": a caption, and its correction. A decoder (`captune.decoding`)."""
 
-    positional: ClassVar = ()
+    positional: ClassVar[tuple[str, ...]] = ()
     example: ClassVar = "self-correct"
     samples: ClassVar = False
-    needs: ClassVar = ()
+    needs: ClassVar[tuple[str, ...]] = ()
     signature: ClassVar = f"self-correct|request:{REQUEST}"
 
     def __call__(self, captioner: Captioner, images: Sequence[Any], **settings: Any) -> list[str]:
@@ -292,9 +291,8 @@ def run(config: SCConfig) -> RunDir:
     SCTrainer.fit(captioner, images, config, run_dir, reward=reward, scst_config=config)
     if config.adapter and config.beta:
         cast(Any, captioner.model).delete_adapter(REFERENCE)
-    corrected = copy.copy(captioner)  # the same model, whose captions are corrected ones
-    vars(corrected)["generate"] = partial(SelfCorrection(), captioner)
     source = held_out(config)
-    measure(corrected, source, run_dir, "SC-Captioner", limit=64 if source == config.images else None)
+    limit = 64 if source == config.images else None
+    measure(captioner, source, run_dir, "SC-Captioner", limit=limit, decoder=SelfCorrection())
     method = f"SC-Captioner, elements by {config.elements}, from {config.adapter or 'the base'}"
     return conclude(config, run_dir, captioner, row="SC-Captioner, first turn", method=method)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from captune.captioner import Captioner
+from captune.decoding import Decoder
 from captune.runs import RunDir
 
 logger = logging.getLogger(__name__)
@@ -242,14 +243,17 @@ def conclude(config: TrainingConfig, run_dir: RunDir, captioner: Captioner, *, r
     return run_dir
 
 
-def measure(captioner: Captioner, source: str, run_dir: RunDir, row: str, *, limit: int | None = None) -> None:
+def measure(
+    captioner: Captioner, source: str, run_dir: RunDir, row: str, *, limit: int | None = None,
+    decoder: Decoder | None = None,
+) -> None:  # fmt: skip
     """Captions a source with the captioner as it is, scores what can be scored there, adds the row to scores.json."""
     from captune.caption_job import caption_source
     from captune.data import load_references
     from captune.evaluation import evaluate_files
 
     captions = run_dir.captions(row)
-    made = caption_source(captioner, source, captions, resume=False, limit=limit)
+    made = caption_source(captioner, source, captions, resume=False, limit=limit, decoder=decoder)
     scorers = ["health"]
     if has_references := any(load_references(source).values()):
         scorers += ["cider", "bleu", "rouge"]
