@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.rows = list(systems.choices() if args.choices else systems.rows())
+        self.rows = systems.choices if args.choices else systems.rows
         self.folder = args.results / ("choices" if args.choices else "rows")
         self.splits = ("val",) if args.choices else ("test", "ood")
         self.encoder = measures.held_out_encoder(args.work, args.results, quick=args.quick)
@@ -80,11 +80,11 @@ class Study:
     def run(self) -> str:
         """Runs what is missing; returns what is left to do, in words."""
         started = time.monotonic()
-        chosen = [row for row in self.rows if not self.args.rows or row.name in self.args.rows]
-        unknown = set(self.args.rows or ()) - {row.name for row in self.rows}
-        if unknown:
-            raise SystemExit(f"there is no row {sorted(unknown)}; there are {[row.name for row in self.rows]}")
-        todo = [(row, seed) for seed in self.args.seeds for row in chosen]
+        named = {row.name for seed in self.args.seeds for row in self.rows(seed)}
+        if unknown := set(self.args.rows or ()) - named:
+            raise SystemExit(f"there is no row {sorted(unknown)}; there are {sorted(named)}")
+        wanted = self.args.rows or named
+        todo = [(row, seed) for seed in self.args.seeds for row in self.rows(seed) if row.name in wanted]
         for done, (row, seed) in enumerate(tqdm(todo, desc="study", unit="row")):
             if self.args.budget_minutes * 60 - (time.monotonic() - started) < self.slowest:
                 return f"{len(todo) - done} rows are left: the budget is used up; run the same command again"
