@@ -15,7 +15,8 @@ SECTIONS = ("main", "controls", "learning", "choices", "sweep")
 ONE_BASE = ("choices", "sweep")  # the others run on every base
 
 BASE, ZERO, PAPER_GT, PAPER_G, SUPERVISED = "base", "zero-label", "paper GT", "paper G", "supervised"
-MAIN_ROWS = (BASE, ZERO, PAPER_GT, PAPER_G, SUPERVISED)
+GUIDED = "zero-label, guided start"
+MAIN_ROWS = (BASE, ZERO, GUIDED, PAPER_GT, PAPER_G, SUPERVISED)
 LABELLED, UNLABELLED = "storybook:train", "storybook:unlabelled"
 
 # A prompt-less captioner, as SmolVLM-Base is: text beside the image *is* the opening, so that a forced opening and a
@@ -69,6 +70,7 @@ def main() -> Iterator[Spec]:
     yield Spec("main", BASE, "greedy", role="base")
     yield Spec("main", SUPERVISED, "sft", {"images": LABELLED}, role="supervised")
     yield Spec("main", ZERO, "vizer", {"images": UNLABELLED}, role="zero")
+    yield Spec("main", GUIDED, "vizer", {"images": UNLABELLED, "preset": "guided"}, role="zero")
     yield Spec("main", PAPER_GT, "vizer", paper(LABELLED), role="gt")
     yield Spec("main", PAPER_G, "vizer", paper("generated"), role="zero")
     yield Spec("main", "references", "references", role="other")

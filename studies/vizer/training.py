@@ -21,16 +21,18 @@ from study import UNLABELLED, Spec
 
 from captune.captioner import Captioner
 from captune.loading import resolve
+from captune.methods.latent import ViZerTrainer
 from captune.methods.mapper import Mapper, fit_mapper, own_captions
 from captune.methods.sft import SFTConfig, SFTTrainer
 from captune.methods.training import TrainingConfig, load_training_images, start
-from captune.methods.vizer import PRESETS, ViZerConfig, ViZerTrainer, mapper_images, train_by_reward
+from captune.methods.vizer import PRESETS, ViZerConfig, mapper_images, train_by_reward
 from captune.options import build
 from captune.scorers import load_scorer
 from captune.scorers.vizer import ViZerScorer
 
 # What does not decide a result. The model is in the key by the digest of its weights.
 NOT_IN_KEY = {"prompt", "model", "output", "evaluation", "overwrite", "save_steps", "device"}
+LATER = ("full", "connector", "group_by_length", "image_dropout")  # younger than the first rows: in the key where on
 MAPPER_FIELDS = ("mapper_captions", "mapper_size", "mapper_samples", "temperature", "max_new_tokens", "limit", "seed")
 QUICK = {"max_steps": 2, "limit": 24, "batch_size": 4, "save_steps": 2}
 QUICK_VIZER = {"num_generations": 2, "mapper_samples": 2, "mapper_epochs": 1, "max_new_tokens": 8}
@@ -80,6 +82,9 @@ class Bench:
         if config is None and spec.kind in ("vizer", "sft"):
             config = self.config(spec)
         settings = spec.settings if config is None else {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
+        if not settings.get("guidance"):  # rows without a guided start know nothing of it
+            settings = {k: v for k, v in settings.items() if not k.startswith("guid")}
+        settings = {k: v for k, v in settings.items() if v or k not in LATER}
         seeded = spec.kind in ("best_of", "probe")
         return key_of([self.digest, spec.kind, spec.reward, settings, self.seed if seeded else None])
 

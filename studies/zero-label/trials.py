@@ -22,9 +22,10 @@ from captune.corpus import Corpus
 from captune.data import load_images
 from captune.data.captions import replace_file
 from captune.methods.grpo import train_with_reward
+from captune.methods.latent import ViZerTrainer
 from captune.methods.sft import SFTConfig, SFTTrainer
 from captune.methods.training import start
-from captune.methods.vizer import PRESETS, ViZerConfig, ViZerTrainer, build_mapper
+from captune.methods.vizer import PRESETS, ViZerConfig, build_mapper
 from captune.options import build
 from captune.runs import RunDir
 from captune.scorers import load_scorer

@@ -11,13 +11,11 @@ import tiny
 import torch
 
 from captune.captioner import Captioner
+from captune.methods.latent import ViZerTrainer, latent_loss, straight_through_loss
 from captune.methods.mapper import Mapper, MapperConfig, fit_mapper
 from captune.methods.training import kl_to_base
 from captune.methods.vizer import (
     ViZerConfig,
-    ViZerTrainer,
-    latent_loss,
-    straight_through_loss,
 )
 from captune.runs import RunDir
 from captune.scorers.vizer import ViZerScorer

@@ -18,12 +18,14 @@ Three objectives move the captioner:
   passed, each with a mapper fitted anew on samples of the captioner as it then is (and KL to that captioner), the words
   that the first mapper could not tell apart, because the base said them so rarely or so falsely, have been learned.
 
-Two presets, both reported in `studies/vizer` whatever they show:
+Presets, reported in `studies/vizer` whatever they show:
 
 - `paper`, the most literal reading: latent, greedy captions, the image in context, raw cosine, mean pooling, states at
   the caption's tokens (t+1:), width 256, one epoch for the mapper. The paper does not state learning rates, batch
   sizes or the pooling; ours are the defaults below.
 - `captune`, what measured best on storybook:val (settings chosen there and nowhere else).
+
+A third, `guided`, is `captune` begun by self-training on guided captions (`captune.methods.guided_start`).
 
     captune vizer --model storybook --images storybook:unlabelled --seed 7 --output runs/g
 """
@@ -35,25 +37,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from captune.captioner import Captioner
-from captune.families import attribute
+from captune.methods.guided_start import learn_guided
+from captune.methods.latent import ViZerTrainer
 from captune.methods.mapper import Mapper, MapperConfig, fit_mapper, own_captions
-from captune.methods.training import (
-    CaptionerTrainer,
-    TrainingConfig,
-    conclude,
-    kl_to_base,
-    load_training_images,
-    start,
-)
+from captune.methods.training import TrainingConfig, conclude, load_training_images, start
 from captune.runs import RunDir
 from captune.scorers import load_scorer
 from captune.scorers.vizer import ViZerScorer
 
 PRESETS: dict[str, dict[str, Any]] = {
     "captune": {},  # the defaults of ViZerConfig
+    "guided": {"guidance": 3.0},
     "paper": {
         "objective": "latent",
         "mapper_captions": "generated",
@@ -82,10 +78,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ViZerConfig(MapperConfig, TrainingConfig):
     """Settings of `captune vizer`; the defaults are the preset `captune`."""
 
-    preset: Literal["captune", "paper"] = field(default="captune", metadata={"help": "where other defaults come from"})
+    preset: Literal["captune", "guided", "paper"] = field(
+        default="captune", metadata={"help": "where other defaults come from"}
+    )
     objective: Literal["reward", "latent", "straight_through"] = field(
         default="reward", metadata={"help": "how the mapper moves the captioner"}
     )
+    guidance: float = field(
+        default=0.0, metadata={"help": "begin by learning captions made under this guidance scale, 3 say; 0: do not"}
+    )
+    guided_images: int = field(default=2000, metadata={"help": "images captioned under guidance"})
+    guided_steps: int = field(default=150, metadata={"help": "optimiser steps on those captions"})
     mapper_captions: str = field(
         default="sampled",
         metadata={"help": "sampled | generated (greedy): the model's own; or a source with references (ViZer_GT)"},
@@ -129,6 +132,8 @@ class ViZerConfig(MapperConfig, TrainingConfig):
             self.rounds = 3 if self.objective == "reward" else 1
         if self.rounds < 1:
             raise ValueError(f"--rounds must be at least 1, it is {self.rounds}")
+        if self.guidance and (self.guidance <= 1 or self.objective != "reward"):
+            raise ValueError("--guidance is a scale above 1, or 0 for none, and goes with --objective reward")
         if self.num_generations < 2:
             raise ValueError(f"--num-generations must be at least 2, it is {self.num_generations}")
 
@@ -195,6 +200,8 @@ def train_by_reward(
     """
     from captune.methods.grpo import marked_only, train_with_reward
 
+    if config.guidance:
+        learn_guided(captioner, config, run_dir, images)
     for number in range(config.rounds or 1):
         output = run_dir.path / f"round-{number + 1}"
         if (output / "adapter" / "adapter_model.safetensors").is_file():
@@ -221,65 +228,6 @@ def train_by_reward(
             **(marked_only(config, captioner, rewards, run_dir, steps) if watched else {}),
         )
         captioner.save_adapter(output / "adapter")
-
-
-class ViZerTrainer(CaptionerTrainer):
-    """`transformers.Trainer` with L_zero on captions that the current model writes (`latent`, `straight_through`)."""
-
-    def __init__(self, *args: Any, mapper: Mapper, vizer_config: ViZerConfig, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.mapper, self.config = mapper, vizer_config
-
-    def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
-        sampled = self.config.mapper_captions == "sampled"
-        settings = {"do_sample": sampled, "temperature": self.config.temperature}
-        captions = self.captioner.generate(images, max_new_tokens=self.config.max_new_tokens, **settings)
-        loss_of = straight_through_loss if self.config.objective == "straight_through" else latent_loss
-        loss, batch, logits = loss_of(self.captioner, self.mapper, images, captions)
-        if self.config.beta:
-            loss = loss + self.config.beta * kl_to_base(self.captioner, batch, logits)
-        return loss
-
-
-def latent_loss(
-    captioner: Captioner, mapper: Mapper, images: list[Any], captions: list[str]
-) -> tuple[Tensor, Any, Tensor | None]:
-    """L_zero, a scalar: 1 - cos(F_I, M(caption)), its gradient through the captioner's hidden states.
-
-    Returns the loss, the batch, and logits where they were computed on the way (None here)."""
-    batch = captioner.prepare(images, captions)
-    return (1 - mapper.score(captioner, batch)).mean(), batch, None
-
-
-def straight_through_loss(
-    captioner: Captioner, mapper: Mapper, images: list[Any], captions: list[str]
-) -> tuple[Tensor, Any, Tensor | None]:
-    """L_zero read blind by the frozen base, with a gradient to the words: onehot + p - p.detach() enters embedded."""
-    batch = captioner.prepare(images, captions)
-    features = mapper.image_features(captioner, batch)
-    mask = batch["caption_mask"].bool()
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "caption_mask")}
-    logits = captioner.model(**inputs, use_cache=False).logits
-    predicting = logits[:, :-1].float().softmax(dim=-1)  # (B, T-1, V): the distribution of each next token
-    embed: Any = captioner.core.get_input_embeddings()
-    table = embed.weight
-    onehot = torch.nn.functional.one_hot(batch["input_ids"][:, 1:], table.shape[0]).to(predicting.dtype)
-    embeddings = (onehot + predicting - predicting.detach()) @ table.float()
-    counts = mask.sum(dim=1)
-    starts = mask.int().argmax(dim=1) - 1  # in `embeddings`, which begin at the second token
-    steps = torch.arange(int(counts.max()), device=mask.device)
-    valid = steps[None] < counts[:, None]
-    places = (starts[:, None] + steps[None]).clamp(max=embeddings.shape[1] - 1)
-    tail = embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[-1]))
-    head = embed(torch.tensor([captioner._blind_ids()] * len(images), device=mask.device))
-    attention = torch.cat([valid.new_ones(head.shape[:2]), valid], dim=1).long()
-    with captioner.disable_adapter():
-        hidden = attribute(captioner.core, captioner.family.language_model)(
-            inputs_embeds=torch.cat([head, tail.to(head.dtype)], dim=1), attention_mask=attention, use_cache=False
-        ).last_hidden_state
-    start = head.shape[1] - int(mapper.config.shift)
-    states = hidden[:, start : start + valid.shape[1]]
-    return (1 - mapper.cosine(states, valid, features)).mean(), batch, logits
 
 
 def run(config: ViZerConfig) -> RunDir:
