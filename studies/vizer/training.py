@@ -35,7 +35,7 @@ NOT_IN_KEY = {"prompt", "model", "output", "evaluation", "overwrite", "save_step
 LATER = ("full", "connector", "group_by_length", "image_dropout")  # younger than the first rows: in the key where on
 MAPPER_FIELDS = ("mapper_captions", "mapper_size", "mapper_samples", "temperature", "max_new_tokens", "limit", "seed")
 QUICK = {"max_steps": 2, "limit": 24, "batch_size": 4, "save_steps": 2}
-QUICK_VIZER = {"num_generations": 2, "mapper_samples": 2, "mapper_epochs": 1, "max_new_tokens": 8}
+QUICK_VIZER = {"guided_steps": 2, "num_generations": 2, "mapper_samples": 2, "mapper_epochs": 1, "max_new_tokens": 8}
 
 
 def key_of(content: Any) -> str:
