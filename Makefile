@@ -19,7 +19,7 @@ TORCH_OPTIONS := --retries 1 --timeout 60 $(if $(TORCH_INDEX),--extra-index-url 
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo report doctor storybook study cim zero-label lint format docs clean
+.PHONY: help install test demo report doctor storybook study cim zero-label har lint format docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,9 @@ cim: $(STAMP)  ## run the CIM study again
 
 zero-label: $(STAMP)  ## run the zero-label study again
 	$(PY) studies/zero-label/run.py
+
+har: $(STAMP)  ## run the HAR study again
+	$(PY) studies/har/run.py
 
 lint: $(STAMP)  ## lint, format check and types
 	$(PY) -m ruff check .
