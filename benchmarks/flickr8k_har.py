@@ -75,13 +75,13 @@ def language_model(texts: list[str], folder: Path, steps: int) -> dict[str, Any]
     }
 
 
-ROWS = {"base": "untrained projector", "supervised": "after stage 1 (MLE)", "SCST": "after stage 2 (SCST)"}
+ROWS = {"base": "untrained projector", "supervised": "after stage 1 (MLE)", "SCST: cider": "after stage 2 (SCST)"}
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
     """The rows of both stages' tables, with their captions."""
     found = []
-    for stage, names in (("mle", ("base", "supervised")), ("scst", ("SCST",))):
+    for stage, names in (("mle", ("base", "supervised")), ("scst", ("SCST: cider",))):
         known = {row["name"]: row for row in json.loads((run / stage / "scores.json").read_text())["rows"]}
         for name in names:
             captions = {r["image_id"]: r["caption"] for r in read_jsonl(run / stage / known[name]["captions"])}
