@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -41,10 +43,25 @@ def test_an_image_named_several_times_is_opened_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(image_features, "open_image", lambda image: opened.append(image) or image)
     eyes = Eyes()
     red, blue, again = plain("red", "blue", "red")
-    keys, rows = ImageFeatures(eyes)([red, red, blue, red, again, blue], batch_size=2)
+    keys, rows = ImageFeatures(eyes)([red, red, blue, red, again, blue])
     assert opened == [red, blue, again] and eyes.shown == [2]
     assert keys[0] == keys[1] == keys[3] == keys[4] != keys[2] == keys[5]
     assert rows[:, 0].tolist() == [255, 255, 0, 255, 255, 0]
+
+
+def test_an_image_that_is_drawn_when_it_is_asked_for_is_asked_for_once() -> None:
+    class Drawn(list):
+        asked: ClassVar[list[int]] = []
+
+        def __getitem__(self, place: Any) -> Any:
+            self.asked.append(place)
+            return super().__getitem__(place)
+
+        def __iter__(self) -> Any:
+            raise AssertionError("all at once")
+
+    ImageFeatures(Eyes())(Drawn(plain("red", "blue", "lime")), batch_size=2)
+    assert Drawn.asked == [0, 1, 2]
 
 
 def test_the_same_colour_in_another_size_or_mode_is_another_image() -> None:

@@ -25,18 +25,15 @@ class ImageFeatures:
 
     def __call__(self, images: Sequence[Any], *, batch_size: int = 32) -> tuple[list[bytes], torch.Tensor]:
         """(the key of each image's pixels, their features (N, D))."""
-        distinct = {id(image): image for image in images}  # a reward names an image once for each of its captions
-        if len(distinct) < len(images):
-            keys, features = self(list(distinct.values()), batch_size=batch_size)
-            place = {key: i for i, key in enumerate(distinct)}
-            index = [place[id(image)] for image in images]
-            return [keys[i] for i in index], features[index]
-        keys = []
+        keys: list[bytes] = []
         rows: list[torch.Tensor] = []
         for start in range(0, len(images), batch_size):
-            pictures = [open_image(images[i]) for i in range(start, min(start + batch_size, len(images)))]
-            made = [pixels_digest(picture) for picture in pictures]
-            new = {key: picture for key, picture in zip(made, pictures, strict=True) if key not in self._known}
+            batch = [images[i] for i in range(start, min(start + batch_size, len(images)))]
+            # a reward names an image once for each of its captions, one after the other
+            pictures = {place: open_image(image) for place, image in {id(image): image for image in batch}.items()}
+            digests = {place: pixels_digest(picture) for place, picture in pictures.items()}
+            new = {digests[place]: picture for place, picture in pictures.items() if digests[place] not in self._known}
+            made = [digests[id(image)] for image in batch]
             if new:
                 self._known |= zip(new, torch.as_tensor(self.encoder.encode_images(list(new.values()))), strict=True)
             keys += made
