@@ -39,9 +39,10 @@ from trl import SFTConfig, SFTTrainer
 from captune import storybook
 from captune.captioner import Captioner
 from captune.families import attribute
+from captune.methods.latent import ViZerTrainer, latent_loss
 from captune.methods.mapper import Mapper, MapperConfig
 from captune.methods.training import training_arguments
-from captune.methods.vizer import ViZerConfig, ViZerTrainer, latent_loss
+from captune.methods.vizer import ViZerConfig
 from captune.storybook import captioner_model as builder
 from captune.storybook.train import save
 
