@@ -225,6 +225,8 @@ def plots(results: Results, file: Path) -> Path:
                 if row.name in (BASE, ZEROCAP, SFT, SCST, HAR) or row.decoder:
                     right.annotate(row.name, where, (5, 3), textcoords="offset points", fontsize=7)
         right.set_xscale("log")
+        right.set_xticks([3, 5, 10, 20, 50], labels=["3", "5", "10", "20", "50"])
+        right.set_xticks([], minor=True)
         right.set_xlabel("cost of a caption, in forward passes")
         right.set_ylabel("CIDEr-D, test")
         right.set_title("blue: trained; orange: training-free", fontsize=9)
