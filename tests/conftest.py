@@ -53,3 +53,12 @@ def images() -> list:
     import tiny
 
     return [tiny.picture(seed) for seed in range(4)]
+
+
+@pytest.fixture
+def photos(images: list, tmp_path: Path) -> str:
+    """A folder of them."""
+    (tmp_path / "photos").mkdir()
+    for i, image in enumerate(images):
+        image.save(tmp_path / "photos" / f"{i}.png")
+    return str(tmp_path / "photos")

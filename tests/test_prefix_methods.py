@@ -30,14 +30,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def photos(images: list, tmp_path: Path) -> str:
-    (tmp_path / "photos").mkdir()
-    for i, image in enumerate(images):
-        image.save(tmp_path / "photos" / f"{i}.png")
-    return str(tmp_path / "photos")
-
-
-@pytest.fixture
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each pass through the encoder saw."""
     from transformers import CLIPVisionModel

@@ -69,9 +69,7 @@ class SharedPrefill:
         self.prompts, self.rows = self.prompts + len(distinct), self.rows + len(index)
         place = torch.tensor([distinct.index(row) for row in index], device=batch["input_ids"].device)
         cache.batch_select_indices(place)
-        inner: Any = self.core.base_model
-        if getattr(inner, "rope_deltas", None) is not None:  # what M-RoPE remembers of each prompt
-            inner.rope_deltas = inner.rope_deltas[place]
+        select_rope(self.core.base_model, place)
         tokens = {name: batch[name][index] for name in batches.TOKEN_KEYS if name in batch}
         kwargs.pop("num_return_sequences", None)
         return self._original(**tokens, past_key_values=cache, **kwargs)
@@ -92,3 +90,9 @@ class SharedPrefill:
 def copyable(cache: Any) -> TypeGuard[DynamicCache]:
     """Whether rows of the cache can be cut, chosen and repeated: no sliding window, nothing recurrent."""
     return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def select_rope(inner: Any, rows: torch.Tensor) -> None:
+    """Keeps, or repeats, what M-RoPE remembers of each prompt, where a model has it."""
+    if getattr(inner, "rope_deltas", None) is not None:
+        inner.rope_deltas = inner.rope_deltas[rows]

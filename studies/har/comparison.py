@@ -10,13 +10,12 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from scipy.stats import t as student
 from systems import (
     BASE,
     CEILING,
@@ -36,6 +35,8 @@ from systems import (
     choices,
     rows,
 )  # fmt: skip
+
+from captune.scorers.statistics import Estimate
 
 GUIDANCE = Path(__file__).parents[2] / "benchmarks" / "decoding_guidance.json"
 SPLITS = {"test": "in distribution", "ood": "out of distribution"}
@@ -71,27 +72,6 @@ STYLE: Any = {
     "axes.spines.right": False,
     "figure.constrained_layout.use": True,
 }
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds with its 95% t interval, which one seed does not have."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate | None:
-        if not values:
-            return None
-        mean = fmean(values)
-        if len(values) == 1:
-            return cls(mean, None, None)
-        half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-        return cls(mean, mean - half, mean + half)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None else "")
 
 
 class Results:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any
 
 from contenders import BASE, BUDGET, SUPERVISED, Row, choices, rows
-from scipy.stats import t as student
+
+from captune.scorers.statistics import Estimate
 
 SPLITS = {"test": "in distribution", "ood": "out of distribution"}
 GAPS = {"CIDEr-D": "cider", "fact F1": "fact_f1"}
@@ -39,33 +40,6 @@ INTRODUCTION = (
     "interval is on one side of the bound; *open*: it is not. Rows with several budgets are compared with supervision "
     "of as many."
 )
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds with its 95% t interval, which one seed does not have."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate | None:
-        if not values:
-            return None
-        mean = fmean(values)
-        if len(values) == 1:
-            return cls(mean, None, None)
-        half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-        return cls(mean, mean - half, mean + half)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None else "")
-
-    def above(self, bound: float) -> str:
-        """Whether the interval lies above the bound: yes, no, or open."""
-        if self.low is None or self.high is None:
-            return "-"
-        return "yes" if self.low >= bound else "no" if self.high < bound else "open"
 
 
 class Results:

@@ -18,14 +18,6 @@ from captune.options import build
 from captune.runs import RunDir
 
 
-@pytest.fixture
-def photos(images: list, tmp_path: Path) -> str:
-    (tmp_path / "photos").mkdir()
-    for i, image in enumerate(images):
-        image.save(tmp_path / "photos" / f"{i}.png")
-    return str(tmp_path / "photos")
-
-
 def config(output: Path, photos: str, **settings: Any) -> ViZerConfig:
     small: dict[str, Any] = {"guidance": 3.0, "guided_images": 3, "guided_steps": 4, "batch_size": 2, "save_steps": 2}
     small |= {"lora_r": 4, "lora_alpha": 8, "max_new_tokens": 6, "warmup_steps": 0, "device": "cpu", "model": "-"}

@@ -15,14 +15,6 @@ from captune.methods.vizer import PRESETS, ViZerConfig, build_mapper, run
 from captune.runs import RunDir
 
 
-@pytest.fixture
-def photos(images: list, tmp_path: Path) -> str:
-    (tmp_path / "photos").mkdir()
-    for i, image in enumerate(images):
-        image.save(tmp_path / "photos" / f"{i}.png")
-    return str(tmp_path / "photos")
-
-
 def config(output: Path, **settings: Any) -> ViZerConfig:
     small = {"max_steps": 2, "batch_size": 2, "lora_r": 4, "lora_alpha": 8, "max_new_tokens": 3, "warmup_steps": 0}
     small |= {"mapper_samples": 2, "mapper_epochs": 2, "width": 8, "whitened": 0, "num_generations": 2}

@@ -21,7 +21,7 @@ from captune import batches
 from captune.captioner import Captioner
 from captune.captioning import NEUTRAL
 from captune.methods.shared_prompts import SharedPrompts
-from captune.prefill import copyable
+from captune.prefill import copyable, select_rope
 
 LEAVE = 0.75  # of the rows in the batch: when fewer have not ended, the others leave
 
@@ -74,7 +74,7 @@ def _decode(model: Any, input_ids: Tensor, logits_processor: Any, stopping_crite
             cache.batch_select_indices(keep)
             input_ids, rows, greedy, ended = (x[keep] for x in (input_ids, rows, greedy, ended))
             model_kwargs = {name: _rows(name, value, keep) for name, value in model_kwargs.items()}
-            _select_rope(model.base_model, keep)
+            select_rope(model.base_model, keep)
         inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
         outputs = model(**inputs, return_dict=True)
 
@@ -85,12 +85,6 @@ def _rows(name: str, value: Any, keep: Tensor) -> Any:
     if name == "position_ids":
         return value[..., keep, :]  # M-RoPE has several in front
     return value[keep] if name in batches.TOKEN_KEYS else value
-
-
-def _select_rope(inner: Any, rows: Tensor) -> None:
-    """What M-RoPE remembers of each prompt, where a model has it."""
-    if getattr(inner, "rope_deltas", None) is not None:
-        inner.rope_deltas = inner.rope_deltas[rows]
 
 
 def caption_logits(captioner: Captioner, prompt: BatchFeature, tails: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
