@@ -25,16 +25,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import closing
 import torch
-import transformers
 
 from captune import storybook
 from captune.captioner import Captioner
@@ -213,17 +211,9 @@ def main() -> None:
         "cost": cost(captioner, pair, args.repeats),
         "gain": gain(pair, args.test),
         "trained captioner": "storybook, supervised adapter merged" if args.adapter else "storybook",
-        "threads": 1,
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+        **closing.machine(),
     }
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
-    args.output.with_suffix(".md").write_text(page(result, curves))
-    print(page(result, curves))
+    closing.write(result, page(result, curves), args.output)
 
 
 if __name__ == "__main__":

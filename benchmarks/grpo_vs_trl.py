@@ -27,9 +27,6 @@ The models have random weights and the proportions of SmolVLM (an Idefics3: 729 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -39,10 +36,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import closing
 import datasets
-import torch
 import transformers
-import trl
 from grpo_sides import Side
 from proportions import MODELS, counted, formula, parts_of_a_forward, published_shares
 from trl import GRPOConfig
@@ -149,8 +145,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# GRPO: captune against stock TRL",
         "",
-        f"Made by `{result['command']}`: {result['machine']}; torch {result['versions']['torch']}, transformers "
-        f"{result['versions']['transformers']}, trl {result['versions']['trl']}. {result['batch_size']} images x "
+        f"Made by `{result['command']}`: {result['cores']} cores, load {result['load']}; torch {result['torch']}, "
+        f"transformers {result['transformers']}, trl {result['trl']}. {result['batch_size']} images x "
         f"{G} captions of {result['tokens']} tokens a step, LoRA r = 8 on the language model's linear layers, float32, "
         f"reward `length`; medians of {result['repeats'] * result['steps']} steps of either side, in turns. Other work "
         "ran beside it: trust the processor's ratios. What each column is, the script's own text says.",
@@ -241,16 +237,9 @@ def main() -> None:
         **{name: getattr(args, name) for name in ("repeats", "steps", "batch_size", "tokens")},
         "models": models,
         "published_vision_share": {str(tokens): published_shares(tokens) for tokens in (24, 60)},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread(s), "
-                   f"load {os.getloadavg()[1]:.1f}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "transformers": transformers.__version__, "trl": trl.__version__},
-    }  # fmt: skip
-    if args.output:
-        args.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        args.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
-    print(json.dumps(result, indent=1))
-    print(markdown(result))
+        **closing.machine(),
+    }
+    closing.write(result, markdown(result), args.output)
     for model in models:
         for found in model["settings"]:
             wall, cpu = found["wall"], found["cpu"]

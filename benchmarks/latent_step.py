@@ -18,9 +18,6 @@ SmolVLM's proportions, where the vision tower is about 60% of a forward pass (`v
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -28,9 +25,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import closing
 import torch
 import transformers
-import trl
 from datasets import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil, Idefics3Processor
@@ -271,18 +268,9 @@ def main() -> None:
             "bar": "step ratio <= 1.15, vision once forward per image and never backward",
             "models": [measure(folder, name, batches, scratch / "out") for folder, name in models],
             "repeats": args.repeats,
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "trl": trl.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
+            **closing.machine(),
         }
-    content = json.dumps(result, indent=1)
-    if args.output:
-        args.output.write_text(content + "\n", encoding="utf-8")
-    print(content)
+    closing.write(result, None, args.output)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -28,6 +26,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import closing
 import torch
 import transformers
 from latent_step import smolvlm_proportions
@@ -208,18 +207,9 @@ def main() -> None:
         "bar": "times_faster >= 1.5, reward_share <= 0.03",
         "models": models,
         "repeats": args.repeats,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+        **closing.machine(),
     }
-    if args.output:
-        args.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        args.output.with_suffix(".md").write_text(table(result), encoding="utf-8")
-    print(table(result))
+    closing.write(result, table(result), args.output)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,15 @@ random order; the tokens that a batch has, padding included, and the processor's
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
+import closing
 import torch
 import transformers
-import trl
 from latent_step import Side, Supervised, smolvlm_proportions
 
 from captune import storybook
@@ -156,19 +153,9 @@ def main() -> None:
             "models": [beside_trl(folder, name, batches, scratch / "out") for folder, name in models],
             "by_length": by_length(shipped, scratch / "out", args.repeats),
             "repeats": args.repeats,
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "load": round(os.getloadavg()[0], 1),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "trl": trl.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
+            **closing.machine(),
         }
-    if args.output:
-        args.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        args.output.with_suffix(".md").write_text(table(result), encoding="utf-8")
-    print(table(result))
+    closing.write(result, table(result), args.output)
 
 
 if __name__ == "__main__":
