@@ -33,12 +33,9 @@ from captune.methods.sc_captioner import (
     second_turn,
 )
 from captune.methods.training import training_arguments
-from captune.runs import RunDir
 from captune.scene_graphs import SceneGraph
 from captune.scorers import MissingColumn
 from captune.storybook.world import Scene, Thing
-
-WORDS = ["a red ball", "two green fish and a small yellow bird", "a blue house on the beach", "my house in 2011"]
 
 
 @dataclass
@@ -283,22 +280,8 @@ def test_the_step_has_the_gradient_of_equation_1(
 
 
 @pytest.fixture
-def source(images: list, tmp_path: Path) -> str:
-    lines = []
-    for i, (image, text) in enumerate(zip(images, WORDS, strict=True)):
-        image.save(tmp_path / f"{i}.png")
-        lines.append({"image": f"{i}.png", "image_id": str(i), "references": [text, f"{text} again"]})
-    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return str(tmp_path / "captions.jsonl")
-
-
-@pytest.fixture
-def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    def conclude(config: Any, run_dir: RunDir, captioner: Captioner, **_: Any) -> RunDir:
-        captioner.save_adapter(run_dir.adapter)
-        return run_dir.finish("done")
-
-    monkeypatch.setattr(sc_captioner, "conclude", conclude)
+def no_evaluation(monkeypatch: pytest.MonkeyPatch, just_the_adapter: Any) -> None:
+    monkeypatch.setattr(sc_captioner, "conclude", just_the_adapter)
     monkeypatch.setattr(sc_captioner, "measure", lambda *args, **_: None)
     monkeypatch.setattr(sc_captioner, "GraphElements", partial(GraphElements, encoder=Axes()))
 

@@ -24,19 +24,6 @@ from captune.scorers import UnknownScorer, ptb
 from captune.scorers.cider import END, Cider
 from captune.scorers.expression import Expression
 
-WORDS = ["a red ball", "two green fish and a small yellow bird", "a blue house on the beach", "my house in 2011"]
-
-
-@pytest.fixture
-def dataset(images: list) -> datasets.Dataset:
-    rows = zip(images, WORDS, strict=True)
-    return datasets.Dataset.from_list(
-        [
-            {"image": image, "image_id": str(i), "references": [text, f"{text} again"]}
-            for i, (image, text) in enumerate(rows)
-        ]
-    )
-
 
 def settings(output: Path, **more: Any) -> SCSTConfig:
     small = {"max_steps": 4, "batch_size": 2, "lora_r": 4, "lora_alpha": 8, "warmup_steps": 0, "save_steps": 2,
@@ -288,16 +275,6 @@ def keep(config: Any, run_dir: RunDir, captioner: Captioner, **_: Any) -> RunDir
 
 
 # -- runs
-
-
-@pytest.fixture
-def source(images: list, tmp_path: Path) -> str:
-    lines = []
-    for i, (image, text) in enumerate(zip(images, WORDS, strict=True)):
-        image.save(tmp_path / f"{i}.png")
-        lines.append({"image": f"{i}.png", "image_id": str(i), "references": [text, f"{text} again"]})
-    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return str(tmp_path / "captions.jsonl")
 
 
 class Cut(RuntimeError):
