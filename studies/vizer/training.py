@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import UNLABELLED, Spec
+from study import SHORT, Spec
 
 from captune.captioner import Captioner
 from captune.loading import resolve
@@ -32,10 +32,13 @@ from captune.scorers.vizer import ViZerScorer
 
 # What does not decide a result. The model is in the key by the digest of its weights.
 NOT_IN_KEY = {"prompt", "model", "output", "evaluation", "overwrite", "save_steps", "device"}
-LATER = ("full", "connector", "group_by_length", "image_dropout")  # younger than the first rows: in the key where on
-MAPPER_FIELDS = ("mapper_captions", "mapper_size", "mapper_samples", "temperature", "max_new_tokens", "limit", "seed")
+# Younger than the first rows: in the key where on.
+LATER = ("full", "connector", "group_by_length", "image_dropout", "guidance")
+MAPPER_FIELDS = (
+    "mapper_captions", "mapper_size", "mapper_samples", "guidance", "temperature", "max_new_tokens", "limit", "seed",
+)  # fmt: skip
 QUICK = {"max_steps": 2, "limit": 24, "batch_size": 4, "save_steps": 2}
-QUICK_VIZER = {"guided_steps": 2, "num_generations": 2, "mapper_samples": 2, "mapper_epochs": 1, "max_new_tokens": 8}
+QUICK_VIZER = {"num_generations": 2, "mapper_samples": 2, "mapper_epochs": 1, "max_new_tokens": 8}
 
 
 def key_of(content: Any) -> str:
@@ -82,8 +85,6 @@ class Bench:
         if config is None and spec.kind in ("vizer", "sft"):
             config = self.config(spec)
         settings = spec.settings if config is None else {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
-        if not settings.get("guidance"):  # rows without a guided start know nothing of it
-            settings = {k: v for k, v in settings.items() if not k.startswith("guid")}
         settings = {k: v for k, v in settings.items() if v or k not in LATER}
         seeded = spec.kind in ("best_of", "probe")
         return key_of([self.digest, spec.kind, spec.reward, settings, self.seed if seeded else None])
@@ -156,8 +157,8 @@ class Bench:
         return content["captions"], images, content["seconds"]
 
     def judge(self, captioner: Captioner) -> Mapper:
-        """The mapper of the zero-label preset: what judges rows that have no mapper of their own."""
-        config = self.config(Spec("", "", "vizer", {"images": UNLABELLED}))
+        """A mapper fitted on the base's plain samples: what judges rows that have no mapper of their own."""
+        config = self.config(Spec("", "", "vizer", SHORT))
         assert isinstance(config, ViZerConfig)
         return self.mapper(captioner, config)[0]
 

@@ -93,6 +93,7 @@ class Trial:
         """Trains, saves `adapter/` and returns the seconds: preparing (captions, mapper, corpus), training."""
         settings = {
             "max_steps": self.steps[1],
+            "guidance": 0.0,  # younger than this study's pace and rows
             **self.common,
             **self.row.settings,
             **(QUICK_VIZER if self.quick else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 
 from captune.captioner import Captioner
 from captune.data import load_images
+from captune.decoding import load_decoder
 from captune.methods import training
-from captune.methods.mapper import Mapper
+from captune.methods.mapper import Mapper, own_captions
 from captune.methods.vizer import PRESETS, ViZerConfig, build_mapper, run
 from captune.runs import RunDir
 
@@ -126,6 +128,42 @@ def test_the_mapper_is_built_on_the_models_own_captions(
     assert Mapper.load(run_dir.mapper).config == mapper.config == settings.mapper_config()
     steps = [row for row in run_dir.metrics() if "mapper_loss" in row]
     assert len(steps) == 5 * ((n + 63) // 64)
+
+
+def test_one_of_an_images_captions_is_guided(captioner: Captioner, photos: str, tmp_path: Path) -> None:
+    """Sampled at a temperature that leaves the likeliest word only, captions are the greedy ones."""
+    images = load_images(photos)
+    pictures = images[:]["image"]
+    plain = captioner.generate(pictures, max_new_tokens=3)
+    under = load_decoder("cfg:9")(captioner, pictures, max_new_tokens=3)
+    assert plain != under
+    settings = config(tmp_path, mapper_samples=3, temperature=1e-4)
+    for scale, expected in (
+        (9.0, [[a, a, b] for a, b in zip(plain, under, strict=True)]),
+        (0.0, [[a] * 3 for a in plain]),
+    ):
+        assert own_captions(captioner, images, replace(settings, guidance=scale)) == expected
+    alone = replace(settings, mapper_samples=1, guidance=9.0)
+    assert own_captions(captioner, images, alone) == [[text] for text in under]
+    greedy = replace(settings, mapper_captions="generated", guidance=9.0)
+    assert own_captions(captioner, images, greedy) == [[text] for text in plain]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_guidance_is_for_the_first_round(
+    tiny_folder: Any, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales = []
+
+    def noted(captioner: Captioner, part: ViZerConfig, *args: Any, **kwargs: Any) -> Mapper:
+        scales.append(part.guidance)
+        return build_mapper(captioner, part, *args, **kwargs)
+
+    monkeypatch.setattr("captune.methods.vizer.build_mapper", noted)
+    run(config(tmp_path / "run", model=str(tiny_folder("idefics3")), images=photos, rounds=3, guidance=3.0))
+    assert scales == [3.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="above 1"):
+        config(tmp_path, guidance=0.5)
 
 
 def test_a_run_that_goes_on_takes_the_mapper_it_has(

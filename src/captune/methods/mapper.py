@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captune.captioner import Captioner
+from captune.decoding.cfg import guided
 
 if TYPE_CHECKING:
     from captune.methods.vizer import ViZerConfig
@@ -200,14 +201,17 @@ def collect(
 
 
 def own_captions(captioner: Captioner, images: Any, config: ViZerConfig, *, batch_size: int = 64) -> list[list[str]]:
-    """The frozen model's captions of each image: one greedy, or `mapper_samples` sampled."""
+    """The frozen model's captions of each image: one greedy, or `mapper_samples` sampled, the last under `guidance`."""
     sampled = config.mapper_captions == "sampled"
     settings = {"do_sample": sampled, "temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
-    n = config.mapper_samples if sampled else 1
+    under = sampled and config.guidance > 0
+    n = config.mapper_samples - under if sampled else 1
     captions: list[list[str]] = []
     for first in tqdm(range(0, len(images), batch_size), desc="mapper captions", disable=None):
-        flat = captioner.generate(images[first : first + batch_size]["image"], num_return_sequences=n, **settings)
-        captions += [flat[i : i + n] for i in range(0, len(flat), n)]
+        batch = images[first : first + batch_size]["image"]
+        flat = captioner.generate(batch, num_return_sequences=n, **settings) if n else []
+        last = guided(captioner, batch, weight=config.guidance - 1, **settings) if under else []
+        captions += [flat[n * i : n * (i + 1)] + last[i : i + 1] for i in range(len(batch))]
     return captions
 
 
