@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 MODEL, UNLABELLED, LABELLED = "storybook", "storybook:unlabelled", "storybook:train"
 TEST = "storybook:test?n=500&seed=91"
-ROUNDS = 1  # of zero-label training; the preset has more, but a demonstration should take minutes
+# Of zero-label training; the preset has more of both, but a demonstration should take minutes.
+SHORT = {"rounds": 1, "max_steps": 40}
 SCORERS = ("cider", "bleu", "rouge", "clip", "storybook", "health")
 CONTROLS = Path(__file__).parents[2] / "studies" / "vizer" / "results" / "controls.json"
 
@@ -52,7 +53,7 @@ def demo(
     common = {"model": model, "seed": seed, "evaluation": test}
     # 1. Improve the captioner: with unlabelled images; with a mapper fitted on references; by plain supervision.
     #    Each run ends by captioning `test`, before and after.
-    zero = train(vizer, "ViZerConfig", output / "vizer", **common, images=unlabelled, rounds=ROUNDS)
+    zero = train(vizer, "ViZerConfig", output / "vizer", **common, images=unlabelled, **SHORT)
     gt = train(
         vizer,
         "ViZerConfig",
