@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 MODEL, UNLABELLED, LABELLED = "storybook", "storybook:unlabelled", "storybook:train"
 TEST = "storybook:test?n=500&seed=91"
-# Of zero-label training; the preset has more of both, but a demonstration should take minutes.
-SHORT = {"rounds": 1, "max_steps": 40}
+# Of zero-label training; the preset has more of each, but a demonstration should take minutes.
+SHORT = {"rounds": 1, "max_steps": 30, "mapper_samples": 2}
 SCORERS = ("cider", "bleu", "rouge", "clip", "storybook", "health")
 CONTROLS = Path(__file__).parents[2] / "studies" / "vizer" / "results" / "controls.json"
 
