@@ -97,9 +97,8 @@ class RunDir:
 
         Writes config.yaml and versions.json.  Without ``resume`` what an earlier run left here is removed first, by the
         names that a run uses; other files stay.  Without ``overwrite`` a folder is refused that holds a run with other
-        settings (when resuming, those named in ``may_change`` may differ), or that is no run but holds such names.
-
-        Raises RunError.
+        settings (when resuming, those named in ``may_change`` may differ), or that is no run but holds such names:
+        RunError.
         """
         settings = plain(config)
         if not isinstance(settings, dict):
