@@ -12,17 +12,13 @@ The captions of both sides are compared; batching may flip a near tie between tw
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
-import transformers
+import closing
 from transformers import pipeline
 from transformers.utils import logging
 
@@ -94,18 +90,10 @@ def main() -> None:
         "speed_ratio": round(rate["captune"] / rate["transformers pipeline"], 1),
         "same_captions": sum(ours[image_id] == theirs[image_id] for image_id, _ in images) / len(images),
         "repeats": args.repeats,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
         "device": args.device,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+        **closing.machine(),
     }
-    text = json.dumps(result, indent=2)
-    if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    closing.write(result, None, args.output)
 
 
 if __name__ == "__main__":

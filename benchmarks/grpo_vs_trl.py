@@ -145,8 +145,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# GRPO: captune against stock TRL",
         "",
-        f"Made by `{result['command']}`: {result['cores']} cores, load {result['load']}; torch {result['torch']}, "
-        f"transformers {result['transformers']}, trl {result['trl']}. {result['batch_size']} images x "
+        f"Made by `{result['command']}`: {result['cores']} cores, {result['threads']} torch thread(s), "
+        f"load {result['load']}; torch {result['torch']}, transformers {result['transformers']}, trl {result['trl']}. "
+        f"{result['batch_size']} images x "
         f"{G} captions of {result['tokens']} tokens a step, LoRA r = 8 on the language model's linear layers, float32, "
         f"reward `length`; medians of {result['repeats'] * result['steps']} steps of either side, in turns. Other work "
         "ran beside it: trust the processor's ratios. What each column is, the script's own text says.",

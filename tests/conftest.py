@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -62,3 +63,20 @@ def photos(images: list, tmp_path: Path) -> str:
     for i, image in enumerate(images):
         image.save(tmp_path / "photos" / f"{i}.png")
     return str(tmp_path / "photos")
+
+
+@pytest.fixture
+def just_the_adapter() -> Any:
+    """In the place of `conclude`: a run ends with its adapter; captions and scores are tested elsewhere."""
+
+    def conclude(config: Any, run_dir: Any, captioner: Any, **_: Any) -> Any:
+        captioner.save_adapter(run_dir.adapter)
+        return run_dir.finish("done")
+
+    return conclude
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch, just_the_adapter: Any) -> None:
+    for method in ("scst", "sft", "vizer"):
+        monkeypatch.setattr(f"captune.methods.{method}.conclude", just_the_adapter)

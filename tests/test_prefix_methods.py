@@ -45,17 +45,6 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.fixture
-def no_conclusion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run of ViZer ends with its adapter."""
-
-    def conclude(config: Any, run_dir: RunDir, captioner: Captioner, **_: Any) -> RunDir:
-        captioner.save_adapter(run_dir.adapter)
-        return run_dir.finish("done")
-
-    monkeypatch.setattr("captune.methods.vizer.conclude", conclude)
-
-
 def test_a_captioning_job(folder: Path, photos: str, images: list, tmp_path: Path) -> None:
     captioner = Captioner.load(folder, device="cpu")
     captioner.core.generation_config.max_new_tokens = 5
@@ -112,7 +101,7 @@ def test_a_reward(folder: Path, images: list, tmp_path: Path, evaluations: list[
     assert moved and all(".lora_" in name for name in moved)
 
 
-@pytest.mark.usefixtures("no_conclusion")
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("objective", ["reward", "latent", "straight_through"])
 def test_vizer_without_labels(folder: Path, photos: str, tmp_path: Path, objective: str) -> None:
     """ViZer_G, all three objectives: mapper and adapter from images alone."""

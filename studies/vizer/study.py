@@ -97,7 +97,7 @@ def learning() -> Iterator[Spec]:
 
 
 def choices() -> Iterator[Spec]:
-    """From the preset `captune` with one round (to save hours), one change at a time; then the preset as it is."""
+    """From `SHORT` with one round (to save hours), one change at a time; then the preset as it is."""
     start = {**SHORT, "rounds": 1}
     yield Spec("choices", "preset", "vizer", start)
     defaults = {f.name: f.default for f in fields(ViZerConfig)} | start

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
-
-from captune.captioner import Captioner
-from captune.runs import RunDir
 
 WORDS = ["a red ball", "two green fish and a small yellow bird", "a blue house on the beach", "my house in 2011"]
 
@@ -37,20 +32,3 @@ def source(dataset: datasets.Dataset, tmp_path: Path) -> str:
         lines.append({"image": name, "image_id": row["image_id"], "references": row["references"]})
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(tmp_path / "captions.jsonl")
-
-
-@pytest.fixture
-def just_the_adapter() -> Callable[..., RunDir]:
-    """In the place of `conclude`: a run ends with its adapter; captions and scores are tested elsewhere."""
-
-    def conclude(config: Any, run_dir: RunDir, captioner: Captioner, **_: Any) -> RunDir:
-        captioner.save_adapter(run_dir.adapter)
-        return run_dir.finish("done")
-
-    return conclude
-
-
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch, just_the_adapter: Callable[..., RunDir]) -> None:
-    monkeypatch.setattr("captune.methods.sft.conclude", just_the_adapter)
-    monkeypatch.setattr("captune.methods.vizer.conclude", just_the_adapter)

@@ -251,13 +251,13 @@ def test_a_liked_word_becomes_likelier(captioner: Captioner, dataset: Any, tmp_p
 # -- KL
 
 
+@pytest.mark.usefixtures("no_report")
 def test_kl_is_to_the_captioner_that_training_starts_from(
-    tiny_folder: Any, dataset: Any, tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Any, dataset: Any, tmp_path: Path, source: str
 ) -> None:
     """0 at the first step, whether that is the base or an adapter; and the adapter as it was is not left behind."""
     model = tiny_folder("idefics3")
     tiny.taught(captioner := Captioner.load(model, device="cpu")).save_adapter(tmp_path / "sft")
-    monkeypatch.setattr(scst, "conclude", keep)
     firsts = {}
     for name, adapter in (("base", None), ("adapter", tmp_path / "sft")):
         config = settings(tmp_path / name, model=str(model), images=source, adapter=adapter, beta=0.5, max_steps=3)
@@ -269,11 +269,6 @@ def test_kl_is_to_the_captioner_that_training_starts_from(
     del captioner
 
 
-def keep(config: Any, run_dir: RunDir, captioner: Captioner, **_: Any) -> RunDir:
-    captioner.save_adapter(run_dir.adapter)
-    return run_dir.finish("done")
-
-
 # -- runs
 
 
@@ -281,12 +276,12 @@ class Cut(RuntimeError):
     """What stops a run in the middle."""
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(("more", "step"), [({}, 3), ({"baseline": "mean", "gradient_accumulation_steps": 2}, 5)])
 def test_a_cut_run_ends_like_an_uncut_one(
     tiny_folder: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], step: int
 ) -> None:
     """To the bit, with the samples that it would have drawn; cut in the first and in a later pass over the images."""
-    monkeypatch.setattr(scst, "conclude", keep)
     more = {"model": str(tiny_folder("idefics3")), "images": source, "max_steps": 6, "learning_rate": 0.01} | more
     whole = run(settings(tmp_path / "whole", **more))
     with monkeypatch.context() as patch:
@@ -322,10 +317,8 @@ def test_a_whole_run(tiny_folder: Any, source: str, tmp_path: Path) -> None:
     assert any("connector" in name for name in after)
 
 
-def test_the_end_token_can_be_had_or_not(
-    tiny_folder: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scst, "conclude", keep)
+@pytest.mark.usefixtures("no_report")
+def test_the_end_token_can_be_had_or_not(tiny_folder: Any, source: str, tmp_path: Path) -> None:
     common = {"model": str(tiny_folder("idefics3")), "images": source, "max_steps": 1}
     for name, more, eos in (
         ("default", {}, True),
