@@ -188,7 +188,8 @@ def test_model_card(run: RunDir) -> None:
     head = yaml.safe_load(text.split("---")[1])
     assert head["base_model"] == "org/base-model"
     assert head["library_name"] == "peft"
-    for part in ("# g\n", "ViZer, latent", "`./photos`", "| g | 0.500 | 9.000 |", "| base | 0.250 | – |", "Licence"):
+    table = "| | base | g |\n|---|---|---|\n| cider_d | 0.250 | 0.500 |\n| words | – | 9.000 |"
+    for part in ("# g\n", "ViZer, latent", "`./photos`", table, "Licence"):
         assert part in text
     assert "captune vizer --seed 7" in text
     assert "base_model" not in run.card(method="m", base="storybook", data="d")

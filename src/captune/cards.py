@@ -51,9 +51,10 @@ def _with(versions: Mapping[str, Any]) -> str:
 
 
 def _table(figures: Mapping[str, Mapping[str, Any]], source: str | None) -> str:
-    columns = list(dict.fromkeys(column for row in figures.values() for column in row))
-    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in figures.items():
-        cells = (f"{row[c]:.3f}" if isinstance(row.get(c), int | float) else "–" for c in columns)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    """A line for each figure, a column for each captioner: there are dozens of figures and few captioners."""
+    lines = [f"| | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
+    for figure in dict.fromkeys(figure for row in figures.values() for figure in row):
+        values = (row.get(figure) for row in figures.values())
+        cells = (f"{value:.3f}" if isinstance(value, int | float) else "–" for value in values)
+        lines.append(f"| {figure} | {' | '.join(cells)} |")
     return "\n".join(lines) + (f"\n\nMeasured on `{source}`." if source else "")
