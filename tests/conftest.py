@@ -66,17 +66,12 @@ def photos(images: list, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def just_the_adapter() -> Any:
-    """In the place of `conclude`: a run ends with its adapter; captions and scores are tested elsewhere."""
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run ends with its adapter; captions and scores are tested elsewhere."""
 
     def conclude(config: Any, run_dir: Any, captioner: Any, **_: Any) -> Any:
         captioner.save_adapter(run_dir.adapter)
         return run_dir.finish("done")
 
-    return conclude
-
-
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch, just_the_adapter: Any) -> None:
-    for method in ("scst", "sft", "vizer"):
-        monkeypatch.setattr(f"captune.methods.{method}.conclude", just_the_adapter)
+    for method in ("sc_captioner", "scst", "sft", "vizer"):
+        monkeypatch.setattr(f"captune.methods.{method}.conclude", conclude)

@@ -280,8 +280,7 @@ def test_the_step_has_the_gradient_of_equation_1(
 
 
 @pytest.fixture
-def no_evaluation(monkeypatch: pytest.MonkeyPatch, just_the_adapter: Any) -> None:
-    monkeypatch.setattr(sc_captioner, "conclude", just_the_adapter)
+def no_evaluation(monkeypatch: pytest.MonkeyPatch, no_report: None) -> None:
     monkeypatch.setattr(sc_captioner, "measure", lambda *args, **_: None)
     monkeypatch.setattr(sc_captioner, "GraphElements", partial(GraphElements, encoder=Axes()))
 
