@@ -4,15 +4,15 @@ import json
 import math
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from captune.scorers import load_scorer, ptb
-from captune.scorers.cider import END, Cider, DocumentFrequencies
-from captune.scorers.ngrams import _stable_order, count_ngrams
+from captune.scorers import cider, document_frequencies, load_scorer, ptb
+from captune.scorers.cider import END, Cider
 
 TRAIN = [["a dog runs", "the dog is running"], ["a cat sleeps", "the cat is sleeping on a mat"], ["a dog and a cat"]]
 
@@ -45,6 +45,31 @@ def test_equals_pycocoevalcap(corpus: dict) -> None:
     rows = scorer.rows(corpus["captions"], references=corpus["references"])
     assert scorer.corpus(rows)["cider"] == pytest.approx(corpus["corpus"]["cider"], abs=1e-9)
     np.testing.assert_allclose(scorer.per_caption(rows), corpus["each"]["cider"], atol=1e-9)
+
+
+def test_many_images_are_scored_piece_by_piece(corpus: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (cider, document_frequencies):
+        monkeypatch.setattr(module, "_AT_ONCE", 7)
+    for scorer in (Cider(), Cider().fit(corpus["references"])):
+        rows = scorer.rows(corpus["captions"], references=corpus["references"])
+        np.testing.assert_allclose(rows[:, 0], corpus["each"]["cider"], atol=1e-9)
+
+
+def test_memory_does_not_grow_with_the_images(golden: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (cider, document_frequencies):
+        monkeypatch.setattr(module, "_AT_ONCE", 32)
+    items = golden["flickr8k"]["items"][:32]
+
+    def peak(times: int) -> int:
+        captions, references = ([item[key] for item in items] * times for key in ("caption", "references"))
+        tracemalloc.start()
+        Cider().rows(captions, references=references)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(1)  # fills the tokenizer's cache
+    assert peak(32) < 2 * peak(4)
 
 
 def test_frozen_on_the_same_references_it_says_the_same(corpus: dict) -> None:
@@ -205,37 +230,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         Cider().save(file)
     with pytest.raises(ValueError, match="at least one image"):
         Cider().fit([])
-
-
-def test_the_digest_is_that_of_the_content() -> None:
-    def digest(references: list[list[str]]) -> str:
-        return Cider().fit(references).df.digest
-
-    assert digest(TRAIN) == digest(TRAIN[::-1]) == digest([own[::-1] for own in TRAIN])
-    assert digest(TRAIN) != digest(TRAIN[:2]) != digest([*TRAIN[:2], ["a dog"]])
-
-
-def test_counts_of_ngrams() -> None:
-    vocabulary, lengths, grams = count_ngrams(["a b a b", "", "b", "a b a"])
-    assert lengths.tolist() == [4, 0, 1, 3]
-    names: list[list[tuple[str, ...]]] = [[()]]
-    for g in grams:
-        names.append([(*names[-1][p], vocabulary[w]) for p, w in zip(g.prefix, g.last, strict=True)])
-    found = {(names[n][g], int(t)): int(c) for n, o in enumerate(grams, 1) for g, t, c in zip(*o[2:], strict=True)}
-    assert found == {
-        (("a",), 0): 2, (("a",), 3): 2, (("b",), 0): 2, (("b",), 2): 1, (("b",), 3): 1, (("a", "b"), 0): 2,
-        (("a", "b"), 3): 1, (("b", "a"), 0): 1, (("b", "a"), 3): 1, (("a", "b", "a"), 0): 1, (("a", "b", "a"), 3): 1,
-        (("b", "a", "b"), 0): 1, (("a", "b", "a", "b"), 0): 1,
-    }  # fmt: skip
-    assert DocumentFrequencies.of([[""]]).lookup(vocabulary, grams)[0].tolist() == [0, 0]
-
-
-def test_the_order_of_many_ids() -> None:
-    rng = np.random.default_rng(0)
-    for high in (1, 10, 2**16, 2**16 + 1, 2**40):
-        keys = rng.integers(0, high, size=(2, 500))
-        np.testing.assert_array_equal(_stable_order(*keys), np.lexsort(keys))
-    assert len(_stable_order(np.array([], dtype=np.int64))) == 0
 
 
 @pytest.mark.parametrize("seed", ["0", "1", "random"])

@@ -18,123 +18,23 @@ share and "a END" is not. pycocoevalcap has no such thing; the signature names i
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from captune.scorers import Scorer, ptb, read_argument
 from captune.scorers.bleu import check_references
+from captune.scorers.document_frequencies import END, DocumentFrequencies, frequencies, pick
 from captune.scorers.ngrams import ORDERS, Grams, Table, count_ngrams
 
 _log = logging.getLogger(__name__)
 _SIGMA = 6.0
-_FORMAT = "captune-cider-df-1"
 _BEYOND = np.iinfo(np.int64).max  # a place after the last
-END = "<END>"  # the end of a caption as a word; the tokenizer gives lower case only, so no caption can hold it
-
-
-class DocumentFrequencies:
-    """In how many of N images' references each n-gram occurs; frozen.
-
-    N-grams of a single image are not kept: max(1, df) makes them equal to unknown ones.
-    """
-
-    def __init__(self, images: int, table: Table, counts: Sequence[np.ndarray]) -> None:
-        if images < 1:
-            raise ValueError("document frequencies need the references of at least one image")
-        self.images, self.table, self.counts = images, table, list(counts)
-
-    @classmethod
-    def of(cls, references: Sequence[Sequence[str]]) -> DocumentFrequencies:
-        """From tokenized references, a list per image."""
-        vocabulary, _, grams = count_ngrams(list(chain.from_iterable(references)))
-        image_of = np.repeat(np.arange(len(references)), [len(own) for own in references])
-        counted = [(g, _frequencies(g, image_of)) for g in grams]
-        common = counted[0][0].last[counted[0][1] > 1]
-        words = sorted(vocabulary[w] for w in common)
-        rank = {word: i for i, word in enumerate(words)}
-        word_rank = np.array([rank.get(word, -1) for word in vocabulary], dtype=np.int64)
-        row = np.zeros(1, dtype=np.int64)  # of each (n-1)-gram in its table
-        keys, counts = [], []
-        for g, df in counted:
-            kept = np.flatnonzero(df > 1)  # its (n-1)-gram and its words are in as many images, so they are kept too
-            key = row[g.prefix[kept]] * len(words) + word_rank[g.last[kept]]
-            order = np.argsort(key)
-            keys.append(key[order])
-            counts.append(df[kept][order])
-            row = np.full(len(df), -1, dtype=np.int64)
-            row[kept[order]] = np.arange(len(kept))
-        return cls(len(references), Table(words, keys), counts)
-
-    def lookup(self, vocabulary: Sequence[str], grams: Sequence[Grams]) -> list[np.ndarray]:
-        """For each order, the (G,) frequencies of other texts' n-grams; 0 for those not known."""
-        rows = self.table.rows(vocabulary, grams)
-        return [_pick(counts, row) for counts, row in zip(self.counts, rows, strict=True)]
-
-    @property
-    def eos(self) -> bool:
-        """Whether the end of a reference was counted as a word."""
-        return END in self.table.words
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all that a score depends on: equal digests, equal scores."""
-        state = hashlib.sha256(
-            f"{_FORMAT} {ptb.VERSION} {self.images}\n".encode() + "\n".join(self.table.words).encode()
-        )
-        for array in (*self.table.keys, *self.counts):
-            state.update(len(array).to_bytes(8, "little") + array.astype("<i8").tobytes())
-        return state.hexdigest()
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON, atomically."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        content = {"format": _FORMAT, "tokenizer": ptb.VERSION, "images": self.images, "digest": self.digest,
-                   "words": self.table.words, "keys": [k.tolist() for k in self.table.keys],
-                   "counts": [c.tolist() for c in self.counts]}  # fmt: skip
-        partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        os.replace(partial, target)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> DocumentFrequencies:
-        """Read what `save` wrote; raises ValueError when it is something else, of another version, or damaged."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} does not hold CIDEr document frequencies: it is not JSON ({error})") from error
-        found = (content.get("format"), content.get("tokenizer")) if isinstance(content, dict) else None
-        if found != (_FORMAT, ptb.VERSION):
-            raise ValueError(
-                f"{path} does not hold CIDEr document frequencies of this version ({_FORMAT} with tokenizer "
-                f"{ptb.VERSION}, found {found}); fit them again with Cider().fit(references)"
-            )
-        keys, counts = ([np.array(a, dtype=np.int64) for a in content[name]] for name in ("keys", "counts"))
-        frequencies = cls(content["images"], Table(content["words"], keys), counts)
-        if frequencies.digest != content["digest"]:
-            raise ValueError(f"{path} is damaged: its content does not have the digest that it names; fit it again")
-        return frequencies
-
-
-def _frequencies(grams: Grams, image_of: np.ndarray) -> np.ndarray:
-    """(G,): in how many images' references each n-gram occurs. An image's texts follow each other."""
-    gram, image = grams.gram, image_of[grams.text]
-    first = np.ones(len(gram), dtype=bool)
-    first[1:] = (gram[1:] != gram[:-1]) | (image[1:] != image[:-1])
-    return np.bincount(gram[first], minlength=len(grams.prefix))
-
-
-def _pick(values: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """values[row], and 0 where row is -1."""
-    return np.append(values, 0)[row]
+_AT_ONCE = 8192  # captions scored together
 
 
 class References:
@@ -155,7 +55,7 @@ class References:
         if df:
             self.frequencies = df.lookup(vocabulary, self.grams)
         else:
-            self.frequencies = [_frequencies(g, self.image_of) for g in self.grams]
+            self.frequencies = [frequencies(g, self.image_of) for g in self.grams]
         self.weights, self.norms, self.places = [], [], []
         for g, frequency in zip(self.grams, self.frequencies, strict=True):
             weight, norm = self._weigh(g, frequency, len(self.lengths))
@@ -178,7 +78,7 @@ class References:
         text = np.where(there, self.first[image][:, None] + np.arange(width), 0)  # and it is this text
         similarity = np.zeros((len(captions), width))  # summed over n
         for n, g in enumerate(orders):
-            weight, norm = self._weigh(g, frozen[n] if frozen else _pick(self.frequencies[n], rows[n]), len(captions))
+            weight, norm = self._weigh(g, frozen[n] if frozen else pick(self.frequencies[n], rows[n]), len(captions))
             row = rows[n][g.gram]
             mine = np.flatnonzero(row >= 0)
             row, caption = row[mine], g.text[mine].astype(np.int64)
@@ -265,24 +165,37 @@ class Cider(Scorer):
         **others: Any,
     ) -> np.ndarray:
         check_references(self.name, references)
-        if not captions:
-            return np.zeros((0, 1))
         if self.df is None and len(captions) == 1:
             _log.warning(
                 "CIDEr of a single image is 0 whatever its caption; take document frequencies from more images"
             )
+        df = self.df
+        if df is None and len(captions) > _AT_ONCE:
+            df = DocumentFrequencies.of([self._words(text) for text in own] for own in references)
+        whole = [True] * len(captions) if ended is None else ended
+        parts = [slice(i, i + _AT_ONCE) for i in range(0, len(captions), _AT_ONCE)]
+        scores = [self._score(captions[own], references[own], whole[own], df) for own in parts]
+        return np.concatenate([np.zeros(0), *scores]).reshape(-1, 1)
+
+    def _score(
+        self,
+        captions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        ended: Sequence[bool],
+        df: DocumentFrequencies | None,
+    ) -> np.ndarray:
+        """(N,), by the n-grams of all captions and references at once."""
         tokenized = [[self._words(text) for text in own] for own in references]
         image = np.arange(len(captions))
-        if self.df is not None:  # samples of one image share its references
+        if df is not None:  # samples of one image share its references
             places: dict[tuple[str, ...], int] = {}
             image = np.array([places.setdefault(tuple(own), len(places)) for own in tokenized])
             tokenized = [list(own) for own in places]
         known = self._references
-        if known is None or known.df is not self.df or known.references != tokenized:
-            known = self._references = References(tokenized, self.df)
-        whole = [True] * len(captions) if ended is None else ended
-        words = [self._words(caption, end) for caption, end in zip(captions, whole, strict=True)]
-        return known.cider_d(words, image).reshape(-1, 1)
+        if known is None or known.df is not df or known.references != tokenized:
+            known = self._references = References(tokenized, df)
+        words = [self._words(caption, end) for caption, end in zip(captions, ended, strict=True)]
+        return known.cider_d(words, image)
 
     @property
     def signature(self) -> str:
