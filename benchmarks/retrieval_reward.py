@@ -9,7 +9,7 @@
   nothing recomputed, prompt and image evaluated once), so the reward's share is the highest. With `index=device` the
   accelerator searches, in float32.
 - on storybook: `captune grpo --model storybook --images storybook:unlabelled --reward "grc:CORPUS + qir:CORPUS"` with
-  its defaults, a corpus of storybook:train, 16 images x 8 and x 5 captions a step: the seconds of both scorers as a
+  its defaults, a corpus of storybook:train (storybook-clip is its default text encoder), 16 images x 8 and x 5 captions a step: the seconds of both scorers as a
   share of the trainer's own `step_time`. The first pass sees each image for the first time; in the second its vector is
   known.
 

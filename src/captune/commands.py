@@ -192,7 +192,8 @@ def add_corpus(p: argparse.ArgumentParser) -> None:
     )
     build.add_argument("--captions", required=True, metavar="SOURCE", help="images with captions (see captune corpus)")
     build.add_argument("--output", type=Path, required=True, help="the corpus's folder")
-    build.add_argument("--text-encoder", metavar="MODEL", help="a sentence encoder (default: all-MiniLM-L6-v2)")
+    encoders = "default: all-MiniLM-L6-v2, for storybook storybook-clip"
+    build.add_argument("--text-encoder", metavar="MODEL", help=f"a sentence encoder, or a CLIP ({encoders})")
     build.add_argument("--image-encoder", metavar="MODEL", help="CLIP, SigLIP, DINOv2 … (default: storybook-clip)")
     build.add_argument("--index", choices=["flat", "ivf", "hnsw"], default="flat", help="default: flat, exact search")
     build.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")

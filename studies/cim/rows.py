@@ -149,8 +149,10 @@ def scaling(seeds: tuple[int, ...]) -> Iterator[Spec]:
 
 def robustness(seeds: tuple[int, ...]) -> Iterator[Spec]:
     """Table 4: one slot changed at a time."""
-    for text in (MINILM, CLIP, TFIDF):
-        yield grpo("robustness", f"text: {text}", seeds[0], corpus=Corpus(text=text))
+    for seed in seeds:
+        for text in (MINILM, CLIP):
+            yield grpo("robustness", f"text: {text}", seed, corpus=Corpus(text=text))
+    yield grpo("robustness", f"text: {TFIDF}", seeds[0], corpus=Corpus(text=TFIDF))
     yield grpo("robustness", f"image: {TOWER}", seeds[0], corpus=Corpus(image=TOWER))
 
 

@@ -162,7 +162,7 @@ def main() -> None:
         args.work.mkdir(parents=True, exist_ok=True)
         corpus, vocabulary = args.work / "corpus", args.work / "kinds.json"
         if not (corpus / "config.json").is_file():
-            Corpus.build("storybook:train?n=1000", corpus)
+            Corpus.build("storybook:train?n=1000", corpus, text_encoder="all-MiniLM-L6-v2")
         vocabulary.write_text(json.dumps({kind: [] for kind in KIND_NAMES}))
         writers, columns = storybook_writers(args.n, args.captions)
         facts = args.results / "truth.json"

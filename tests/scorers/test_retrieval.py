@@ -162,11 +162,11 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path, corpus: Corpus, m
 
 
 def test_storybook(tmp_path: Path) -> None:
-    """With the embedded encoder: QIR knows the right caption from another image's."""
+    """With the encoder that is the default there: QIR knows the right caption from another image's."""
     from captune import storybook
 
     folder = tmp_path / "corpus"
-    Corpus.build("storybook:train?n=100", folder, text_encoder="storybook-clip", progress=False, device="cpu")
+    Corpus.build("storybook:train?n=100", folder, progress=False, device="cpu")
     test = storybook.load("test", 30)
     columns = {"image": test["image"], "image_id": test["image_id"]}
     right = [own[0] for own in test["references"]]

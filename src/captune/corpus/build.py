@@ -19,6 +19,7 @@ from captune.corpus.encoders import (
     DEFAULT_IMAGE_ENCODER,
     EncodesImages,
     EncodesTexts,
+    default_text_encoder,
     load_image_encoder,
     load_text_encoder,
     unit,
@@ -39,7 +40,7 @@ def build(
     source: str | ImageSource,
     output: str | Path,
     *,
-    text_encoder: str | EncodesTexts,
+    text_encoder: str | EncodesTexts | None,
     image_encoder: str | EncodesImages,
     index: str = "flat",
     batch_size: int = 32,
@@ -55,6 +56,7 @@ def build(
             raise CorpusError(f"{name} must be at least 1, not {number}")
     if index not in INDEXES:
         raise CorpusError(f"there is no index {index!r}; there are {', '.join(INDEXES)}")
+    text_encoder = text_encoder or default_text_encoder(source)
     texts = load_text_encoder(text_encoder, device) if isinstance(text_encoder, str) else text_encoder
     pictures = load_image_encoder(image_encoder, device) if isinstance(image_encoder, str) else image_encoder
     if pictures.name == DEFAULT_IMAGE_ENCODER and not str(source).startswith("storybook:"):

@@ -13,7 +13,6 @@ import numpy as np
 from captune.corpus import files
 from captune.corpus.encoders import (
     DEFAULT_IMAGE_ENCODER,
-    DEFAULT_TEXT_ENCODER,
     EncodesImages,
     EncodesTexts,
     load_image_encoder,
@@ -71,7 +70,7 @@ class Corpus:
 
     @classmethod
     def build(cls, source: str | ImageSource, output: str | Path, *,
-              text_encoder: str | EncodesTexts = DEFAULT_TEXT_ENCODER,
+              text_encoder: str | EncodesTexts | None = None,
               image_encoder: str | EncodesImages = DEFAULT_IMAGE_ENCODER, index: str = "flat",
               batch_size: int = 32, shard_size: int = 1024, overwrite: bool = False, progress: bool = True,
               device: str | None = None) -> Corpus:  # fmt: skip
@@ -83,7 +82,8 @@ class Corpus:
         disk for the vectors twice, for the moment in which the pieces become one file.
 
         :param source: anything `captune.data.load_images` reads, or a dataset with its columns.
-        :param text_encoder: a name (sentence-transformers, or a CLIP-like model), or an object with its methods.
+        :param text_encoder: a name (sentence-transformers, or a CLIP-like model), or an object with its methods; None:
+            storybook-clip for storybook's sources, all-MiniLM-L6-v2 for others.
         :param image_encoder: a name (a CLIP-like model, or a vision model as DINOv2), or an object with its methods.
         :param index: "flat" is exact; "ivf" and "hnsw" add an approximate index and open the corpus with it.
         :param shard_size: source rows per piece: what a killed build loses at most.
