@@ -9,9 +9,9 @@
   nothing recomputed, prompt and image evaluated once), so the reward's share is the highest. With `index=device` the
   accelerator searches, in float32.
 - on storybook: `captune grpo --model storybook --images storybook:unlabelled --reward "grc:CORPUS + qir:CORPUS"` with
-  its defaults, a corpus of storybook:train (storybook-clip is its default text encoder), 16 images x 8 and x 5 captions a step: the seconds of both scorers as a
-  share of the trainer's own `step_time`. The first pass sees each image for the first time; in the second its vector is
-  known.
+  its defaults, 16 images x 8 and x 5 captions a step, and corpora of storybook:train with two text encoders, of which
+  storybook-clip is the default: the seconds of both scorers as a share of the trainer's own `step_time`. The first pass
+  sees each image for the first time; in the second its vector is known.
 
 `--work` keeps the corpora; `--entries` makes the large one smaller for a quick look.
 """
