@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 from systems import (
     BASE,
     CEILING,
+    DROPPED,
     EARLY,
     EARLY_LONGER,
     HAR,
@@ -62,6 +63,8 @@ FIDELITY = {
 }
 PAIRS = [(SCST, SFT), (LONG, SFT), (MIXED, SFT), (SCST, LONGER), (LONG, LONGER), (MIXED, SCST), (REFINED, EARLY),
          (REFINED, EARLY_LONGER), (SILENT, REFINED), (HAR, "HAR: MLE"), (SCST, ZEROCAP), (HAR, ZEROCAP)]  # fmt: skip
+GUIDED = [(DROPPED, SFT), *((f"{DROPPED}, cfg:{scale}", f"{SFT}, cfg:{scale}") for scale in ("1.5", "2")),
+          (f"{DROPPED}, cfg:1.5", DROPPED)]  # fmt: skip
 CEILINGS = [(CEILING, SFT), (CEILING, EARLY)]
 BAR = 1.10
 STYLE: Any = {
@@ -140,7 +143,7 @@ def bar_table(results: Results) -> str:
 def fidelity_table(results: Results, split: str) -> str:
     """What a row has more than another, per seed: the paper's claim is that none of it is below 0."""
     lines = []
-    for a, b in PAIRS:
+    for a, b in [*PAIRS, *GUIDED]:
         cells = []
         for key, sign in FIDELITY.values():
             more, _ = results.compared(a, b, split, key, lambda own, other: own - other)

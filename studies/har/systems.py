@@ -15,6 +15,7 @@ BASE, SFT, SCST, ZEROCAP, HAR = "base", "SFT", "SFT + SCST", "ZeroCap", "HAR: ML
 CEILING = "consensus of true captions"
 MIXED, LONG, LONGER = f"{SCST}, mixed reward", f"{SCST}, mean baseline, 240 steps", "SFT, same total time"
 EARLY = "early SFT"
+DROPPED = "SFT with image dropout"
 REFINED, SILENT, EARLY_LONGER = f"{EARLY} + SCST", f"{EARLY} + SCST, end not counted", f"{EARLY}, same total time"
 SOME_SEEDS = (7, 8, 9)  # of HAR's own captioner, which takes longer than all others
 
@@ -51,7 +52,7 @@ class Row:
 
 def rows(seed: int) -> Iterator[Row]:
     """In the order in which they are run."""
-    sft, early = Stage("sft"), Stage("sft", {"max_steps": 20})
+    sft, early, dropped = Stage("sft"), Stage("sft", {"max_steps": 20}), Stage("sft", {"image_dropout": 0.1})
     refine = {"baseline": "mean", "learning_rate": 2e-3}
     yield Row("references", captions="references")
     yield Row(CEILING, captions="consensus")
@@ -61,6 +62,10 @@ def rows(seed: int) -> Iterator[Row]:
     yield Row(ZEROCAP, decoder="zerocap", captions="frozen pair")
     yield Row(SFT, (sft,))
     yield Row(f"{SFT}, cfg:2", (sft,), "cfg:2")
+    yield Row(f"{SFT}, cfg:1.5", (sft,), "cfg:1.5")
+    yield Row(DROPPED, (dropped,))
+    yield Row(f"{DROPPED}, cfg:1.5", (dropped,), "cfg:1.5")
+    yield Row(f"{DROPPED}, cfg:2", (dropped,), "cfg:2")
     yield Row(f"{SFT}, best-of:8:clip", (sft,), "best-of:8:clip")
     yield Row(SCST, (sft, Stage("scst")))
     # among an image's samples CLIPScore deviates a fourteenth as much as CIDEr-D (README): it weighs half as much

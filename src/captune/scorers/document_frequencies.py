@@ -27,8 +27,6 @@ class DocumentFrequencies:
     """
 
     def __init__(self, images: int, table: Table, counts: Sequence[np.ndarray]) -> None:
-        if images < 1:
-            raise ValueError("document frequencies need the references of at least one image")
         self.images, self.table, self.counts = images, table, list(counts)
 
     @classmethod
