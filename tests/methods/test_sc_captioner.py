@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from captune.captioner import Captioner
+from captune.data import load_images, open_image, read_jsonl
 from captune.methods import sc_captioner, training
 from captune.methods.sc_captioner import (
     REQUEST,
@@ -28,6 +29,7 @@ from captune.methods.sc_captioner import (
     SelfCorrection,
     changes,
     correct,
+    corrections,
     reward_of,
     run,
     second_turn,
@@ -338,6 +340,12 @@ def test_a_whole_run_measures_both_turns(tiny_folder: Any, source: str, tmp_path
     names = ["SC-Captioner", "base", "SC-Captioner, first turn"]
     assert [row["name"] for row in run_dir.scores()["rows"]] == names
     captions = [run_dir.captions(name).read_text() for name in names]
+    captioner = Captioner.load(tiny_folder("idefics3"), device="cpu")
+    first = read_jsonl(run_dir.captions("watch-0"))
+    asked = {"max_new_tokens": settings(tmp_path).max_new_tokens}
+    opened = [open_image(image) for image in load_images(source)["image"]][:2]
+    assert [row["caption"] for row in first][:2] == corrections(captioner, opened, **asked)
+    assert [len(row["samples"]) for row in first][:2] == [4, 4]
     assert len(set(captions)) == 3 and all(text.count("\n") == 4 for text in captions)
 
 

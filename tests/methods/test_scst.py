@@ -15,6 +15,7 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 from safetensors.torch import load_file
 
 from captune.captioner import Captioner
+from captune.data import read_jsonl
 from captune.methods import scst, training
 from captune.methods.scst import SCSTConfig, SCSTTrainer, leave_one_out, run, scst_loss
 from captune.methods.sft import SFTConfig, add_trainable
@@ -299,6 +300,8 @@ def test_a_cut_run_ends_like_an_uncut_one(
     assert any(bool(first[name].any()) for name in first if "lora_B" in name)
     rewards = [[(row["step"], row["reward"]) for row in r.metrics() if "reward" in row] for r in (whole, resumed)]
     assert rewards[0] == rewards[1] and len(rewards[0]) == 6
+    watched = [(r.path / "watch.jsonl").read_text() for r in (whole, resumed)]
+    assert watched[0] == watched[1]
 
 
 def test_a_whole_run(tiny_folder: Any, source: str, tmp_path: Path) -> None:
@@ -311,6 +314,9 @@ def test_a_whole_run(tiny_folder: Any, source: str, tmp_path: Path) -> None:
     assert run_dir.finished and (run_dir.path / "report.html").is_file()
     assert [row["name"] for row in run_dir.scores()["rows"]] == ["base", "SCST: cider"]
     assert Cider.load(run_dir.path / "cider-df.json").eos
+    watched = read_jsonl(run_dir.path / "watch.jsonl")
+    rewards = [row["reward"] for row in run_dir.metrics() if "reward" in row]
+    assert [(row["step"], row["reward"]) for row in watched] == [(0, None), *enumerate(rewards, 1)]
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "sft", run_dir.adapter))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and not any("connector" in name for name in changed)

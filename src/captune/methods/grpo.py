@@ -40,7 +40,7 @@ from trl import GRPOConfig
 from captune.captioner import Captioner
 from captune.loading import load_adapter
 from captune.methods.mapper import Mapper
-from captune.methods.rollouts import CaptionGRPOTrainer, Watching
+from captune.methods.rollouts import CaptionGRPOTrainer
 from captune.methods.training import (
     TrainingConfig,
     common_arguments,
@@ -53,6 +53,7 @@ from captune.methods.training import (
     steps_done,
 )
 from captune.methods.watch import Watch, default_watch
+from captune.methods.watched import Watching
 from captune.runs import RunDir
 from captune.scorers import check_needs, scorer_class, split_specs
 from captune.scorers.cider import Cider
@@ -179,11 +180,12 @@ def train_with_reward(
 
 
 def marked_only(
-    config: TrainingConfig, captioner: Captioner, rewards: Sequence[tuple[Any, float]], run_dir: RunDir, first_step: int
+    config: TrainingConfig, captioner: Captioner, rewards: Sequence[Any], run_dir: RunDir, **settings: Any
 ) -> dict[str, Any]:
-    """Arguments for `train_with_reward` where the steps are fixed: watched four times, neither stopped nor cut back."""
-    source, parts = held_out(config), [part for part, _ in rewards]
-    watch = Watch(captioner, source, default_watch(parts, source), run_dir, reward=parts, first_step=first_step)
+    """A watch and the trainer's arguments for it where the steps are fixed: it looks four times, and neither stops the
+    run nor cuts it back. Settings are those of `Watch`."""
+    source = held_out(config)
+    watch = Watch(captioner, source, default_watch(rewards, source), run_dir, reward=rewards, **settings)
     watch.rewind(steps_done(run_dir, config))
     every = max(1, config.max_steps // 4)
     return {"watch": watch, "eval_strategy": "steps", "eval_on_start": True, "eval_steps": every}

@@ -16,7 +16,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,6 +30,7 @@ from trl.trainer.utils import RepeatSampler
 from captune import batches
 from captune.captioner import Captioner
 from captune.methods.shared_prompts import SharedPrompts
+from captune.methods.watched import Watched, Watching
 from captune.prefill import SharedPrefill
 from captune.preprocessing import DistinctImages, DistinctRows
 
@@ -39,13 +40,7 @@ if TYPE_CHECKING:
 BUFFER, PLACE = "rollouts.safetensors", "rollouts.json"
 
 
-class Watching(Protocol):
-    """What `captune.methods.watch.Watch` is to the trainer."""
-
-    def measure(self, step: int, reward: float | None) -> dict[str, float]: ...
-
-
-class CaptionGRPOTrainer(GRPOTrainer):
+class CaptionGRPOTrainer(Watched, GRPOTrainer):
     """GRPO on a captioner's LoRA.
 
     Args:
@@ -79,7 +74,7 @@ class CaptionGRPOTrainer(GRPOTrainer):
             reward_funcs=[cast(RewardFunc, reward) for reward, _ in rewards],
             args=args,
             train_dataset=dataset,
-            eval_dataset=dataset if watch is not None else None,  # `evaluate` below looks elsewhere
+            eval_dataset=dataset if watch is not None else None,  # `Watched.evaluate` looks elsewhere
         )
         self.captioner, self.watch, self.latent, self.keep_vision = captioner, watch, latent, keep_vision
         self._rewards_seen: list[float] = []
@@ -173,7 +168,7 @@ class CaptionGRPOTrainer(GRPOTrainer):
             self._buffered_inputs = rest
             self._memo.restore(vision)
 
-    # -- the latent term and the watch ---------------------------------------------------------------------------------
+    # -- the latent term -----------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         loss = super()._compute_loss(model, inputs)
@@ -183,16 +178,6 @@ class CaptionGRPOTrainer(GRPOTrainer):
         latent = (1 - mapper.score(self.captioner, as_batch(inputs))).mean()
         self._metrics["train"]["latent_loss"].append(latent.item())
         return cast(Tensor, loss) + weight * latent / cast(int, self.current_gradient_accumulation_steps)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The watch's figures on captions as the captioner now makes them."""
-        assert self.watch is not None
-        reward = sum(self._rewards_seen) / len(self._rewards_seen) if self._rewards_seen else None
-        self._rewards_seen.clear()
-        metrics = self.watch.measure(self.state.global_step, reward)
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
 
 class _PassSampler(RepeatSampler):

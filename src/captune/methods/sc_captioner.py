@@ -46,10 +46,8 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from captune.captioner import Captioner
-from captune.loading import load_adapter
-from captune.methods.scst import REFERENCE, SCSTTrainer, leave_one_out, scst_loss, starting_captioner
+from captune.methods.scst import SCSTTrainer, fit, leave_one_out, scst_loss, starting_captioner
 from captune.methods.sequences import caption_logits, sample
-from captune.methods.sft import freeze_vision
 from captune.methods.training import TrainingConfig, conclude, held_out, load_training_images, measure, start
 from captune.runs import RunDir
 from captune.scene_graphs import Parser, SceneGraph, merged
@@ -195,6 +193,12 @@ def correct(captioner: Captioner, images: Sequence[Image.Image], captions: Seque
     return captioner.generate(second_turn(captioner, images, captions), **settings)
 
 
+def corrections(captioner: Captioner, images: Sequence[Any], **settings: Any) -> list[str]:
+    """Corrections, generated with the settings, of the greedy captions."""
+    greedy = captioner.generate(images, max_new_tokens=settings["max_new_tokens"])
+    return correct(captioner, images, greedy, **settings)
+
+
 @dataclass(frozen=True)
 class SelfCorrection:
     """ "self-correct": a caption, and its correction. A decoder (`captune.decoding`)."""
@@ -281,16 +285,7 @@ def run(config: SCConfig) -> RunDir:
     images = load_training_images(config, references="references" in elements.needs)
     reward = Corrections(elements, config.unchanged)
     check_needs([cast(Any, reward)], {name: images[name] for name in images.column_names}, len(images))
-    if config.adapter is None:
-        captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
-    else:
-        captioner.model = load_adapter(captioner.core, config.adapter, trainable=True)
-        if config.beta:
-            captioner.model.load_adapter(str(config.adapter), REFERENCE)
-        freeze_vision(captioner)
-    SCTrainer.fit(captioner, images, config, run_dir, reward=reward, scst_config=config)
-    if config.adapter and config.beta:
-        cast(Any, captioner.model).delete_adapter(REFERENCE)
+    fit(SCTrainer, captioner, images, config, run_dir, reward, [reward], generate=partial(corrections, captioner))
     source = held_out(config)
     limit = 64 if source == config.images else None
     measure(captioner, source, run_dir, "SC-Captioner", limit=limit, decoder=SelfCorrection())

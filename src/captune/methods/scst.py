@@ -22,6 +22,8 @@ in HAR; ours were chosen on storybook:val. The sum over t is not divided by the 
 is sampled must be what learns, so there is no dropout in the pass that gives the gradient, and a temperature divides
 its logits as well. A caption that the reward cannot judge (NaN) has no advantage.
 
+**What is climbed is no measure.** The run is watched by scorers that are not R (`captune.methods.watch`), and marked.
+
 **Cost.** The greedy caption and the samples of an image come out of one `generate`. The image is evaluated once, the
 prompt once for all of them and once more for their gradient, which flows through the cache that they share
 (`captune.vision`, `captune.prefill`, `captune.methods.sequences`).
@@ -40,14 +42,16 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from transformers import TrainingArguments
 from trl.trainer.utils import use_adapter
 
 from captune.captioner import Captioner
 from captune.loading import load_adapter
-from captune.methods.grpo import prepare
+from captune.methods.grpo import marked_only, prepare
 from captune.methods.sequences import caption_logits, sample
 from captune.methods.sft import freeze_vision
 from captune.methods.training import CaptionerTrainer, TrainingConfig, conclude, load_training_images, start
+from captune.methods.watched import Watched, Watching
 from captune.prefill import SharedPrefill
 from captune.runs import RunDir
 from captune.scorers import scorer_class
@@ -118,12 +122,23 @@ def scst_loss(logprobs: Tensor, mask: Tensor, rewards: Tensor, baseline: Tensor)
 # -- the trainer ------------------------------------------------------------------------------------------------------
 
 
-class SCSTTrainer(CaptionerTrainer):
+class SCSTTrainer(Watched, CaptionerTrainer):
     """`transformers.Trainer` with the loss of the module; what the reward needs are columns of the dataset."""
 
-    def __init__(self, *args: Any, reward: Expression, scst_config: SCSTConfig, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.reward, self.config = reward, scst_config
+    def __init__(
+        self,
+        captioner: Captioner,
+        dataset: Any,
+        args: TrainingArguments,
+        *,
+        reward: Expression,
+        scst_config: SCSTConfig,
+        watch: Watching | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(captioner, dataset, args, eval_dataset=dataset if watch is not None else None, **kwargs)
+        self.reward, self.config, self.watch = reward, scst_config, watch
+        self._rewards_seen: list[float] = []
         self._seen: defaultdict[str, list[float]] = defaultdict(list)  # figures since they were logged last
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -185,6 +200,8 @@ class SCSTTrainer(CaptionerTrainer):
 
     def _note(self, name: str, value: Tensor | float) -> None:
         self._seen[name].append(float(value))
+        if name == "reward":
+            self._rewards_seen.append(float(value))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         means = {name: sum(values) / len(values) for name, values in self._seen.items()}
@@ -204,6 +221,37 @@ def starting_captioner(captioner: Captioner) -> Iterator[None]:
     freeze_vision(captioner)  # peft makes all of the adapter trainable again
 
 
+def fit(
+    trainer: type[SCSTTrainer],
+    captioner: Captioner,
+    images: Any,
+    config: Any,
+    run_dir: RunDir,
+    reward: Any,
+    parts: Sequence[Any],
+    **settings: Any,
+) -> None:
+    """Trains a new LoRA, or the adapter that training goes on from, and has the run watched (`captune.methods.watch`).
+
+    Args:
+        parts: those of the reward, which are no witnesses.
+        settings: further ones of the watch.
+    """
+    if config.adapter is None:
+        captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
+    else:
+        captioner.model = load_adapter(captioner.core, config.adapter, trainable=True)
+        if config.beta:
+            captioner.model.load_adapter(str(config.adapter), REFERENCE)
+        freeze_vision(captioner)  # a connector that the adapter brings is used as it is
+    drawn = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
+    watched = marked_only(config, captioner, parts, run_dir, **drawn, **settings)
+    watch = watched.pop("watch")
+    trainer.fit(captioner, images, config, run_dir, settings=watched, reward=reward, scst_config=config, watch=watch)
+    if config.adapter and config.beta:
+        cast(Any, captioner.model).delete_adapter(REFERENCE)
+
+
 def run(config: SCSTConfig) -> RunDir:
     """Trains, saves `adapter/`, evaluates, writes the report; see `TrainingConfig`."""
     run_dir, captioner = start(config, "scst")
@@ -213,15 +261,6 @@ def run(config: SCSTConfig) -> RunDir:
         if isinstance(part, Cider) and part.said_eos is None:
             part.set_eos(config.end_token)
     prepare(reward, images, run_dir)
-    if config.adapter is None:
-        captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
-    else:
-        captioner.model = load_adapter(captioner.core, config.adapter, trainable=True)
-        if config.beta:
-            captioner.model.load_adapter(str(config.adapter), REFERENCE)
-        freeze_vision(captioner)  # a connector that the adapter brings is used as it is
-    SCSTTrainer.fit(captioner, images, config, run_dir, reward=reward, scst_config=config)
-    if config.adapter and config.beta:
-        cast(Any, captioner.model).delete_adapter(REFERENCE)
+    fit(SCSTTrainer, captioner, images, config, run_dir, reward, [part for part, _ in reward.parts])
     begun = f", from the adapter {config.adapter}" if config.adapter else ""
     return conclude(config, run_dir, captioner, row=f"SCST: {config.reward}", method=f"SCST, {config.reward}{begun}")

@@ -115,13 +115,20 @@ class CaptionerTrainer(Trainer):
         return 0
 
     @classmethod
-    def fit(cls, captioner: Captioner, dataset: Any, config: TrainingConfig, run_dir: RunDir, **kwargs: Any) -> None:
+    def fit(
+        cls, captioner: Captioner, dataset: Any, config: TrainingConfig, run_dir: RunDir,
+        settings: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         """Trains, resuming from the run's last checkpoint where there is one.
+
+        Args:
+            settings: further settings of `TrainingArguments`.
+            kwargs: the trainer's own.
 
         Raises:
             ValueError: with several processes: the loss is computed beside DDP's wrapper, which would average nothing.
         """
-        arguments = training_arguments(config)
+        arguments = TrainingArguments(**{**common_arguments(config), **(settings or {})})
         if arguments.world_size > 1:
             raise ValueError(f"this method trains in one process, not in {arguments.world_size}: launch it without "
                              "torchrun; the reward objective, on trl's GRPOTrainer, runs on several")  # fmt: skip

@@ -223,7 +223,11 @@ def train_by_reward(
             temperature=config.temperature,
             max_new_tokens=config.max_new_tokens,
             first_step=steps,
-            **(marked_only(config, captioner, rewards, run_dir, steps) if watched else {}),
+            **(
+                marked_only(config, captioner, [own for own, _ in rewards], run_dir, first_step=steps)
+                if watched
+                else {}
+            ),
         )
         captioner.save_adapter(output / "adapter")
 

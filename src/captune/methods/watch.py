@@ -60,6 +60,7 @@ class Watch:
         samples: captions sampled per image, which the rule compares.
         temperature: of the samples: that of training.
         first_step: steps that the run had logged when this training began; the reward may have been another one then.
+        generate: makes the captions, called as the captioner's own `generate` is.
 
     Raises:
         ValueError: for a scorer that is part of the reward, or a source that streams or has no image.
@@ -81,8 +82,10 @@ class Watch:
         temperature: float = 1.0,
         first_step: int = 0,
         batch_size: int = 16,
+        generate: Callable[..., list[str]] | None = None,
     ) -> None:
         self.captioner, self.source, self.run_dir = captioner, source, run_dir
+        self.generate = generate or captioner.generate
         self.first_step, self.batch_size = first_step, batch_size
         self.max_new_tokens, self.samples, self.temperature = max_new_tokens, samples, temperature
         self.scorers = _by_name([load_scorer(scorer) if isinstance(scorer, str) else scorer for scorer in scorers])
@@ -153,10 +156,10 @@ class Watch:
         images, settings = self.columns["image"], {"max_new_tokens": self.max_new_tokens}
         for start in range(0, len(images), self.batch_size):
             pictures = images[start : start + self.batch_size]
-            greedy += self.captioner.generate(pictures, **settings)
+            greedy += self.generate(pictures, **settings)
             with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
                 torch.manual_seed(start)
-                drawn += self.captioner.generate(
+                drawn += self.generate(
                     pictures,
                     do_sample=True,
                     temperature=self.temperature,
