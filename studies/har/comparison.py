@@ -205,8 +205,10 @@ def plots(results: Results, file: Path) -> Path:
                 where = median(costs), fmean(results.figures(row.name, "test", "cider"))
                 trained = bool(row.training)
                 right.plot(*where, "o", markersize=5, color="#2f6fb0" if trained else "#d9822b")
-                if row.name in (BASE, ZEROCAP, SFT, SCST, HAR) or row.decoder:
-                    right.annotate(row.name, where, (5, 3), textcoords="offset points", fontsize=7)
+                if row.name in (BASE, ZEROCAP, SFT, HAR) or row.decoder:
+                    told = row.name.replace(DROPPED, f"{SFT} + dropout")
+                    above = 5 if told != row.name else -6  # two lie side by side
+                    right.annotate(told, where, (6, above), textcoords="offset points", fontsize=7)
         right.set_xscale("log")
         right.set_xticks([3, 5, 10, 20, 50], labels=["3", "5", "10", "20", "50"])
         right.set_xticks([], minor=True)
