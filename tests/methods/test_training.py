@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from captune.captioner import Captioner
 from captune.data import load_images
 from captune.methods.grpo import train_with_reward
 from captune.methods.sft import SFTConfig, SFTTrainer
-from captune.methods.training import load_training_images
+from captune.methods.training import load_training_images, measure
 from captune.runs import RunDir
 from captune.scorers import load_scorer
 
@@ -89,3 +90,17 @@ def test_several_processes_are_refused_rather_than_trained_apart(
     settings = config(tmp_path / "run")
     with pytest.raises(ValueError, match="one process, not in 2"):
         SFTTrainer.fit(captioner, dataset, settings, RunDir(settings.output).start({}))
+
+
+def test_images_without_references_cost_scores_and_not_the_run(
+    source: str, tmp_path: Path, captioner: Captioner, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = Path(source)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    del lines[1]["references"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_dir = RunDir(tmp_path / "run").start({})
+    measure(captioner, source, run_dir, "base")
+    (row,) = run_dir.scores()["rows"]
+    assert set(row["scores"]) == {"health"}
+    assert "1 of 4 images have none, such as '1'" in caplog.text

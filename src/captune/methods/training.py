@@ -261,8 +261,12 @@ def measure(
 
     captions = run_dir.captions(row)
     made = caption_source(captioner, source, captions, resume=False, limit=limit, decoder=decoder)
-    scorers = ["health"]
-    if has_references := any(load_references(source).values()):
+    scorers, references = ["health"], load_references(source)
+    lacking = [image_id for image_id, own in references.items() if not own]
+    if 0 < len(lacking) < len(references):
+        logger.warning("%s: no scores against references, for %d of %d images have none, such as %r", source,
+                       len(lacking), len(references), lacking[0])  # fmt: skip
+    if has_references := bool(references) and not lacking:
         scorers += ["cider", "bleu", "rouge"]
     if source.startswith("storybook:"):
         scorers += ["storybook", "clip"]

@@ -238,7 +238,8 @@ def default_watch(reward: Reward, source: str) -> list[str]:
     names = {_name(part) for part in climbed}
     if source.startswith("storybook:") and "clip" not in names:
         return ["clip"]
-    if "cider" not in names and any(load_references(source, limit=64).values()):
+    references = load_references(source, limit=64).values()
+    if "cider" not in names and references and all(references):
         if not any("references" in part.needs for part in climbed if isinstance(part, Scorer)):
             logger.warning("the watch judges by %s's references (cider), though the reward does without labels", source)
         return ["cider"]
