@@ -345,6 +345,14 @@ def test_the_default_watch(tmp_path: Path, images: list, caplog: pytest.LogCaptu
     (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "a.png", "captions": ["a cat"]}) + "\n")
     caplog.clear()
     assert default_watch(["rouge", "some_function"], str(tmp_path / "captions.jsonl")) == ["cider"]
+    assert "though the reward does without labels" in caplog.text
+    caplog.clear()
+
+    def labelled(completions: list) -> list[float]:
+        return [0.0 for _ in completions]
+
+    labelled.needs = ("references",)  # type: ignore[attr-defined]
+    assert default_watch([labelled], str(tmp_path / "captions.jsonl")) == ["cider"] and not caplog.records
     with (tmp_path / "captions.jsonl").open("a") as lines:  # where some have no references, nothing is judged by them
         lines.write(json.dumps({"image": "a.png", "image_id": "another"}) + "\n")
     assert default_watch("length", str(tmp_path / "captions.jsonl")) == []

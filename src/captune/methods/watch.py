@@ -240,7 +240,8 @@ def default_watch(reward: Reward, source: str) -> list[str]:
         return ["clip"]
     references = load_references(source, limit=64).values()
     if "cider" not in names and references and all(references):
-        if not any("references" in part.needs for part in climbed if isinstance(part, Scorer)):
+        given = reward if isinstance(reward, (list, tuple)) else [reward]
+        if not any("references" in getattr(part, "needs", ()) for part in (*climbed, *given)):
             logger.warning("the watch judges by %s's references (cider), though the reward does without labels", source)
         return ["cider"]
     logger.warning("no held-out scorer is watched on %s, only health: name one that the reward has not", source)
