@@ -18,12 +18,6 @@ DEFAULT_TEXT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_IMAGE_ENCODER = "storybook-clip"
 
 
-def default_text_encoder(source: Any) -> str:
-    """Storybook's sentences are read by its own encoder: as good a reward there as a sentence encoder (studies/cim),
-    and ten times as fast."""
-    return DEFAULT_IMAGE_ENCODER if str(source).startswith("storybook:") else DEFAULT_TEXT_ENCODER
-
-
 class EncodesTexts(Protocol):
     """The text slot: `TextEncoder`, `Encoder`, or anything of this shape."""
 

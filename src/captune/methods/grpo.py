@@ -52,7 +52,7 @@ from captune.methods.training import (
     start,
     steps_done,
 )
-from captune.methods.watch import Watch, default_watch
+from captune.methods.watch import Reward, Watch, default_watch
 from captune.methods.watched import Watching
 from captune.runs import RunDir
 from captune.scorers import check_needs, scorer_class, split_specs
@@ -180,12 +180,12 @@ def train_with_reward(
 
 
 def marked_only(
-    config: TrainingConfig, captioner: Captioner, rewards: Sequence[Any], run_dir: RunDir, **settings: Any
+    config: TrainingConfig, captioner: Captioner, reward: Reward, run_dir: RunDir, **settings: Any
 ) -> dict[str, Any]:
     """A watch and the trainer's arguments for it where the steps are fixed: it looks four times, and neither stops the
     run nor cuts it back. Settings are those of `Watch`."""
     source = held_out(config)
-    watch = Watch(captioner, source, default_watch(rewards, source), run_dir, reward=rewards, **settings)
+    watch = Watch(captioner, source, default_watch(reward, source), run_dir, reward=reward, **settings)
     watch.rewind(steps_done(run_dir, config))
     every = max(1, config.max_steps // 4)
     return {"watch": watch, "eval_strategy": "steps", "eval_on_start": True, "eval_steps": every}

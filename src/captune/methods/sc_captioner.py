@@ -285,7 +285,7 @@ def run(config: SCConfig) -> RunDir:
     images = load_training_images(config, references="references" in elements.needs)
     reward = Corrections(elements, config.unchanged)
     check_needs([cast(Any, reward)], {name: images[name] for name in images.column_names}, len(images))
-    fit(SCTrainer, captioner, images, config, run_dir, reward, [reward], generate=partial(corrections, captioner))
+    fit(SCTrainer, captioner, images, config, run_dir, reward, generate=partial(corrections, captioner))
     source = held_out(config)
     limit = 64 if source == config.images else None
     measure(captioner, source, run_dir, "SC-Captioner", limit=limit, decoder=SelfCorrection())

@@ -228,15 +228,9 @@ def fit(
     config: Any,
     run_dir: RunDir,
     reward: Any,
-    parts: Sequence[Any],
     **settings: Any,
 ) -> None:
-    """Trains a new LoRA, or the adapter that training goes on from, and has the run watched (`captune.methods.watch`).
-
-    Args:
-        parts: those of the reward, which are no witnesses.
-        settings: further ones of the watch.
-    """
+    """Trains a new LoRA, or the adapter that training goes on from, and has it watched; settings are the watch's."""
     if config.adapter is None:
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
     else:
@@ -245,7 +239,7 @@ def fit(
             captioner.model.load_adapter(str(config.adapter), REFERENCE)
         freeze_vision(captioner)  # a connector that the adapter brings is used as it is
     drawn = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
-    watched = marked_only(config, captioner, parts, run_dir, **drawn, **settings)
+    watched = marked_only(config, captioner, reward, run_dir, **drawn, **settings)
     watch = watched.pop("watch")
     trainer.fit(captioner, images, config, run_dir, settings=watched, reward=reward, scst_config=config, watch=watch)
     if config.adapter and config.beta:
@@ -261,6 +255,6 @@ def run(config: SCSTConfig) -> RunDir:
         if isinstance(part, Cider) and part.said_eos is None:
             part.set_eos(config.end_token)
     prepare(reward, images, run_dir)
-    fit(SCSTTrainer, captioner, images, config, run_dir, reward, [part for part, _ in reward.parts])
+    fit(SCSTTrainer, captioner, images, config, run_dir, reward)
     begun = f", from the adapter {config.adapter}" if config.adapter else ""
     return conclude(config, run_dir, captioner, row=f"SCST: {config.reward}", method=f"SCST, {config.reward}{begun}")

@@ -128,7 +128,7 @@ class CaptionerTrainer(Trainer):
         Raises:
             ValueError: with several processes: the loss is computed beside DDP's wrapper, which would average nothing.
         """
-        arguments = TrainingArguments(**{**common_arguments(config), **(settings or {})})
+        arguments = training_arguments(config, **(settings or {}))
         if arguments.world_size > 1:
             raise ValueError(f"this method trains in one process, not in {arguments.world_size}: launch it without "
                              "torchrun; the reward objective, on trl's GRPOTrainer, runs on several")  # fmt: skip
@@ -174,8 +174,8 @@ def common_arguments(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def training_arguments(config: TrainingConfig) -> TrainingArguments:
-    return TrainingArguments(**common_arguments(config))
+def training_arguments(config: TrainingConfig, **settings: Any) -> TrainingArguments:
+    return TrainingArguments(**{**common_arguments(config), **settings})
 
 
 def last_checkpoint(output: str | Path) -> str | None:

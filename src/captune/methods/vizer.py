@@ -212,6 +212,9 @@ def train_by_reward(
         if config.repetition_weight:
             rewards.append((load_scorer("repetition"), -config.repetition_weight))
         steps = number * config.max_steps
+        watch = {}
+        if watched:
+            watch = marked_only(config, captioner, [own for own, _ in rewards], run_dir, first_step=steps)
         train_with_reward(
             captioner,
             images,
@@ -223,11 +226,7 @@ def train_by_reward(
             temperature=config.temperature,
             max_new_tokens=config.max_new_tokens,
             first_step=steps,
-            **(
-                marked_only(config, captioner, [own for own, _ in rewards], run_dir, first_step=steps)
-                if watched
-                else {}
-            ),
+            **watch,
         )
         captioner.save_adapter(output / "adapter")
 
