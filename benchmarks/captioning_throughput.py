@@ -23,7 +23,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from captune import storybook
-from captune.captioner import Captioner
+from captune.models.captioner import Captioner
 
 
 def random_model(folder: Path) -> Path:

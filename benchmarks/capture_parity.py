@@ -25,7 +25,7 @@ import numpy as np
 from capture_metric.capture import CAPTURE
 
 from captune.scene_graphs import SceneGraph
-from captune.scorers.capture import Capture
+from captune.scorers.reference.capture import Capture
 
 PAIRS = 200
 SEEDS, SEED_PAIRS = 20, 40

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from captune.versions import versions
+from captune.utils.versions import versions
 
 KEPT = ("python", "platform", "torch", "transformers", "trl")
 

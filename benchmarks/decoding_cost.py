@@ -35,10 +35,11 @@ import closing
 import torch
 
 from captune import storybook
-from captune.captioner import Captioner
 from captune.decoding import load_decoder
 from captune.decoding.zerocap import FrozenPair
-from captune.scorers import load_scorer, paired
+from captune.evaluation.statistics import paired
+from captune.models.captioner import Captioner
+from captune.scorers import load_scorer
 
 DECODERS = ("cfg:2.0", "contrastive:1.0", "best-of:8:clip", "zerocap")
 EVERY_CANDIDATE = "zerocap:?min_p=0"  # as the paper asks: CLIP reads the 512 best tokens, plausible or not

@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from captune.cli import main as captune
+from captune.cli.main import main as captune
 from captune.data import read_jsonl
 from captune.storybook.language_model import LanguageModelConfig, build_model, encode, perplexity
 from captune.storybook.tower import optimise, schedule

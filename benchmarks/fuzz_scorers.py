@@ -16,7 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from captune.scorers import ScorerError, load_scorer
+from captune.errors import ScorerError
+from captune.scorers import load_scorer
 
 TESTS = Path(__file__).parent.parent / "tests" / "scorers" / "test_fuzz.py"
 

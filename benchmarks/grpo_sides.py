@@ -13,10 +13,10 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from captune.captioner import Captioner
-from captune.families import attribute
-from captune.methods.rollouts import CaptionGRPOTrainer
+from captune.models.captioner import Captioner
+from captune.models.families import attribute
 from captune.scorers import load_scorer
+from captune.training.grpo.trainer import CaptionGRPOTrainer
 
 
 class Probe(TrainerCallback):

@@ -44,7 +44,7 @@ from proportions import MODELS, counted, formula, parts_of_a_forward, published_
 from trl import GRPOConfig
 
 from captune import storybook
-from captune.captioner import Captioner
+from captune.models.captioner import Captioner
 
 G = 5
 SETTINGS = [(False, 0.0), (False, 0.05), (True, 0.0), (True, 0.05)]  # gradient checkpointing, beta; the first is main

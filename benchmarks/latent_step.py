@@ -34,14 +34,14 @@ from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefi
 from trl import SFTConfig, SFTTrainer
 
 from captune import storybook
-from captune.captioner import Captioner
-from captune.families import attribute
-from captune.methods.latent import ViZerTrainer, latent_loss
-from captune.methods.mapper import Mapper, MapperConfig
-from captune.methods.training import training_arguments
-from captune.methods.vizer import ViZerConfig
+from captune.models.captioner import Captioner
+from captune.models.families import attribute
 from captune.storybook import captioner_model as builder
 from captune.storybook.train import save
+from captune.training.lifecycle import training_arguments
+from captune.training.vizer.mapper_fit import Mapper, MapperConfig
+from captune.training.vizer.objectives import ViZerTrainer, latent_loss
+from captune.training.vizer.train import ViZerConfig
 
 
 def same_shape(folder: Path) -> Path:

@@ -25,7 +25,7 @@ import numpy as np
 from make_golden import ODD_CORPUS, read, tokens
 from pycocoevalcap.meteor.meteor import Meteor as Reference
 
-from captune.scorers.meteor import Meteor
+from captune.scorers.reference.meteor import Meteor
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "meteor.json"
 IMAGES = 30

@@ -35,10 +35,10 @@ from pycocoevalcap.cider.cider import Cider as PeerCider
 from pycocoevalcap.rouge.rouge import Rouge as PeerRouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from captune.scorers import ptb
-from captune.scorers.bleu import Bleu
-from captune.scorers.cider import Cider
-from captune.scorers.rouge import Rouge
+from captune.scorers._support import ptb
+from captune.scorers.reference.bleu import Bleu
+from captune.scorers.reference.cider import Cider
+from captune.scorers.reference.rouge import Rouge
 
 LISTED = 60  # differences listed per set of texts
 TOLERANCE = 1e-6

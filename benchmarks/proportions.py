@@ -24,9 +24,9 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from captune import batches
-from captune.captioner import Captioner
-from captune.families import SHORT
+from captune.models import inputs as batches
+from captune.models.captioner import Captioner
+from captune.models.families import SHORT
 from captune.storybook import captioner_model as builder
 
 

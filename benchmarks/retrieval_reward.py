@@ -36,13 +36,13 @@ from PIL import Image
 from retrieval_million import DIMENSION, K, build
 
 from captune import storybook
-from captune.captioner import Captioner
 from captune.corpus import Corpus
-from captune.methods.grpo import RewardConfig, train_with_reward
-from captune.methods.training import load_training_images
-from captune.runs import RunDir
+from captune.models.captioner import Captioner
+from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
-from captune.scorers.retrieval import GRC, QIR
+from captune.scorers.image.retrieval import GRC, QIR
+from captune.training.grpo.train import RewardConfig, train_with_reward
+from captune.training.lifecycle import load_training_images
 
 IMAGES, SAMPLES = 256, 5
 ASSUMED: dict[str, float] = {

@@ -35,10 +35,10 @@ from typing import Any
 import numpy as np
 from make_golden import read
 
-from captune.scorers import ptb
-from captune.scorers.bleu import Bleu
-from captune.scorers.cider import Cider
-from captune.scorers.rouge import Rouge
+from captune.scorers._support import ptb
+from captune.scorers.reference.bleu import Bleu
+from captune.scorers.reference.cider import Cider
+from captune.scorers.reference.rouge import Rouge
 
 REFERENCES = 5
 Texts = tuple[list[str], list[list[str]]]

@@ -31,14 +31,15 @@ import torch
 import transformers
 from latent_step import smolvlm_proportions
 
-from captune import batches, storybook
-from captune.captioner import Captioner
-from captune.captioning import NEUTRAL
-from captune.loading import load_adapter
-from captune.methods.scst import SCSTConfig, SCSTTrainer, scst_loss
-from captune.methods.training import training_arguments
-from captune.prefill import SharedPrefill
-from captune.scorers.expression import Expression
+from captune import storybook
+from captune.models import inputs as batches
+from captune.models.caching.prefill import SharedPrefill
+from captune.models.captioner import Captioner
+from captune.models.captioning import NEUTRAL
+from captune.models.loading import load_adapter
+from captune.scorers import load_reward
+from captune.training.lifecycle import training_arguments
+from captune.training.scst import SCSTConfig, SCSTTrainer, scst_loss
 
 
 class Ours(SCSTTrainer):
@@ -103,7 +104,7 @@ def trainer(kind: type[SCSTTrainer], folder: Path, adapter: Path | None, config:
         captioner.add_lora()
     if MIN_TOKENS:
         captioner.core.generation_config.min_new_tokens = MIN_TOKENS
-    reward = Expression("cider:?eos=1")
+    reward = load_reward("cider:?eos=1")
     reward.parts[0][0].fit([row["references"] for row in rows])  # type: ignore[attr-defined]
     made = kind(captioner, [0], training_arguments(config), reward=reward, scst_config=config)
     made.create_optimizer()

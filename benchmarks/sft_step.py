@@ -26,9 +26,9 @@ import transformers
 from latent_step import Side, Supervised, smolvlm_proportions
 
 from captune import storybook
-from captune.captioner import Captioner
-from captune.methods.sft import ByLength, Pairs, SFTConfig, SFTTrainer
-from captune.methods.training import training_arguments
+from captune.models.captioner import Captioner
+from captune.training.lifecycle import training_arguments
+from captune.training.sft import ByLength, Pairs, SFTConfig, SFTTrainer
 
 
 class Ours(Side):

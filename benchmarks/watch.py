@@ -9,7 +9,7 @@ captioner with its command's own settings; the watch is the default one (what th
 on storybook:val), with an evaluation every ten steps, as in `captune grpo`. A run ends at its first mark, or else with
 its last step.
 
-A finished run in --work is not done again. The rule's thresholds were chosen with seed 1 (see `captune.methods.marks`).
+A finished run in --work is not done again. The rule's thresholds were chosen with seed 1 (see `captune.training.monitor.rules`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import trl
 from transformers import TrainerCallback
 
 from captune.data import read_jsonl
-from captune.methods.grpo import LastStep, RewardConfig, prepare, train_with_reward
-from captune.methods.training import load_training_images, start
-from captune.methods.vizer import ViZerConfig, build_mapper
-from captune.methods.watch import FILE, Watch, default_watch
-from captune.runs import RunDir
-from captune.scorers.expression import Expression
+from captune.runs.run_dir import RunDir
+from captune.scorers import load_reward
+from captune.training.grpo.train import LastStep, RewardConfig, prepare, train_with_reward
+from captune.training.lifecycle import load_training_images, start
+from captune.training.monitor.watch import FILE, Watch, default_watch
+from captune.training.vizer.train import ViZerConfig, build_mapper
 
 SOURCE = "storybook:val?n=64"
 RUNS = {"length": True, "mapper": False, "clip": False, "cider": False, "storybook": False}  # True: must be marked
@@ -67,7 +67,7 @@ def train(kind: str, model: str, seed: int, work: Path, steps: int) -> Path:
     )
     run_dir, captioner = start(config, "grpo")
     (output / FILE).unlink(missing_ok=True)
-    expression, dataset = Expression(config.reward, captioner=captioner), load_training_images(config)
+    expression, dataset = load_reward(config.reward, captioner=captioner), load_training_images(config)
     prepare(expression, dataset, run_dir)
     captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
     watch = Watch(captioner, SOURCE, default_watch(expression, SOURCE), run_dir, reward=expression)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def captioner(tiny_folder):
     """A tiny Idefics3, fresh for each test."""
-    from captune.captioner import Captioner
+    from captune.models.captioner import Captioner
 
     return Captioner.load(tiny_folder("idefics3"), device="cpu")
 
@@ -73,5 +74,25 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
         captioner.save_adapter(run_dir.adapter)
         return run_dir.finish("done")
 
-    for method in ("sc_captioner", "scst", "sft", "vizer"):
-        monkeypatch.setattr(f"captune.methods.{method}.conclude", conclude)
+    for method in ("sc_captioner", "scst", "sft", "vizer.train"):
+        monkeypatch.setattr(f"captune.training.{method}.conclude", conclude)
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict:
+    """What pycocoevalcap 1.2 says, with its Java tokenizer; see benchmarks/make_golden.py."""
+    file = Path(__file__).parent / "golden" / "pycocoevalcap.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(params=["flickr8k", "odd", "one_image"])
+def corpus(request: pytest.FixtureRequest, golden: dict) -> dict:
+    """{"captions", "references", "each": {figure: list}, "corpus": {figure: value}}"""
+    chosen = golden[request.param]
+    items = chosen["items"]
+    return {
+        "captions": [item["caption"] for item in items],
+        "references": [item["references"] for item in items],
+        "each": {key: [item[key] for item in items] for key in ("bleu_4", "rouge", "cider")},
+        "corpus": chosen["corpus"],
+    }

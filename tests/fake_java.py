@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from captune.scorers import java
+from captune.scorers._support import java
 
 
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, *, version: str = "11.0.2") -> Path:

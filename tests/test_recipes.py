@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from captune.cli import main
-from captune.options import build
+from captune.cli.config import build
+from captune.cli.main import main
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("vizer/*.yaml"))
 IDS = [recipe.stem for recipe in RECIPES]
@@ -19,7 +19,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
 def test_a_recipe_is_a_valid_config(recipe, tmp_path):
-    from captune.methods import vizer
+    from captune.training.vizer import train as vizer
 
     config = build(vizer.ViZerConfig, {"output": tmp_path}, recipe, vizer.PRESETS)
     assert config.preset == "paper"

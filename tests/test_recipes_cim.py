@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from captune.cli import main
-from captune.methods.grpo import PRESETS, RewardConfig
-from captune.options import build
+from captune.cli.config import build
+from captune.cli.main import main
+from captune.training.grpo.train import PRESETS, RewardConfig
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "cim"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

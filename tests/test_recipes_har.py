@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from captune.cli import main
-from captune.methods.har import HARConfig
-from captune.options import build
+from captune.cli.config import build
+from captune.cli.main import main
+from captune.training.har import HARConfig
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "har").glob("*.yaml"))
 

@@ -15,8 +15,8 @@ import trl
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
-from captune.scorers import MissingColumn, Scorer, load_scorer
-from captune.scorers.expression import Expression
+from captune.errors import MissingColumn
+from captune.scorers import Scorer, load_reward, load_scorer
 
 DOC = Path(__file__).parents[1] / "docs" / "rewards.md"
 CHAT = (
@@ -139,7 +139,7 @@ def test_a_caption_that_cannot_be_judged(model: str, tmp_path: Path, together: b
 
     rewards: Any = scorer
     if together:  # a sum as one function: one part that cannot judge is enough
-        rewards = Expression("length - repetition")
+        rewards = load_reward("length - repetition")
         rewards.parts.append((scorer, 1.0))
         rewards.needs = scorer.needs
     trainer = Watched(
@@ -160,7 +160,7 @@ def test_a_caption_that_cannot_be_judged(model: str, tmp_path: Path, together: b
 
 def test_the_real_nan(model: str, tmp_path: Path) -> None:
     """`attributes` cannot judge where the references name none; the other part of the reward goes on."""
-    reward = Expression("attributes + length")
+    reward = load_reward("attributes + length")
     dataset = rows(references=[["a red ball"], ["dogs run"], ["a blue fish"], ["the sea"]])
     trainer = train(model, [part for part, _ in reward.parts], dataset, tmp_path, per_device_train_batch_size=8)
     values = list(trainer._logs["rewards"]["attributes"])

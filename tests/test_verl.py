@@ -21,8 +21,8 @@ from datasets import load_dataset
 from PIL import Image
 
 from captune import verl
-from captune.scorers import MissingColumn, Scorer, load_scorer
-from captune.scorers.expression import Expression
+from captune.errors import MissingColumn
+from captune.scorers import Scorer, load_reward, load_scorer
 
 CAPTIONS = ["a red ball on the beach", "a dog a dog a dog", "", "two fish"]
 TRUTHS = [["a red ball"], ["one dog", "a dog runs"], ["a cat"], ["two fish swim", "fish"]]
@@ -80,7 +80,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
 
     monkeypatch.setitem(scorers.SCORERS, "counting", "the test's own")
     known = scorers.scorer_class
-    monkeypatch.setattr(scorers, "scorer_class", lambda name: Counting if name == "counting" else known(name))
+    monkeypatch.setattr(
+        "captune.scorers.registry.scorer_class", lambda name: Counting if name == "counting" else known(name)
+    )
     verl._built.cache_clear()
     Counting.built = 0
     return Counting
@@ -279,7 +281,7 @@ def test_the_parquet_of_a_source_of_files(tmp_path: Path, monkeypatch: pytest.Mo
         info, truth = row["extra_info"], row["reward_model"]["ground_truth"]
         assert verl.read_references(truth) == source_files.TRUTH[name] and info["image_id"] == name
         answer = loaded()(row["data_source"], "a dog", truth, info, reward="rouge + clip")
-        plain = Expression("rouge + clip")(["a dog"], references=[source_files.TRUTH[name]], image=[folder / name])
+        plain = load_reward("rouge + clip")(["a dog"], references=[source_files.TRUTH[name]], image=[folder / name])
         assert answer["score"] == pytest.approx(plain[0], abs=1e-6)
 
 

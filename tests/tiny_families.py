@@ -125,7 +125,7 @@ def _llava(folder: Path, kind: str, **more: object) -> Path:
     if kind == "LlavaNext":
         images = LlavaNextImageProcessorPil(**size, image_grid_pinpoints=pinpoints)
         more["image_grid_pinpoints"] = pinpoints
-    from captune.families import LLAVA_TEMPLATE
+    from captune.models.families import LLAVA_TEMPLATE
 
     processor = getattr(transformers, "LlavaNextProcessor" if kind == "LlavaNext" else "LlavaProcessor")(
         image_processor=images,

@@ -91,7 +91,7 @@ def _enlarge(model: Any) -> None:
 
 def prefix_captioner(folder: Path, image_encoder: str = "clip", lm: str = "mistral", **settings: Any) -> Path:
     """A saved prefix captioner."""
-    from captune.prefix import PrefixForConditionalGeneration
+    from captune.models.prefix_captioner.modeling import PrefixForConditionalGeneration
 
     parts = (encoder(image_encoder, folder / "encoder"), language_model(lm, folder / "lm"))
     torch.manual_seed(2)

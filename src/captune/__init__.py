@@ -11,11 +11,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Captioner": "captune.captioner",
+    "CaptuneError": "captune.errors",
+    "Captioner": "captune.models.captioner",
     "load_images": "captune.data",
     "load_references": "captune.data",
     "load_scorer": "captune.scorers",
-    "evaluate": "captune.scorers",
+    "load_reward": "captune.scorers",
+    "evaluate": "captune.evaluation",
+    "paired": "captune.evaluation",
     "match": "captune.evaluation",
     "RunDir": "captune.runs",
 }

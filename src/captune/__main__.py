@@ -1,3 +1,3 @@
-from captune.cli import main
+from captune.cli.main import main
 
 raise SystemExit(main())

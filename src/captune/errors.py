@@ -1,8 +1,105 @@
-"""What the messages of errors are made of."""
+"""Every error that captune raises on purpose; the message is one sentence that says what is wrong and what to do.
+
+`CaptuneError` is the base: the command line prints its message and exits with its `exit_code`. Whatever else escapes
+is a bug. Each also is the builtin error of its kind, so that `except ValueError` works.
+"""
 
 from __future__ import annotations
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message; its kind where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+class CaptuneError(Exception):
+    """The base of captune's errors.
+
+    Attributes:
+        exit_code: what the command line exits with: 1 for work that failed, 2 for wrong usage.
+    """
+
+    exit_code = 1
+
+
+class UsageError(CaptuneError, ValueError):
+    """The person said something that cannot be done as said; the message is one sentence that says what to do."""
+
+    exit_code = 2
+
+
+class SourceError(CaptuneError, ValueError):
+    """A source of images or references that cannot be used; the message says what is wrong and what to do."""
+
+
+class BadImage(CaptuneError, ValueError):
+    """An image that cannot be used: ``item`` names it, ``why`` says what is wrong with it."""
+
+    def __init__(self, item: str, why: str) -> None:
+        super().__init__(item, why)  # both in args, so that it survives pickling between worker processes
+        self.item = item
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.item}: {self.why}"
+
+
+class CaptionFileError(CaptuneError, ValueError):
+    """A caption file that cannot be used; the message names the file, the place and the reason."""
+
+
+class CaptionerError(CaptuneError, ValueError):
+    """A captioner cannot be loaded or used; the message says what is missing and what to do."""
+
+
+class EncoderError(CaptuneError, ValueError):
+    """An encoder that cannot be loaded or used; the message says which, why and what to do."""
+
+
+class CorpusError(CaptuneError, ValueError):
+    """A corpus that cannot be built, opened or searched as asked; the message says why and what to do."""
+
+
+class UnknownScorer(CaptuneError, ValueError):
+    """A scorer's name that the registry does not hold; the message has the nearest names."""
+
+
+class MissingColumn(CaptuneError, ValueError):
+    """A column that a scorer needs and the data lack; raised before any work starts."""
+
+
+class ScorerError(CaptuneError, RuntimeError):
+    """What a scorer runs on is missing or failed: Java, a model, a server, an invalid answer.
+
+    The message is one sentence that says what and how to get it. An evaluation continues with the other scorers.
+    """
+
+
+class ExpressionError(CaptuneError, ValueError):
+    """An expression that cannot be read; the message shows the place."""
+
+
+class UnknownDecoder(CaptuneError, ValueError):
+    """A decoder's name that the registry does not hold; the message has the nearest names."""
+
+
+class EvaluationError(CaptuneError, ValueError):
+    """An evaluation that cannot be done, or would mean nothing; the message says why and what to do."""
+
+
+class RunError(CaptuneError, ValueError):
+    """A run folder that cannot be used as asked; the message says why and what to do."""
+
+
+class RegistryError(CaptuneError, ValueError):
+    """A name that a registry does not hold; the message has the nearest names."""
+
+
+class SpecError(CaptuneError, ValueError):
+    """A spec (scorer, decoder, source, corpus) that cannot be read; the message says what is known instead."""
+
+
+class SettingError(CaptuneError, ValueError):
+    """Settings that cannot be used together, or a value out of range; the message names the setting."""
+
+    exit_code = 2

@@ -41,7 +41,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from captune.scorers import MissingColumn, load_scorer
+from captune.errors import MissingColumn
+from captune.scorers import load_scorer
 from captune.scorers.expression import Expression
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,8 @@ def _bytes(image: Any, upright: Any) -> bytes:
 
 
 def _rows(images: Any, source: str, prompt: str) -> Iterator[dict[str, Any]]:
-    from captune.data import BadImage, open_image
+    from captune.data import open_image
+    from captune.errors import BadImage
 
     for index, row in enumerate(images):
         image = row["image"]

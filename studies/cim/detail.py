@@ -23,7 +23,7 @@ from rows import Corpus, Spec
 from workshop import Workshop
 
 from captune.data import load_images
-from captune.scorers.retrieval import GRC, QIR
+from captune.scorers.image.retrieval import GRC, QIR
 from captune.storybook.changes import changed, fact_vector, scene_vector
 from captune.storybook.grammar import PLACE, noun_phrase, reference, salience
 from captune.storybook.world import Scene, Thing, relations, sample_scene

@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from workshop import Workshop, key_of, write
 
-from captune.captioner import Captioner
 from captune.data import CaptionWriter, load_images
-from captune.evaluation import as_dict
-from captune.scorers import Scorer, evaluate, load_scorer
+from captune.evaluation.run import as_dict
+from captune.evaluation.statistics import evaluate
+from captune.models.captioner import Captioner
+from captune.scorers import Scorer, load_scorer
 from captune.storybook.parser import parse
 from captune.storybook.world import KINDS, Scene
 

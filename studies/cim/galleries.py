@@ -12,12 +12,12 @@ import numpy as np
 from rows import CLIP, MINILM, TFIDF, TOWER, Corpus
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from captune.captioner import Captioner
 from captune.corpus import Corpus as Index
 from captune.data import load_images
-from captune.digests import fingerprint, pixels_digest, weights_digest
+from captune.models.captioner import Captioner
 from captune.storybook.changes import fact_vector, scene_vector
 from captune.storybook.world import Scene
+from captune.utils.hashing import fingerprint, pixels_digest, weights_digest
 
 ALIKE = 1e-3  # a last component that all vectors share, so that a text without a known word has a direction too
 

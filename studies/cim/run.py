@@ -33,7 +33,7 @@ from workshop import Workshop, key_of
 
 from captune.data import read_jsonl
 from captune.data.captions import cut_torn_line
-from captune.versions import versions
+from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent

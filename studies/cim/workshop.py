@@ -15,14 +15,14 @@ from typing import Any
 from galleries import gallery
 from rows import LABELLED, REWARDS, Corpus, Spec, Training
 
-from captune.captioner import Captioner
 from captune.corpus import Corpus as Index
-from captune.loading import load_adapter, resolve
-from captune.methods.grpo import train_with_reward
-from captune.methods.sft import SFTConfig, SFTTrainer
-from captune.methods.training import TrainingConfig, load_training_images, start
+from captune.models.captioner import Captioner
+from captune.models.loading import load_adapter, resolve
 from captune.scorers import load_scorer
-from captune.scorers.retrieval import GRC, QIR
+from captune.scorers.image.retrieval import GRC, QIR
+from captune.training.grpo.train import train_with_reward
+from captune.training.lifecycle import TrainingConfig, load_training_images, start
+from captune.training.sft import SFTConfig, SFTTrainer
 
 QUICK = {"max_steps": 2, "limit": 24, "batch_size": 4}
 Reward = Callable[..., list[float]]

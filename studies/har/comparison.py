@@ -37,7 +37,7 @@ from systems import (
     rows,
 )  # fmt: skip
 
-from captune.scorers.statistics import Estimate
+from captune.evaluation.statistics import Estimate
 
 GUIDANCE = Path(__file__).parents[2] / "benchmarks" / "decoding_guidance.json"
 SPLITS = {"test": "in distribution", "ood": "out of distribution"}

@@ -19,19 +19,20 @@ from systems import TRAIN, Row, Stage
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from captune.captioner import Captioner
 from captune.data import load_images
 from captune.data.captions import replace_file
 from captune.decoding import load_decoder
 from captune.decoding.zerocap import FrozenPair
-from captune.digests import fingerprint
-from captune.encoders import Encoder
-from captune.methods import har, scst, sft
-from captune.scorers import Scorer, evaluate, load_scorer
-from captune.scorers.cider import Cider
+from captune.evaluation.statistics import evaluate
+from captune.models.captioner import Captioner
+from captune.models.encoders.clip import Encoder
+from captune.scorers import Scorer, load_scorer
+from captune.scorers.reference.cider import Cider
 from captune.storybook import Scene
 from captune.storybook.clip import ClipConfig, build
 from captune.storybook.grammar import reference
+from captune.training import har, scst, sft
+from captune.utils.hashing import fingerprint
 
 PARTS = {"language_model": "storybook-lm", "image_encoder": "storybook-clip"}
 HELD_OUT = ClipConfig(seed=1)  # the shipped encoder is seed 0: other pictures, other weights, another tokenizer

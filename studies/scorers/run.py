@@ -33,8 +33,9 @@ import tables
 from captune import storybook
 from captune.corpus import Corpus
 from captune.data import load_images, load_references, read_captions
-from captune.evaluation import Images
-from captune.scorers import Scorer, ScorerError, load_scorer
+from captune.errors import ScorerError
+from captune.evaluation.run import Images
+from captune.scorers import Scorer, load_scorer
 from captune.storybook.changes import CHANGES, changed
 from captune.storybook.parser import TYPES
 from captune.storybook.world import KIND_NAMES, Scene

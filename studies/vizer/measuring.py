@@ -14,11 +14,12 @@ from training import Bench, key_of, write
 from transformers import set_seed
 
 from captune import storybook
-from captune.captioner import Captioner
 from captune.data import CaptionWriter, load_images
-from captune.evaluation import as_dict
-from captune.scorers import Scorer, evaluate, load_scorer
-from captune.scorers.vizer import ViZerScorer
+from captune.evaluation.run import as_dict
+from captune.evaluation.statistics import evaluate
+from captune.models.captioner import Captioner
+from captune.scorers import Scorer, load_scorer
+from captune.scorers.image.vizer_mapper import ViZerScorer
 
 # Test images of a seed that nothing was tuned on; choices are made on val alone.
 SOURCES = {

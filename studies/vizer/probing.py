@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from captune.captioner import Captioner
+from captune.models.captioner import Captioner
 from captune.storybook.grammar import PLACE, WORDING, article
 from captune.storybook.noise import BLURRED, HABIT_COLOUR, HABIT_KIND, HABIT_PLACE
 from captune.storybook.parser import judged

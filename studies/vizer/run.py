@@ -32,7 +32,7 @@ from training import Bench, key_of
 
 from captune.data import read_jsonl
 from captune.data.captions import cut_torn_line
-from captune.versions import versions
+from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
-from captune.methods.vizer import ViZerConfig
+from captune.training.vizer.train import ViZerConfig
 
 SECTIONS = ("main", "controls", "learning", "choices", "sweep")
 ONE_BASE = ("choices", "sweep")  # the others run on every base

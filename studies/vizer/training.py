@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from study import SHORT, Spec
 
-from captune.captioner import Captioner
-from captune.loading import resolve
-from captune.methods.latent import ViZerTrainer
-from captune.methods.mapper import Mapper, fit_mapper, own_captions
-from captune.methods.sft import SFTConfig, SFTTrainer
-from captune.methods.training import TrainingConfig, load_training_images, start
-from captune.methods.vizer import PRESETS, ViZerConfig, mapper_images, train_by_reward
-from captune.options import build
+from captune.cli.config import build
+from captune.models.captioner import Captioner
+from captune.models.loading import resolve
 from captune.scorers import load_scorer
-from captune.scorers.vizer import ViZerScorer
+from captune.scorers.image.vizer_mapper import ViZerScorer
+from captune.training.lifecycle import TrainingConfig, load_training_images, start
+from captune.training.sft import SFTConfig, SFTTrainer
+from captune.training.vizer.mapper_fit import Mapper, fit_mapper, own_captions
+from captune.training.vizer.objectives import ViZerTrainer
+from captune.training.vizer.train import PRESETS, ViZerConfig, mapper_images, train_by_reward
 
 # What does not decide a result. The model is in the key by the digest of its weights.
 NOT_IN_KEY = {"prompt", "model", "output", "evaluation", "overwrite", "save_steps", "device"}

@@ -10,10 +10,11 @@ from contenders import OPENINGS, SCALES, Row
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from captune.captioner import Captioner
 from captune.data import load_images
 from captune.decoding import load_decoder
-from captune.scorers import Scorer, evaluate, load_scorer
+from captune.evaluation.statistics import evaluate
+from captune.models.captioner import Captioner
+from captune.scorers import Scorer, load_scorer
 
 SCORERS = ("cider", "storybook", "clip", "health")
 SHOWN = {"test": 8, "ood": 4}  # images of the examples page: the first ones of the first seed

@@ -33,10 +33,10 @@ import verdicts
 from measured import Exam, measure, sources
 from tqdm.auto import tqdm
 
-from captune.captioner import Captioner
 from captune.data.captions import replace_file
-from captune.digests import fingerprint, weights_digest
-from captune.versions import versions
+from captune.models.captioner import Captioner
+from captune.utils.hashing import fingerprint, weights_digest
+from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent

@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from contenders import LABELLED, REPETITION, Row
 
-from captune.captioner import Captioner
+from captune.cli.config import build
 from captune.corpus import Corpus
 from captune.data import load_images
 from captune.data.captions import replace_file
-from captune.methods.grpo import train_with_reward
-from captune.methods.latent import ViZerTrainer
-from captune.methods.sft import SFTConfig, SFTTrainer
-from captune.methods.training import start
-from captune.methods.vizer import PRESETS, ViZerConfig, build_mapper
-from captune.options import build
-from captune.runs import RunDir
+from captune.models.captioner import Captioner
+from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
-from captune.scorers.cider import Cider
 from captune.scorers.expression import parse
-from captune.scorers.vizer import ViZerScorer
+from captune.scorers.image.vizer_mapper import ViZerScorer
+from captune.scorers.reference.cider import Cider
+from captune.training.grpo.train import train_with_reward
+from captune.training.lifecycle import start
+from captune.training.sft import SFTConfig, SFTTrainer
+from captune.training.vizer.objectives import ViZerTrainer
+from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper
 
 TEXTS = "storybook-clip"  # encodes the corpus' texts: as good here as a sentence encoder, and ten times as fast
 OWN, SAMPLES = 2000, 4  # images of the own corpus, and samples of each, the best of which is its entry

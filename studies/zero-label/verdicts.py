@@ -15,7 +15,7 @@ from typing import Any
 
 from contenders import BASE, BUDGET, SUPERVISED, Row, choices, rows
 
-from captune.scorers.statistics import Estimate
+from captune.evaluation.statistics import Estimate
 
 SPLITS = {"test": "in distribution", "ood": "out of distribution"}
 GAPS = {"CIDEr-D": "cider", "fact F1": "fact_f1"}

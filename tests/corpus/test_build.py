@@ -15,9 +15,9 @@ import pytest
 from broken_images import encode, photo
 from corpora import build
 
-from captune.corpus import Corpus, CorpusError, files
+from captune.corpus import Corpus, files
 from captune.data import load_images
-from captune.encoders import EncoderError
+from captune.errors import CorpusError, EncoderError
 
 pytest.importorskip("faiss")
 CAPTIONS = corpora.captions_of(30)

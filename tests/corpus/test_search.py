@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from corpora import build
 
-from captune.corpus import Corpus, CorpusError
+from captune.corpus import Corpus
 from captune.corpus.index import nearest
-from captune.encoders import EncoderError
+from captune.errors import CorpusError, EncoderError
 
 faiss = pytest.importorskip("faiss")
 CAPTIONS = corpora.captions_of(30)

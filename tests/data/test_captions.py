@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from captune.data import CaptionFileError, CaptionWriter, read_captions, write_coco_results
+from captune.data import CaptionWriter, read_captions, write_coco_results
+from captune.errors import CaptionFileError
 
 ODD = {
     "plain": "a dog",

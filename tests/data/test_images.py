@@ -12,7 +12,8 @@ import pytest
 from broken_images import BAD, GOOD, encode, photo, write_all
 from PIL import Image
 
-from captune.data import BadImage, image_size, open_image
+from captune.data import image_size, open_image
+from captune.errors import BadImage
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

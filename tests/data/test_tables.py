@@ -12,7 +12,8 @@ import pytest
 from broken_images import encode, photo
 from source_files import NAMES, TRUTH, content, images
 
-from captune.data import BadImage, SourceError, load_images, load_references
+from captune.data import load_images, load_references
+from captune.errors import BadImage, SourceError
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,13 @@ import pytest
 import tiny_encoders
 import torch
 
-from captune.captioner import Captioner
 from captune.decoding import load_decoder
 from captune.decoding.best_of import BestOf
-from captune.families import attribute
-from captune.prefill import SharedPrefill
-from captune.scorers import MissingColumn, Scorer, load_scorer
+from captune.errors import MissingColumn
+from captune.models.caching.prefill import SharedPrefill
+from captune.models.captioner import Captioner
+from captune.models.families import attribute
+from captune.scorers import Scorer, load_scorer
 
 
 def samples(captioner: Captioner, images: list, n: int) -> np.ndarray:

@@ -11,12 +11,12 @@ import tiny_prefix
 import torch
 from transformers import BatchFeature, DynamicCache
 
-from captune import batches
-from captune.captioner import Captioner
 from captune.decoding import load_decoder
 from captune.decoding.cfg import ImageGuidance, blank
-from captune.families import CaptionerError
-from captune.prefill import SharedPrefill
+from captune.errors import CaptionerError
+from captune.models import inputs as batches
+from captune.models.caching.prefill import SharedPrefill
+from captune.models.captioner import Captioner
 
 FAMILIES = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "internvl", "vipllava")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import BatchFeature
 
-from captune.captioner import Captioner
 from captune.decoding import load_decoder
 from captune.decoding.cfg import ImageGuidance
+from captune.models.captioner import Captioner
 
 
 class Habit:

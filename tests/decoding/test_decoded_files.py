@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from captune.caption_job import caption_source, caption_to_file
-from captune.captioner import Captioner
-from captune.data import CaptionFileError, read_captions
-from captune.decoding import UnknownDecoder, load_decoder
-from captune.scorers import MissingColumn
+from captune.data import read_captions
+from captune.decoding import load_decoder
+from captune.errors import CaptionFileError, MissingColumn, UnknownDecoder
+from captune.inference.job import caption_source, caption_to_file
+from captune.models.captioner import Captioner
 
 SOURCE = "storybook:val?n=6&seed=3"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from captune.decoding import DECODERS, UnknownDecoder, load_decoder
-from captune.scorers import UnknownScorer
+from captune.decoding import DECODERS, load_decoder
+from captune.errors import UnknownDecoder, UnknownScorer
 
 
 @pytest.mark.parametrize(

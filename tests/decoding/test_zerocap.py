@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, MistralConfig
 
-from captune.captioner import Captioner
 from captune.decoding import load_decoder
 from captune.decoding.zerocap import ContextGuidance, FrozenPair, ZeroCap
-from captune.encoders import Encoder
-from captune.families import CaptionerError
+from captune.errors import CaptionerError
+from captune.models.captioner import Captioner
+from captune.models.encoders.clip import Encoder
 from captune.storybook import load
 
 

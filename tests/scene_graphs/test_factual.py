@@ -6,9 +6,9 @@ import pytest
 import tiny
 from transformers import T5Config, T5ForConditionalGeneration
 
+from captune.errors import ScorerError
 from captune.scene_graphs import SceneGraph, load_parser
 from captune.scene_graphs.factual import FactualParser, kept
-from captune.scorers import ScorerError
 
 TEXT = "Two dogs are playing with a red ball. A glass of water is on the table."
 

@@ -9,7 +9,7 @@ import pytest
 
 from captune.scene_graphs import SceneGraph
 from captune.scene_graphs.matching import Matcher
-from captune.scorers.capture import Capture
+from captune.scorers.reference.capture import Capture
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "capture.json").read_text(encoding="utf-8"))
 

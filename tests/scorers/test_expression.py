@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from captune import scorers
-from captune.scorers.cider import Cider
-from captune.scorers.expression import Expression, ExpressionError, parse
+from captune.errors import ExpressionError
+from captune.evaluation import evaluate
+from captune.scorers import load_reward
+from captune.scorers.expression import Expression, parse
+from captune.scorers.reference.cider import Cider
 
 CAPTIONS = ["a red ball on the beach", "two dogs run", "a house", ""]
 REFERENCES = [["a red ball lies on the beach"], ["two dogs are running", "dogs run"], ["a big house"], ["a cat"]]
@@ -61,7 +64,7 @@ def test_a_sum_is_the_sum_of_its_parts() -> None:
     both = scorers.load_scorer("cider + 0.5*rouge - 0.1*length")
     assert isinstance(both, Expression) and both.needs == ("references",)
     columns = {"references": REFERENCES}
-    results = scorers.evaluate(CAPTIONS, columns, [both, "cider", "rouge", "length"])
+    results = evaluate(CAPTIONS, columns, [both, "cider", "rouge", "length"])
     whole, cider, rouge, length = results.values()
     assert whole.value == pytest.approx(cider.value + 0.5 * rouge.value - 0.1 * length.value)
     expected = cider.per_caption + 0.5 * rouge.per_caption - 0.1 * length.per_caption
@@ -81,11 +84,11 @@ def test_a_sum_with_a_corpus_figure_that_is_no_sum_of_rows() -> None:
         def corpus(self, rows):
             return {"longest": float(rows.max())}
 
-    both = Expression("2*rouge")
+    both = load_reward("2*rouge")
     both.parts.append((Longest(), 3.0))
     assert not both.sums
-    result = scorers.evaluate(CAPTIONS, {"references": REFERENCES}, [both], bootstrap=20)["2*rouge"]
-    rouge = scorers.evaluate(CAPTIONS, {"references": REFERENCES}, ["rouge"])["rouge"].value
+    result = evaluate(CAPTIONS, {"references": REFERENCES}, [both], bootstrap=20)["2*rouge"]
+    rouge = evaluate(CAPTIONS, {"references": REFERENCES}, ["rouge"])["rouge"].value
     assert result.value == pytest.approx(2 * rouge + 3 * len(CAPTIONS[0]))
 
 

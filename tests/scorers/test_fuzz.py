@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captune.scorers import SCORERS, Scorer, ScorerError, columns_for, load_scorer, ptb, scorer_class
+from captune.errors import ScorerError
+from captune.scorers import SCORERS, Scorer, columns_for, load_scorer, scorer_class
+from captune.scorers._support import ptb
 from captune.storybook.world import sample_scene
 
 # Scorers without images that are not tried here, and why. Whatever else is registered is tried.

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from captune import scorers
-from captune.scorers import MissingColumn, Scorer, UnknownScorer, columns_for, completion_text, load_scorer
+from captune.errors import MissingColumn, UnknownScorer
+from captune.evaluation import evaluate
+from captune.scorers import Scorer, columns_for, completion_text, load_scorer
+from captune.utils.spec import read_argument
 
 CHEAP = ("bleu", "rouge", "cider", "health", "length")
 
@@ -45,13 +48,13 @@ def test_the_cheap_scorers_do_not_load_torch() -> None:
 
 def test_needs_are_checked_before_any_work() -> None:
     with pytest.raises(MissingColumn, match="'cider' needs references; the data have image"):
-        scorers.evaluate(["a dog"], {"image": [None]}, ["health", "cider"])
+        evaluate(["a dog"], {"image": [None]}, ["health", "cider"])
     with pytest.raises(ValueError, match="2 captions but 1 entries in column 'references'"):
-        scorers.evaluate(["a", "b"], {"references": [["a"]]}, ["bleu"])
+        evaluate(["a", "b"], {"references": [["a"]]}, ["bleu"])
     with pytest.raises(ValueError, match="no caption"):
-        scorers.evaluate([], {"references": []}, ["bleu"])
+        evaluate([], {"references": []}, ["bleu"])
     with pytest.raises(TypeError, match="caption 1 is None"):
-        scorers.evaluate(["a", None], {}, ["health"])
+        evaluate(["a", None], {}, ["health"])
 
 
 def test_a_scorer_gets_the_context_and_the_columns_that_it_declares() -> None:
@@ -131,10 +134,10 @@ def test_rows_do_not_depend_on_their_neighbours(name: str, golden: dict) -> None
     ],
 )
 def test_an_argument_is_read(argument: str | None, head: str, given: dict[str, str]) -> None:
-    assert scorers.read_argument("x", argument, ("k", "n"), "x:m?k=1") == (head, given)
+    assert read_argument("x", argument, ("k", "n"), "x:m?k=1") == (head, given)
 
 
 @pytest.mark.parametrize("argument", ["m?q=1", "m?k", "m?k=1&w=2"])
 def test_a_setting_that_is_none_is_refused_with_those_there_are(argument: str) -> None:
     with pytest.raises(ValueError, match=r"scorer 'x' has no setting .*it has k, n, as in 'x:m\?k=1'"):
-        scorers.read_argument("x", argument, ("k", "n"), "x:m?k=1")
+        read_argument("x", argument, ("k", "n"), "x:m?k=1")

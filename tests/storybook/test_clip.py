@@ -54,7 +54,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 
 def embeddings(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    from captune.encoders import Encoder
+    from captune.models.encoders.clip import Encoder
 
     encoder = Encoder.load(folder)
     return encoder.encode_images([draw(SCENE), draw(sample_scene("clip", 1, 1))]), encoder.encode_texts(
@@ -168,7 +168,7 @@ def test_the_shipped_model_is_small_and_what_the_defaults_build() -> None:
 
 
 def test_clip_score_with_the_shipped_model_tells_right_from_wrong() -> None:
-    from captune.scorers.clip import ClipScore
+    from captune.scorers.image.clip import ClipScore
 
     scenes = [sample_scene("val", 4, index) for index in range(40)]
     pictures = [draw(scene, 64) for scene in scenes]

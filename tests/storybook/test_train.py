@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from captune.captioner import Captioner
+from captune.models.captioner import Captioner
 from captune.storybook import tower, train
 from captune.storybook.draw import draw
 from captune.storybook.parser import judge

@@ -24,7 +24,7 @@ import verification
 import workshop
 
 from captune.corpus import Corpus
-from captune.scorers.retrieval import GRC, QIR
+from captune.scorers.image.retrieval import GRC, QIR
 from captune.storybook import load
 from captune.storybook.parser import judged
 from captune.storybook.world import Scene, Thing, sample_scene

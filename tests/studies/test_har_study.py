@@ -18,8 +18,8 @@ import measures
 import systems
 
 from captune import storybook
-from captune.digests import fingerprint
-from captune.scorers.storybook import StorybookScorer
+from captune.storybook.scorer import StorybookScorer
+from captune.utils.hashing import fingerprint
 
 FIGURES = ("held_out_clip", "cider", "bleu_4", "fact_f1", "relation_f1", "subkind_f1", "hallucinated_per_fact",
            "bad_endings", "length", "clip")  # fmt: skip

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "scorers"))
 
 import tables
 
-from captune.scorers import ScorerError, load_scorer
+from captune.errors import ScorerError
+from captune.scorers import load_scorer
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ import study
 import table
 import training
 
-from captune.methods.vizer import ViZerConfig
 from captune.storybook.parser import judged
 from captune.storybook.world import sample_scene
+from captune.training.vizer.train import ViZerConfig
 
 
 @pytest.fixture

@@ -15,7 +15,12 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from captune.corpus import files
-from captune.corpus.encoders import (
+from captune.corpus.files import Shard
+from captune.corpus.index import EXACT, INDEXES, make_index
+from captune.data import ImageSource, load_images, open_image
+from captune.data.columns import undecoded
+from captune.errors import BadImage, CorpusError
+from captune.models.encoders.pairs import (
     DEFAULT_IMAGE_ENCODER,
     DEFAULT_TEXT_ENCODER,
     EncodesImages,
@@ -24,11 +29,7 @@ from captune.corpus.encoders import (
     load_text_encoder,
     unit,
 )
-from captune.corpus.files import CorpusError, Shard
-from captune.corpus.index import EXACT, INDEXES, make_index
-from captune.data import BadImage, ImageSource, load_images, open_image
-from captune.data.columns import undecoded
-from captune.versions import versions
+from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 _TEXTS_AT_ONCE = 512  # enough for batches of like length

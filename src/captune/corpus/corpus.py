@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captune.corpus import files
-from captune.corpus.encoders import (
+from captune.corpus.index import EXACT, INDEXES, OnDevice, nearest, open_index
+from captune.data.captions import read_jsonl
+from captune.errors import CorpusError
+from captune.models.encoders.pairs import (
     DEFAULT_IMAGE_ENCODER,
     EncodesImages,
     EncodesTexts,
@@ -19,9 +22,6 @@ from captune.corpus.encoders import (
     load_text_encoder,
     unit,
 )
-from captune.corpus.files import CorpusError
-from captune.corpus.index import EXACT, INDEXES, OnDevice, nearest, open_index
-from captune.data.captions import read_jsonl
 
 if TYPE_CHECKING:
     from captune.data import ImageSource

@@ -33,6 +33,7 @@ except ImportError:  # Windows: no advisory locks; two builders in one folder ar
     fcntl = None  # type: ignore[assignment]
 
 from captune.data.captions import jsonl_line, replace_file
+from captune.errors import CorpusError
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -40,10 +41,6 @@ _AFRESH = "build the corpus afresh: captune corpus build … --overwrite"
 SHARDS = "shards"
 OWN = ("texts.npy", "images.npy", "owners.npy", "entries.jsonl", "images.json", "skipped.jsonl",
        "index-ivf.faiss", "index-hnsw.faiss")  # fmt: skip
-
-
-class CorpusError(ValueError):
-    """A corpus that cannot be built, opened or searched as asked; the message says why and what to do."""
 
 
 @dataclass

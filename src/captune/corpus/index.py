@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from captune.corpus.files import CorpusError, _replacing, open_vectors
+from captune.corpus.files import _replacing, open_vectors
+from captune.errors import CorpusError
 
 if TYPE_CHECKING:
     import faiss

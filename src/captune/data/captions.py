@@ -14,16 +14,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from captune.errors import CaptionFileError
+
 try:
     import fcntl
 except ImportError:  # Windows: no advisory locks; two writers on one file are then the user's business
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
-
-
-class CaptionFileError(ValueError):
-    """A caption file that cannot be used; the message names the file, the place and the reason."""
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
 from captune.data.columns import column, undecoded
-from captune.data.images import BadImage, open_image
+from captune.data.images import open_image
+from captune.errors import BadImage
 
 logger = logging.getLogger(__name__)
 

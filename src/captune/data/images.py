@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from captune.errors import BadImage
+
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 178_956_970
@@ -24,18 +26,6 @@ MAX_PIXELS = 178_956_970
 _KINDS = "apng avif bmp dib gif heic heif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split(" "))
 """File names that a folder source takes for images; compared in lower case."""
-
-
-class BadImage(ValueError):
-    """An image that cannot be used: ``item`` names it, ``why`` says what is wrong with it."""
-
-    def __init__(self, item: str, why: str) -> None:
-        super().__init__(item, why)  # both in args, so that it survives pickling between worker processes
-        self.item = item
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"{self.item}: {self.why}"
 
 
 def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

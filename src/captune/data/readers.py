@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captune.data.captions import CaptionFileError, read_jsonl
+from captune.data.captions import read_jsonl
 from captune.data.images import IMAGE_SUFFIXES
+from captune.errors import CaptionFileError, SourceError
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +27,6 @@ REFERENCE_KEYS = (
     "references", "captions", "caption", "sentences_raw", "sentences", "comment", "raw", "text", "txt", "answer",
 )  # fmt: skip
 TEXT_SUFFIXES = frozenset((".txt", ".csv", ".tsv", ".token"))
-
-
-class SourceError(ValueError):
-    """A source of images or references that cannot be used; the message says what is wrong and what to do."""
 
 
 class Entry(NamedTuple):

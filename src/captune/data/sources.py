@@ -22,8 +22,9 @@ from datasets import Dataset, IterableDataset
 
 from captune.data.columns import ImageSource, column, decoded
 from captune.data.images import IMAGE_SUFFIXES
-from captune.data.readers import TEXT_SUFFIXES, Entry, SourceError, find_image_folder, image_paths, read_entries
+from captune.data.readers import TEXT_SUFFIXES, Entry, find_image_folder, image_paths, read_entries
 from captune.data.tables import FEATURES, load_hub, load_saved, load_shards, normalise
+from captune.errors import SourceError
 
 logger = logging.getLogger(__name__)
 

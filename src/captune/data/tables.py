@@ -21,7 +21,8 @@ from datasets import (
 )
 
 from captune.data.images import IMAGE_SUFFIXES
-from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, SourceError, as_references, first_key
+from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, as_references, first_key
+from captune.errors import SourceError
 
 logger = logging.getLogger(__name__)
 

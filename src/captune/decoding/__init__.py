@@ -16,18 +16,16 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 from urllib.parse import parse_qsl
 
+from captune.errors import UnknownDecoder
+
 #: name -> "module:class". Imported when asked for.
 DECODERS: dict[str, str] = {
     "cfg": "captune.decoding.cfg:ClassifierFreeGuidance",
     "contrastive": "captune.decoding.contrastive:Contrastive",
     "best-of": "captune.decoding.best_of:BestOf",
-    "self-correct": "captune.methods.sc_captioner:SelfCorrection",
+    "self-correct": "captune.training.sc_captioner:SelfCorrection",
     "zerocap": "captune.decoding.zerocap:ZeroCap",
 }
-
-
-class UnknownDecoder(ValueError):
-    """A decoder's name that the registry does not hold; the message has the nearest names."""
 
 
 class Decoder(Protocol):

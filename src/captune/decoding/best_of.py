@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
-from captune.prefill import SharedPrefill
+from captune.models.caching.prefill import SharedPrefill
 from captune.scorers import Scorer, check_needs, load_scorer
 
 if TYPE_CHECKING:
-    from captune.captioner import Captioner
+    from captune.models.captioner import Captioner
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, LogitsProcessor
 
-from captune import batches
-from captune.families import CaptionerError
+from captune.errors import CaptionerError
+from captune.models import inputs as batches
 
 if TYPE_CHECKING:
-    from captune.captioner import Captioner
+    from captune.models.captioner import Captioner
 
 BLANK_SIDE = 224  # pixels; processors resize it as any other image
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from captune.decoding.cfg import guided
 
 if TYPE_CHECKING:
-    from captune.captioner import Captioner
+    from captune.models.captioner import Captioner
 
 
 @dataclass(frozen=True)

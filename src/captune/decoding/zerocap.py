@@ -42,11 +42,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessor
 from transformers.cache_utils import DynamicLayer
 
-from captune import loading
-from captune.captioning import NEUTRAL
-from captune.encoders import Encoder
-from captune.errors import first_line
-from captune.families import CaptionerError
+from captune.errors import CaptionerError, first_line
+from captune.models import loading
+from captune.models.captioning import NEUTRAL
+from captune.models.encoders.clip import Encoder
 from captune.storybook import model_path
 
 MAX_NEW_TOKENS = 15  # the paper's, for language models that name no number

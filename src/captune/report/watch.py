@@ -1,4 +1,4 @@
-"""What the reward-hacking watch saw in a run (`captune.methods.watch`), and captions that show what it marked."""
+"""What the reward-hacking watch saw in a run (`captune.training.monitor.watch`), and captions that show what it marked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from captune.report import truth as known
 from captune.report.gallery import Card, Entry
 from captune.report.reading import Run, read_jsonl
 from captune.report.truth import Truth, load_truth
-from captune.scorers.health import Health
+from captune.scorers.text.health import Health
 
 FILE = "watch.jsonl"
 EXAMPLES = 4  # images for each figure that is marked

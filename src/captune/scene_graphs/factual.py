@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from captune.errors import first_line
-from captune.scene_graphs import SceneGraph
+from captune.scene_graphs.graph import SceneGraph
 from captune.scene_graphs.phrases import sentences
 from captune.scene_graphs.tagger import tag, words
 from captune.scene_graphs.wordnet import wordnet
@@ -37,12 +37,12 @@ class FactualParser:
 
     @property
     def signature(self) -> str:
-        from captune.digests import weights_digest
+        from captune.utils.hashing import weights_digest
 
         return f"factual/{self.name}@{weights_digest(self._model()[0].state_dict())}/beams-{_BEAMS}/wordnet-3.0"
 
     def check(self) -> None:
-        from captune.answering import check_model
+        from captune.models.answerers.base import check_model
 
         check_model(self.name, "the scene-graph parser", DEFAULT_MODEL)
 
@@ -62,7 +62,7 @@ class FactualParser:
             import torch
             from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-            from captune.scorers import ScorerError
+            from captune.errors import ScorerError
 
             device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
             try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from captune.scene_graphs import SceneGraph
+from captune.scene_graphs.graph import SceneGraph
 from captune.scene_graphs.phrases import Phrase, is_measure, is_object, phrases, sentences
 
 VERSION = "1"

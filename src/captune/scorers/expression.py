@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from captune.scorers import Scorer, load_scorer
+from captune.errors import ExpressionError
+from captune.scorers.base import Scorer
 
 _TOKEN = re.compile(r"\s*(?:(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)|([A-Za-z_]\w*(?::[^\s()*]+)?)|([-+*/()]))")
 _NAME = re.compile(r"[A-Za-z_]\w*(:.*)?", re.DOTALL)
@@ -26,10 +27,6 @@ _NAME = re.compile(r"[A-Za-z_]\w*(:.*)?", re.DOTALL)
 def is_expression(spec: str) -> bool:
     """Whether a spec is more than one scorer's name with its argument (a folder's name may hold any character)."""
     return not _NAME.fullmatch(spec.strip()) or bool(re.search(r"\s[-+*/]\s|\*", spec))
-
-
-class ExpressionError(ValueError):
-    """An expression that cannot be read; the message shows the place."""
 
 
 Weights = dict[str, float]  # what a term of the sum is: weights by scorer; {"": x} is the number x
@@ -126,13 +123,13 @@ class Expression(Scorer):
     """A weighted sum of scorers; as a reward, the weighted sum of their rewards.
 
     Args:
-        argument: the expression.
-        context: handed to the scorers, see `load_scorer`.
+        text: the expression as it was written; its name.
+        parts: each scorer with its weight.
     """
 
-    def __init__(self, argument: str, **context: Any) -> None:
-        self.name = argument
-        self.parts = [(load_scorer(spec, **context), weight) for spec, weight in parse(argument).items()]
+    def __init__(self, text: str, parts: Sequence[tuple[Scorer, float]]) -> None:
+        self.name = text
+        self.parts = list(parts)
         self.needs = tuple(dict.fromkeys(need for part, _ in self.parts for need in part.needs))  # type: ignore[misc]
         self.uses = tuple(dict.fromkeys(use for part, _ in self.parts for use in part.uses))  # type: ignore[misc]
         self._widths: list[int] = []  # columns of each part's rows

@@ -221,7 +221,7 @@ def info_nce(seen: Tensor, said: Tensor, scale: Tensor, truth: Tensor) -> Tensor
 
 def measure(model: Any, processor: Any, n: int = 500, split: str = "val", seed: int = 91) -> dict[str, float]:
     """Retrieval, right against wrong picture, and the share of one-fact changes that lower the similarity."""
-    from captune.encoders import Encoder
+    from captune.models.encoders.clip import Encoder
 
     encoder = Encoder(model, processor, name="storybook-clip")
     scenes = [sample_scene(split, seed, index) for index in range(n)]

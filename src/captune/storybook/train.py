@@ -138,10 +138,10 @@ def greedy_figures(model: Any, tokenizer: Any, n: int = 200) -> dict[str, Any]:
     """What the captioner says of `n` storybook:val pictures, in figures, and its commonest opening."""
     from collections import Counter
 
-    from captune.captioner import Captioner
-    from captune.scorers.cider import Cider
-    from captune.scorers.storybook import StorybookScorer
+    from captune.models.captioner import Captioner
+    from captune.scorers.reference.cider import Cider
     from captune.storybook import load
+    from captune.storybook.scorer import StorybookScorer
 
     captioner = Captioner(model, build_processor(tokenizer), name="storybook")
     val = load("val", n, seed=0)

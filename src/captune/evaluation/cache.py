@@ -1,0 +1,97 @@
+"""Rows that cost a model's pass are kept on disk, keyed by content, so that no caption is judged twice.
+
+    <folder>/<digest of the scorer's identity>.jsonl      a line per row: {"key": ..., "row": [...]}
+
+A row's key is a digest of the caption and of its entry in every column that the scorer reads (an image counts by its
+pixels, whatever its name); the file's name is a digest of the scorer's identity, which names the model by its weights.
+Lines are appended as rows are made: a killed evaluation goes on where it was, and a torn last line is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from captune.scorers import Scorer
+from captune.utils.hashing import pixels_digest
+
+logger = logging.getLogger(__name__)
+_CHUNK = 128  # captions judged between two writes
+
+
+class Cache:
+    """Rows of the scorers that say `cached`.
+
+    Args:
+        folder: made when the first row is kept.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+
+    def rows(self, scorer: Scorer, captions: Sequence[str], columns: Mapping[str, Any]) -> np.ndarray:
+        """`scorer.rows(captions, **columns)`, of which only what is not known is computed."""
+        file = self.folder / f"{hashlib.sha256(scorer.identity.encode()).hexdigest()[:24]}.jsonl"
+        known = self._read(file)
+        entries = tqdm(captions, desc=f"{scorer.name}: looking up", leave=False, disable=len(captions) < 2000)
+        keys = [
+            _key(caption, {name: column[i] for name, column in columns.items()}) for i, caption in enumerate(entries)
+        ]
+        new = {key: i for i, key in enumerate(keys) if key not in known}  # equal captions of equal images once
+        if len(new) < len(set(keys)):
+            logger.info("%s: %d of %d rows are known", scorer.name, len(keys) - len(new), len(keys))
+        places = list(new.values())
+        for start in range(0, len(places), _CHUNK):
+            part = places[start : start + _CHUNK]
+            chosen = {name: [column[i] for i in part] for name, column in columns.items()}
+            made = scorer.rows([captions[i] for i in part], **chosen)
+            fresh = {keys[i]: row.tolist() for i, row in zip(part, made, strict=True)}
+            self._append(file, fresh)
+            known |= fresh
+        return np.array([known[key] for key in keys], dtype=np.float64)
+
+    def _read(self, file: Path) -> dict[str, list[float]]:
+        if not file.is_file():
+            return {}
+        known = {}
+        for line in file.read_text(encoding="utf-8").split("\n"):
+            try:
+                entry = json.loads(line)
+                known[entry["key"]] = entry["row"]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                if line:
+                    logger.warning("%s: a torn line is left out; its caption is judged again", file)
+        return known
+
+    def _append(self, file: Path, rows: Mapping[str, list[float]]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a+b") as lines:
+            if lines.tell() and not _ends_with_newline(lines):
+                lines.write(b"\n")
+            for key, row in rows.items():
+                lines.write(json.dumps({"key": key, "row": row}).encode() + b"\n")
+
+
+def _ends_with_newline(file: Any) -> bool:
+    file.seek(-1, 2)
+    return file.read(1) == b"\n"
+
+
+def _key(caption: str, entries: Mapping[str, Any]) -> str:
+    state = hashlib.sha256(json.dumps(caption).encode())
+    for name in sorted(entries):
+        state.update(b"\0" + name.encode() + b"\0")
+        if name == "image":
+            from captune.data.images import open_image
+
+            state.update(pixels_digest(open_image(entries[name])))
+        else:
+            state.update(json.dumps(entries[name]).encode())
+    return state.hexdigest()[:32]

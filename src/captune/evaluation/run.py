@@ -1,0 +1,267 @@
+"""Caption files -> scores with intervals: the work behind ``captune evaluate``, usable without the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from captune.data import load_images, load_references, load_scenes, read_captions
+from captune.data.columns import column
+from captune.errors import EvaluationError, MissingColumn, ScorerError, SourceError
+from captune.evaluation.cache import Cache
+from captune.evaluation.statistics import Result, evaluate, holm, paired
+from captune.scorers import SCORERS, Scorer, check_needs, load_scorer
+
+DEFAULT_SCORERS = ("bleu", "rouge", "cider", "health")
+
+_LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")  # half a character: no tokenizer of a model takes it
+
+
+def match(captions: Mapping[str, str], references: Iterable[str]) -> list[str]:
+    """The image ids that have both a caption and a place in `references`, in the order of `references`.
+
+    Raises EvaluationError when there is none, with what the ids of the two sides look like and what to run.
+    """
+    ids = list(references)
+    both = [i for i in ids if i in captions]
+    if both:
+        return both
+    if not captions or not ids:
+        raise EvaluationError("the caption file is empty" if not captions else "the references are empty")
+    ours, theirs = next(iter(captions)), ids[0]
+    raise EvaluationError(
+        f"none of the {len(captions)} captioned images is among the {len(ids)} images of the references: captions "
+        f"have ids like {ours!r}, references like {theirs!r}. {_advice(list(captions), ids)}"
+    )
+
+
+def _advice(captioned: list[str], expected: list[str]) -> str:
+    made, asked = _storybook_source(captioned), _storybook_source(expected)
+    if made and asked:
+        return (
+            f'The captions are of other pictures: --references "{made}" belongs to them; to evaluate on "{asked}", '
+            f'first run: captune caption --model … --images "{asked}" --output …'
+        )
+    return (
+        "Caption the images that the references belong to, or name the references of the captioned images; ids are "
+        "what the source calls image_id (for a folder, the file's path inside it)."
+    )
+
+
+def _storybook_source(ids: list[str]) -> str | None:
+    """The storybook source that ids of the form split-seed-index come from."""
+    parts = [re.fullmatch(r"([a-z]+)-(\d+)-(\d+)", i) for i in ids]
+    first = parts[0]
+    if first is None or None in parts:
+        return None
+    count = max(int(p.group(3)) for p in parts if p) + 1
+    return f"storybook:{first.group(1)}?n={count}&seed={first.group(2)}"
+
+
+def evaluate_files(
+    files: Sequence[str | Path],
+    *,
+    references: str | None = None,
+    images: str | None = None,
+    scorers: Sequence[str] = DEFAULT_SCORERS,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    paired: bool = False,
+    cache: str | Path | None = None,
+) -> dict[str, Any]:
+    """Score caption files on the images that all of them, and the references, have.
+
+    :param references: a source with references; it also serves as `images` where it has images.
+    :param scorers: specs, or "all": every scorer that the data and this machine can serve; the others are `skipped`.
+    :param paired: test each further file against the first, image by image.
+    :param cache: a folder where the rows of costly scorers are kept.
+    :returns: about the first file: captions (its path), captioned, scores {scorer: {value, values, interval,
+        signature, n}}; then matched, expected, references, images, warnings, skipped and failed {scorer: why}; and
+        others, a list of captions, captioned and scores of each further file, with paired {scorer: {figure:
+        {difference to the first file, interval, p_value, p_holm}}} where asked. Only numbers, texts, lists and dicts.
+    :raises EvaluationError: when no id matches or a scorer's needs are not met, before any image is opened.
+    """
+    systems = {str(file): read_captions(file) for file in files}
+    if len(systems) < len(files):
+        raise EvaluationError("the same caption file is named twice")
+    kept = Cache(cache) if cache is not None else None
+    skipped: dict[str, str] = {}
+    if list(scorers) == ["all"]:
+        judges = _all_scorers(references, images, skipped, kept)
+    else:
+        judges = [load_scorer(spec, cache=kept) for spec in scorers]
+    ids, columns, expected = _columns(systems, judges, references, images)
+    texts = {name: [_LONE_SURROGATE.sub("\ufffd", captions[i]) for i in ids] for name, captions in systems.items()}
+
+    check_needs(judges, columns, len(ids))
+    results: dict[str, dict[str, Result]] = {name: {} for name in systems}
+    failed: dict[str, str] = {}
+    for judge in judges:  # one that fails takes no other's scores with it
+        try:
+            judge.check()
+            made = {
+                name: evaluate(text, columns, [judge], bootstrap=bootstrap, seed=seed)[judge.name]
+                for name, text in texts.items()
+            }
+        except ScorerError as error:
+            failed[judge.name] = str(error)
+            continue
+        for name, result in made.items():
+            results[name][judge.name] = result
+    if failed and not any(results.values()):
+        raise EvaluationError("no scorer could work. " + " ".join(f"{name}: {why}" for name, why in failed.items()))
+
+    reports: list[dict[str, Any]] = []
+    for name, own in results.items():
+        scores = {spec: as_dict(result) for spec, result in own.items()}
+        reports.append({"captions": name, "captioned": len(systems[name]), "scores": scores})
+    if paired:
+        first, *others = results.values()
+        done = [judge for judge in judges if judge.name in first]
+        for report, own in zip(reports[1:], others, strict=True):
+            report["paired"] = {j.name: _test(own[j.name].rows, first[j.name].rows, j, bootstrap, seed) for j in done}
+        _correct(reports[1:])
+    about = {"matched": len(ids), "expected": expected, "references": references, "images": images}
+    unscored = {"skipped": skipped, "failed": failed}
+    warnings = _warnings(systems, len(ids), expected)
+    return {**reports[0], **about, "warnings": warnings, **unscored, "others": reports[1:]}
+
+
+def _all_scorers(
+    references: str | None, images: str | None, skipped: dict[str, str], cache: Cache | None
+) -> list[Scorer]:
+    """Every scorer whose needs the sources meet and whose models are here; why not goes into `skipped`."""
+    have = {"image_id"}
+    if references is not None:
+        have.add("references")
+    pictures = images or references
+    if pictures is not None:
+        if pictures.startswith("storybook:"):
+            have.add("scene")
+        try:
+            load_images(pictures, limit=1)
+            have.add("image")
+        except SourceError as error:
+            skipped["image"] = f"the images are not there: {error}"
+    chosen = []
+    for name in SCORERS:
+        try:
+            judge = load_scorer(name, cache=cache)
+            missing = [need for need in judge.needs if need not in have]
+            if missing:
+                raise MissingColumn(f"needs {' and '.join(missing)}")
+            judge.check()
+        except (ValueError, ScorerError) as error:
+            skipped[name] = str(error)
+            continue
+        chosen.append(judge)
+    return chosen
+
+
+def _columns(
+    systems: Mapping[str, Mapping[str, str]],
+    judges: Sequence[Scorer],
+    references: str | None,
+    images: str | None,
+) -> tuple[list[str], dict[str, Any], int]:
+    """(ids to score, the columns that the scorers need for them, how many ids were expected)."""
+    needed = {need: judge.name for judge in judges for need in judge.needs}
+    pictures = images or references
+    if "references" in needed and references is None:
+        raise EvaluationError(
+            f"scorer {needed['references']!r} needs references: say where they are, --references SOURCE"
+        )
+    for need in ("image", "scene"):
+        if need in needed and pictures is None:
+            raise EvaluationError(f"scorer {needed[need]!r} needs the {need} of each caption: add --images SOURCE")
+    if "scene" in needed and not str(pictures).startswith("storybook:"):
+        raise EvaluationError(
+            f"scorer {needed['scene']!r} needs the scene behind each image, which only storybook sources know; "
+            f"{pictures} is none"
+        )
+
+    by_id: dict[str, Mapping[str, Any]] = {}
+    if references is not None:
+        by_id["references"] = load_references(references)
+    if "scene" in needed:
+        by_id["scene"] = load_scenes(str(pictures))
+    dataset = load_images(str(pictures)) if "image" in needed else None
+    if dataset is not None:
+        if not isinstance(dataset, Dataset):
+            raise EvaluationError(f"{pictures} streams; evaluation needs a source that can be read by id")
+        by_id["image"] = {image_id: row for row, image_id in enumerate(column(dataset, "image_id"))}
+
+    expected = list(next(iter(by_id.values()), next(iter(systems.values()))))
+    ids = expected
+    for known in (*systems.values(), *by_id.values()):
+        ids = match(known, ids)
+    columns: dict[str, Any] = {name: [known[i] for i in ids] for name, known in by_id.items()}
+    columns["image_id"] = ids
+    if dataset is not None:
+        columns["image"] = Images(dataset.select(columns["image"]))
+    if "references" in needed and not all(columns["references"]):
+        empty = next(i for i, texts in zip(ids, columns["references"], strict=True) if not texts)
+        raise EvaluationError(f"image {empty!r} has no reference in {references}")
+    return ids, columns, len(expected)
+
+
+class Images(Sequence[Any]):
+    """The images of a dataset, opened (or drawn) when they are asked for, not all at once."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.dataset[index]["image"]
+
+
+def _warnings(systems: Mapping[str, Mapping[str, str]], matched: int, expected: int) -> list[str]:
+    said = []
+    if matched < expected:
+        said.append(f"only {matched} of the {expected} reference images are scored: the others have no caption")
+    for name, captions in systems.items():
+        if matched < len(captions):
+            said.append(f"{len(captions) - matched} of the {len(captions)} captions in {name} are not scored: "
+                        "no reference has their image_id")  # fmt: skip
+    return said
+
+
+def _test(a: np.ndarray, b: np.ndarray, judge: Scorer, resamples: int, seed: int) -> dict[str, Any]:
+    """System a against system b as plain data: {figure: {difference, interval, p_value}}."""
+    test = paired(a, b, judge, resamples=max(resamples, 1), seed=seed)
+    return {
+        key: {
+            "difference": float(difference),
+            "interval": [float(x) for x in test.interval[key]] if key in test.interval else None,
+            "p_value": float(test.p_value[key]) if key in test.p_value else None,
+        }
+        for key, difference in test.difference.items()
+    }
+
+
+def _correct(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Adds p_holm to every test: many figures and systems were compared at once, so some differ by chance."""
+    tests = [test for report in reports for own in report["paired"].values() for test in own.values()]
+    tests = [test for test in tests if test["p_value"] is not None]
+    for test, corrected in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
+        test["p_holm"] = corrected
+
+
+def as_dict(result: Result) -> dict[str, Any]:
+    """A scorer's `Result` as plain data; value is its primary figure, the first of values."""
+    values = {key: float(value) for key, value in result.values.items()}
+    return {
+        "value": float(result.value),
+        "values": values,
+        "interval": {key: [float(low), float(high)] for key, (low, high) in result.interval.items()},
+        "signature": result.signature,
+        "n": result.n,
+    }

@@ -1,0 +1,215 @@
+"""Corpus figures with bootstrap intervals, and tests between two systems on the same images.
+
+Both work on a scorer's rows (N, D). Where the corpus figures are functions of the rows' totals, B resamples are one
+product of a (B, N) matrix of counts with the rows, so that a thousand resamples of BLEU cost milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from captune.scorers import Scorer, check_needs, load_scorer
+
+_CELLS = 2**22  # resamples are drawn in chunks of about this many cells
+_CHUNK_LIMIT = 256
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a scorer says about a set of captions."""
+
+    values: dict[str, float]  # corpus figures, the primary one first
+    interval: dict[str, tuple[float, float]]  # 95% percentile bootstrap over captions; none where it would mean nothing
+    per_caption: np.ndarray = field(repr=False)  # (N,)
+    rows: np.ndarray = field(repr=False)  # (N, D): what `paired` compares
+    signature: str
+    n: int
+
+    @property
+    def value(self) -> float:
+        """The primary corpus figure."""
+        return next(iter(self.values.values()))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """System a against system b on the same images; every dict is keyed by figure."""
+
+    difference: dict[str, float]  # a - b
+    interval: dict[str, tuple[float, float]]  # 95% paired bootstrap of the difference
+    p_value: dict[str, float]  # two-sided paired permutation test
+    n: int
+    resamples: int
+
+
+def evaluate(
+    captions: Sequence[str],
+    columns: Mapping[str, Any],
+    scorers: Sequence[Scorer | str],
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Result]:
+    """Score captions with every scorer, by name.
+
+    The intervals are percentiles of the corpus figures over `bootstrap` resamples of captions (0: no intervals). They
+    hold what the references or a model give fixed: CIDEr's document frequencies are not drawn again. One caption has no
+    interval. Every scorer sees the same resamples, which depend on the seed and the number of captions only.
+
+    :raises MissingColumn: before any work, when a scorer needs a column that is not there.
+    """
+    chosen = [load_scorer(s) if isinstance(s, str) else s for s in scorers]
+    if not captions:
+        raise ValueError("there is no caption to score")
+    wrong = next((i for i, c in enumerate(captions) if not isinstance(c, str)), None)
+    if wrong is not None:
+        raise TypeError(f"caption {wrong} is {captions[wrong]!r}, not a text")
+    check_needs(chosen, columns, len(captions))
+    results = {}
+    for scorer in chosen:
+        rows = scorer.measure(captions, columns)
+        values = scorer.corpus(rows)
+        results[scorer.name] = Result(
+            values=values,
+            interval=bootstrap_interval(scorer, rows, list(values), resamples=bootstrap, seed=seed),
+            per_caption=scorer.per_caption(rows),
+            rows=rows,
+            signature=scorer.signature,
+            n=len(captions),
+        )
+    return results
+
+
+def bootstrap_interval(
+    scorer: Scorer, rows: np.ndarray, keys: Sequence[str], *, resamples: int, seed: int, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """The percentile interval of each figure over resampled rows; no entry for fewer than two rows."""
+    keys = [key for key in keys if key not in scorer.no_interval]
+    if len(rows) < 2 or resamples < 1 or not keys:
+        return {}
+    figures = _figures(scorer, rows, keys, _bootstrap_counts(len(rows), resamples, seed))
+    return {key: _percentiles(values, level) for key, values in figures.items()}
+
+
+def paired(
+    a: np.ndarray, b: np.ndarray, scorer: Scorer, *, resamples: int = 10_000, seed: int = 0, level: float = 0.95
+) -> Comparison:
+    """Is the difference between two systems more than chance? Row i of `a` and of `b` are about the same image.
+
+    The interval is a paired bootstrap: the same resampled images for both systems. The p-value is a permutation test:
+    under the null hypothesis the two captions of an image are exchangeable, so each image's rows are swapped or not by
+    a coin, and p = (1 + #{|difference| >= the one observed}) / (1 + resamples), two-sided.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"paired: the systems' rows differ in shape, {a.shape} and {b.shape}; score the same images")
+    first, second = scorer.corpus(a), scorer.corpus(b)
+    keys = [key for key in first if key not in scorer.no_interval]
+    difference = {key: first[key] - second[key] for key in first}
+    if len(a) < 2:
+        return Comparison(difference, {}, {}, len(a), 0)
+
+    counts = _bootstrap_counts(len(a), resamples, seed)
+    drawn_a = _figures(scorer, a, keys, counts)
+    drawn_b = _figures(scorer, b, keys, _bootstrap_counts(len(a), resamples, seed))
+    interval = {key: _percentiles(drawn_a[key] - drawn_b[key], level) for key in keys}
+
+    both = np.concatenate([a, b])
+    swapped_a = _figures(scorer, both, keys, _swaps(len(a), resamples, seed), size=len(a))
+    swapped_b = _figures(scorer, both, keys, (1 - c for c in _swaps(len(a), resamples, seed)), size=len(a))
+    p_value = {}
+    for key in keys:
+        drawn, seen = np.abs(swapped_a[key] - swapped_b[key]), abs(difference[key])
+        p_value[key] = float((1 + np.sum(drawn >= seen - 1e-12 * max(1.0, seen))) / (1 + resamples))
+    return Comparison(difference, interval, p_value, len(a), resamples)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979): p-values that stay valid when all of these tests are looked at together."""
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.array(p_values, dtype=float)[order] * np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return corrected.tolist()
+
+
+def _chunks(n: int, resamples: int) -> Iterator[int]:
+    size = max(1, min(_CHUNK_LIMIT, _CELLS // n))
+    for start in range(0, resamples, size):
+        yield min(size, resamples - start)
+
+
+def _bootstrap_counts(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Chunks (b, n): how often each row is drawn in each of b resamples of n rows."""
+    rng = np.random.default_rng(seed)
+    for b in _chunks(n, resamples):
+        drawn = rng.integers(0, n, size=(b, n)) + np.arange(b)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=b * n).reshape(b, n).astype(np.float64)
+
+
+def _swaps(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Chunks (b, 2n) over the rows of two systems, one below the other: 1 where system a takes the row."""
+    rng = np.random.default_rng([seed, 1])
+    for b in _chunks(n, resamples):
+        keep = rng.integers(0, 2, size=(b, n)).astype(np.float64)
+        yield np.concatenate([keep, 1 - keep], axis=1)
+
+
+def _figures(
+    scorer: Scorer, rows: np.ndarray, keys: Sequence[str], counts: Iterator[np.ndarray], size: int | None = None
+) -> dict[str, np.ndarray]:
+    """Each figure over all resamples, (B,). `counts` says how often a resample holds each row."""
+    n = size or len(rows)
+    rows = rows.astype(np.float64)
+    figures: Callable[[np.ndarray], dict[str, np.ndarray]]
+    if scorer.sums:
+
+        def figures(chosen: np.ndarray) -> dict[str, np.ndarray]:
+            return scorer.from_totals(chosen @ rows, n)
+
+    else:
+
+        def figures(chosen: np.ndarray) -> dict[str, np.ndarray]:
+            one_by_one = [scorer.corpus(np.repeat(rows, c.astype(int), axis=0)) for c in chosen]
+            return {key: np.array([figure[key] for figure in one_by_one]) for key in keys}
+
+    parts = [figures(chosen) for chosen in counts]
+    return {key: np.concatenate([part[key] for part in parts]) for key in keys}
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds with its 95% t interval, which one seed does not have."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate | None:
+        if not values:
+            return None
+        mean = fmean(values)
+        if len(values) == 1:
+            return cls(mean, None, None)
+        from scipy.stats import t as student
+
+        half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+        return cls(mean, mean - half, mean + half)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None else "")
+
+    def above(self, bound: float) -> str:
+        """Whether the interval lies above the bound: yes, no, or open."""
+        if self.low is None or self.high is None:
+            return "-"
+        return "yes" if self.low >= bound else "no" if self.high < bound else "open"

@@ -1,0 +1,261 @@
+"""The job behind ``captune caption``: a source of images into a caption file, resumable, surviving bad images.
+
+Beside ``caps.jsonl`` stand ``caps.jsonl.settings.json`` (what made the captions: a run that would mix in those of
+another model, adapter, prompt, source or generation setting is refused) and, if any image was bad,
+``caps.jsonl.bad.jsonl`` ({"image_id", "why"}).
+
+While it runs, captions are appended batch by batch (the order: `captune.inference.order`).  When all is done the file is
+rewritten, atomically, in source order.  Batches depend on the source alone, so a run that was killed and resumed leaves
+the bytes of one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from tqdm.auto import tqdm
+
+from captune.data import CaptionWriter, ImageSource, load_images, open_image
+from captune.data.captions import jsonl_line, replace_file
+from captune.decoding import Decoder, load_decoder
+from captune.errors import BadImage, MissingColumn
+from captune.inference.order import Row, cost, in_source_order, select_images, windows
+from captune.inference.settings import beside, job_settings, same_settings
+
+logger = logging.getLogger(__name__)
+
+
+class CaptionReport(NamedTuple):
+    """What a run did: captions made now, found done from before, and bad images as (image_id, why)."""
+
+    done: int
+    skipped: int
+    bad: list[tuple[str, str]]
+    seconds: float
+    images_per_second: float
+    output: Path
+
+    def sentence(self) -> str:
+        parts = [f"{self.done} images captioned into {self.output}"]
+        if self.done:
+            parts[0] += f" in {self.seconds:.1f} s ({self.images_per_second:.1f} per second)"
+        if self.skipped:
+            parts.append(f"{self.skipped} were there already")
+        if self.bad:
+            parts.append(f"{len(self.bad)} bad images left out (listed in {beside(self.output, 'bad.jsonl')})")
+        return "; ".join(parts)
+
+
+def caption_to_file(
+    model: str | Path | None,
+    source: str,
+    output: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    prompt: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    decoder: str | None = None,
+    language_model: str | Path | None = None,
+    image_encoder: str | Path | None = None,
+    **job: Any,
+) -> CaptionReport:
+    """Load a captioner and run `caption_source`; source and decoder are looked at first, as they are quick to fail.
+
+    ``language_model`` and ``image_encoder``: what ``decoder="zerocap"`` works with in place of a model.
+    """
+    from captune.decoding.zerocap import FrozenPair, ZeroCap
+    from captune.models.captioner import Captioner
+
+    load_images(source, limit=1, decode=False, stream=True)
+    decode = None if decoder is None else load_decoder(decoder)
+    if decode is not None and isinstance(decode, ZeroCap) != (model is None):
+        raise ValueError("zerocap works with a language model and an image encoder, other decoders with a model")
+    captioner: Captioner | FrozenPair
+    if model is not None and language_model is None and image_encoder is None:
+        captioner = Captioner.load(
+            model, adapter=adapter, dtype=dtype, device=device, trust_remote_code=trust_remote_code, prompt=prompt
+        )
+    elif model is None and language_model is not None and image_encoder is not None:
+        captioner = FrozenPair.load(language_model, image_encoder, device=device, prompt=prompt)
+    else:
+        raise ValueError("name a model, or (for the decoder zerocap) both a language model and an image encoder")
+    return caption_source(captioner, source, output, resume=not overwrite, decoder=decode, **job)
+
+
+def caption_source(
+    captioner: Any,
+    source: str | ImageSource,
+    output: str | Path,
+    *,
+    batch_size: int = 32,
+    window: int = 16,
+    resume: bool = True,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    decoder: Decoder | None = None,
+    **generation: Any,
+) -> CaptionReport:
+    """Caption every image of a source into a JSONL file, going on where an earlier run stopped.
+
+    ``captioner``: has ``generate(images, **generation) -> list[str]`` (and the other attributes of `Captioner`).
+    ``decoder``: what makes the captions in place of ``generate``, see `captune.decoding`.
+    ``resume=False`` starts the file afresh.  ``seed`` matters where captions are sampled.
+    Memory: one window of undecoded images and two decoded batches.
+
+    An image that cannot be opened, or that the model's processor refuses, is skipped, logged, listed in the report and
+    in ``<output>.bad.jsonl``; the next run tries it again.
+
+    Raises SourceError, CaptionFileError when the file was made with other settings, and MissingColumn when the decoder
+    needs more than images.
+    """
+    if batch_size < 1 or window < 1:
+        raise ValueError("batch_size and window must be at least 1")
+    generation = {key: value for key, value in generation.items() if value is not None}
+    if generation.get("num_return_sequences", 1) != 1 or generation.get("return_logprob"):
+        raise ValueError(
+            "a caption file holds one caption per image: leave num_return_sequences and return_logprob out"
+        )
+    if decoder is not None and (lacking := [need for need in decoder.needs if need != "image"]):
+        raise MissingColumn(f"{decoder} needs {' and '.join(lacking)}, and to caption is to have images only")
+    dataset = select_images(source, limit)
+    sampled = generation.get("do_sample", False) or (decoder is not None and decoder.samples)
+    settings = job_settings(captioner, source, seed if sampled else None, generation, decoder)
+    output = Path(output)
+    if resume:
+        same_settings(output, settings)
+    with CaptionWriter(output, resume=resume) as writer:
+        replace_file(beside(output, "settings.json"), json.dumps(settings, indent=1, sort_keys=True) + "\n")
+        beside(output, "bad.jsonl").unlink(missing_ok=True)
+        generate = partial(captioner.generate if decoder is None else partial(decoder, captioner), **generation)
+        job = _Job(generate, writer, seed if sampled else None, progress)
+        started = time.perf_counter()
+        job.run(dataset, batch_size, window)
+        seconds = time.perf_counter() - started
+        in_source_order(output, job.places)
+    return CaptionReport(job.done, job.skipped, job.bad, seconds, job.done / seconds if job.done else 0.0, output)
+
+
+class _Job:
+    """The state of one run."""
+
+    def __init__(
+        self, generate: Callable[[list[Image.Image]], list[str]], writer: CaptionWriter, seed: int | None, show: bool
+    ) -> None:
+        self.generate, self.writer, self.seed, self.show = generate, writer, seed, show
+        self.before = frozenset(writer.done)
+        self.torn = writer.last  # the batch that holds it may have been cut off while it was written
+        self.done, self.bad = 0, list[tuple[str, str]]()
+        self.places: dict[str, int] = {}
+
+    @property
+    def skipped(self) -> int:
+        return len(self.before & self.places.keys())
+
+    def run(self, dataset: ImageSource, batch_size: int, window: int) -> None:
+        total = len(dataset) if isinstance(dataset, Dataset) else None
+        with (
+            tqdm(total=total, desc="captions", unit="image", disable=not self.show) as bar,
+            ThreadPoolExecutor(max_workers=1) as reader,  # opens the next batch while the model is busy with this one
+        ):
+            ahead = None
+            for batch in itertools.chain(self._batches(dataset, batch_size, window, bar), [None]):
+                now, ahead = ahead, None if batch is None else reader.submit(self._open, batch)
+                if now is not None:
+                    self._caption(*now.result())
+                    bar.update(len(now.result()[0]))
+
+    def _batches(self, dataset: ImageSource, batch_size: int, window: int, bar: Any) -> Iterator[list[Row]]:
+        """Batches with something left to do."""
+        for rows in windows(dataset, window * batch_size, self.places, self.before):
+            rows.sort(key=lambda row: (-cost(row), row.place))
+            for start in range(0, len(rows), batch_size):
+                batch = rows[start : start + batch_size]
+                left = [row for row in batch if row.image_id not in self.before]
+                if left and any(row.image_id == self.torn for row in batch):
+                    left = batch  # made again as it was, so that sampled and padded captions come out the same
+                bar.update(len(batch) - len(left))
+                if left:
+                    yield left
+
+    def _open(self, batch: list[Row]) -> tuple[list[Row], list[Row], list[Image.Image], list[tuple[str, str]]]:
+        good, images, bad = [], [], []
+        for row in batch:
+            try:
+                images.append(open_image(row.image, row.image_id))
+                good.append(row)
+            except BadImage as error:
+                bad.append((error.item, error.why))
+        return batch, good, images, bad
+
+    def _caption(
+        self, batch: list[Row], rows: list[Row], images: list[Image.Image], bad: list[tuple[str, str]]
+    ) -> None:
+        for item, why in bad:
+            self._note(item, why)
+        if all(row.image_id in self.before for row in rows):
+            return
+        try:
+            captions: list[str | None] = list(self._generate(rows, images))
+        except ValueError as error:
+            captions = self._one_by_one(rows, images, error)
+        self.writer.write(
+            {"image_id": row.image_id, "caption": caption}
+            for row, caption in zip(rows, captions, strict=True)
+            if caption is not None and row.image_id not in self.before
+        )
+        self.done = len(self.writer.done) - len(self.before)
+
+    def _generate(self, rows: list[Row], images: list[Image.Image]) -> list[str]:
+        if self.seed is not None:
+            mark = hashlib.sha256(f"{self.seed} {rows[0].image_id}".encode("utf-8", "backslashreplace")).digest()
+            torch.manual_seed(
+                int.from_bytes(mark[:7], "big")
+            )  # of its own for every batch, so that a resume repeats it
+        try:
+            return self.generate(images)
+        except torch.OutOfMemoryError as error:
+            error.add_note(f"Try a smaller batch size; the captions so far are kept in {self.writer.path}.")
+            raise
+
+    def _one_by_one(self, rows: list[Row], images: list[Image.Image], error: ValueError) -> list[str | None]:
+        """A processor may refuse one image (Qwen2-VL: an aspect ratio over 200); the others must not suffer for it.
+
+        When all are refused it is the settings that are wrong, not the images, and the error stands.
+        """
+        if len(rows) == 1 and not self.writer.done:
+            raise error
+        captions: list[str | None] = []
+        refused = []
+        for row, image in zip(rows, images, strict=True):
+            try:
+                captions.extend(self._generate([row], [image]))
+            except ValueError as problem:
+                captions.append(None)
+                refused.append((row.image_id, f"the model refuses it: {problem}"))
+        if len(refused) == len(rows) > 1:
+            raise error
+        for item, why in refused:
+            self._note(item, why)
+        return captions
+
+    def _note(self, item: str, why: str) -> None:
+        logger.info("bad image %s: %s", item, why)
+        self.bad.append((item, why))
+        with beside(self.writer.path, "bad.jsonl").open("a", encoding="utf-8", newline="\n") as file:
+            file.write(jsonl_line({"image_id": item, "why": why}))

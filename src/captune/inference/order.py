@@ -1,0 +1,76 @@
+"""The order in which a source's images are captioned: windows of it, the costliest image of a window first."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import IterableDataset
+
+from captune.data import ImageSource, load_images, read_jsonl
+from captune.data.captions import jsonl_line, replace_file
+from captune.data.columns import column, undecoded
+from captune.data.images import image_size
+from captune.errors import BadImage, CaptionFileError
+
+
+class Row(NamedTuple):
+    """One image still to be opened; ``place`` is its number in the source."""
+
+    place: int
+    image_id: str
+    image: Any
+
+
+def select_images(source: str | ImageSource, limit: int | None) -> ImageSource:
+    if isinstance(source, str | Path):
+        return load_images(str(source), limit=limit, decode=False, stream=True)
+    dataset = undecoded(source)
+    if limit is None:
+        return dataset
+    return (
+        dataset.take(limit) if isinstance(dataset, IterableDataset) else dataset.select(range(min(limit, len(dataset))))
+    )
+
+
+def windows(dataset: ImageSource, size: int, places: dict[str, int], done: frozenset[str]) -> Iterator[list[Row]]:
+    """Rows of the source in pieces of ``size``; pieces that are done are not read.  Fills ``places``: id -> index."""
+
+    def place(image_id: str, index: int) -> None:
+        if places.setdefault(image_id, index) != index:
+            raise CaptionFileError(f"two images of the source have the image_id {image_id!r}; give each its own")
+
+    if isinstance(dataset, IterableDataset):
+        stream = enumerate(dataset)
+        while piece := list(itertools.islice(stream, size)):
+            rows = [Row(index, str(row["image_id"]), row["image"]) for index, row in piece]
+            for row in rows:
+                place(row.image_id, row.place)
+            yield rows
+        return
+    ids = [str(image_id) for image_id in column(dataset, "image_id")]
+    for index, image_id in enumerate(ids):
+        place(image_id, index)
+    for start in range(0, len(ids), size):
+        span = range(start, min(start + size, len(ids)))
+        if any(ids[index] not in done for index in span):
+            yield [Row(index, ids[index], dataset[index]["image"]) for index in span]
+
+
+def cost(row: Row) -> int:
+    """Pixels, which set the number of image tokens; 0 for an image whose header is bad already."""
+    try:
+        width, height = image_size(row.image, row.image_id)
+    except BadImage:
+        return 0
+    return width * height
+
+
+def in_source_order(output: Path, places: dict[str, int]) -> None:
+    """Rewrite the finished file in source order; captions of images that the source no longer has come last."""
+    rows = read_jsonl(output)
+    ordered = sorted(rows, key=lambda row: places.get(row["image_id"], len(places)))
+    if rows != ordered:
+        replace_file(output, "".join(jsonl_line(row) for row in ordered))

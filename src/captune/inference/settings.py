@@ -1,0 +1,92 @@
+"""What decides the captions in a file, written beside it, so that no run mixes in those of another captioner."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captune.data.sources import Source
+from captune.decoding import Decoder
+from captune.errors import CaptionFileError
+
+
+def job_settings(
+    captioner: Any, source: Any, seed: int | None, generation: dict[str, Any], decoder: Decoder | None = None
+) -> dict[str, Any]:
+    """What decides the captions.  ``model`` is the name for people; the weights are known by their own mark."""
+    processor = getattr(captioner, "processor", None)
+    images: dict[str, Any] = getattr(getattr(processor, "image_processor", None), "to_dict", dict)()
+    prompt = getattr(captioner, "prompt_text", None)
+    model = getattr(captioner, "model", None)
+    config = getattr(model, "generation_config", None)
+    return {
+        "model": str(getattr(captioner, "name", type(captioner).__name__)),
+        "weights": weights_mark(model) if isinstance(model, torch.nn.Module) else None,
+        "dtype": str(getattr(captioner, "dtype", None)),
+        "prompt": prompt() if callable(prompt) else getattr(captioner, "prompt", None),
+        "image processor": _mark(json.dumps(images, sort_keys=True, default=str)),
+        "generation": {key: generation[key] for key in sorted(generation)},
+        "generation config": _mark(config.to_json_string(ignore_metadata=True)) if config is not None else None,
+        "decoder": None if decoder is None else decoder.signature,
+        "seed": seed,
+        "source": _source_name(source),
+    }
+
+
+def weights_mark(model: torch.nn.Module) -> str:
+    """A short mark of a model's weights: names, shapes and up to 4,096 evenly spaced values of every parameter.
+
+    Fractions of a second for billions of parameters; two fine-tunings differ in nearly every value of what they train.
+    """
+    digest = hashlib.sha256()
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            values = parameter.detach().reshape(-1)
+            values = values[:: max(1, values.numel() // 4096)].contiguous().cpu()
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _mark(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _source_name(source: Any) -> str | None:
+    """The source as written, a local path made absolute; None for a dataset object, which has no name."""
+    if not isinstance(source, str | Path):
+        return None
+    where = Source.parse(str(source)).where
+    path = Path(where).expanduser()
+    return str(source).replace(where, os.path.abspath(path), 1) if path.exists() else str(source)
+
+
+def beside(output: Path, suffix: str) -> Path:
+    """caps.jsonl -> caps.jsonl.<suffix>."""
+    return output.with_name(f"{output.name}.{suffix}")
+
+
+def same_settings(output: Path, settings: dict[str, Any]) -> None:
+    """Raises CaptionFileError when the file holds captions that were made otherwise."""
+    if not output.exists() or output.stat().st_size == 0:
+        return
+    remedy = "name another output, or say --overwrite (resume=False) to start afresh"
+    path = beside(output, "settings.json")
+    if not path.exists():
+        raise CaptionFileError(
+            f"{output} holds captions, but {path.name} that says how they were made is missing; {remedy}"
+        )
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CaptionFileError(f"{path} is not valid JSON ({error}); {remedy}") from error
+    new = json.loads(json.dumps(settings))
+    changed = [key for key in new if key != "model" and old.get(key) != new[key]]
+    if changed:
+        details = "; ".join(f"{key}: {old.get(key)!r} then, {new[key]!r} now" for key in changed)
+        raise CaptionFileError(f"{output} was made with other settings ({details}); {remedy}")

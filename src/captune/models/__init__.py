@@ -1,0 +1,1 @@
+"""Captioners, encoders and answerers: everything that holds weights."""

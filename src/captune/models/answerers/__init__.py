@@ -1,0 +1,1 @@
+"""Models that answer questions: local, vision-language, or behind a server."""

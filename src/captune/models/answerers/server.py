@@ -1,0 +1,153 @@
+"""An OpenAI-compatible server (vLLM, SGLang, llama.cpp, OpenAI ...) in the slot for a model that answers questions.
+
+The standard library speaks to it. huggingface_hub's client would not reach a server on this machine under
+HF_HUB_OFFLINE=1, and would send the hub's stored token to any server that is given no key.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import math
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from tqdm import tqdm
+
+from captune.errors import ScorerError
+from captune.models.answerers.base import SILENT, Question, answer_of, settle
+
+TOP_LOGPROBS = 20  # as many as OpenAI and vLLM give
+_TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)  # worth another try; other refusals are final
+
+
+class Server:
+    """A chat model behind "http(s)://host:port/v1#model-name", which must give `logprobs`.
+
+    The key is read from OPENAI_API_KEY, or from HF_TOKEN for servers of Hugging Face. A failure that may pass
+    (no connection, a timeout, 429, 5xx) is tried again: `attempts` in all, `delay` seconds apart, then twice that, ...
+    """
+
+    def __init__(
+        self, url: str, *, timeout: float = 60.0, attempts: int = 4, delay: float = 1.0, workers: int = 4
+    ) -> None:
+        base, _, self.model = url.partition("#")
+        if not self.model or not urlsplit(base).hostname:
+            raise ValueError(f"{url!r} names no model: write the server's address and the model's name, as in "
+                             "http://localhost:8000/v1#Qwen/Qwen3-8B")  # fmt: skip
+        self.base = base.rstrip("/")
+        self.timeout, self.attempts, self.delay, self.workers = timeout, attempts, delay, workers
+        # vLLM's, SGLang's and llama.cpp's way to turn Qwen3's thinking off; OpenAI refuses to see it
+        self._extra: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
+
+    @property
+    def label(self) -> str:
+        """A server's weights cannot be seen: the figure is as reproducible as what runs under the name."""
+        return f"{self.model}@{self.base}"
+
+    def check(self) -> None:
+        parts = urlsplit(self.base)
+        try:
+            socket.create_connection((str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)),
+                                     timeout=5).close()  # fmt: skip
+        except OSError as error:
+            raise ScorerError(f"nothing answers at {self.base} ({error}): start the server there, for example "
+                              f"`vllm serve {self.model}`, or name another address") from error  # fmt: skip
+
+    def ask(self, questions: Sequence[Question]) -> list[np.ndarray]:
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            answers = pool.map(self._answer, questions)
+            return list(tqdm(answers, "asking", len(questions), leave=False, disable=len(questions) < SILENT))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _answer(self, question: Question) -> np.ndarray:
+        content: Any = question.text
+        if question.image is not None:
+            content = [
+                {"type": "image_url", "image_url": {"url": _data_url(question.image)}},
+                {"type": "text", "text": question.text},
+            ]
+        reply = self._complete(
+            {
+                "model": self.model,
+                "messages": [{"role": "user", "content": content}],
+                "max_tokens": 1,
+                "temperature": 1,  # the probabilities as they are, also where a server gives them after sampling's
+                "top_p": 1,
+                "logprobs": True,
+                "top_logprobs": TOP_LOGPROBS,
+            }
+        )
+        try:
+            choice = json.loads(reply)["choices"][0]
+            first = ((choice.get("logprobs") or {}).get("content") or [None])[0]
+            top = None if first is None else [(t["token"], math.exp(t["logprob"])) for t in first["top_logprobs"]]
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            said = reply[:80].decode(errors="replace")
+            raise ScorerError(f"{self.base} answered with something that is no chat completion: {said!r}") from error
+        if not top:
+            raise ScorerError(
+                f"{self.model} at {self.base} gives no log-probabilities of its answers, which are read instead of "
+                "its text: use a server that does, such as vLLM or llama.cpp"
+            )
+        mass = [0.0] * len(question.answers)
+        for token, p in dict(top).items():
+            answer = answer_of(token, question.answers)
+            if answer is not None:
+                mass[answer] += p
+        return settle(mass, question, self.model, lambda: sorted(top, key=lambda t: -t[1])[:3])
+
+    def _complete(self, payload: dict[str, Any]) -> bytes:
+        """The server's reply, bytes that may be anything; ScorerError where there is none after all attempts."""
+        for attempt in range(self.attempts):
+            try:
+                return self._post({**payload, **self._extra})
+            except urllib.error.HTTPError as error:
+                said = error.read(2000).decode(errors="replace")
+                if error.code in (400, 422) and self._extra and "chat_template_kwargs" in said:
+                    self._extra = {}
+                    return self._complete(payload)
+                failure = f"{error.code} {error.reason}: {' '.join(said.split())[:200]}"
+                if error.code in (401, 403):
+                    failure += f" (the key is read from {self._key_variable()})"
+                if error.code not in _TRANSIENT:
+                    raise ScorerError(f"{self.base} refused a question to {self.model}: {failure}") from error
+            except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+                failure = str(getattr(error, "reason", None) or error) or type(error).__name__
+            if attempt + 1 < self.attempts:
+                time.sleep(self.delay * 2**attempt)
+        raise ScorerError(
+            f"{self.model} at {self.base} gave no answer in {self.attempts} attempts; the last: {failure}"
+        )
+
+    def _post(self, payload: dict[str, Any]) -> bytes:
+        request = urllib.request.Request(
+            f"{self.base}/chat/completions", json.dumps(payload).encode(), {"Content-Type": "application/json"}
+        )
+        key = os.environ.get(self._key_variable())
+        if key:  # and never to where the server may redirect to
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
+        with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+            return reply.read()
+
+    def _key_variable(self) -> str:
+        host = str(urlsplit(self.base).hostname)
+        return "HF_TOKEN" if host.endswith((".huggingface.co", ".huggingface.cloud")) else "OPENAI_API_KEY"
+
+
+def _data_url(image: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, format="PNG")  # the very pixels
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,271 @@
+"""Images are encoded once: a memo on the model's vision path, and frozen visual features read through it.
+
+transformers reaches the vision tower through one method of the inner model, `get_image_features`: `forward` calls it,
+`generate` calls it before the prefill, and so does anything built on them (TRL, PEFT, accelerate). The memo replaces
+that method on the instance. It looks at each image's pixels, encodes those that it has not seen (under no_grad) and
+hands out stored features, so that samples, log-probabilities and training share one pass, without a backward.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import TransformersKwargs
+
+from captune.errors import CaptionerError
+from captune.models.families import Family
+from captune.models.image_inputs import Units
+from captune.utils.hashing import weights_digest
+
+
+class Encoded:
+    """The features of one unit: `pooled` (tokens, H) after the connector, `deep` per extra layer, `tower` before it."""
+
+    def __init__(self, pooled: torch.Tensor, deep: list[torch.Tensor] | None, tower: torch.Tensor | None) -> None:
+        self.pooled, self.deep, self.tower = pooled, deep, tower
+
+    def own(self) -> Encoded:
+        """Copies: a view would keep the features of its whole batch in memory."""
+        deep = [layer.clone() for layer in self.deep] if self.deep else None
+        return Encoded(self.pooled.clone(), deep, None if self.tower is None else self.tower.clone())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What safetensors can hold; `Encoded.of` reads it back."""
+        deep = {f"deep.{i}": layer.contiguous() for i, layer in enumerate(self.deep or [])}
+        tower = {} if self.tower is None else {"tower": self.tower.contiguous()}
+        return {"pooled": self.pooled.contiguous(), **deep, **tower}
+
+    @classmethod
+    def of(cls, tensors: dict[str, torch.Tensor]) -> Encoded:
+        deep = [tensors[f"deep.{i}"] for i in range(sum(name.startswith("deep.") for name in tensors))]
+        return cls(tensors["pooled"], deep or None, tensors.get("tower"))
+
+
+def cut(output: Any, units: Units, *, tower: bool) -> list[Encoded]:
+    """One `Encoded` per unit from what `get_image_features` returned for all of them."""
+    pooled, deep = output.pooler_output, getattr(output, "deepstack_features", None)
+    if len(pooled) != units.count:
+        raise CaptionerError(
+            f"the model returned features for {len(pooled)} images where {units.count} were given: "
+            "its features cannot be shared image by image"
+        )
+    states: Any = [None] * units.count
+    if tower:
+        states = [s.flatten(0, -2) for s in output.last_hidden_state.split(units.real_tiles())]
+    return [Encoded(pooled[i], [layer[i] for layer in deep] if deep else None, states[i]) for i in range(units.count)]
+
+
+class VisionMemo:
+    """Shares one evaluation of the vision tower among all passes that see the same pixels.
+
+    `evaluations` counts calls of the tower, `images` the images (or flat tiles) encoded, `hits` those served from
+    memory. At most `max_images` are kept, the least recently used go first (SmolVLM-2.2B in bfloat16 takes 6 MB an
+    image, a storybook captioner 2 kB). Features have the precision of their first evaluation and never carry a
+    gradient. A context manager; `remove()` restores the model, `clear()` empties the memo.
+
+    Where a family names a method for what its connector reads (`Family.tower_features`), that is what is kept, and the
+    connector may learn.
+
+    :param keep: a folder where every image's features are kept as well, in a file of their own: later passes over the
+        images, and later runs with the same vision weights, read them there.
+    :raises CaptionerError: when a parameter of the vision tower or the connector requires a gradient.
+    """
+
+    def __init__(
+        self,
+        core: PreTrainedModel,
+        family: Family,
+        *,
+        max_images: int = 256,
+        tower: bool = False,
+        keep: Path | None = None,
+    ) -> None:
+        if max_images < 1:
+            raise CaptionerError(f"max_images must be at least 1, not {max_images}")
+        self.core, self.family, self.max_images, self.tower = core, family, max_images, tower
+        self.evaluations = self.images = self.hits = 0
+        self.depth = 0
+        self._kept: OrderedDict[bytes, Encoded] = OrderedDict()
+        self._template: _Template | None = None
+        self._method = family.tower_features or "get_image_features"
+        self._original = cast(Callable[..., Any], getattr(core.base_model, self._method))
+        self._signature = inspect.signature(self._original)
+        # forward() names the feature layer, generate() leaves it to the config: the same images either way
+        names = [name for name in self._signature.parameters if name.startswith("vision_feature")]
+        self._defaults = {name: getattr(core.config, name) for name in names if hasattr(core.config, name)}
+        self._refuse_trainable()
+        self._folder = None if keep is None else self._folder_in(keep)
+
+    def _folder_in(self, keep: Path) -> Path:
+        state: dict[str, torch.Tensor] = {}
+        for i, part in enumerate(self.family.shared(self.core).values()):
+            own = {"": part.data} if isinstance(part, nn.Parameter) else part.state_dict()
+            state.update({f"{i}.{name}": tensor for name, tensor in own.items()})
+        kind = f"{str(self.core.dtype).removeprefix('torch.')}{'-tower' if self.tower else ''}"
+        folder = keep / f"{weights_digest(state)}-{kind}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def install(self) -> VisionMemo:
+        """Put the memo in place; calls nest, and the outermost `remove` takes it away."""
+        if self.depth == 0:
+            memo = self
+
+            @functools.wraps(self._original)  # generate() reads the signature
+            def features(*args: Any, **kwargs: Any) -> Any:
+                return memo(*args, **kwargs)
+
+            setattr(self.core.base_model, self._method, features)
+        self.depth += 1
+        return self
+
+    def remove(self) -> None:
+        """Undo one `install`; the last one restores the model and forgets the features."""
+        if self.depth == 0:
+            return
+        self.depth -= 1
+        if self.depth == 0:
+            delattr(self.core.base_model, self._method)
+            self.clear()
+
+    def clear(self) -> None:
+        """Forget all features (the counters stay)."""
+        self._kept.clear()
+
+    def __enter__(self) -> VisionMemo:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        as_tuple = kwargs.pop("return_dict", True) is False
+        arguments = call_arguments(self._signature, args, kwargs)
+        encoded, template = self._lookup(arguments)
+        pooled: Any = [e.pooled for e in encoded]
+        fields: dict[str, Any] = {"pooler_output": torch.stack(pooled) if template.stacked else pooled}
+        if encoded[0].deep is not None:
+            fields["deepstack_features"] = [list(layer) for layer in zip(*(e.deep or [] for e in encoded), strict=True)]
+        output = template.kind(**fields)
+        return output.to_tuple() if as_tuple else output
+
+    def serves(self, where: str) -> bool:
+        """Whether the memo itself has these features: the tower's where they are kept, what the connector makes."""
+        return self.tower if where == "tower" else self.family.tower_features is None
+
+    def encode(self, arguments: dict[str, Any]) -> list[Encoded]:
+        """The features of each unit of a batch, through the memo."""
+        return self._lookup(arguments)[0]
+
+    def _lookup(self, arguments: dict[str, Any]) -> tuple[list[Encoded], _Template]:
+        arguments = {**self._defaults, **arguments, "pixel_values": arguments["pixel_values"].to(self.core.dtype)}
+        units = Units(arguments)
+        keys = units.keys()
+        found = {key: self._kept[key] for key in keys if key in self._kept}
+        if self._folder is not None:
+            found.update({key: kept for key in keys if key not in found and (kept := self._read(key)) is not None})
+        first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in found}
+        if self._template is None and not first:
+            self._evaluate(units.select([0]))  # what the model returns, beside the features, is learned once
+        if first:
+            index = sorted(first.values())
+            fresh = dict(zip((keys[i] for i in index), self._evaluate(units.select(index)), strict=True))
+            found.update(fresh)
+            self._write(fresh)
+        self.hits += units.count - len(first)
+        for key in dict.fromkeys(keys):
+            self._kept[key] = found[key]
+            self._kept.move_to_end(key)
+        while len(self._kept) > self.max_images:
+            self._kept.popitem(last=False)
+        assert self._template is not None
+        return [found[key] for key in keys], self._template
+
+    def _read(self, key: bytes) -> Encoded | None:
+        path = cast(Path, self._folder) / f"{key.hex()}.safetensors"
+        return Encoded.of(load_file(path, device=str(self.core.device))) if path.is_file() else None
+
+    def _write(self, fresh: dict[bytes, Encoded]) -> None:
+        for key, encoded in fresh.items() if self._folder is not None else ():
+            path = cast(Path, self._folder) / f"{key.hex()}.safetensors"
+            part = path.with_suffix(f".{os.getpid()}")  # a file is whole or not there
+            save_file(encoded.tensors(), part)
+            part.replace(path)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The features in memory as tensors by name, for a checkpoint; `restore` takes them."""
+        return {f"{key.hex()}.{name}": t for key, kept in self._kept.items() for name, t in kept.tensors().items()}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in state.items():
+            key, _, rest = name.partition(".")
+            parts.setdefault(key, {})[rest] = tensor
+        self._kept.update((bytes.fromhex(key), Encoded.of(tensors)) for key, tensors in parts.items())
+
+    def _evaluate(self, arguments: dict[str, Any]) -> list[Encoded]:
+        self._refuse_trainable()
+        output = frozen_call(self._original, self.core, self.family, arguments)
+        units = Units(arguments)
+        self._template = _Template(type(output), isinstance(output.pooler_output, torch.Tensor))
+        self.evaluations += 1
+        self.images += units.count
+        with torch.inference_mode(False), torch.no_grad():
+            return [encoded.own() for encoded in cut(output, units, tower=self.tower)]
+
+    def _refuse_trainable(self) -> None:
+        for name, part in self.family.shared(self.core).items():
+            for parameter in [part] if isinstance(part, nn.Parameter) else part.parameters():
+                if parameter.requires_grad:
+                    raise CaptionerError(
+                        f"vision features cannot be shared: {name} has parameters that require a gradient, and shared "
+                        "features would hide it. Freeze the tower and the connector (requires_grad_(False)) or train "
+                        "without share_vision()."
+                    )
+
+
+class _Template:
+    def __init__(self, kind: type, stacked: bool) -> None:
+        self.kind, self.stacked = kind, stacked
+
+
+# what forward() hands down to every part of a model, of no consequence for the features of an image
+PASSING = {*TransformersKwargs.__annotations__, "use_cache"}
+
+
+def call_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name, what went into **kwargs included; without None and what merely passes through."""
+    bound = dict(signature.bind(*args, **kwargs).arguments)
+    bound.update(bound.pop("kwargs", {}))
+    return {name: value for name, value in bound.items() if value is not None and name not in PASSING}
+
+
+def frozen_call(function: Any, core: PreTrainedModel, family: Family, arguments: dict[str, Any]) -> Any:
+    """`get_image_features` as a pure function of the pixels: no gradient, no dropout, usable in later autograd."""
+    modules = [m for part in family.parts(core) if isinstance(part, nn.Module) for m in part.modules() if m.training]
+    for module in modules:
+        module.training = False
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(**arguments, return_dict=True)
+    finally:
+        for module in modules:
+            module.training = True
+
+
+def encode(core: PreTrainedModel, family: Family, arguments: dict[str, Any], *, tower: bool) -> list[Encoded]:
+    """The frozen features of each unit of a batch, without a memo."""
+    arguments = {**arguments, "pixel_values": arguments["pixel_values"].to(core.dtype)}
+    method: Any = core.base_model.get_image_features
+    method = getattr(method, "__wrapped__", method) if "get_image_features" in vars(core.base_model) else method
+    return cut(frozen_call(method, core, family, arguments), Units(arguments), tower=tower)

@@ -1,0 +1,150 @@
+"""Frozen encoders that put images and texts into one space (CLIP, SigLIP): unit vectors, in batches, once per item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import AutoModel, AutoProcessor
+
+from captune.data.images import open_image
+from captune.errors import EncoderError, first_line
+from captune.utils.hashing import weights_digest
+
+EMBEDDED = ("storybook-clip",)  # shipped with the package
+_SILENT_BATCHES = 100  # fewer show no progress bar: a reward is asked for as many at every step
+
+
+class Encoder:
+    """An image and text encoder of the CLIP kind: any model with `get_image_features` and `get_text_features`.
+
+    Texts longer than the context are cut before their end-of-sentence token, which CLIP reads its features from;
+    `texts` and `truncated` count what has been encoded and what was cut.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, name: str) -> None:
+        missing = [part for part in ("get_image_features", "get_text_features") if not hasattr(model, part)]
+        if missing:
+            raise EncoderError(f"{name} is a {type(model).__name__}, which has no {' and no '.join(missing)}; an "
+                               "encoder of images and texts is needed, such as CLIP or SigLIP")  # fmt: skip
+        absent = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
+        if absent:
+            raise EncoderError(f"{name} has no {' and no '.join(absent)}; save the whole processor in that folder")
+        self.model = model.eval().requires_grad_(False)
+        self.image_processor, self.tokenizer = processor.image_processor, processor.tokenizer
+        self.name = name
+        text = getattr(model.config, "text_config", model.config)
+        self.context_length = int(min(text.max_position_embeddings, self.tokenizer.model_max_length))
+        # SigLIP reads its text features at the last position, and was trained on texts padded to the full length
+        self._padding = "max_length" if model.config.model_type.startswith("siglip") else "longest"
+        self.texts = self.truncated = 0
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, *, device: str | torch.device | None = None,
+             dtype: torch.dtype = torch.float32) -> Encoder:  # fmt: skip
+        """Load a folder saved with `save_pretrained` (model and processor), a hub name, or "storybook-clip".
+
+        Images are prepared with Pillow, so that the features do not depend on whether torchvision is installed.
+        """
+        name = str(name_or_path)
+        source = resolve(name)
+        try:
+            processor = AutoProcessor.from_pretrained(source, backend="pil")
+            model = AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = first_line(error)
+            fetch = "" if Path(source).is_dir() else f" Where the hub can be reached, run: hf download {name}"
+            raise EncoderError(f"encoder {name!r} cannot be loaded: {reason}{fetch}") from error
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.to(device), processor, name=name)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 8 hex digits of a SHA-256 of the weights: names of folders say little."""
+        return weights_digest(self.model.state_dict())
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Any], *, batch_size: int = 32) -> torch.Tensor:
+        """(N, D) float32 unit vectors on the CPU. `images`: PIL images, or whatever `open_image` reads."""
+        features = []
+        for chunk in _batches(images, batch_size, "encoding images"):
+            pictures = [open_image(image) for image in chunk]
+            inputs = self.image_processor(images=pictures, return_tensors="pt")
+            features.append(self._features(self.model.get_image_features, inputs))
+        return torch.cat(features) if features else torch.empty(0, 0)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> torch.Tensor:
+        """(N, D) float32 unit vectors on the CPU; equal texts are encoded once."""
+        place: dict[str, int] = {}
+        for text in texts:
+            place.setdefault(text, len(place))
+        features, cut = [], []
+        for chunk in _batches(list(place), batch_size, "encoding texts"):
+            ids = [self._token_ids(text) for text in chunk]
+            cut += [len(i) > self.context_length for i in ids]
+            fitted = {"input_ids": [self._fit(i) for i in ids]}
+            inputs = self.tokenizer.pad(fitted, padding=self._padding, max_length=self.context_length,
+                                        return_tensors="pt")  # fmt: skip
+            features.append(self._features(self.model.get_text_features, inputs))
+        rows = [place[text] for text in texts]
+        self.texts += len(rows)
+        self.truncated += sum(cut[row] for row in rows)
+        return torch.cat(features)[rows] if features else torch.empty(0, 0)
+
+    @property
+    def truncation_rate(self) -> float:
+        """The share of the texts encoded so far that were longer than the context."""
+        return self.truncated / self.texts if self.texts else 0.0
+
+    def _token_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+
+    def _fit(self, ids: list[int]) -> list[int]:
+        if len(ids) <= self.context_length:
+            return ids
+        end = ids[-1:] if ids[-1] in self.tokenizer.all_special_ids else []
+        return ids[: self.context_length - len(end)] + end
+
+    def _features(self, encode: Callable[..., Any], inputs: Any) -> torch.Tensor:
+        inputs = {key: value.to(self.device) for key, value in inputs.items()}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        pooled = encode(**inputs).pooler_output.float()
+        return torch.nn.functional.normalize(pooled, dim=-1).cpu()
+
+
+def resolve(name: str) -> str:
+    """The folder or hub name that a name stands for; raises EncoderError for a folder that is none."""
+    if name in EMBEDDED:
+        from captune.storybook import model_path
+
+        folder = model_path(name)
+        if not (folder / "config.json").is_file():
+            raise EncoderError(f"the shipped encoder {name!r} is not in {folder}: reinstall captune, or rebuild it")
+        return str(folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise EncoderError(f"{name} is not a model folder: it has no config.json")
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise EncoderError(f"encoder folder {name!r} does not exist")
+    return name
+
+
+def _batches(items: Sequence[Any], size: int, what: str) -> Iterator[Sequence[Any]]:
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {size}")
+    starts = range(0, len(items), size)
+    for start in tqdm(starts, desc=what, disable=len(starts) < _SILENT_BATCHES, leave=False):
+        yield items[start : start + size]

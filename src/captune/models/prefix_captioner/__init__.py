@@ -1,0 +1,1 @@
+"""A captioner built from an image encoder, a projector and a language model."""

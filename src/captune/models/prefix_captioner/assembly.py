@@ -1,0 +1,170 @@
+"""A prefix captioner is put together out of two pretrained folders: an image encoder's and a language model's."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from tokenizers import AddedToken
+from torch import nn
+from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from captune.errors import CaptionerError, first_line
+from captune.models.families import PLAIN_TEMPLATE
+from captune.models.prefix_captioner.modeling import PrefixConfig, PrefixForConditionalGeneration, PrefixProjector
+from captune.models.prefix_captioner.processing import PrefixProcessor
+from captune.storybook import model_path
+
+
+@torch.no_grad()
+def assemble(
+    image_encoder: str | Path,
+    language_model: str | Path,
+    *,
+    num_prefix_tokens: int = 16,
+    image_feature: Literal["pooled", "patches"] = "pooled",
+    projector_width: int | None = None,
+    projector_depth: int = 2,
+    image_token: str = "<image>",
+    dtype: str | torch.dtype = "auto",
+) -> tuple[PrefixForConditionalGeneration, PrefixProcessor]:
+    """The captioner and its processor, on the CPU. The projector is fresh: torch's random numbers decide its weights.
+
+    Args:
+        image_encoder: a folder, hub name or shipped model whose image side is a vision transformer (CLIP, SigLIP,
+            DINOv2, ...), with its image processor.
+        language_model: one that `AutoModelForCausalLM` loads, with its tokenizer.
+        num_prefix_tokens, image_feature, projector_width, projector_depth: see `PrefixConfig`.
+        image_token: a token of the tokenizer (a reserved one, say), or the name of a new one. Only a new one that the
+            model's tables have no spare row for makes them longer, by one row that is never read.
+        dtype: of the whole model; default: the language model's.
+
+    Raises:
+        CaptionerError: a part cannot be loaded, or does not work as a part; the message says which and why.
+    """
+    lm, tokenizer = _language_model(str(language_model), dtype)
+    tower, image_processor = _image_encoder(str(image_encoder), lm.dtype)
+    if image_token not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(image_token, special=True, normalized=False)], special_tokens=True)
+    image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+    _make_room(lm, image_token_id)
+    head = lm.get_output_embeddings()
+    config = PrefixConfig(
+        vision_config=tower.config,
+        text_config=lm.config,
+        image_token_id=image_token_id,
+        num_prefix_tokens=num_prefix_tokens,
+        image_feature=image_feature,
+        projector_width=projector_width,
+        projector_depth=projector_depth,
+        head_bias=head.bias is not None,
+        tie_word_embeddings=bool(getattr(lm.config, "tie_word_embeddings", False)),
+        dtype=lm.dtype,
+    )
+    with torch.device("meta"):  # the parts have their weights already
+        model = PrefixForConditionalGeneration(config)
+    embeddings = lm.get_input_embeddings().weight
+    projector = PrefixProjector(config, embeddings.shape[1])
+    _initialise(projector, float(embeddings.float().std()))
+    model.model.vision_tower, model.model.language_model = tower, lm.base_model
+    model.model.projector = projector.to(lm.dtype)
+    model.lm_head.weight, model.lm_head.bias = head.weight, head.bias
+    model.generation_config = GenerationConfig.from_dict(lm.generation_config.to_dict())
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    # the line break: a prompt must end in a token that a cache can be continued from without the image
+    template = PLAIN_TEMPLATE.replace("<image>", image_token + "\n")
+    processor = PrefixProcessor(image_processor, tokenizer, num_prefix_tokens, image_token, chat_template=template)
+    _check(model.eval(), lm.eval(), processor, (str(image_encoder), str(language_model)))
+    return model, processor
+
+
+def _source(name: str) -> str:
+    """The folder of a shipped model, or the name as it is."""
+    shipped = model_path(name)
+    return str(shipped) if (shipped / "config.json").is_file() else name
+
+
+def _language_model(name: str, dtype: Any) -> tuple[Any, Any]:
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(_source(name), dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(_source(name))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CaptionerError(f"language model {name!r} cannot be loaded: {first_line(error)}{_fetch(name)}") from error
+    if lm.base_model is lm or type(lm.get_output_embeddings()) is not nn.Linear:
+        raise CaptionerError(f"language model {name!r} ({type(lm).__name__}) has no linear head on a model of its own")
+    if tokenizer.eos_token is None:
+        raise CaptionerError(f"the tokenizer of {name!r} has no end-of-sentence token, so no caption could end")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return lm, tokenizer
+
+
+def _image_encoder(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    try:
+        whole, info = AutoModel.from_pretrained(
+            _source(name), dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        image_processor = AutoImageProcessor.from_pretrained(_source(name))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CaptionerError(f"image encoder {name!r} cannot be loaded: {first_line(error)}{_fetch(name)}") from error
+    tower = whole.get_encoder(modality="image")  # the whole where the folder holds no text side
+    lacking = sorted(map(str, info["missing_keys"])) or ([] if hasattr(tower.config, "patch_size") else ["patch_size"])
+    if lacking:
+        raise CaptionerError(
+            f"image encoder {name!r} ({type(tower).__name__}) cannot be used: no {', '.join(lacking[:3])}"
+        )
+    return tower, image_processor
+
+
+def _initialise(projector: PrefixProjector, std: float) -> None:
+    """Fresh weights under which the prefix has this standard deviation: that of the language model's embeddings."""
+    linear = [layer for layer in projector.mlp if isinstance(layer, nn.Linear)]
+    for layer in linear:
+        last, seen = layer is linear[-1], 1.0 if layer is linear[0] else 0.425  # E[gelu(x)^2], x ~ N(0, 1)
+        nn.init.normal_(layer.weight, std=(std if last else 1.0) / math.sqrt(seen * layer.in_features))
+        nn.init.zeros_(layer.bias)
+
+
+def _make_room(lm: Any, image_token_id: int) -> None:
+    """A row for the image token, where the tables have none to spare (many are padded beyond the vocabulary)."""
+    rows = lm.get_input_embeddings().weight.shape[0]
+    if image_token_id < rows:
+        return
+    lm.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
+    head = lm.get_output_embeddings()
+    for table in (lm.get_input_embeddings().weight, head.weight, head.bias):
+        if table is not None:
+            table[rows:] = 0.0
+
+
+def _check(model: Any, lm: Any, processor: PrefixProcessor, names: tuple[str, str]) -> None:
+    """The parts must work together as they do apart, or there is something between them that this layout drops."""
+    encoder, language_model = names
+    blank = Image.new("RGB", (64, 48))
+    try:
+        batch = processor(text=[processor.image_token], images=[[blank]], return_tensors="pt")
+        model.get_image_features(batch["pixel_values"])
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise CaptionerError(f"image encoder {encoder!r} cannot be used: {first_line(error)}") from error
+    ids = torch.tensor([[i for i in range(8) if i != model.config.image_token_id]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": True}
+    theirs = lm(**inputs)
+    if getattr(theirs, "past_key_values", None) is None:
+        raise CaptionerError(
+            f"language model {language_model!r} ({type(lm).__name__}) keeps no cache of keys and values"
+        )
+    ours = model(**inputs)
+    words = torch.arange(theirs.logits.shape[-1]) != model.config.image_token_id
+    if not torch.equal(theirs.logits[..., words], ours.logits[..., words]):
+        raise CaptionerError(
+            f"language model {language_model!r} ({type(lm).__name__}) does more to its logits than a linear head "
+            "(Gemma 2's soft cap, for instance), which a prefix captioner would leave out"
+        )
+
+
+def _fetch(name: str | Path) -> str:
+    return "" if Path(name).is_dir() else f" Where the hub can be reached, run: hf download {name}"

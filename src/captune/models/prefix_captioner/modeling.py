@@ -1,0 +1,299 @@
+"""HAR's captioner as an ordinary transformers model: frozen image encoder, MLP projector, causal language model.
+
+    v = E(I)                    the encoder's visual embedding of an image           (B, D_v), or (B, k, D_v)
+    p = W_proj(v)               the soft visual prefix, k tokens as wide as the LM's (B, k, D_h)
+    P(y_t | y_<t, p)            the language model continues  p, prompt
+
+HAR's section III-A, with CLIP ViT-L/14 and Mistral-7B; here E is the image side of any CLIP, SigLIP, DINOv2 or similar
+folder, and the LM whatever `AutoModelForCausalLM` loads. Both come from pretrained folders in one call:
+
+    model, processor = PrefixForConditionalGeneration.from_pretrained_parts("storybook-clip", "path/of/an/lm")
+    model.save_pretrained("captioner"); processor.save_pretrained("captioner")
+    captioner = captune.Captioner.load("captioner")
+
+Importing this module registers the model with AutoConfig, AutoModel, AutoModelForImageTextToText and AutoProcessor.
+The layout is LLaVA's: `model.vision_tower`, `model.projector`, `model.language_model` and `lm_head`. `docs/prefix.md`
+says what the paper leaves open and what is chosen here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.import_utils import torch_compilable_check
+
+from captune.models.prefix_captioner.processing import PrefixProcessor
+
+NEVER = -1e4  # the logit of the image token: its probability is exactly 0, without infinities in entropies and KL
+
+
+class PrefixConfig(PreTrainedConfig):
+    """Settings of a prefix captioner.
+
+    Args:
+        vision_config, text_config: of the two parts, as their own folders have them.
+        image_token_id: the placeholder; an image takes `num_prefix_tokens` of them.
+        num_prefix_tokens: k.
+        image_feature: "pooled": v is the encoder's one embedding of the image, which the MLP maps to k tokens;
+            "patches": the patches are averaged over a grid of k cells (k a square), and the MLP maps each.
+        projector_width: hidden width of the MLP; default: the encoder's.
+        projector_depth: its linear layers.
+        head_bias: whether the language model's head has one.
+    """
+
+    model_type = "prefix_captioner"
+    sub_configs_defaults = {  # noqa: RUF012
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="mistral"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 32000
+    num_prefix_tokens: int = 16
+    image_feature: Literal["pooled", "patches"] = "pooled"
+    projector_width: int | None = None
+    projector_depth: int = 2
+    head_bias: bool = False
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        k = self.num_prefix_tokens
+        if self.projector_depth < 1 or k < 1:
+            raise ValueError(f"projector_depth and num_prefix_tokens must be at least 1: {self.projector_depth}, {k}")
+        if self.image_feature == "patches" and math.isqrt(k) ** 2 != k:
+            raise ValueError(f'image_feature="patches" needs a square num_prefix_tokens (a grid), not {k}')
+
+
+class PrefixProjector(nn.Module):
+    """W_proj: LayerNorm, then `projector_depth` linear layers with GELU between them."""
+
+    def __init__(self, config: PrefixConfig, width: int) -> None:
+        super().__init__()
+        own = cast(Any, config.vision_config).hidden_size
+        self.tokens = config.num_prefix_tokens
+        out = width if config.image_feature == "patches" else width * self.tokens
+        sizes = [own, *[config.projector_width or own] * (config.projector_depth - 1), out]
+        layers: list[nn.Module] = [nn.LayerNorm(own)]
+        for i in range(config.projector_depth):
+            layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.GELU()]
+        self.mlp = nn.Sequential(*layers[:-1])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, 1, D_v) or (B, k, D_v) -> p (B, k, D_h)."""
+        return self.mlp(features).view(len(features), self.tokens, -1)
+
+
+class PrefixPreTrainedModel(PreTrainedModel):
+    config: PrefixConfig
+    config_class = PrefixConfig
+    base_model_prefix = "model"
+    input_modalities = ["image", "text"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class PrefixModel(PrefixPreTrainedModel):
+    """All but the language model's head. The image encoder is frozen: no gradient, no dropout, no backward pass."""
+
+    def __init__(self, config: PrefixConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.projector = PrefixProjector(config, self.language_model.get_input_embeddings().embedding_dim)
+        self._positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
+        self.post_init()
+
+    def train(self, mode: bool = True) -> PrefixModel:
+        """The encoder stays frozen; `from_pretrained` ends here as well, with `eval()`."""
+        super().train(mode)
+        self.vision_tower.eval().requires_grad_(False)
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_tower_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """What the projector reads, (B, 1, D_v) or (B, k, D_v), as `pooler_output`; the patches (B, P, D_v) as
+        `last_hidden_state`, without class and register tokens.
+
+        Raises:
+            ValueError: for an encoder that gives no pooled embedding, or no grid of patches, where that is needed.
+        """
+        tower = self.vision_tower
+        with torch.no_grad():
+            out = tower(pixel_values=pixel_values.to(tower.dtype), return_dict=True)
+        size = tower.config.patch_size
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        rows, columns = pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
+        states = out.last_hidden_state
+        if states.dim() != 3 or states.shape[1] < rows * columns:
+            raise ValueError(f"{type(tower).__name__} gives no state to each of the {rows} x {columns} patches of an "
+                             "image; a vision transformer such as CLIP's, SigLIP's or DINOv2 is needed")  # fmt: skip
+        patches = states[:, states.shape[1] - rows * columns :]  # whatever else there is comes first
+        if self.config.image_feature == "patches":
+            side = math.isqrt(self.config.num_prefix_tokens)
+            grid = patches.transpose(1, 2).unflatten(-1, (rows, columns))
+            features = nn.functional.adaptive_avg_pool2d(grid, side).flatten(-2).transpose(1, 2)
+        elif out.pooler_output is None:
+            raise ValueError(f'{type(tower).__name__} has no pooled embedding; use image_feature="patches"')
+        else:
+            features = out.pooler_output[:, None]
+        return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=features)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """The prefix p (B, k, D_h) as `pooler_output`, the encoder's patches (B, P, D_v) as `last_hidden_state`."""
+        tower = self.get_tower_features(pixel_values)
+        features = cast(Tensor, tower.pooler_output)
+        prefix = self.projector(features.to(next(self.projector.parameters()).dtype))
+        return BaseModelOutputWithPooling(last_hidden_state=tower.last_hidden_state, pooler_output=prefix)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        images = (mm_encoder_outputs or {}).get("image")
+        if images is None and pixel_values is not None:
+            images = self.get_image_features(pixel_values, return_dict=True)
+        if inputs_embeds is None:
+            inputs_embeds = cast(Tensor, self.get_input_embeddings()(input_ids))
+        if input_ids is not None:
+            inputs_embeds = self._with_prefix(inputs_embeds, input_ids == self.config.image_token_id, images)
+        elif images is not None:
+            raise ValueError("images need input_ids, which say where they belong")
+        if self._positions:
+            if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+                # padding takes no position: with absolute positions a row must not depend on its neighbours' lengths
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+            kwargs["position_ids"] = position_ids
+        out = self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values,
+            **{**kwargs, "return_dict": True},
+        )  # fmt: skip
+        return BaseModelOutputWithPast(out.last_hidden_state, out.past_key_values, out.hidden_states, out.attentions)
+
+    def _with_prefix(self, embeddings: Tensor, places: Tensor, images: Any) -> Tensor:
+        prefix = [] if images is None else images.pooler_output
+        torch_compilable_check(
+            places.sum() == len(prefix) * self.config.num_prefix_tokens,
+            lambda: (
+                f"{int(places.sum())} image tokens in the text do not fit {len(prefix)} images of "
+                f"{self.config.num_prefix_tokens} tokens each"
+            ),
+        )
+        if images is None:
+            return embeddings
+        prefix = prefix if isinstance(prefix, Tensor) else torch.stack(list(prefix))
+        return embeddings.masked_scatter(places[..., None], prefix.to(embeddings.device, embeddings.dtype))
+
+
+class PrefixHead(nn.Linear):
+    """A language model's head that never says the image token, so that the words keep their probabilities."""
+
+    def __init__(self, width: int, rows: int, bias: bool, image_token_id: int) -> None:
+        super().__init__(width, rows, bias=bias)
+        self.image_token_id = image_token_id
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits = super().forward(hidden)
+        logits[..., self.image_token_id] = NEVER
+        return logits
+
+
+class PrefixForConditionalGeneration(PrefixPreTrainedModel, GenerationMixin):
+    """The captioner. The image token is a placeholder and nothing else: never said, and its embedding never read."""
+
+    def __init__(self, config: PrefixConfig) -> None:
+        super().__init__(config)
+        self.model = PrefixModel(config)
+        embeddings = self.model.get_input_embeddings()
+        rows, width = cast(Tensor, embeddings.weight).shape
+        self.lm_head = PrefixHead(width, rows, config.head_bias, config.image_token_id)
+        name = next(name for name, module in self.model.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
+        self.post_init()
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        return self.model.get_image_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V) and, with `labels` (B, T; -100 is ignored, and so is the image token), equation 1's loss,
+        averaged over the caption's tokens."""
+        out = self.model(
+            input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, inputs_embeds=inputs_embeds, mm_encoder_outputs=mm_encoder_outputs,
+            **{**kwargs, "return_dict": True},
+        )  # fmt: skip
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(out.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            labels = labels.masked_fill(labels == self.config.image_token_id, -100)
+            vocabulary = logits.shape[-1]
+            loss = self.loss_function(logits, labels, vocab_size=vocabulary, num_items_in_batch=num_items_in_batch)
+        return CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
+
+    @classmethod
+    def from_pretrained_parts(
+        cls, image_encoder: str | Path, language_model: str | Path, **settings: Any
+    ) -> tuple[PrefixForConditionalGeneration, PrefixProcessor]:
+        """The captioner of two pretrained folders, with a fresh projector; `captune.models.prefix_captioner.assembly.assemble`."""
+        from captune.models.prefix_captioner.assembly import assemble
+
+        return assemble(image_encoder, language_model, **settings)
+
+
+AutoConfig.register(PrefixConfig.model_type, PrefixConfig, exist_ok=True)
+AutoModel.register(PrefixConfig, PrefixModel, exist_ok=True)
+AutoModelForImageTextToText.register(PrefixConfig, PrefixForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(PrefixConfig, PrefixProcessor, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Tokenizer, n-grams and Java, shared by scorers."""

@@ -1,0 +1,107 @@
+"""CLIPScore and RefCLIPScore (Hessel et al., EMNLP 2021) with any CLIP or SigLIP model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from captune.models.encoders.features import ImageFeatures
+from captune.scorers import Scorer
+from captune.utils.spec import read_argument
+
+if TYPE_CHECKING:
+    from captune.models.encoders.clip import Encoder
+
+_log = logging.getLogger(__name__)
+DEFAULT_MODEL = "storybook-clip"
+
+
+class ClipScore(Scorer):
+    """CLIPScore: how well a caption fits its image to a CLIP model; with references, RefCLIPScore too.
+
+        CLIPScore(c, v)       = w max(cos(c, v), 0)
+        RefCLIPScore(c, R, v) = H(CLIPScore(c, v), max(max_{r in R} cos(c, r), 0)),   H the harmonic mean
+
+    w = 2.5 and the prefix "A photo depicts" before every caption and reference are the original's. The figures of two
+    models do not compare: the signature has the model's name and a digest of its weights, w, the prefix, and the share
+    of the captions judged last that were cut because they were longer than the model's context.
+
+    :param argument: the model's folder or hub name, "storybook-clip" where none is given, and settings, if other than
+        the original's: "clip:openai/clip-vit-base-patch32?w=1&prefix=".
+    """
+
+    name = "clip"
+    source = "Hessel et al., EMNLP 2021"
+    cost = "one pass of the encoder for the caption and each reference, one for each new image"
+    needs: ClassVar = ("image",)
+    uses: ClassVar = ("references",)
+
+    def __init__(self, argument: str | None = None, *, encoder: Encoder | None = None, w: float = 2.5,
+                 prefix: str = "A photo depicts", device: str | None = None, batch_size: int = 32) -> None:  # fmt: skip
+        model, given = read_argument("clip", argument, ("w", "prefix"), "clip:model?w=2.5")
+        self.w, self.prefix = float(given.get("w", w)), given.get("prefix", prefix).strip()
+        self.batch_size = batch_size
+        self._model, self._device, self._encoder = model or DEFAULT_MODEL, device, encoder
+        self._cut = 0.0
+
+    @property
+    def encoder(self) -> Encoder:
+        """Loaded at first use."""
+        if self._encoder is None:
+            from captune.models.encoders.clip import Encoder
+
+            self._encoder = Encoder.load(self._model, device=self._device)
+        return self._encoder
+
+    def rows(
+        self, captions: Sequence[str], *, image: Sequence[Any], references: Sequence[Sequence[str]] | None = None
+    ) -> np.ndarray:
+        """(N, 1), or (N, 2) with RefCLIPScore, which is given only where every caption has a reference."""
+        before = self.encoder.truncated
+        texts = self._texts(captions)
+        self._cut = (self.encoder.truncated - before) / max(1, len(captions))
+        score = self.w * (self._image_features(image) * texts).sum(-1).clamp(min=0).double()
+        if references is None or not any(references):
+            return score.numpy().reshape(-1, 1)
+        without = sum(not own for own in references)
+        if without:
+            _log.warning("RefCLIPScore is left out: %d of %d captions have no reference", without, len(captions))
+            return score.numpy().reshape(-1, 1)
+        features = self._texts([text for own in references for text in own])
+        best = [
+            (own @ text).max() for own, text in zip(features.split([len(o) for o in references]), texts, strict=True)
+        ]
+        agreement = torch.stack(best).clamp(min=0).double()
+        both = 2 * score * agreement / (score + agreement).clamp(min=1e-12)
+        return torch.stack([score, both], dim=1).numpy()
+
+    def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        return {key: totals[..., i] / n for i, key in enumerate(("clip", "ref_clip")[: totals.shape[-1]])}
+
+    @property
+    def signature(self) -> str:
+        encoder = self.encoder
+        return (
+            f"clipscore|model:{encoder.name}@{encoder.digest}|w:{self.w:g}|prefix:{self.prefix or 'none'}"
+            f"|context:{encoder.context_length}|truncated:{self._cut:.1%}"
+        )
+
+    def __call__(self, completions: Sequence[Any], *, references: Any = None, **columns: Any) -> list[float]:
+        """TRL's reward: CLIPScore; references are not read."""
+        return super().__call__(completions, **columns)
+
+    def _texts(self, texts: Sequence[str]) -> torch.Tensor:
+        return self.encoder.encode_texts([f"{self.prefix} {text}".strip() for text in texts])
+
+    @cached_property
+    def _images(self) -> ImageFeatures:
+        return ImageFeatures(self.encoder)
+
+    def _image_features(self, images: Sequence[Any]) -> torch.Tensor:
+        """(N, D)"""
+        return self._images(images, batch_size=self.batch_size)[1]

@@ -1,0 +1,253 @@
+"""Cycle consistency: caption -> image by a text-to-image model -> similarity to the image that was captioned."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from captune.errors import ScorerError, first_line
+from captune.scorers import Scorer
+from captune.scorers.image.self_retrieval import check_encoder, whole
+from captune.utils.spec import read_argument
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from captune.storybook.world import Scene
+
+STORYBOOK = "storybook"
+_STORYBOOK_ENCODER = "storybook-clip"
+_log = logging.getLogger(__name__)
+
+# What a storybook picture shows where the caption says nothing.
+_GROUND, _COLOUR, _SIZE = "snow", "white", "small"
+_CELLS = ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73))
+_BETWEEN = ((0.5, 0.27), (0.5, 0.73), (0.27, 0.5), (0.73, 0.5), (0.5, 0.5))
+
+
+class Cycle(Scorer):
+    """Cycle consistency: how much the image drawn from the caption alone resembles the image that was captioned.
+
+        cycle(c, v) = cos(E(v), E(G(c))),   G a text-to-image model, E an image encoder
+
+    CycleCap (Krestenitis et al., 2026) uses it as a GRPO reward, Image2Text2Image (Huang et al., 2024) as a metric
+    without references. The papers leave G and E open, so the signature names both with their weights, the seed and the
+    settings. The noise of an image comes from the seed and the caption, one caption is drawn at a time: the figure does
+    not depend on what else is scored. Captions longer than G's context are cut by G.
+
+        cycle, cycle:storybook           the storybook drawing program, fed by its parser
+        cycle:FOLDER-OR-HUB-NAME?encoder=MODEL&seed=0&steps=30&guidance=7.5&size=512
+                                         a diffusers pipeline; steps, guidance and size are its own defaults otherwise
+
+    MODEL is a CLIP, a SigLIP or an image-only transformer such as DINOv2 (the features of its CLS token); a pipeline
+    needs one to be named, for the storybook encoder knows no photographs.
+
+    The drawing program gets the things that the caption names with what it says of them, placed on the 2 x 2 grid so
+    that most of the stated relations hold, in reading order otherwise. Unstated: colour white, size small, the first
+    sub-kind, the snow ground, whose layout is the seed's. A fifth to ninth thing stands between the cells; what is said
+    of no thing is not drawn; a caption that states nothing is an empty ground.
+    """
+
+    name = "cycle"
+    source: ClassVar = "Krestenitis et al., 2026; Huang et al., 2024"
+    cost: ClassVar = "one image drawn (storybook: 10 ms), two passes of the encoder"
+    needs: ClassVar = ("image",)
+    cached = True
+
+    def __init__(self, argument: str | None = None, *, pipeline: Any = None, encoder: Any = None,
+                 device: str | None = None, batch_size: int = 32) -> None:  # fmt: skip
+        self.model = (argument or "").partition("?")[0] or STORYBOOK
+        known = ("encoder", "seed") if self.model == STORYBOOK else ("encoder", "seed", "steps", "guidance", "size")
+        _, settings = read_argument("cycle", argument, known, "cycle:storybook?seed=1")
+        self.encoder_name = settings.get("encoder") or (_STORYBOOK_ENCODER if self.model == STORYBOOK else "")
+        if encoder is None and not self.encoder_name:
+            raise ValueError(f"say which encoder compares the images: 'cycle:{self.model}?encoder=MODEL', a folder or "
+                             "hub name of a CLIP, SigLIP or DINOv2")  # fmt: skip
+        self.seed = whole("seed", settings.get("seed", "0"), least=0)
+        self.options: dict[str, Any] = {}  # of the pipeline's call
+        if "steps" in settings:
+            self.options["num_inference_steps"] = whole("steps", settings["steps"])
+        if "guidance" in settings:
+            self.options["guidance_scale"] = float(settings["guidance"])
+        if "size" in settings:
+            self.options |= dict.fromkeys(("height", "width"), whole("size", settings["size"]))
+        self.device, self.batch_size = device, batch_size
+        self._pipeline, self._encoder = pipeline, encoder
+        self._weights = ""
+
+    def check(self) -> None:
+        if self._encoder is None:
+            check_encoder(self.encoder_name)
+        if self.model == STORYBOOK or self._pipeline is not None:
+            return
+        if importlib.util.find_spec("diffusers") is None:
+            raise ScorerError(f"scorer {self.name!r} draws with diffusers, which is not installed; "
+                              "run: pip install diffusers")  # fmt: skip
+        path = Path(self.model).expanduser()
+        local = path.is_absolute() or self.model.startswith((".", "~")) or self.model.count("/") != 1
+        if (path.is_dir() or local) and not (path / "model_index.json").is_file():
+            raise ScorerError(f"scorer {self.name!r}: {self.model} is no folder of a diffusers pipeline, it has no "
+                              "model_index.json; get one with: hf download OWNER/NAME --local-dir FOLDER")  # fmt: skip
+
+    @property
+    def encoder(self) -> Any:
+        """Loaded at first use."""
+        if self._encoder is None:
+            from captune.errors import EncoderError
+            from captune.models.encoders.pairs import load_image_encoder
+
+            try:
+                self._encoder = load_image_encoder(self.encoder_name, self.device)
+            except EncoderError as error:
+                raise ScorerError(f"scorer {self.name!r}: {error}") from error
+        return self._encoder
+
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline; loaded at first use."""
+        if self._pipeline is None:
+            self._pipeline = self._load()
+        return self._pipeline
+
+    def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
+        """(N, 1): the cosine of the two images' features."""
+        if not captions:
+            return np.zeros((0, 1))
+        from captune.models.encoders.features import ImageFeatures
+
+        features = ImageFeatures(self.encoder)
+        _, sources = features(image, batch_size=self.batch_size)
+        place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        _, drawn = features(_Drawn(list(place), self.draw), batch_size=self.batch_size)
+        cosines = [float(own @ drawn[place[caption]]) for own, caption in zip(sources, captions, strict=True)]
+        if not np.isfinite(cosines).all():
+            raise ScorerError(f"scorer {self.name!r}: {self.encoder.name!r} gave features that are not finite")
+        return np.array(cosines).reshape(-1, 1)
+
+    def draw(self, caption: str) -> Image.Image:
+        """The caption as an image; depends on nothing but the caption, the model and the settings."""
+        if self.model == STORYBOOK and self._pipeline is None:
+            from captune.storybook import IMAGE_SIZE
+            from captune.storybook.draw import draw
+
+            return draw(scene_of(caption, self.seed), IMAGE_SIZE)
+        import torch
+
+        digest = hashlib.blake2b(f"{self.seed}/{caption}".encode(), digest_size=8).digest()
+        noise = torch.Generator("cpu").manual_seed(int.from_bytes(digest) >> 1)
+        pipeline = self.pipeline
+        try:
+            answer = pipeline(prompt=caption, generator=noise, output_type="pil", **self.options)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ScorerError(f"scorer {self.name!r}: {self.model} could not draw {caption!r}: {error}") from error
+        if any(getattr(answer, "nsfw_content_detected", None) or ()):
+            _log.warning("%s: the pipeline's safety checker blacked out the image of %r", self.name, caption)
+        return answer.images[0].convert("RGB")
+
+    @property
+    def signature(self) -> str:
+        if self.model == STORYBOOK and self._pipeline is None:
+            from captune import __version__
+
+            drawer = f"{STORYBOOK}@{__version__}|unstated:{_COLOUR},{_SIZE},{_GROUND}"
+        else:
+            if not self._weights:
+                self._weights = _weights(self.pipeline)
+            options = "|".join(f"{key}:{value:g}" for key, value in sorted(self.options.items()))
+            drawer = f"{self.model}@{self._weights}|{options or 'options:default'}|diffusers:{_version('diffusers')}"
+            drawer += f"|dtype:{getattr(self.pipeline, 'dtype', 'unknown')}"
+        return f"cycle|t2i:{drawer}|seed:{self.seed}|encoder:{self.encoder.name}@{self.encoder.digest}|cosine"
+
+    def _load(self) -> Any:
+        self.check()
+        import torch
+        from diffusers import DiffusionPipeline
+
+        path = Path(self.model).expanduser()
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16  # float16 overflows in some decoders
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else self.model, torch_dtype=dtype,
+                                                         use_safetensors=True)  # fmt: skip
+        except (OSError, ValueError, ImportError) as error:
+            reason = first_line(error)
+            raise ScorerError(f"scorer {self.name!r}: {self.model} cannot be loaded: {reason}") from error
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(device)
+
+
+class _Drawn(Sequence[Any]):
+    """The images of captions, drawn when they are asked for."""
+
+    def __init__(self, captions: Sequence[str], draw: Callable[[str], Any]) -> None:
+        self.captions, self.draw = captions, draw
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.draw(self.captions[index])
+
+
+def scene_of(caption: str, variation: int = 0) -> Scene:
+    """The storybook scene that a caption describes, completed as `Cycle` says."""
+    from captune.storybook.parser import parse, read
+    from captune.storybook.world import BACKGROUNDS, COLOURS, KINDS, SIZES, Scene, Thing, relations
+
+    things: list[dict[str, Any]] = []
+    named: dict[str, int] = {}  # kind -> the thing named last
+    for mention in read(caption)[1]:
+        if not (mention.definite and mention.kind in named):
+            named[mention.kind] = len(things)
+            things.append({"kind": mention.kind})
+        thing = things[named[mention.kind]]
+        for word, _, _ in mention.modifiers:
+            if word in COLOURS or word in SIZES:
+                thing.setdefault("colour" if word in COLOURS else "size", word)
+            elif word in KINDS[mention.kind]:
+                thing.setdefault("subkind", word)
+    unstated = {"colour": _COLOUR, "size": _SIZE}
+    made = [
+        Thing(**{"subkind": next(iter(KINDS[t["kind"]]), None), **unstated, **t}, x=x, y=y)
+        for t, (x, y) in zip(things, _CELLS + _BETWEEN, strict=False)
+    ]
+    facts = parse(caption)
+    stated = [fact.value for fact in facts if fact.type == "relation"]
+
+    def places(order: tuple[tuple[float, float], ...]) -> list[Thing]:
+        return [Thing(t.kind, t.subkind, t.colour, t.size, x, y) for t, (x, y) in zip(made, order, strict=False)]
+
+    def held(order: tuple[tuple[float, float], ...]) -> int:
+        there = {thing.kind: thing for thing in reversed(places(order))}
+        return sum(a in there and b in there and r in relations(there[a], there[b]) for a, r, b in stated)
+
+    best = max(itertools.permutations(_CELLS), key=held)  # the first of the best
+    grounds = [fact.value[0] for fact in facts if fact.type == "background" and fact.value[0] in BACKGROUNDS]
+    return Scene(grounds[0] if grounds else _GROUND, variation, tuple(places(best + _BETWEEN)))
+
+
+def _weights(pipeline: Any) -> str:
+    """A digest of all the pipeline's weights."""
+    from captune.utils.hashing import weights_digest
+
+    parts: Mapping[str, Any] = getattr(pipeline, "components", {})
+    return weights_digest({
+        f"{part}/{key}": value
+        for part, module in parts.items() if hasattr(module, "state_dict")
+        for key, value in module.state_dict().items()
+    })  # fmt: skip
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

@@ -1,0 +1,202 @@
+"""CIM's two measures of a caption by what it retrieves (Jia et al., "Cross-modal Identity Mapping", 2026, section 3.2).
+
+A caption c searches the texts t_i of a corpus D = {(x_i, t_i)}, i = 1..N. With S_i = cos(text(c), text(t_i)),
+
+    A(c)      = TopK({S_i}) = {i_1, ..., i_K}                      the support set, best first
+    GRC(c)    = || 1/K sum_r v~(x_{i_r}) ||_2                      equation (1)
+    QIR(v, c) = sum_r lambda(r) cos(v~(v), v~(x_{i_r}))            equation (2), lambda(r) = 1 / 2^(r-1)
+
+where v~ is the unit vector of an image and v the image that c describes. The reward of CIM, equation (3), is
+GRC + beta QIR with beta = 1: "grc:runs/corpus + qir:runs/corpus".
+
+What the paper leaves open, and what is done here:
+
+- *Is the source image's own entry retrieved?* Its training images are in its gallery. Found again, the own image gives
+  QIR its full lambda(1) = 1 whatever else is said, so it is left out (all entries of the same `image_id`) unless
+  `own=1`. That takes the column `image_id`; without it nothing can be left out, which is said once.
+- *Several captions of one image.* In the paper's gallery an image has one text. Where it has five, five entries may be
+  one image, and GRC = 1 for any caption. So K different images are retrieved, each by its best entry, which is the same
+  where an image has one text; `distinct=0` takes entries literally.
+- *The weights of equation (2)* sum to 1.94 for K = 5, so that beta = 1 weighs QIR about twice. The figure is kept as
+  the paper has it; for equal weights write "grc:... + 0.516*qir:...".
+- *A caption without words* retrieves nothing: A(c) is empty and both are 0. (An encoder has a vector for the empty text
+  too, which would retrieve something.)
+- *The encoders* are the corpus'. The paper's are all-mpnet-base-v2 and OpenCLIP ViT-H/14; Table 4 has others.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from captune.errors import ScorerError
+from captune.scorers import Scorer
+from captune.utils.spec import read_argument
+
+if TYPE_CHECKING:
+    from captune.corpus import Corpus
+    from captune.models.encoders.features import ImageFeatures
+
+logger = logging.getLogger(__name__)
+_SETTINGS = {"k": 5, "own": 0, "distinct": 1, "effort": 0}
+_KEPT_IMAGES = 20_000
+_BATCH = 32
+
+
+class _Retrieval(Scorer):
+    """What GRC and QIR share: the corpus, the settings and the support set A(c)."""
+
+    source = "Jia et al., arXiv:2603.01696"
+    uses: ClassVar = ("image_id",)
+    cached = True
+
+    def __init__(self, argument: str | None = None, *, corpus: Corpus | None = None, device: str | None = None) -> None:
+        folder, given = read_argument(self.name, argument, (*_SETTINGS, "index"), f"{self.name}:runs/corpus?k=5")
+        self.index = given.pop("index", "flat")
+        wrong = next((key for key, value in given.items() if not value.isdecimal()), None)
+        if wrong is not None:
+            raise ValueError(f"scorer {self.name!r}: {wrong} is a whole number, not {given[wrong]!r}")
+        settings = _SETTINGS | {key: int(value) for key, value in given.items()}
+        if not folder and corpus is None:
+            raise ValueError(f"scorer {self.name!r} needs the folder of a corpus: {self.name}:runs/corpus. To make "
+                             "one: captune corpus build --captions SOURCE --output runs/corpus")  # fmt: skip
+        if settings["k"] < 1:
+            raise ValueError(f"scorer {self.name!r}: k must be at least 1")
+        self.k, self.own, self.distinct = settings["k"], bool(settings["own"]), bool(settings["distinct"])
+        self.folder, self._effort, self._device = folder, settings["effort"] or None, device
+        self._gallery = corpus
+        self._warned = False
+
+    def check(self) -> None:
+        if self._gallery is not None:
+            return
+        from captune.corpus import files
+
+        if importlib.util.find_spec("faiss") is None:
+            raise ScorerError(f"scorer {self.name!r} needs faiss; run: pip install 'captune[scorers]'")
+        with _telling(self.name):
+            files.complete_config(Path(self.folder))
+
+    @property
+    def gallery(self) -> Corpus:
+        """The corpus, opened at first use; scorers of one folder share it, its encoders and what was searched."""
+        if self._gallery is None:
+            self.check()
+            config = Path(self.folder, "config.json").resolve()
+            with _telling(self.name):
+                self._gallery = _open(config.parent, config.stat().st_mtime_ns, self.index, self._effort, self._device)
+        return self._gallery
+
+    def rows(
+        self, captions: Sequence[str], *, image: Sequence[Any] | None = None, image_id: Sequence[str] | None = None,
+        **columns: Any,
+    ) -> np.ndarray:  # fmt: skip
+        """(N, 1)"""
+        gallery = self.gallery
+        spoken = [i for i, caption in enumerate(captions) if caption.strip()]
+        scores = np.zeros((len(captions), 1))
+        if not spoken:
+            return scores
+        exclude = None
+        if not self.own and image_id is not None:
+            exclude = [image_id[i] for i in spoken]
+        elif not self.own and not self._warned:
+            logger.warning("scorer %r: without image_id a caption may retrieve the very image it describes", self.name)
+            self._warned = True
+        with _telling(self.name):
+            texts = [captions[i] for i in spoken]
+            _, found = gallery.search(texts, self.k, exclude=exclude, distinct=self.distinct)
+            retrieved = np.asarray(gallery.image_vectors[gallery.owners[found]], dtype=np.float64)
+            own = None if image is None else self._image_vectors([image[i] for i in spoken])
+        scores[spoken, 0] = self._scores(retrieved, own)
+        return scores
+
+    def _scores(self, retrieved: np.ndarray, own: np.ndarray | None) -> np.ndarray:
+        """(Q,) from the unit vectors of the retrieved images (Q, K, D) and of the own images (Q, D)."""
+        raise NotImplementedError
+
+    def _image_vectors(self, images: Sequence[Any]) -> np.ndarray:
+        raise NotImplementedError
+
+    @property
+    def signature(self) -> str:
+        return (f"{self.name.partition(':')[0]}|{self.gallery.signature}|K:{self.k}|own:{'in' if self.own else 'out'}"
+                f"|per:{'image' if self.distinct else 'entry'}")  # fmt: skip
+
+
+class GRC(_Retrieval):
+    """How alike the images are that a caption retrieves from a corpus: CIM's measure of detail.
+
+        GRC(c) = || 1/K sum_r v~(x_{i_r}) ||_2        equation (1); in [0, 1], higher: the caption is more specific
+
+    It does not look at the caption's own image: a detailed caption of another image scores as high. `qir` looks.
+
+    :param argument: "runs/corpus?k=5&own=0&distinct=1&index=flat&effort=0": the folder of a corpus and, where other
+        than here, settings; see the module's text for own and distinct. index: "ivf" or "hnsw" where the corpus has it,
+        with effort lists or candidates visited per query (0: the index' default).
+    """
+
+    name = "grc"
+    cost = "one text encoding, one search"
+
+    def rows(self, captions: Sequence[str], *, image_id: Sequence[str] | None = None, **columns: Any) -> np.ndarray:
+        return super().rows(captions, image_id=image_id)
+
+    def _scores(self, retrieved: np.ndarray, own: np.ndarray | None) -> np.ndarray:
+        return np.linalg.norm(retrieved.mean(axis=1), axis=-1)
+
+
+class QIR(_Retrieval):
+    """How like the caption's own image the images are that it retrieves from a corpus: CIM's measure of correctness.
+
+        QIR(v, c) = sum_r lambda(r) cos(v~(v), v~(x_{i_r})),   lambda(r) = 1 / 2^(r-1)        equation (2)
+
+    The highest value is the sum of the weights: 1.9375 for K = 5.
+
+    :param argument: as `grc` has it: "runs/corpus?k=5&own=0&distinct=1&index=flat&effort=0".
+    """
+
+    name = "qir"
+    needs: ClassVar = ("image",)
+    cost = "one text and one image encoding, one search"
+
+    def _scores(self, retrieved: np.ndarray, own: np.ndarray | None) -> np.ndarray:
+        assert own is not None
+        weights = 0.5 ** np.arange(self.k)
+        return np.einsum("qkd,qd->qk", retrieved, own) @ weights
+
+    @cached_property
+    def _images(self) -> ImageFeatures:
+        from captune.models.encoders.features import ImageFeatures
+
+        return ImageFeatures(self.gallery.image_encoder)
+
+    def _image_vectors(self, images: Sequence[Any]) -> np.ndarray:
+        """(Q, D)"""
+        from captune.models.encoders.pairs import unit
+
+        _, vectors = self._images(images)
+        return unit(vectors, ["an image"] * len(images)).astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _open(folder: Path, changed: int, index: str, effort: int | None, device: str | None) -> Corpus:
+    from captune.corpus import Corpus
+
+    return Corpus.open(folder, index=index, effort=effort, device=device)
+
+
+@contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """What a corpus or an encoder refuses is told as the scorer's failure."""
+    try:
+        yield
+    except ValueError as error:  # CorpusError, EncoderError, BadImage
+        raise ScorerError(f"scorer {name!r}: {error}") from error

@@ -1,0 +1,148 @@
+"""Self-retrieval: does a caption find its own image among others? (Luo et al., CVPR 2018; Liu et al., ECCV 2018)"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from captune.errors import ScorerError
+from captune.scorers import Scorer
+from captune.utils.spec import read_argument
+
+if TYPE_CHECKING:
+    from captune.models.encoders.clip import Encoder
+
+DEFAULT_MODEL = "storybook-clip"
+_CELLS = 2**22  # similarities held at once
+_DECIMALS = 6  # of a similarity: what the encoder's rounding can change is a tie
+
+
+class SelfRetrieval(Scorer):
+    """Self-retrieval: how often a caption finds its own image among distractors; vague captions do not.
+
+        rank(c)  = 1 + |{distractors v: cos(c, v) >= cos(c, own image)}|
+        recall_k = share of captions with rank <= k,   mrr = mean of 1 / rank
+
+    by an image and text encoder. The distractors come from the images judged together, each counted once by its pixels,
+    so that a copy of the own image is no distractor: all the others, or n of them. For n, the images stand in a circle,
+    in an order that the seed and their pixels decide; an image's distractors are the n that follow it. Neither the
+    order of the captions nor of the images matters. A tie counts against the caption.
+
+    The figures depend on the set: compare them on the same images with the same n (n=99 is the RD100 of Dessi et al.,
+    CVPR 2023). Rows made in parts have other distractors. Intervals hold the distractors fixed.
+
+    As a reward it is 1 / rank, not whether the rank is 1: captions of one image then differ before any of them is
+    first. Liu et al. and Luo et al. train on a hinge over the hardest distractor of the batch, Dessi et al. on a
+    log-softmax over the batch; all need the similarities' scale, which a rank does not. The distractors are the other
+    images of the call.
+
+    :param argument: the encoder, "storybook-clip" where none is given, and settings:
+        "self_retrieval:openai/clip-vit-base-patch32?k=1,5,10&n=99&seed=0"; n=all is the default.
+    """
+
+    name = "self_retrieval"
+    source: ClassVar = "Luo et al., CVPR 2018; Liu et al., ECCV 2018"
+    cost: ClassVar = "one pass of the encoder"
+    needs: ClassVar = ("image",)
+
+    def __init__(self, argument: str | None = None, *, encoder: Encoder | None = None, device: str | None = None,
+                 batch_size: int = 32) -> None:  # fmt: skip
+        model, given = read_argument("self_retrieval", argument, ("k", "n", "seed"), "self_retrieval:model?k=1,5&n=99")
+        k = [whole("k", part) for part in given.get("k", "1,5").split(",")]
+        n = None if given.get("n", "all") == "all" else whole("n", given["n"])
+        seed = whole("seed", given.get("seed", "0"), least=0)
+        self.k, self.n, self.seed, self.batch_size = tuple(k), n, seed, batch_size
+        self._model, self._device, self._encoder = model or DEFAULT_MODEL, device, encoder
+        self._pool = 0
+        self._cut = 0.0
+
+    def check(self) -> None:
+        if self._encoder is None:
+            check_encoder(self._model)
+
+    @property
+    def encoder(self) -> Encoder:
+        """Loaded at first use."""
+        if self._encoder is None:
+            from captune.errors import EncoderError
+            from captune.models.encoders.clip import Encoder
+
+            try:
+                self._encoder = Encoder.load(self._model, device=self._device)
+            except EncoderError as error:
+                raise ScorerError(f"scorer 'self_retrieval': {error}") from error
+        return self._encoder
+
+    def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
+        """(N, len(k) + 1): whether the rank is at most each k; 1 / rank."""
+        if not captions:
+            return np.zeros((0, len(self.k) + 1))
+        rank = self._ranks(captions, image)
+        return np.stack([*(rank <= k for k in self.k), 1 / rank], axis=1)
+
+    def _ranks(self, captions: Sequence[str], images: Sequence[Any]) -> np.ndarray:
+        import torch
+
+        from captune.models.encoders.features import ImageFeatures
+
+        keys, made = ImageFeatures(self.encoder)(images, batch_size=self.batch_size)
+        features = dict(zip(keys, made, strict=True))
+        circle = sorted(features, key=lambda key: hashlib.blake2b(f"{self.seed}/".encode() + key).digest())
+        self._pool = len(circle)
+        n = self._pool - 1 if self.n is None else self.n
+        if n > self._pool - 1 or not n:
+            raise ScorerError(f"scorer {self.name!r} needs {max(n, 1)} other images as distractors, and there are "
+                              f"{self._pool - 1}; give more images, or a smaller n")  # fmt: skip
+        before = self.encoder.truncated
+        texts = self.encoder.encode_texts(list(captions))
+        self._cut = (self.encoder.truncated - before) / len(captions)
+        place = {key: i for i, key in enumerate(circle)}
+        own = torch.tensor([place[key] for key in keys])
+        gallery = torch.stack([features[key] for key in circle]).T
+        if not (bool(gallery.isfinite().all()) and bool(texts.isfinite().all())):  # no comparison with it would count
+            raise ScorerError(
+                f"scorer {self.name!r}: the encoder {self.encoder.name!r} gave features that are not finite"
+            )
+        ranks = []
+        step = max(1, _CELLS // self._pool)
+        for start in range(0, len(captions), step):
+            part = own[start : start + step, None]
+            similarity = (texts[start : start + step] @ gallery).double().round(decimals=_DECIMALS)
+            distractors = similarity.gather(1, (part + torch.arange(1, n + 1)) % self._pool)
+            ranks.append(1 + (distractors >= similarity.gather(1, part)).sum(dim=1))
+        return torch.cat(ranks).double().numpy()
+
+    def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        return {key: totals[..., i] / n for i, key in enumerate([*(f"recall_{k}" for k in self.k), "mrr"])}
+
+    def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        return rows[:, -1]
+
+    @property
+    def signature(self) -> str:
+        encoder = self.encoder
+        return (
+            f"self_retrieval|model:{encoder.name}@{encoder.digest}|distractors:{self.n or 'all'}|images:{self._pool}"
+            f"|seed:{self.seed}|ties:against|context:{encoder.context_length}|truncated:{self._cut:.1%}"
+        )
+
+
+def whole(key: str, value: str, least: int = 1) -> int:
+    """The whole number that a setting holds; raises ValueError with the setting's name."""
+    if not (value.isascii() and value.isdecimal() and int(value) >= least):
+        raise ValueError(f"setting {key} must be a whole number, at least {least}; it is {value!r}")
+    return int(value)
+
+
+def check_encoder(name: str) -> None:
+    """Raises ScorerError where an encoder's folder is not there. Loads nothing."""
+    from captune.errors import EncoderError
+    from captune.models.encoders.clip import resolve
+
+    try:
+        resolve(name)
+    except EncoderError as error:
+        raise ScorerError(str(error)) from error

@@ -1,0 +1,78 @@
+"""ViZer's fitted mapper as a scorer: cos(F_I, F_T_hat) between an image and a caption (ViZer, section 3.1).
+
+    vizer:runs/g/mapper        as a metric and as a reward, in [-1, 1], higher is better
+
+The caption is read by the captioner that the mapper was fitted on, without its adapter. What the number means is
+decided by the mapper's own settings (blind, centred, ...), which the signature repeats.
+
+Needs: `image`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captune.scorers import Scorer
+
+if TYPE_CHECKING:
+    from captune.models.captioner import Captioner
+    from captune.training.vizer.mapper_fit import Mapper
+
+
+class ViZerScorer(Scorer):
+    """ViZer's reward: cos(F_I, F_T_hat), how well a fitted mapper tells the image's features from the caption.
+
+    Args:
+        argument: the folder of the mapper (`<run>/mapper`).
+        captioner: the captioner that reads, its adapter off; default: the one that the mapper's config names.
+        mapper: a fitted mapper, in place of the folder.
+    """
+
+    name = "vizer"
+    source = "Byun et al., ViZer"
+    cost = "one pass of the captioner that reads"
+    needs = ("image",)
+    batch_size = 64
+
+    def __init__(
+        self, argument: str | None = None, *, captioner: Captioner | None = None, mapper: Mapper | None = None
+    ) -> None:
+        from captune.training.vizer.mapper_fit import Mapper
+
+        if mapper is None and not argument:
+            raise ValueError("the scorer 'vizer' needs the folder of a mapper: vizer:<run>/mapper")
+        self.mapper = mapper if mapper is not None else Mapper.load(Path(str(argument)))
+        if captioner is not None:
+            self.captioner = captioner
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        from captune.models.captioner import Captioner
+
+        return Captioner.load(self.mapper.captioner_name)
+
+    def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
+        import torch
+
+        self.mapper.to(self.captioner.device)
+        scores: list[float] = []
+        with torch.no_grad(), self.captioner.disable_adapter():
+            for start in range(0, len(captions), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                batch = self.captioner.prepare(list(image[part]), captions[part])
+                scores += self.mapper.score(self.captioner, batch).tolist()
+        return np.array(scores, dtype=np.float64).reshape(-1, 1)
+
+    @property
+    def signature(self) -> str:
+        c = self.mapper.config
+        read = "blind" if c.blind else "with-image"
+        return (
+            f"vizer|captioner:{self.mapper.captioner_name}|{read}|F_I:{c.feature}-{c.pool}|caption:{c.caption_pool}"
+            f"|centred:{'yes' if c.centred else 'no'}|shift:{'yes' if c.shift else 'no'}|width:{c.width}"
+        )

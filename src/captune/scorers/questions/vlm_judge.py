@@ -1,0 +1,187 @@
+"""A vision-language model as the judge of captions, by ViZer's prompt (section 4.2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from captune.errors import ScorerError
+from captune.models.answerers.base import (
+    Answerer,
+    Question,
+    Vocabulary,
+    check_length,
+    check_model,
+    is_server,
+    load_answerer,
+    one_line,
+)
+from captune.scorers import Scorer
+from captune.utils.hashing import fingerprint, weights_digest
+from captune.utils.spec import read_argument
+
+if TYPE_CHECKING:
+    from captune.models.captioner import Captioner
+
+EXAMPLE = "judge:Qwen/Qwen2.5-VL-7B-Instruct?reference=1"
+VALUES = {"A": 1.0, "B": 0.75, "C": 0.5, "D": 0.25, "E": 0.0}
+PROMPT = """\
+Look at this image and evaluate the caption quality.
+{reference}Generated caption: {caption}
+Rate the generated caption:
+A) Excellent - Perfect description, captures all key details
+B) Good - Accurate main objects/scene, minor missing details
+C) Fair - Correct general scene but lacks specificity
+D) Poor - Some correct elements but major inaccuracies
+E) Wrong - Completely incorrect or irrelevant
+Answer with just the letter (A, B, C, D, or E):"""
+REFERENCE = "Reference (human-written): {text}\n"
+OPENING = "Score:"  # the words that the paper puts into the judge's mouth
+
+
+class Judge(Scorer):
+    """VLM judge: the grade, 1 (A, excellent) to 0 (E, wrong), that a vision-language model expects a caption to have.
+
+        judge(v, c) = sum_l p(l | v, c) value(l),   l in A..E, value = 1, 0.75, 0.5, 0.25, 0
+
+    p is the probability of the letter as the next token, normalised over the five: an expectation, not a drawn letter,
+    so that two captions with the same best letter still differ. The prompt is ViZer's. A model on this machine starts
+    its answer after "Score:", as in the paper; a server cannot be made to. What the paper leaves open: the five values
+    are spaced equally, all references of an image are shown, a line each, and the system turn is the template's own.
+
+    A judge can be gamed by captions that talk to it, and one that cannot follow the prompt may take "A" for an article:
+    score the captions of other images too; a judge that does not mark them down is none.
+
+    :param argument: the judge, any model that `Captioner` loads or a server, and whether it sees the references:
+        "judge:Qwen/Qwen2.5-VL-7B-Instruct?reference=1", "judge:http://localhost:8000/v1#model-name".
+    """
+
+    name = "judge"
+    source = "ViZer, section 4.2.1"
+    cost = "one pass of a vision-language model"
+    needs: ClassVar[tuple[str, ...]] = ("image",)
+    cached = True
+
+    def __init__(
+        self,
+        argument: str | None = None,
+        *,
+        answerer: Answerer | None = None,
+        captioner: Captioner | None = None,
+        device: str | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        model, settings = read_argument("judge", argument, ("reference",), EXAMPLE)
+        if not (model or answerer or captioner):
+            raise ValueError(f"scorer 'judge' needs a vision-language model: write {EXAMPLE!r}, with a model's folder, "
+                             "a hub name, or a server, judge:http://host:port/v1#model-name")  # fmt: skip
+        if settings.get("reference", "0") not in ("0", "1"):
+            raise ValueError(f"scorer 'judge': reference is 0 or 1, not {settings['reference']!r}, as in {EXAMPLE!r}")
+        self.reference, self.batch_size = settings.get("reference") == "1", batch_size
+        if self.reference:
+            self.needs = ("image", "references")  # type: ignore[misc]
+        if answerer is None:
+            server = captioner is None and is_server(model)
+            answerer = load_answerer(model) if server else VisionModel(model, captioner=captioner, device=device)
+        self.answerer = answerer
+
+    def check(self) -> None:
+        self.answerer.check()
+
+    def rows(
+        self, captions: Sequence[str], *, image: Sequence[Any], references: Sequence[Sequence[str]] | None = None
+    ) -> np.ndarray:
+        """(N, 1): each caption's expected grade."""
+        from captune.data.images import open_image
+
+        scores: list[float] = []
+        for start in range(0, len(captions), self.batch_size):
+            part = range(start, min(start + self.batch_size, len(captions)))
+            own = [references[i] if self.reference and references is not None else () for i in part]
+            questions = [
+                Question(
+                    prompt(captions[i], known), tuple(VALUES), f"caption {captions[i][:60]!r}", open_image(image[i])
+                )
+                for i, known in zip(part, own, strict=True)
+            ]
+            scores += [float(p @ list(VALUES.values())) for p in self.answerer.ask(questions)]
+        return np.array(scores, dtype=np.float64).reshape(-1, 1)
+
+    @property
+    def signature(self) -> str:
+        values = ",".join(f"{letter}={value:g}" for letter, value in VALUES.items())
+        return (
+            f"judge|model:{self.answerer.label}|prompt:{fingerprint(PROMPT + REFERENCE + OPENING)}"
+            f"|reference:{'yes' if self.reference else 'no'}|{values}"
+        )
+
+
+def prompt(caption: str, references: Sequence[str] = ()) -> str:
+    """The paper's prompt for one caption; without references that line is left out."""
+    known = "".join(REFERENCE.format(text=one_line(text)) for text in references)
+    return PROMPT.format(reference=known, caption=one_line(caption))
+
+
+class VisionModel:
+    """Any model that `Captioner` loads, in the slot for a model that answers."""
+
+    def __init__(self, name: str, *, captioner: Captioner | None = None, device: str | None = None) -> None:
+        self.name = name or (captioner.name if captioner is not None else "")
+        self._device, self._given = device, captioner
+
+    def check(self) -> None:
+        from captune.models.loading import EMBEDDED
+
+        if self._given is None and self.name not in EMBEDDED:
+            check_model(self.name, "judge", "Qwen/Qwen2.5-VL-7B-Instruct")
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        from captune.errors import CaptionerError
+        from captune.models.captioner import Captioner
+
+        try:
+            return self._given or Captioner.load(self.name, device=self._device)
+        except CaptionerError as error:
+            raise ScorerError(f"the judge cannot be loaded: {error}") from error
+
+    @cached_property
+    def label(self) -> str:
+        return f"{self.name}@{weights_digest(self.captioner.core.state_dict())}"
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.captioner.tokenizer)
+
+    def ask(self, questions: Sequence[Question]) -> list[np.ndarray]:
+        """One batch; an image that several questions are about is encoded once."""
+        import torch
+
+        from captune.models import inputs as batches
+
+        judge = self.captioner
+        texts = [self._text(question) for question in questions]
+        batch = judge.processor(
+            text=texts,
+            images=[[question.image] for question in questions],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=judge._specials(texts[0]),
+            return_tensors="pt",
+        ).to(judge.device, dtype=judge.dtype)
+        check_length(batch["input_ids"].shape[1], judge.core.config, questions[0], self.name)
+        with torch.inference_mode(), judge.share_vision(max_images=64):
+            logits = judge.model(**batches.inputs_of(batch), use_cache=False, logits_to_keep=1).logits[:, -1].cpu()
+        return [self._vocabulary.probabilities(own, q, self.name) for own, q in zip(logits, questions, strict=True)]
+
+    def _text(self, question: Question) -> str:
+        parts = [{"type": "image"}, {"type": "text", "text": self._vocabulary.plain(question.text)}]
+        processor = self.captioner.processor
+        thinking = {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False, **thinking
+        )
+        return text + OPENING if text.endswith(("\n", " ")) else f"{text}\n{OPENING}"

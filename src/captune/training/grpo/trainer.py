@@ -1,0 +1,200 @@
+"""`trl.GRPOTrainer` for a captioner: nothing done twice, nothing lost when a run is killed, a watch, a latent term.
+
+What TRL repeats for each of the G captions of an image is done once here: decoding and preprocessing the image
+(`captune.models.caching.preprocessing`), its pass through the frozen vision tower (`captune.models.caching.vision`), the prefill of its prompt
+(`captune.models.caching.prefill`) and the prompt's part of the passes that read log-probabilities and learn (`shared_prompts`).
+Sampling, advantages, loss and optimiser are TRL's.
+
+TRL forgets what is sampled and not yet learned from when a checkpoint falls between two generations, and orders the
+images of a later pass otherwise after a resume. Both are mended: the buffer is kept in the checkpoint, and each pass
+over the images has a permutation of its own seed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import BatchFeature
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_trainer import RewardFunc
+from trl.trainer.utils import RepeatSampler
+
+from captune.models import inputs as batches
+from captune.models.caching.prefill import SharedPrefill
+from captune.models.caching.preprocessing import DistinctImages, DistinctRows
+from captune.models.caching.prompts import SharedPrompts
+from captune.models.captioner import Captioner
+from captune.training.monitor.trainer import Watched, Watching
+
+if TYPE_CHECKING:
+    from captune.training.vizer.mapper_fit import Mapper
+
+BUFFER, PLACE = "rollouts.safetensors", "rollouts.json"
+
+
+class CaptionGRPOTrainer(Watched, GRPOTrainer):
+    """GRPO on a captioner's LoRA.
+
+    Args:
+        captioner: with a trainable adapter; its vision side is frozen.
+        dataset: columns `image` and whatever the rewards need (`references`, `scene`).
+        rewards: (function with TRL's reward signature, weight); a scorer is one.
+        watch: measured in place of an evaluation, when `args.eval_strategy` says so; see `captune.training.monitor.watch`.
+        latent: (mapper, weight) adds weight * L_zero on the sampled captions: ViZer's loss beside the reward.
+        keep_vision: a folder that keeps the images' visual features, for later passes and runs.
+    """
+
+    args: GRPOConfig
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        dataset: Any,
+        rewards: Sequence[tuple[Callable[..., Sequence[float | None]], float]],
+        args: GRPOConfig,
+        *,
+        watch: Watching | None = None,
+        latent: tuple[Mapper, float] | None = None,
+        keep_vision: Path | None = None,
+    ) -> None:
+        args.reward_weights = [weight for _, weight in rewards]
+        prompts = [[{"role": "user", "content": captioner.prompt}]] * len(dataset)  # TRL puts the image before the text
+        dataset = dataset.add_column("prompt", prompts)
+        super().__init__(
+            captioner.model,
+            processing_class=captioner.processor,
+            reward_funcs=[cast(RewardFunc, reward) for reward, _ in rewards],
+            args=args,
+            train_dataset=dataset,
+            eval_dataset=dataset if watch is not None else None,  # `Watched.evaluate` looks elsewhere
+        )
+        self.captioner, self.watch, self.latent, self.keep_vision = captioner, watch, latent, keep_vision
+        self._rewards_seen: list[float] = []
+
+    # -- nothing twice -------------------------------------------------------------------------------------------------
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._get_dataloader(DistinctRows(dataset), *args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's; meanwhile the model's vision tower and prefill are shared."""
+        images = self.args.per_device_train_batch_size * cast(int, self.args.steps_per_generation)
+        with (
+            self.captioner.share_vision(max_images=max(256, images), keep=self.keep_vision) as self._memo,
+            SharedPrefill(self.captioner.core),
+        ):
+            return super().train(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._memo.clear()  # so that a run which resumes encodes the same images together, to the same bits
+        with DistinctImages(self.processing_class):
+            rollouts = super()._generate_and_score_completions(inputs)
+        self._rewards_seen.append(self._metrics["train"]["reward"][-1])
+        return rollouts
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int | None = None,
+        compute_entropy: bool = False, compute_aux_loss: bool = False, **images: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        """TRL's, on captions that go on from the cache of their prompt, evaluated once.
+
+        Gradient checkpointing allows no cache, a router's loss wants every token, and what wraps the model for several
+        processes wants to be called once: these go TRL's way.
+        """
+        plain = functools.partial(
+            super()._get_per_token_logps_and_entropies, logits_to_keep=logits_to_keep, batch_size=batch_size,
+            compute_entropy=compute_entropy, compute_aux_loss=compute_aux_loss,
+        )  # fmt: skip
+        last = input_ids.shape[1] - logits_to_keep  # where the captions begin
+        several = self.accelerator.num_processes > 1
+        if compute_aux_loss or self.args.gradient_checkpointing or several:
+            return plain(model, input_ids, attention_mask, **images)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **images}
+        batch = {name: value[:, :last] for name in batches.TOKEN_KEYS if (value := inputs.get(name)) is not None}
+        batch |= {n: v for n, v in images.items() if n.startswith(batches.IMAGE_ARGUMENTS) and v is not None}
+        with self.accelerator.autocast():
+            prompts = SharedPrompts.of_rows(self.captioner, BatchFeature(batch))
+        if prompts is None:
+            return plain(model, input_ids, attention_mask, **images)
+        return plain(prompts.model(model, attention_mask), input_ids[:, last - 1 :], attention_mask[:, last - 1 :])
+
+    # -- resume --------------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
+        sampler.__class__ = _PassSampler
+        return sampler
+
+    @property
+    def _unlearned(self) -> bool:
+        """Whether sampled captions are waiting to be learned from."""
+        return self._step % (cast(int, self.args.steps_per_generation) * self.num_iterations) != 0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        rank = self.args.process_index
+        if self._unlearned:
+            tensors, rest = {}, []
+            for number, part in enumerate(cast(list[dict[str, Any]], self._buffered_inputs)):
+                found = {name: value for name, value in part.items() if isinstance(value, torch.Tensor)}
+                tensors.update({f"{number}.{name}": value.clone() for name, value in found.items()})
+                rest.append({name: value for name, value in part.items() if name not in found})
+            tensors.update({f"vision.{name}": value for name, value in self._memo.state().items()})
+            save_file(tensors, folder / f"{rank}-{BUFFER}")
+            (folder / f"{rank}-{PLACE}").write_text(json.dumps(rest))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        folder, rank = Path(checkpoint), self.args.process_index
+        if self._unlearned:
+            rest = json.loads((folder / f"{rank}-{PLACE}").read_text())
+            device = str(self.accelerator.device)
+            vision: dict[str, Tensor] = {}
+            for name, value in load_file(folder / f"{rank}-{BUFFER}", device=device).items():
+                part, _, key = name.partition(".")
+                (vision if part == "vision" else rest[int(part)])[key] = value
+            self._buffered_inputs = rest
+            self._memo.restore(vision)
+
+    # -- the latent term -----------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss = super()._compute_loss(model, inputs)
+        if self.latent is None:
+            return loss
+        mapper, weight = self.latent
+        latent = (1 - mapper.score(self.captioner, as_batch(inputs))).mean()
+        self._metrics["train"]["latent_loss"].append(latent.item())
+        return cast(Tensor, loss) + weight * latent / cast(int, self.current_gradient_accumulation_steps)
+
+
+class _PassSampler(RepeatSampler):
+    """TRL's, with a permutation for each pass that does not depend on where training began."""
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.shuffle:
+            self.generator.manual_seed(cast(int, self.seed) + epoch)
+
+
+def as_batch(inputs: dict[str, Any]) -> BatchFeature:
+    """TRL's prompts and completions as `Captioner.prepare(images, captions)` would give them."""
+    mask = inputs["completion_mask"]
+    batch = {
+        "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+        "attention_mask": torch.cat([inputs["prompt_mask"], mask], dim=1),
+        "caption_mask": torch.cat([torch.zeros_like(inputs["prompt_mask"]), mask], dim=1),
+    }
+    names = [name for name in inputs if name in batches.TOKEN_KEYS or name.startswith(batches.IMAGE_ARGUMENTS)]
+    return BatchFeature(batch | {name: inputs[name] for name in names if inputs[name] is not None})

@@ -1,0 +1,128 @@
+"""Captions of one prompt: sampled together with the greedy one, and read with a gradient.
+
+`sample` decodes the greedy caption and the samples of an image in one `generate`: their first row is held to the
+likeliest token, the others are drawn. Rows that have ended leave the batch; transformers carries them on as padding
+until the longest is done.
+
+`caption_logits`: a plain forward pass evaluates the prompt, image tokens included, once for each caption. Here it is
+evaluated once (`shared_prompts`), and logits are made at the captions' tokens only. Models whose cache cannot be
+copied go the plain way; the logits differ by rounding only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+
+from captune.models import inputs as batches
+from captune.models.caching.prefill import copyable, select_rope
+from captune.models.caching.prompts import SharedPrompts
+from captune.models.captioner import Captioner
+from captune.models.captioning import NEUTRAL
+
+LEAVE = 0.75  # of the rows in the batch: when fewer have not ended, the others leave
+
+
+@torch.no_grad()
+def sample(
+    captioner: Captioner, prompt: BatchFeature, number: int, *, greedy: bool, temperature: float, max_new_tokens: int
+) -> tuple[list[list[int]], list[bool]]:
+    """Token ids of `number` captions of each prompt row, grouped by row, the greedy one first if asked for.
+
+    Returns the ids, end token included, and which captions ended by themselves.
+    """
+    model: Any = captioner.model
+    sequences = model.generate(
+        **batches.inputs_of(prompt), **NEUTRAL, do_sample=True, temperature=temperature, num_return_sequences=number,
+        max_new_tokens=max_new_tokens, eos_token_id=captioner.eos_ids, pad_token_id=captioner.tokenizer.pad_token_id,
+        suppress_tokens=[captioner.core.config.image_token_id], custom_generate=_decode,
+        greedy_rows=[greedy and row % number == 0 for row in range(number * len(prompt["input_ids"]))],
+    )  # fmt: skip
+    tails, ended = [], []
+    for ids in sequences[:, prompt["input_ids"].shape[1] :].tolist():
+        end = next((place for place, token in enumerate(ids) if token in captioner.eos_ids), None)
+        tails.append(ids if end is None else ids[: end + 1])
+        ended.append(end is not None)
+    return tails, ended
+
+
+def _decode(model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
+            greedy_rows: list[bool], **model_kwargs: Any) -> Tensor:  # fmt: skip
+    """transformers' sampling loop (`custom_generate`), in which `greedy_rows` are not drawn and ended rows leave."""
+    sequences = input_ids.new_full((len(input_ids), stopping_criteria.max_length), generation_config.pad_token_id)
+    sequences[:, : input_ids.shape[1]] = input_ids
+    rows = torch.arange(len(input_ids), device=input_ids.device)  # of `sequences`, those that are in the batch
+    greedy = torch.tensor(greedy_rows, device=input_ids.device)
+    ended = torch.zeros_like(greedy)
+    outputs = model._prefill(input_ids, generation_config, model_kwargs)
+    while True:
+        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+        scores = logits_processor(input_ids, outputs.logits[:, -1].float())
+        drawn = torch.multinomial(scores.softmax(-1), 1)[:, 0]
+        tokens = torch.where(greedy, scores.argmax(-1), drawn)
+        input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
+        sequences[rows[~ended], input_ids.shape[1] - 1] = tokens[~ended]
+        ended |= stopping_criteria(input_ids, None)
+        if bool(ended.all()):
+            return sequences[:, : input_ids.shape[1]]
+        cache = model_kwargs["past_key_values"]
+        if (~ended).float().mean() < LEAVE and copyable(cache):
+            keep = (~ended).nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            input_ids, rows, greedy, ended = (x[keep] for x in (input_ids, rows, greedy, ended))
+            model_kwargs = {name: _rows(name, value, keep) for name, value in model_kwargs.items()}
+            select_rope(model.base_model, keep)
+        inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+        outputs = model(**inputs, return_dict=True)
+
+
+def _rows(name: str, value: Any, keep: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if name == "position_ids":
+        return value[..., keep, :]  # M-RoPE has several in front
+    return value[keep] if name in batches.TOKEN_KEYS else value
+
+
+def caption_logits(captioner: Captioner, prompt: BatchFeature, tails: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits that predict each token of the captions, the tokens, and which of them are real.
+
+    :param prompt: from `Captioner.prepare`, N rows.
+    :param tails: the token ids of N * G captions, grouped by prompt row; none is empty.
+    :return: logits (N G, T, V) float32, ids (N G, T), mask (N G, T), right padded.
+    """
+    each = len(tails) // len(prompt["input_ids"])
+    rows = [row for row in range(len(prompt["input_ids"])) for _ in range(each)]
+    width = max(map(len, tails))
+    pad = captioner.tokenizer.pad_token_id
+    ids = torch.tensor([tail + [pad] * (width - len(tail)) for tail in tails], device=captioner.device)
+    mask = torch.tensor([[1] * len(tail) + [0] * (width - len(tail)) for tail in tails], device=captioner.device)
+    logits = _shared(captioner, prompt, rows, ids, mask)
+    if logits is None:
+        logits = _plain(captioner, prompt, rows, tails, width)
+    return logits.float(), ids, mask
+
+
+def _shared(captioner: Captioner, prompt: BatchFeature, rows: list[int], ids: Tensor, mask: Tensor) -> Tensor | None:
+    prompts = SharedPrompts.of(captioner, prompt, rows)
+    if prompts is None:
+        return None
+    own = prompts.place
+    tail = torch.cat([prompt["input_ids"][own, -1:], ids[:, :-1]], dim=1)
+    attention_mask = torch.cat([prompt["attention_mask"][own], mask[:, :-1]], dim=1)
+    return prompts.forward(captioner.model, slice(None), tail, attention_mask).logits
+
+
+def _plain(captioner: Captioner, prompt: BatchFeature, rows: list[int], tails: list[list[int]], width: int) -> Tensor:
+    model: Any = captioner.model
+    tokens = (prompt["input_ids"] == captioner.core.config.image_token_id).sum(-1).tolist()
+    batch = batches.append_ids(
+        batches.repeat(prompt, rows, tokens), tails, pad_id=captioner.tokenizer.pad_token_id, right=True
+    )
+    starts = batch["caption_mask"].argmax(-1)
+    logits = model(**batches.inputs_of(batch), use_cache=False).logits
+    places = starts[:, None] - 1 + torch.arange(width, device=logits.device)
+    return logits.gather(1, places.clamp(max=logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[-1]))

@@ -1,0 +1,1 @@
+"""ViZer: improve a captioner with unlabelled images."""

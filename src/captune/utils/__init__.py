@@ -1,0 +1,1 @@
+"""Hashing, files and versions: what every room may use."""

@@ -1,0 +1,173 @@
+"""One notation for scorers, decoders, sources and corpora, read into a dataclass of typed settings.
+
+    name[:argument[:argument]][?key=value&key=value]         clip:openai/clip-vit-base-patch32?w=2.5
+                                                             best-of:8:clip         storybook:test?n=500&seed=91
+
+The dataclass is the whole description: its fields are the settings, their types and ranges are checked by pydantic
+(``k: Annotated[int, Field(ge=1, description="...")] = 5``), and listings print them with their defaults. In a value
+``%20`` and ``+`` are a space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from urllib.parse import unquote_plus
+
+from captune.errors import CaptuneError, SpecError
+from captune.utils.registry import nearest
+
+T = TypeVar("T")
+NONE = frozenset({"none", "null", ""})
+
+
+def parse(
+    text: str | None,
+    settings: type[T],
+    *,
+    what: str,
+    positional: Sequence[str] = (),
+    example: str = "",
+    error: type[CaptuneError] = SpecError,
+    query: Literal["first", "last", "never"] = "first",
+) -> T:
+    """Read the part of a spec behind its name into `settings`.
+
+    Args:
+        text: ``"runs/corpus?k=5"``; None for none.
+        settings: a dataclass.
+        what: the subject of messages, such as ``"scorer 'grc'"``.
+        positional: the fields given by position, between colons; the last one takes the rest of the text.
+        example: a whole spec, shown in messages.
+        error: the kind of error to raise.
+        query: whether the settings start at the first or at the last ``?``; "never": a ``?`` belongs to the argument.
+
+    Raises:
+        CaptuneError: of the kind `error`, for an unknown key (with the nearest), a value of the wrong type or out of
+            range, a missing setting, or what the dataclass's own ``__post_init__`` refuses.
+    """
+    text = (text or "").strip()
+    head, tail = text, ""
+    if query == "first":
+        head, _, tail = text.partition("?")
+    elif query == "last" and "?" in text:
+        head, _, tail = text.rpartition("?")
+    hints = get_type_hints(settings, include_extras=True)
+    names = [field.name for field in dataclasses.fields(settings) if field.init]  # type: ignore[arg-type]
+    shown = f", as in {example!r}" if example else ""
+
+    heads = head.split(":", max(0, len(positional) - 1)) if head else []
+    if heads and not positional:
+        raise error(f"{what} takes no argument, but was given {head!r}{shown}")
+    given = dict(zip(positional, heads, strict=False))
+    for part in filter(None, tail.split("&")):
+        key, equals, value = part.partition("=")
+        if key not in names:
+            options = [name for name in names if name not in positional] or ["none"]
+            raise error(f"{what}: {nearest(key, options, 'setting')}{shown}")
+        if not equals:
+            raise error(f"{what}: the setting {key!r} needs a value, {key}=VALUE{shown}")
+        given[key] = unquote_plus(value)
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if value == "" and key in positional and key != positional[-1]:
+            continue  # "best-of::clip": the default
+        try:
+            values[key] = convert(value, hints[key])
+        except ValueError as problem:
+            raise error(f"{what}: {key}: {problem}{shown}") from problem
+    missing = [
+        field.name
+        for field in dataclasses.fields(settings)  # type: ignore[arg-type]
+        if field.init
+        and field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise error(f"{what} needs {' and '.join(missing)}{shown}")
+    try:
+        return settings(**values)
+    except CaptuneError:
+        raise
+    except ValueError as problem:
+        raise error(f"{what}: {problem}{shown}") from problem
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """`value`, a text or whatever YAML gave, as the type `kind` (with pydantic's constraints).
+
+    Raises:
+        ValueError: a message such as ``'x' is not a whole number``.
+    """
+    base, extras = (get_args(kind)[0], get_args(kind)[1:]) if get_origin(kind) is Annotated else (kind, ())
+    origin, args = get_origin(base), get_args(base)
+    if origin in (Union, types.UnionType) and type(None) in args:
+        if value is None or (isinstance(value, str) and value.lower() in NONE):
+            return None
+        base = Union[tuple(arg for arg in args if arg is not type(None))]  # noqa: UP007
+        origin, args = get_origin(base), get_args(base)
+    if origin in (list, tuple):
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        inner = args[0] if args else str
+        value = origin(convert(item.strip() if isinstance(item, str) else item, inner) for item in items)
+        return _validate(value, Annotated[(base, *extras)] if extras else base)
+    if origin in (Union, types.UnionType):
+        problems = []
+        for arm in sorted(args, key=lambda arm: arm is str):  # str last: every text is a str
+            try:
+                return convert(value, Annotated[(arm, *extras)] if extras else arm)
+            except ValueError as problem:
+                problems.append(str(problem))
+        raise ValueError(" and ".join(problems))
+    if base is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)  # YAML reads 7 where a text is meant
+    if base is not bool and isinstance(value, bool) and base is not Any:
+        raise ValueError(f"{value!r} is not {describe(base)}")
+    return _validate(value, Annotated[(base, *extras)] if extras else base)
+
+
+def _validate(value: Any, kind: Any) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        limits = {
+            "greater_than_equal": ("ge", "at least"),
+            "greater_than": ("gt", "more than"),
+            "less_than_equal": ("le", "at most"),
+            "less_than": ("lt", "less than"),
+        }
+        if problem["type"] in limits:
+            key, words = limits[problem["type"]]
+            raise ValueError(f"{value!r} must be {words} {problem['ctx'][key]:g}") from None
+        if problem["type"] == "literal_error":
+            base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+            for choice in get_args(base):  # Literal[1, 2] given "1"
+                if str(choice) == str(value):
+                    return choice
+            raise ValueError(nearest(str(value), map(str, get_args(base)), "choice")) from None
+        base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        raise ValueError(f"{value!r} is not {describe(base)}") from None
+
+
+def describe(kind: Any) -> str:
+    """A type in words, for messages and listings: ``a whole number``."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    return words.get(kind, "a path" if getattr(kind, "__name__", "") == "Path" else str(kind))
+
+
+def read_argument(name: str, argument: str | None, known: Sequence[str], example: str) -> tuple[str, dict[str, str]]:
+    """To be replaced by `parse`."""
+    head, _, query = (argument or "").partition("?")
+    pairs = [part.partition("=") for part in query.split("&") if part]
+    wrong = next((key for key, equals, _ in pairs if key not in known or not equals), None)
+    if wrong is not None:
+        raise ValueError(f"scorer {name!r} has no setting {wrong!r}; it has {', '.join(known)}, as in {example!r}")
+    return head, {key: unquote_plus(value) for key, _, value in pairs}

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import pytest
+import tiny
+
+from captune.cli import commands
+from captune.cli.main import VERBS, main
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    return tiny.idefics3(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for i, name in enumerate(("a.png", "b.png", "more/c.png")):
+        tiny.picture(i).save(folder / name)
+    return folder
+
+
+def caption(model: Path, photos: Path, output: Path, *more: str) -> int:
+    words = ["--model", model, "--images", photos, "--output", output, "--max-new-tokens", "4", *more]
+    return main(["caption", *map(str, words)])
+
+
+def captions(path: Path) -> dict[str, str]:
+    return {row["image_id"]: row["caption"] for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+
+
+# ------------------------------------------------------------------ the parser
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from captune.cli.main import main; main(['--help']); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_env()).stdout
+    assert out.splitlines()[-1] == "False"
+    assert all(verb in out for verb in VERBS)
+
+
+def _env() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(Path(commands.__file__).parents[2])}
+
+
+@pytest.mark.parametrize("verb", ["caption", "evaluate", "report", "demo", "doctor", "storybook", "scorers"])
+def test_every_verb_explains_itself_with_an_example(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert VERBS[verb].example in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_example_of_a_verb_starts_with_the_verb(verb):
+    assert VERBS[verb].example.split()[:2] == ["captune", verb]
+
+
+def test_wrong_usage_is_code_2_and_names_the_nearest_verb(capsys):
+    assert main(["captoin"]) == 2
+    assert "did you mean 'caption'?" in capsys.readouterr().err
+    assert main(["caption"]) == 2
+    assert "--model" in capsys.readouterr().err
+    assert main([]) == 2
+
+
+def test_version(capsys):
+    import captune
+
+    assert main(["--version"]) == 0
+    assert captune.__version__ in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ captioning
+
+
+def test_caption_names_a_bad_image_and_captions_the_others(model, photos, tmp_path, capsys):
+    (photos / "bad.jpg").write_text("<html>not found</html>")
+    assert caption(model, photos, tmp_path / "caps.jsonl") == 1
+    err = capsys.readouterr().err
+    assert "skipped bad.jpg" in err and "HTML" in err and "1 bad image" in err
+    assert set(captions(tmp_path / "caps.jsonl")) == {"a.png", "b.png", "more/c.png"}
+
+
+def test_caption_goes_on_where_it_stopped(model, photos, tmp_path, capsys):
+    output = tmp_path / "caps.jsonl"
+    assert caption(model, photos, output) == 0
+    whole = captions(output)
+    lines = output.read_text(encoding="utf-8").splitlines(keepends=True)
+    output.write_text(lines[0] + lines[1][:9], encoding="utf-8")  # as after kill -9
+    assert caption(model, photos, output) == 0
+    assert captions(output) == whole
+    assert "2 images captioned" in capsys.readouterr().err
+    assert caption(model, photos, output) == 0
+    assert "0 images captioned" in capsys.readouterr().err
+
+
+def test_caption_does_not_mix_two_captioners_in_a_file(model, photos, tmp_path, capsys):
+    output = tmp_path / "caps.jsonl"
+    assert caption(model, photos, output) == 0
+    assert caption(model, photos, output, "--num-beams", "2") == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert caption(model, photos, output, "--num-beams", "2", "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "needle"),
+    [
+        (
+            ["--model", "storybook", "--images", "/nowhere/photos", "--output", "o.jsonl"],
+            "/nowhere/photos does not exist",
+        ),
+        (["--model", "storybook", "--images", "storybook:tset", "--output", "o.jsonl"], "no split 'tset'"),
+        (
+            ["--model", "nobody/nothing", "--images", "storybook:test?n=2", "--output", "o.jsonl"],
+            "hf download nobody/noth",
+        ),
+        (["--model", "./nothing", "--images", "storybook:test?n=2", "--output", "o.jsonl"], "does not exist"),
+    ],
+)
+def test_expected_failures_are_one_sentence_and_no_traceback(words, needle, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["caption", *words]) == 1
+    err = capsys.readouterr().err
+    assert needle in err and "Traceback" not in err
+
+
+def test_debug_raises(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no split"):
+        main(["caption", "--debug", "--model", "storybook", "--images", "storybook:tset", "--output", "o.jsonl"])
+
+
+# ------------------------------------------------------------------- a method
+
+
+@dataclass
+class Config:
+    model: str = field(metadata={"help": "what to improve"})
+    output: Path = field(metadata={"help": "where to"})
+    preset: Literal["paper", "captune"] = field(default="captune", metadata={"help": "named settings"})
+    rate: float = field(default=0.1, metadata={"help": "how fast"})
+    blind: bool = field(default=False, metadata={"help": "no image"})
+
+
+@pytest.fixture
+def method(monkeypatch):
+    """A method module that remembers the config it was run with."""
+    module = SimpleNamespace(Config=Config, PRESETS={"paper": {"rate": 0.5}, "captune": {"blind": True}}, ran=[])
+    module.run = lambda config: module.ran.append(config) or SimpleNamespace(path=Path(config.output))
+    monkeypatch.setitem(commands.METHODS, "sft", ("a_method", "Config"))
+    monkeypatch.setitem(sys.modules, "a_method", module)
+    return module
+
+
+def test_a_method_gets_its_config_from_preset_file_and_flags(method, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("model: storybook\nrate: 0.2\n")
+    assert (
+        main(["sft", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "run"), "--preset", "paper"]) == 0
+    )
+    assert main(["sft", "--model", "m", "--output", "o"]) == 0
+    assert method.ran == [Config("storybook", tmp_path / "run", "paper", 0.2), Config("m", Path("o"), blind=True)]
+    assert str(tmp_path / "run" / "adapter") in capsys.readouterr().out
+
+
+def test_a_methods_help_is_made_from_its_config(method, capsys):
+    assert main(["sft", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--no-blind" in out and "how fast (default: 0.1)" in out
+
+
+def test_a_wrong_setting_is_code_2(method, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("modle: storybook\n")
+    assert main(["sft", "--config", str(tmp_path / "c.yaml"), "--output", "o"]) == 2
+    assert "did you mean 'model'?" in capsys.readouterr().err
+    assert main(["sft", "--output", "o"]) == 2
+    assert "--model" in capsys.readouterr().err
+    assert main(["sft", "--output", "o", "--model", "m", "--rate", "quick"]) == 2
+    assert "--rate: 'quick' is not a number" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ evaluation
+
+
+@pytest.fixture
+def evaluated(tmp_path) -> tuple[Path, Path, Path]:
+    """References of three images, a good caption file and a poor one."""
+    said = {"x": "a red ball on the beach", "y": "two green fish in the sea", "z": "a small house on a hill"}
+    references, good, poor = tmp_path / "references.json", tmp_path / "good.jsonl", tmp_path / "poor.json"
+    references.write_text(json.dumps({k: [v, v.replace("a ", "the ")] for k, v in said.items()}))
+    good.write_text("".join(json.dumps({"image_id": k, "caption": v}) + "\n" for k, v in said.items()))
+    poor.write_text(json.dumps([{"image_id": k, "caption": "my favourite photo"} for k in said]))
+    return references, good, poor
+
+
+def evaluate(*words: object) -> int:
+    return main(["evaluate", *map(str, words)])
+
+
+def test_evaluate_prints_one_json_object(evaluated, capsys):
+    references, good, _ = evaluated
+    assert evaluate(good, "--references", references, "--scorers", "cider,bleu", "--bootstrap", "50", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["scores"]) == {"cider", "bleu"}
+    assert result["matched"] == 3
+    for score in result["scores"].values():
+        assert score["value"] == next(iter(score["values"].values()))
+        assert set(score["interval"]) <= set(score["values"]) and score["signature"]
+    assert result["scores"]["bleu"]["values"]["bleu_1"] == pytest.approx(1.0)
+
+
+def test_evaluate_compares_two_systems(evaluated, capsys):
+    references, good, poor = evaluated
+    words = [good, poor, "--references", references, "--scorers", "cider", "--bootstrap", "50"]
+    assert evaluate(*words, "--paired", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["scores"]["cider"]["value"] > result["others"][0]["scores"]["cider"]["value"]
+    assert "cider" in result["others"][0]["paired"]
+    assert evaluate(*words, "--paired") == 0
+    out = capsys.readouterr().out
+    assert "good.jsonl" in out and "poor.json" in out
+    assert evaluate(good, "--paired", "--references", references) == 2
+
+
+def test_evaluate_says_what_does_not_match(evaluated, tmp_path, capsys):
+    references, good, _ = evaluated
+    rows = good.read_text().splitlines(keepends=True)
+    good.write_text("".join(rows[:2]) + json.dumps({"image_id": "q", "caption": "a cat"}) + "\n")
+    assert evaluate(good, "--references", references, "--scorers", "bleu", "--bootstrap", "10") == 0
+    err = capsys.readouterr().err
+    assert "only 2 of the 3" in err and "1 of the 3 captions" in err
+
+    good.write_text(json.dumps({"image_id": "test-0-000004", "caption": "a cat"}))
+    assert evaluate(good, "--references", "storybook:test?n=3&seed=91", "--scorers", "bleu") == 1
+    err = capsys.readouterr().err
+    assert (
+        "test-0-000004" in err
+        and "test-91-000000" in err
+        and 'captune caption --model … --images "storybook:test' in err
+    )
+
+
+def test_evaluate_checks_needs_before_it_works(evaluated, capsys):
+    references, good, _ = evaluated
+    assert evaluate(good, "--scorers", "cider") == 1
+    assert "--references" in capsys.readouterr().err
+    assert evaluate(good, "--references", references, "--scorers", "cidre") != 0
+    assert "cider" in capsys.readouterr().err
+    assert evaluate(good, "--references", references, "--scorers", "storybook") == 1
+    assert "scene" in capsys.readouterr().err
+
+
+def test_evaluate_names_a_broken_file(tmp_path, capsys):
+    (tmp_path / "caps.jsonl").write_text('{"image_id": "x"\n{"image_id": "y", "caption": "a"}\n')
+    assert evaluate(tmp_path / "caps.jsonl", "--scorers", "length") == 1
+    assert "caps.jsonl, line 1" in capsys.readouterr().err
+    assert evaluate(tmp_path / "absent.jsonl", "--scorers", "length") == 1
+    assert "absent.jsonl" in capsys.readouterr().err
+
+
+def test_report_and_doctor(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "nothing")]) == 2
+    assert "nothing" in capsys.readouterr().err
+    main(["doctor", "--json"])
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert checks["torch"]["state"] == checks["python"]["state"] == "ok"
+    assert "HF_HUB_OFFLINE" in checks["hub"]["found"]

@@ -1,0 +1,127 @@
+"""What the command line's own tests do not show: failing scorers, "all", corrections, the cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from captune import scorers
+from captune.cli.main import main
+from captune.errors import EvaluationError, ScorerError
+from captune.evaluation.run import evaluate_files
+from captune.evaluation.statistics import holm
+from captune.evaluation.table import table
+from captune.scorers import Scorer
+
+SAID = {f"i{i}": f"a {c} ball number {i} on the beach" for i, c in enumerate(["red", "blue", "green", "pink"] * 5)}
+
+
+class Fragile(Scorer):
+    """Works, breaks while it works, or says beforehand that it cannot."""
+
+    name = "fragile"
+    needs = ("image_id",)
+    cached = True
+    calls = 0
+
+    def __init__(self, argument: str | None = None) -> None:
+        self.argument = argument
+
+    def check(self) -> None:
+        if self.argument == "absent":
+            raise ScorerError("its jar is missing: pip install jar")
+
+    def rows(self, captions, *, image_id, **columns):
+        type(self).calls += 1
+        "".join(captions).encode()  # as every model's tokenizer does
+        if self.argument == "breaks" and "poor" in captions[0]:
+            raise ScorerError("the server went away")
+        return np.array([[float(i[1:])] for i in image_id])
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
+    Fragile.calls = 0
+    registry = {"bleu": scorers.SCORERS["bleu"], "length": scorers.SCORERS["length"], "clip": scorers.SCORERS["clip"],
+                "vizer": scorers.SCORERS["vizer"], "fragile": "fragile"}  # fmt: skip
+    monkeypatch.setattr("captune.evaluation.run.SCORERS", registry)
+    known = scorers.scorer_class
+    monkeypatch.setattr(
+        "captune.scorers.registry.scorer_class", lambda name: Fragile if name == "fragile" else known(name)
+    )
+    references, good, poor = tmp_path / "references.json", tmp_path / "good.jsonl", tmp_path / "poor.jsonl"
+    references.write_text(json.dumps({k: [v] for k, v in SAID.items()}))
+    good.write_text("".join(json.dumps({"image_id": k, "caption": v}) + "\n" for k, v in SAID.items()))
+    poor.write_text("".join(json.dumps({"image_id": k, "caption": f"poor {v[:6]}"}) + "\n" for k, v in SAID.items()))
+    return references, good, poor
+
+
+@pytest.mark.parametrize("how", ["absent", "breaks"])
+def test_a_scorer_that_fails_takes_no_others_scores_with_it(files, how, capsys) -> None:
+    references, good, poor = map(str, files)
+    result = evaluate_files([good, poor], references=references, scorers=["bleu", f"fragile:{how}", "length"])
+    assert list(result["scores"]) == list(result["others"][0]["scores"]) == ["bleu", "length"]
+    assert list(result["failed"]) == [f"fragile:{how}"]
+    assert main(["evaluate", good, poor, "--references", references, "--scorers", f"bleu,fragile:{how}",
+                 "--no-cache"]) == 1  # fmt: skip
+    out, err = capsys.readouterr()
+    assert "bleu_4" in out and "fragile" in err
+    with pytest.raises(EvaluationError, match="fragile"):
+        evaluate_files([poor], references=references, scorers=[f"fragile:{how}"])
+
+
+def test_all_scores_what_can_be_scored_and_says_why_not_the_rest(files) -> None:
+    references, good, _ = map(str, files)
+    result = evaluate_files([good], references=references, scorers=["all"])
+    assert list(result["scores"]) == ["bleu", "length", "fragile"]
+    assert set(result["skipped"]) == {"image", "clip", "vizer"} and not result["failed"]
+    assert "needs image" in result["skipped"]["clip"]
+    assert "not scored, clip: needs image" in table(result)
+
+
+def test_costly_rows_are_kept_between_evaluations(files, tmp_path) -> None:
+    references, good, _ = map(str, files)
+    first = evaluate_files([good], references=references, scorers=["fragile"], cache=tmp_path / "kept")
+    again = evaluate_files([good], references=references, scorers=["fragile"], cache=tmp_path / "kept")
+    assert Fragile.calls == 1 and first == again
+    evaluate_files([good], references=references, scorers=["fragile"])
+    assert Fragile.calls == 2
+
+
+def test_many_tests_are_corrected(files) -> None:
+    references, good, poor = map(str, files)
+    result = evaluate_files([good, poor], references=references, scorers=["bleu", "length"], paired=True, bootstrap=99)
+    tests = [t for own in result["others"][0]["paired"].values() for t in own.values()]
+    assert len(tests) == 5
+    assert [t["p_holm"] for t in tests] == pytest.approx(holm([t["p_value"] for t in tests]))
+    assert all(t["p_holm"] >= t["p_value"] for t in tests)
+    assert "p_holm" in table(result)
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm 1979, by hand
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_a_sum_of_scorers_is_a_scorer_of_the_command_line(files, capsys) -> None:
+    references, good, poor = map(str, files)
+    words = ["--references", references, "--scorers", "bleu + 0.5*length", "--paired", "--bootstrap", "50", "--json"]
+    assert main(["evaluate", good, poor, *words]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["scores"]) == {"bleu + 0.5*length"}
+    assert result["others"][0]["paired"]["bleu + 0.5*length"]["bleu + 0.5*length"]["p_holm"] < 0.05
+
+
+def test_half_a_character_in_a_caption_is_scored_as_a_replaced_one(files, tmp_path) -> None:
+    references, good, _ = files
+    lines = [json.loads(line) for line in good.read_text().splitlines()]
+    lines[0]["caption"] += " \ud83d"
+    good.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    half = evaluate_files([good], references=str(references), scorers=["fragile", "bleu"])
+    lines[0]["caption"] = lines[0]["caption"].replace("\ud83d", "\ufffd")
+    good.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert half == evaluate_files([good], references=str(references), scorers=["fragile", "bleu"])

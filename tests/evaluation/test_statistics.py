@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from captune.evaluation.statistics import bootstrap_interval, evaluate, paired
+from captune.scorers import Scorer, load_scorer
+
+
+class Mean(Scorer):
+    """The mean of numbers written as captions."""
+
+    name = "mean"
+
+    def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
+        return np.array([[float(c)] for c in captions])
+
+
+class Median(Mean):
+    """Not a function of totals."""
+
+    name = "median"
+
+    def corpus(self, rows: np.ndarray) -> dict[str, float]:
+        return {"median": float(np.median(rows))}
+
+
+@pytest.fixture
+def data(golden: dict) -> tuple[list[str], dict[str, Any]]:
+    items = golden["flickr8k"]["items"]
+    return [i["caption"] for i in items], {"references": [i["references"] for i in items]}
+
+
+def test_the_interval_of_a_mean_is_the_textbook_one() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(5, 2, size=400)
+    low, high = evaluate([str(v) for v in values], {}, [Mean()], bootstrap=4000)["mean"].interval["mean"]
+    error = values.std() / np.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.25 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.25 * error)
+
+
+def test_the_product_of_counts_equals_resampling_row_by_row(data: tuple) -> None:
+    class Slow(type(load_scorer("bleu"))):
+        def corpus(self, rows: np.ndarray) -> dict[str, float]:
+            return super().corpus(rows)
+
+    captions, columns = data[0][:40], {"references": data[1]["references"][:40]}
+    fast = evaluate(captions, columns, ["bleu"], bootstrap=300, seed=3)["bleu"]
+    slow = evaluate(captions, columns, [Slow()], bootstrap=300, seed=3)["bleu"]
+    assert fast.values == slow.values
+    for key, interval in fast.interval.items():
+        assert interval == pytest.approx(slow.interval[key], abs=1e-9)
+
+
+def test_any_corpus_figure_has_an_interval() -> None:
+    result = evaluate([str(i) for i in range(101)], {}, [Median()], bootstrap=200)["median"]
+    low, high = result.interval["median"]
+    assert 30 < low < 50 < high < 70 and result.value == 50
+
+
+def test_results_follow_from_the_seed(data: tuple) -> None:
+    captions, columns = data
+    names = ["bleu", "rouge", "cider", "health"]
+    first, again = (evaluate(captions, columns, names, bootstrap=100, seed=1) for _ in range(2))
+    other = evaluate(captions, columns, names, bootstrap=100, seed=2)
+    for name in names:
+        assert first[name].values == again[name].values == other[name].values
+        assert first[name].interval == again[name].interval
+    assert first["cider"].interval != other["cider"].interval
+    assert first["cider"].n == len(captions) == len(first["cider"].per_caption)
+    low, high = first["cider"].interval["cider"]
+    assert low < first["cider"].value < high
+
+
+def test_one_caption_has_no_interval(data: tuple) -> None:
+    captions, columns = data
+    result = evaluate(captions[:1], {"references": columns["references"][:1]}, ["bleu", "cider", "length"])
+    assert all(r.interval == {} for r in result.values())
+    assert result["length"].value > 0
+    assert evaluate(captions, columns, ["bleu"], bootstrap=0)["bleu"].interval == {}
+
+
+def test_a_duplicated_corpus_has_the_same_figures(data: tuple) -> None:
+    captions, columns = data
+    twice = {"references": columns["references"] * 2}
+    for name in ("bleu", "rouge"):
+        once = evaluate(captions, columns, [name], bootstrap=0)[name].values
+        assert evaluate(captions * 2, twice, [name], bootstrap=0)[name].values == pytest.approx(once, abs=1e-9)
+
+
+def test_five_hundred_captions_take_well_under_a_second(data: tuple) -> None:
+    captions, references = (data[0] * 2)[:500], (data[1]["references"] * 2)[:500]
+    for name in ("bleu", "rouge", "cider", "health"):
+        scorer = load_scorer(name)
+        rows = scorer.rows(captions, references=references)
+        start = time.perf_counter()
+        bootstrap_interval(scorer, rows, list(scorer.corpus(rows)), resamples=1000, seed=0)
+        assert time.perf_counter() - start < 1.0  # measured: 0.01
+
+
+def test_paired_finds_a_difference_and_no_difference(data: tuple) -> None:
+    captions, references = data[0], data[1]["references"]
+    scorer = load_scorer("rouge")
+    good = scorer.rows(captions, references=references)
+    bad = scorer.rows(captions[1:] + captions[:1], references=references)
+    result = paired(good, bad, scorer, resamples=999)
+    assert result.p_value["rouge"] == 0.001
+    low, high = result.interval["rouge"]
+    assert 0 < low < result.difference["rouge"] < high
+    backwards = paired(bad, good, scorer, resamples=999)
+    assert backwards.difference["rouge"] == -result.difference["rouge"] and backwards.p_value == result.p_value
+
+    same = paired(good, good, scorer, resamples=999)
+    assert same.p_value["rouge"] == 1.0 and same.interval["rouge"] == (0.0, 0.0)
+
+
+def test_paired_p_values_are_uniform_when_nothing_differs() -> None:
+    rng = np.random.default_rng(0)
+    p = [paired(*rng.normal(size=(2, 40, 1)), Mean(), resamples=199, seed=i).p_value["mean"] for i in range(200)]
+    assert 0.02 < np.mean(np.array(p) <= 0.05) < 0.10
+    assert 0.40 < np.mean(p) < 0.60
+
+
+def test_pairing_matters() -> None:
+    """A small gain on every image is certain even where images differ much more."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 10, size=(60, 1))
+    result = paired(base + 0.2 + rng.normal(0, 0.1, size=(60, 1)), base, Mean(), resamples=999)
+    assert result.p_value["mean"] < 0.01 and result.interval["mean"][0] > 0.1
+
+
+def test_paired_works_without_totals_and_refuses_other_shapes() -> None:
+    rows = np.arange(30.0)[:, None]
+    result = paired(rows + 3, rows, Median(), resamples=200)
+    assert result.difference["median"] == 3 and result.p_value["median"] < 0.1
+    with pytest.raises(ValueError, match="same images"):
+        paired(rows, rows[1:], Mean())
+    alone = paired(rows[:1], rows[:1] + 1, Mean())
+    assert alone.difference == {"mean": -1.0} and alone.interval == alone.p_value == {}

@@ -1,0 +1,165 @@
+"""Loading models and adapters: what goes wrong is said in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from captune.errors import CaptionerError
+from captune.models.captioner import Captioner
+
+
+@pytest.fixture
+def copy(tiny_folder, tmp_path: Path) -> Path:
+    """A model folder to break."""
+    return Path(shutil.copytree(tiny_folder("idefics3"), tmp_path / "model"))
+
+
+def test_load_defaults(captioner: Captioner, tiny_folder) -> None:
+    assert captioner.device.type == "cpu" and captioner.dtype == torch.float32
+    assert not any(p.requires_grad for p in captioner.model.parameters()) and not captioner.model.training
+    assert captioner.processor.chat_template, "TRL renders prompts through it"
+    assert Captioner.load(tiny_folder("idefics3"), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_missing_folder() -> None:
+    with pytest.raises(CaptionerError, match=r"model folder '\./nowhere/model' does not exist.*hub name"):
+        Captioner.load("./nowhere/model")
+
+
+def test_shipped_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("captune.storybook.model_path", lambda name: tmp_path / name)
+    with pytest.raises(CaptionerError, match="shipped model 'storybook' is not in"):
+        Captioner.load("storybook")
+
+
+def test_hub_out_of_reach_says_what_to_fetch() -> None:
+    with pytest.raises(CaptionerError, match="hf download HuggingFaceTB/SmolVLM-Base --local-dir"):
+        Captioner.load("HuggingFaceTB/SmolVLM-Base")
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(CaptionerError, match=r"not a model folder: it has no config\.json"):
+        Captioner.load(tmp_path)
+
+
+def test_folder_without_processor(copy: Path) -> None:
+    for file in copy.iterdir():
+        if file.name not in ("config.json", "generation_config.json", "model.safetensors"):
+            file.unlink()
+    with pytest.raises(CaptionerError, match="processor"):
+        Captioner.load(copy)
+
+
+def test_folder_with_a_tokenizer_but_no_image_processor(copy: Path) -> None:
+    for file in copy.glob("*processor_config.json"):
+        file.unlink()
+    with pytest.raises(CaptionerError, match="processor"):
+        Captioner.load(copy)
+
+
+def test_not_an_image_text_to_text_model(tmp_path: Path) -> None:
+    from transformers import BertConfig
+
+    config = BertConfig(architectures=["BertModel"])
+    config.save_pretrained(tmp_path)
+    with pytest.raises(CaptionerError, match=r"no image-text-to-text model but 'bert' \(BertModel\)"):
+        Captioner.load(tmp_path)
+
+
+def test_pickled_weights_are_refused(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    torch.save({}, copy / "pytorch_model.bin")
+    with pytest.raises(CaptionerError, match="safetensors"):
+        Captioner.load(copy)
+
+
+def test_truncated_weights(copy: Path) -> None:
+    whole = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CaptionerError, match="weights"):
+        Captioner.load(copy)
+
+
+def test_weights_of_another_model(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] += 1
+    config["text_config"].pop("layer_types", None)
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CaptionerError, match=r"do not fit Idefics3ForConditionalGeneration: 9 tensors"):
+        Captioner.load(copy)
+
+
+def test_unknown_model_type(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "nosuchmodel"}))
+    with pytest.raises(CaptionerError, match="configuration.*nosuchmodel"):
+        Captioner.load(copy)
+
+
+def test_remote_code_is_not_run_unasked(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "code.Own", "AutoModelForImageTextToText": "code.Own"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "code.py").write_text("raise SystemExit('this code was run')")
+    with pytest.raises(CaptionerError, match="trust_remote_code=True"):
+        Captioner.load(copy)
+
+
+def test_adapter_round_trip(captioner: Captioner, images: list, tiny_folder, tmp_path: Path) -> None:
+    base = captioner.generate(images, max_new_tokens=8)
+    adapted = tiny.taught(captioner).generate(images, max_new_tokens=8)
+    assert adapted != base
+    folder = captioner.save_adapter(tmp_path / "adapter")
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == captioner.name
+    assert sorted(p.name for p in folder.glob("adapter*")) == ["adapter_config.json", "adapter_model.safetensors"]
+    again = Captioner.load(tiny_folder("idefics3"), adapter=folder)
+    assert again.generate(images, max_new_tokens=8) == adapted
+    assert not any(p.requires_grad for p in again.model.parameters())
+    with again.disable_adapter():
+        assert again.generate(images, max_new_tokens=8) == base
+    more = Captioner.load(tiny_folder("idefics3"), adapter=folder, adapter_trainable=True)
+    trainable = [name for name, p in more.model.named_parameters() if p.requires_grad]
+    assert trainable and all("lora" in name for name in trainable)
+
+
+def test_adapter_errors(captioner: Captioner, tiny_folder, tmp_path: Path) -> None:
+    folder = tiny_folder("idefics3")
+    with pytest.raises(CaptionerError, match="no adapter to save"):
+        captioner.save_adapter(tmp_path)
+    with pytest.raises(CaptionerError, match="does not exist"):
+        Captioner.load(folder, adapter=tmp_path / "nothing")
+    with pytest.raises(CaptionerError, match=r"no adapter_config\.json"):
+        Captioner.load(folder, adapter=tmp_path)
+    adapter = tiny.taught(captioner).save_adapter(tmp_path / "adapter")
+    with pytest.raises(CaptionerError, match="has an adapter already"):
+        captioner.add_lora()
+    with pytest.raises(CaptionerError, match="trained on another model"):
+        Captioner.load(tiny_folder("llava"), adapter=adapter)
+    with pytest.raises(CaptionerError, match="trained on another model"):
+        Captioner.load(tiny_folder("idefics3", hidden=48), adapter=adapter)
+    (adapter / "adapter_model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(CaptionerError, match="is damaged"):
+        Captioner.load(folder, adapter=adapter)
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save({}, adapter / "adapter_model.bin")
+    with pytest.raises(CaptionerError, match=r"no adapter_model\.safetensors"):
+        Captioner.load(folder, adapter=adapter)
+
+
+def test_a_merged_adapter_is_a_new_base(captioner: Captioner, images: list) -> None:
+    base = captioner.generate(images, max_new_tokens=8)
+    adapted = tiny.taught(captioner).generate(images, max_new_tokens=8)
+    captioner.merge_adapter()
+    assert captioner.model is captioner.core
+    assert captioner.generate(images, max_new_tokens=8) == adapted != base
+    assert not any(p.requires_grad for p in captioner.model.parameters())
+    captioner.add_lora(r=4, alpha=8)  # a fresh adapter on top changes nothing yet
+    assert captioner.generate(images, max_new_tokens=8) == adapted
+    captioner.merge_adapter()
+    captioner.merge_adapter()

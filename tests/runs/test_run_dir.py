@@ -1,0 +1,239 @@
+"""Run folders: what is written can be read back, is written in one step, and is not overwritten by accident."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from captune.errors import RunError
+from captune.runs import run_dir as runs
+from captune.runs.run_dir import RunDir
+
+
+@dataclass
+class Config:
+    model: str = "storybook"
+    learning_rate: float = 1e-5
+    output: Path = Path("runs/g")
+    sizes: tuple[int, ...] = (1, 2)
+    extra: dict[str, Any] = field(default_factory=dict)
+    resume: bool = False
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "runs" / "g").start(Config())
+
+
+def finish(run: RunDir) -> None:
+    run.finish(run.card(method="ViZer", base="storybook", data="storybook:unlabelled"))
+
+
+def test_config_and_versions_are_read_back(run: RunDir) -> None:
+    expected = {
+        "model": "storybook", "learning_rate": 1e-5, "output": "runs/g", "sizes": [1, 2], "extra": {}, "resume": False,
+    }  # fmt: skip
+    assert run.config == expected
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["learning_rate"] == 1e-5  # a number, not a text
+    versions = run.versions
+    assert versions["torch"] == torch.__version__
+    assert versions["python"].startswith("3.")
+    assert versions["captune"]
+    assert versions["command"]
+
+
+def test_metrics(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    run.log(step=1, loss=torch.tensor(0.5), rate=np.float32(0.25), note="warm-up")
+    run.log(step=2, loss=float("nan"), counts=np.arange(2))
+    assert run.metrics() == [
+        {"step": 1, "loss": 0.5, "rate": 0.25, "note": "warm-up"},
+        {"step": 2, "loss": None, "counts": [0, 1]},
+    ]
+    path = run.path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])  # killed while it wrote
+    with caplog.at_level(logging.WARNING):
+        run.log(step=2, loss=0.25)
+    assert "cut off" in caplog.text
+    run.log(step=3, loss=0.125)
+    assert [row["step"] for row in run.metrics()] == [1, 2, 3]
+    run.log(step=3.5, mapper_loss=0.75)
+    run.rewind(step=2, keep="mapper_loss")
+    assert [(row["step"], row.get("loss")) for row in run.metrics()] == [(1, 0.5), (2, 0.25), (3.5, None)]
+    run.rewind(step=2)
+    assert [(row["step"], row["loss"]) for row in run.metrics()] == [(1, 0.5), (2, 0.25)]
+
+
+def test_a_run_with_other_settings_is_not_overwritten(run: RunDir) -> None:
+    run.log(step=1, loss=1.0)
+    finish(run)
+    other = Config(learning_rate=2e-5)
+    with pytest.raises(
+        RunError, match="a finished run with other settings .learning_rate: 1e-05 then, 2e-05 now.*--overwrite"
+    ):
+        RunDir(run.path).start(other)
+    assert run.finished
+    assert run.metrics()
+    RunDir(run.path).start(other, overwrite=True)
+    assert not run.finished
+    assert run.metrics() == []
+    assert run.config["learning_rate"] == 2e-5
+
+
+def test_the_same_settings_start_afresh_and_leave_strange_files(run: RunDir) -> None:
+    finish(run)
+    (run.path / "checkpoint-20").mkdir()
+    (run.path / "adapter").mkdir()
+    run.captions("base").write_text("x")
+    (run.path / "notes.txt").write_text("mine")
+    RunDir(run.path).start(Config(output=Path("elsewhere"), resume=True))  # these two are no settings
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "notes.txt", "versions.json"]
+
+
+def test_resume_keeps_everything_and_tells_what_differs(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    run.log(step=1, loss=1.0)
+    (run.path / "checkpoint-9").mkdir()
+    (run.path / "checkpoint-10").mkdir()
+    (run.path / "checkpoint-best").mkdir()
+    with caplog.at_level(logging.WARNING):
+        again = RunDir(run.path).start(Config(learning_rate=2e-5), resume=True, may_change=["learning_rate"])
+    assert "learning_rate: 1e-05 then, 2e-05 now" in caplog.text
+    assert again.metrics() == [{"step": 1, "loss": 1.0}]
+    assert [path.name for path in again.checkpoints()] == ["checkpoint-9", "checkpoint-10"]
+    with pytest.raises(RunError, match="model"):
+        RunDir(run.path).start(Config(model="other"), resume=True, may_change=["learning_rate"])
+    assert again.metrics()
+
+
+def test_a_folder_that_is_no_run_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("my project")
+    with pytest.raises(RunError, match=r"is no run but holds README\.md"):
+        RunDir(tmp_path).start(Config())
+    assert (tmp_path / "README.md").read_text() == "my project"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        RunDir(tmp_path / "file").start(Config())
+
+
+def test_looking_touches_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "nowhere")
+    assert (run.finished, run.metrics(), run.scores(), run.checkpoints()) == (False, [], {"rows": []}, [])
+    with pytest.raises(RunError, match=r"is not a run folder: it has no config\.yaml"):
+        _ = run.config
+    assert not run.path.exists()
+
+
+def test_a_crash_while_writing_leaves_the_old_file(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.add_scores("base", {"cider": {"values": {"cider_d": 0.5}}})
+    before = (run.path / "scores.json").read_text()
+
+    def crash(*_: Any) -> None:
+        raise OSError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(OSError, match="power"):
+            run.add_scores("g", {"cider": {"values": {"cider_d": 0.6}}})
+    assert (run.path / "scores.json").read_text() == before
+
+
+def test_scores(run: RunDir, tmp_path: Path) -> None:
+    result = SimpleNamespace(
+        values={"cider_d": np.float64(0.5)},
+        interval={"cider_d": (0.4, 0.6)},
+        signature="cider|v1",
+        n=5,
+        per_caption=[1],
+    )
+    captions = run.captions("base model/1")
+    assert captions == run.path / "captions" / "base-model-1.jsonl"
+    run.add_scores("base", {"cider": result}, source="storybook:test", captions=captions, images_per_second=12.5)
+    run.add_scores(
+        "g", {"cider": {"values": {"cider_d": float("nan")}}}, role="zero", bad_images=[("a.jpg", "is empty")]
+    )
+    run.add_scores("base", {"cider": result}, source="storybook:ood", captions=tmp_path / "x.jsonl")
+    scores = json.loads((run.path / "scores.json").read_text())
+    assert scores["source"] == "storybook:test"
+    assert scores["bad_images"] == [{"item": "a.jpg", "why": "is empty"}]
+    base, g = scores["rows"]
+    assert base == {
+        "name": "base",
+        "scores": {
+            "cider": {"values": {"cider_d": 0.5}, "interval": {"cider_d": [0.4, 0.6]}, "signature": "cider|v1", "n": 5}
+        },
+        "captions": str(tmp_path / "x.jsonl"),
+        "source": "storybook:ood",
+    }
+    assert g == {"name": "g", "scores": {"cider": {"values": {"cider_d": None}}}, "role": "zero"}
+    with pytest.raises(RunError, match="needs values"):
+        run.add_scores("x", {"cider": {"value": 3}})
+
+
+def test_model_card(run: RunDir) -> None:
+    run.add_scores("base", {"cider": {"values": {"cider_d": 0.25}}}, source="storybook:test")
+    run.add_scores("g", {"cider": {"values": {"cider_d": 0.5}}, "health": {"values": {"words": 9}}})
+    card = run.card(method="ViZer, latent", base="org/base-model", data="./photos", command="captune vizer --seed 7")
+    run.finish(card)
+    text = (run.path / "README.md").read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["base_model"] == "org/base-model"
+    assert head["library_name"] == "peft"
+    table = "| | base | g |\n|---|---|---|\n| cider_d | 0.250 | 0.500 |\n| words | – | 9.000 |"
+    for part in ("# g\n", "ViZer, latent", "`./photos`", table, "Licence"):
+        assert part in text
+    assert "captune vizer --seed 7" in text
+    assert "base_model" not in run.card(method="m", base="storybook", data="d")
+
+
+def test_two_runs_leave_the_same_bytes(tmp_path: Path) -> None:
+    contents = []
+    for place in ("a", "b"):
+        run = RunDir(tmp_path / place / "g").start(Config(), command="captune vizer")
+        run.log(step=1, loss=0.5)
+        run.add_scores("g", {"cider": {"values": {"cider_d": 0.5}}}, captions=run.captions("g"))
+        finish(run)
+        contents.append({path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()})
+    assert contents[0] == contents[1]
+
+
+def test_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/x/bin/captune", "vizer", "--images", "storybook:test?n=5&seed=1"])
+    assert runs.command_line() == "captune vizer --images 'storybook:test?n=5&seed=1'"
+    monkeypatch.setattr("sys.argv", ["/x/captune/__main__.py", "doctor"])
+    assert runs.command_line() == "python -m captune doctor"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_git_commit_is_of_captunes_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from captune.utils import versions
+
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+
+    module = tmp_path / "versions.py"
+    monkeypatch.setattr(versions, "__file__", str(module))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert versions.git_commit() is None  # no repository
+    git("init", "-q")
+    module.write_text("x = 1\n")
+    assert versions.git_commit() is None  # somebody else's repository, which does not track captune
+    git("add", "versions.py")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD").strip()
+    assert versions.git_commit() == commit
+    module.write_text("x = 2\n")
+    assert versions.git_commit() == f"{commit}+changes"

@@ -1,0 +1,134 @@
+"""`captune grpo` as a whole: watched, stopped in time, its best adapter kept, and none of it lost by a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from captune.cli.config import build
+from captune.corpus.build import build as build_corpus
+from captune.runs.run_dir import RunDir
+from captune.training import lifecycle as training
+from captune.training.grpo import train as grpo
+from captune.training.grpo.train import PRESETS, RewardConfig, run
+from captune.training.monitor.watch import Watch
+
+
+def config(folder: Path, model: Path, **settings: Any) -> RewardConfig:
+    small = {"max_steps": 6, "batch_size": 2, "num_generations": 2, "max_new_tokens": 3, "lora_r": 4, "lora_alpha": 8}
+    sources = {"images": "storybook:train?n=6&seed=3", "evaluation": "storybook:val?n=3&seed=3"}
+    rest = {"reward": "length", "watch_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0}
+    return RewardConfig(model=str(model), output=folder, device="cpu", **(small | sources | rest | settings))
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float]], None]:
+    """`judged([.1, .3, .2])`: what the held-out scorer says at each evaluation, the last one for ever after."""
+
+    def say(scores: Sequence[float]) -> None:
+        def measure(self: Watch, step: int, reward: float | None) -> dict[str, float]:
+            return {"eval_clip": scores[min(step, len(scores) - 1)], "eval_marks": 0.0}
+
+        monkeypatch.setattr(Watch, "measure", measure)
+
+    return say
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_best_adapter_is_kept_and_a_run_that_stalls_is_stopped(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, judged: Callable[[Sequence[float]], None]
+) -> None:
+    """Best after step 2, nothing better in three evaluations: the end is step 5, the adapter that of step 2."""
+    judged([0.1, 0.2, 0.5, 0.4, 0.3, 0.45, 0.9])
+    found = run(config(tmp_path / "run", tiny_folder("idefics3"), save_steps=1))
+    assert max(row["step"] for row in found.metrics()) == 5
+    assert [path.name for path in found.checkpoints()] == ["checkpoint-2", "checkpoint-5"]
+    assert same(weights(found.adapter), weights(found.path / "checkpoint-2"))
+    assert not same(weights(found.adapter), weights(found.path / "checkpoint-5"))
+
+
+def test_the_end_is_an_evaluation_too(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, judged: Callable[[Sequence[float]], None]
+) -> None:
+    judged([0.1, 0.2, 0.3, 0.4, 0.5])
+    found = run(config(tmp_path / "run", tiny_folder("idefics3"), max_steps=3, watch_steps=2, patience=0))
+    assert [row["step"] for row in found.metrics() if "eval_clip" in row] == [0, 2, 3]
+    assert same(weights(found.adapter), weights(found.path / "checkpoint-3"))
+
+
+def test_a_killed_run_ends_with_the_same_adapter_and_watch(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut in the middle of what was sampled, between two checkpoints."""
+
+    class Cut(RuntimeError):
+        pass
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            raise Cut
+
+    settings: dict[str, Any] = {"num_iterations": 2, "watch_steps": 3, "patience": 0, "beta": 0.1, "keep_vision": True}
+    model = tiny_folder("idefics3")
+    whole = run(config(tmp_path / "whole", model, **settings))
+    with monkeypatch.context() as patch:
+        patch.setattr(training.MetricsCallback, "on_step_end", on_step_end)
+        with pytest.raises(Cut):
+            run(config(tmp_path / "cut", model, **settings))
+    assert [path.name for path in RunDir(tmp_path / "cut").checkpoints()] == ["checkpoint-3"]
+    assert (tmp_path / "cut" / "checkpoint-3" / "0-rollouts.safetensors").is_file()
+    torch.manual_seed(99)
+    resumed = run(config(tmp_path / "cut", model, **settings))
+    assert same(weights(whole.adapter), weights(resumed.adapter))
+    assert (whole.path / "watch.jsonl").read_bytes() == (resumed.path / "watch.jsonl").read_bytes()
+    assert [row["step"] for row in map(json.loads, (whole.path / "watch.jsonl").open())] == [0, 3, 6]
+    assert list((whole.path / "vision").rglob("*.safetensors"))
+
+
+def test_cim_is_a_preset(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    given = {"model": str(tiny_folder("idefics3")), "output": tmp_path / "run", "images": "storybook:unlabelled"}
+    cim = build(RewardConfig, {**given, "preset": "cim", "corpus": tmp_path / "c"}, None, PRESETS)
+    assert cim.reward == f"grc:{tmp_path / 'c'} + qir:{tmp_path / 'c'}" and cim.num_generations == 5
+    with pytest.raises(ValueError, match="needs --corpus"):
+        build(RewardConfig, {**given, "preset": "cim"}, None, PRESETS)
+
+
+def test_cim_trains(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """GRC + QIR on a small corpus, each logged apart, in mini-batches that share one sampling."""
+    clip = {"text_encoder": "storybook-clip", "image_encoder": "storybook-clip"}
+    build_corpus("storybook:train?n=8&seed=5", tmp_path / "corpus", **clip)
+    found = run(config(
+        tmp_path / "run", tiny_folder("idefics3"), reward="", preset="cim", corpus=tmp_path / "corpus", max_steps=2,
+        updates_per_generation=2, watch="none",
+    ))  # fmt: skip
+    rows = [row for row in found.metrics() if "reward" in row]
+    assert len(rows) == 1, "two steps, one sampling"
+    parts = [rows[0][f"rewards/{name}:{tmp_path / 'corpus'}/mean"] for name in ("grc", "qir")]
+    assert rows[0]["reward"] == pytest.approx(sum(parts), abs=1e-5)
+    assert not (found.path / "watch.jsonl").exists()
+
+
+def test_epochs_count_passes(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    found = run(config(tmp_path / "run", tiny_folder("idefics3"), epochs=2, watch="none"))
+    assert max(row["step"] for row in found.metrics()) == 6, "two passes over six images, two a step"
+
+
+def test_what_is_rewarded_cannot_watch(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="part of the reward"):
+        run(config(tmp_path / "run", tiny_folder("idefics3"), reward="clip - 0.1*length", watch="clip"))
+    with pytest.raises(ValueError, match="--watch-steps must be at least 1"):
+        config(tmp_path / "other", tmp_path, watch_steps=0)
+    assert grpo.PRESETS.keys() == {"captune", "cim"}

@@ -1,0 +1,80 @@
+"""HAR from two folders to an adapter: both stages, a kill between and within them, and what is refused before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from captune.models.captioner import Captioner
+from captune.training import har, scst
+from captune.training import lifecycle as training
+from captune.training.har import HARConfig, run
+
+SMALL: dict[str, Any] = {
+    "image_encoder": "storybook-clip", "language_model": "storybook-lm", "images": "storybook:train?n=6&seed=3",
+    "evaluation": "storybook:val?n=3&seed=3", "num_prefix_tokens": 2, "mle_steps": 2, "mle_batch_size": 2,
+    "scst_steps": 2, "scst_batch_size": 2, "num_generations": 2, "max_new_tokens": 5, "lora_r": 2, "lora_alpha": 4,
+    "save_steps": 1, "device": "cpu",
+}  # fmt: skip
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_both_stages_and_what_is_left_behind(tmp_path: Path) -> None:
+    found = run(HARConfig(output=tmp_path / "run", **SMALL))
+    names = [row["name"] for row in found.scores()["rows"]]
+    assert names[:2] == ["fresh projector", "maximum likelihood"] and len(names) == 3
+    assert {"config.yaml", "report.html", "README.md", "adapter"} <= {path.name for path in found.path.iterdir()}
+    fresh, learned = (Captioner.load(found.path / name, device="cpu").core for name in ("parts", "captioner"))
+    before, after = (core.model.projector.mlp[1].weight for core in (fresh, learned))
+    assert not torch.equal(before, after), "stage 1 trains the projector"
+    assert all("lora_" in name for name in tensors(found.adapter)), "stage 2 does not"
+    captioner = Captioner.load(found.path / "captioner", adapter=found.adapter, device="cpu")
+    assert len(captioner.generate([captioner_image()], max_new_tokens=3)) == 1
+
+
+def captioner_image() -> Any:
+    import tiny
+
+    return tiny.picture(0)
+
+
+@pytest.mark.parametrize("stage", ["mle", "scst"])
+def test_a_killed_pipeline_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    class Cut(RuntimeError):
+        pass
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2 and Path(args.output_dir).name == stage:
+            raise Cut
+
+    whole = run(HARConfig(output=tmp_path / "whole", **SMALL))
+    with monkeypatch.context() as patch:
+        patch.setattr(training.MetricsCallback, "on_step_end", on_step_end)
+        with pytest.raises(Cut):
+            run(HARConfig(output=tmp_path / "cut", **SMALL))
+    torch.manual_seed(99)
+    resumed = run(HARConfig(output=tmp_path / "cut", **SMALL))
+    a, b = tensors(whole.adapter), tensors(resumed.adapter)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_stage_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(HARConfig(output=tmp_path / "run", **SMALL))
+    monkeypatch.setattr(har.sft, "run", lambda config: pytest.fail("stage 1 was done again"))
+    monkeypatch.setattr(scst, "run", lambda config: pytest.fail("stage 2 was done again"))
+    run(HARConfig(output=tmp_path / "run", **SMALL))
+
+
+def test_what_stage_2_refuses_is_said_first(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num-generations must be at least 2 with --baseline mean"):
+        HARConfig(output=tmp_path / "run", **(SMALL | {"baseline": "mean", "num_generations": 1}))
+    with pytest.raises(ValueError, match="did you mean|Did you mean"):
+        HARConfig(output=tmp_path / "run", **(SMALL | {"reward": "cidre"}))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,216 @@
+"""Runs of ViZer from settings to adapter: the mapper's captions, rounds, runs that are cut and go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captune.data import load_images
+from captune.decoding import load_decoder
+from captune.models.captioner import Captioner
+from captune.runs.run_dir import RunDir
+from captune.training import lifecycle as training
+from captune.training.vizer.mapper_fit import Mapper, own_captions
+from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper, run
+
+
+def config(output: Path, **settings: Any) -> ViZerConfig:
+    small = {"max_steps": 2, "batch_size": 2, "lora_r": 4, "lora_alpha": 8, "max_new_tokens": 3, "warmup_steps": 0}
+    small |= {"mapper_samples": 2, "mapper_epochs": 2, "width": 8, "whitened": 0, "num_generations": 2}
+    return ViZerConfig(**({"model": "", "images": "-", "output": output, "device": "cpu"} | small | settings))
+
+
+class Cut(RuntimeError):
+    """What stops a run in the middle."""
+
+
+def cut_run(settings: ViZerConfig, training_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that dies at the end of its n-th optimiser step, over all rounds."""
+    steps: list[int] = []
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        steps.append(state.global_step)
+        if len(steps) == training_step:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.MetricsCallback, "on_step_end", on_step_end)
+        with pytest.raises(Cut):
+            run(settings)
+
+
+def results(run_dir: RunDir) -> dict[str, Any]:
+    """The bytes of the adapter and of the mapper, and what was logged of training."""
+    numbers = [{key: row[key] for key in ("step", "loss", "reward", "kl") if key in row} for row in run_dir.metrics()]
+    return {
+        "adapter": (run_dir.adapter / "adapter_model.safetensors").read_bytes(),
+        "mapper": (run_dir.mapper / "mapper.safetensors").read_bytes(),
+        "training": [row for row in numbers if "loss" in row],
+    }
+
+
+# -- whole runs
+
+
+@pytest.mark.usefixtures("no_report")
+def test_rounds_of_reward(tiny_folder: Any, photos: str, tmp_path: Path) -> None:
+    """Each round has its mapper and its steps; the run's adapter is the last round's, its mapper too."""
+    model = str(tiny_folder("idefics3"))
+    one = run(config(tmp_path / "one", model=model, images=photos, rounds=1))
+    two = run(config(tmp_path / "two", model=model, images=photos, rounds=2))
+    assert [row["step"] for row in two.metrics() if "reward" in row] == [1, 2, 3, 4]
+    last = (two.path / "round-2" / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert results(two)["adapter"] == last
+    first = (two.path / "round-1" / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert first == results(one)["adapter"] != last
+    assert results(two)["mapper"] != results(one)["mapper"]
+    assert Captioner.load(model, adapter=two.adapter, device="cpu")
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_same_seed_gives_the_same_bytes(tiny_folder: Any, photos: str, tmp_path: Path) -> None:
+    settings = {"model": str(tiny_folder("idefics3")), "images": photos, "rounds": 1}
+    same, again, other = (
+        run(config(tmp_path / name, seed=seed, **settings)) for name, seed in (("a", 5), ("b", 5), ("c", 6))
+    )
+    assert results(same) == results(again)
+    assert results(same)["adapter"] != results(other)["adapter"]
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(
+    ("objective", "rounds", "step"), [("reward", 2, 1), ("reward", 2, 3), ("reward", 2, 4), ("latent", 1, 2)]
+)
+def test_a_cut_run_ends_like_an_uncut_one(
+    tiny_folder: Any,
+    photos: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    objective: Any,
+    rounds: int,
+    step: int,
+) -> None:
+    """Cut in the first round, at the start of the second, or after a checkpoint in it."""
+    settings = {"model": str(tiny_folder("idefics3")), "images": photos, "objective": objective, "rounds": rounds}
+    settings |= {"save_steps": 1}
+    whole = run(config(tmp_path / "whole", **settings))
+    cut_run(config(tmp_path / "cut", **settings), step, monkeypatch)
+    assert not RunDir(tmp_path / "cut").finished
+    assert results(run(config(tmp_path / "cut", **settings))) == results(whole)
+
+
+def test_a_whole_run(tiny_folder: Any, photos: str, tmp_path: Path) -> None:
+    """The preset `paper` on a folder of images: what is left behind, scored by the mapper itself."""
+    model = str(tiny_folder("idefics3"))
+    settings = {key: value for key, value in PRESETS["paper"].items() if key not in ("max_steps", "width")}
+    run_dir = run(config(tmp_path / "run", preset="paper", model=model, images=photos, **settings))
+    assert run_dir.finished and (run_dir.path / "report.html").is_file()
+    rows = run_dir.scores()["rows"]
+    assert [row["name"] for row in rows] == ["base", "ViZer zero-label (paper)"]
+    assert all({"vizer", "health"} <= set(row["scores"]) for row in rows)
+    assert Mapper.load(run_dir.mapper).captioner_name == model
+
+
+# -- the mapper's captions
+
+
+@pytest.mark.parametrize(("captions", "n"), [("generated", 4), ("sampled", 4 * 3)])
+def test_the_mapper_is_built_on_the_models_own_captions(
+    captioner: Captioner, photos: str, tmp_path: Path, captions: str, n: int
+) -> None:
+    settings = config(tmp_path / "run", mapper_captions=captions, mapper_samples=3, mapper_epochs=5)
+    settings.images = photos
+    run_dir = RunDir(settings.output).start({})
+    mapper = build_mapper(captioner, settings, run_dir, load_images(settings.images))
+    assert Mapper.load(run_dir.mapper).config == mapper.config == settings.mapper_config()
+    steps = [row for row in run_dir.metrics() if "mapper_loss" in row]
+    assert len(steps) == 5 * ((n + 63) // 64)
+
+
+def test_one_of_an_images_captions_is_guided(captioner: Captioner, photos: str, tmp_path: Path) -> None:
+    """Sampled at a temperature that leaves the likeliest word only, captions are the greedy ones."""
+    images = load_images(photos)
+    pictures = images[:]["image"]
+    plain = captioner.generate(pictures, max_new_tokens=3)
+    under = load_decoder("cfg:9")(captioner, pictures, max_new_tokens=3)
+    assert plain != under
+    settings = config(tmp_path, mapper_samples=3, temperature=1e-4)
+    for scale, expected in (
+        (9.0, [[a, a, b] for a, b in zip(plain, under, strict=True)]),
+        (0.0, [[a] * 3 for a in plain]),
+    ):
+        assert own_captions(captioner, images, replace(settings, guidance=scale)) == expected
+    alone = replace(settings, mapper_samples=1, guidance=9.0)
+    assert own_captions(captioner, images, alone) == [[text] for text in under]
+    greedy = replace(settings, mapper_captions="generated", guidance=9.0)
+    assert own_captions(captioner, images, greedy) == [[text] for text in plain]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_guidance_is_for_the_first_round(
+    tiny_folder: Any, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales = []
+
+    def noted(captioner: Captioner, part: ViZerConfig, *args: Any, **kwargs: Any) -> Mapper:
+        scales.append(part.guidance)
+        return build_mapper(captioner, part, *args, **kwargs)
+
+    monkeypatch.setattr("captune.training.vizer.train.build_mapper", noted)
+    run(config(tmp_path / "run", model=str(tiny_folder("idefics3")), images=photos, rounds=3, guidance=3.0))
+    assert scales == [3.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="above 1"):
+        config(tmp_path, guidance=0.5)
+
+
+def test_a_run_that_goes_on_takes_the_mapper_it_has(
+    captioner: Captioner, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path / "run", mapper_captions="generated", mapper_epochs=2)
+    settings.images = photos
+    run_dir = RunDir(settings.output).start({})
+    fitted = build_mapper(captioner, settings, run_dir, load_images(photos), first_step=10)
+    steps = [row["step"] for row in run_dir.metrics()]
+    assert steps and all(10 <= step < 10 + settings.max_steps for step in steps)
+    monkeypatch.setattr(
+        "captune.training.vizer.train.fit_mapper", lambda *_, **__: pytest.fail("it was fitted already")
+    )
+    taken = build_mapper(captioner, settings, run_dir, load_images(photos), first_step=10)
+    kept = taken.state_dict()
+    assert all(tensor.equal(kept[name]) for name, tensor in fitted.state_dict().items())
+    assert [row["step"] for row in run_dir.metrics()] == steps
+
+
+def test_gt_captions_come_from_the_source_that_is_named(
+    captioner: Captioner, images: list, photos: str, tmp_path: Path
+) -> None:
+    settings = config(tmp_path / "run", mapper_captions=photos)
+    with pytest.raises(ValueError, match="4 images have no caption to learn from"):
+        build_mapper(captioner, settings, RunDir(settings.output).start({}), images)
+
+
+# -- settings
+
+
+def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--blind"):
+        config(tmp_path, objective="straight_through", blind=False)
+    with pytest.raises(ValueError, match="at least 2"):
+        config(tmp_path, num_generations=1)
+    with pytest.raises(ValueError, match="--images"):
+        ViZerConfig(model="storybook", images="", output=tmp_path)
+    with pytest.raises(ValueError, match="--learning-rate"):
+        config(tmp_path, learning_rate=0)
+
+
+def test_the_paper_preset_is_the_literal_reading(tmp_path: Path) -> None:
+    settings = config(tmp_path, preset="paper", **PRESETS["paper"])
+    assert settings.objective == "latent" and settings.mapper_captions == "generated"
+    assert not (settings.blind or settings.centred or settings.shift) and settings.caption_pool == "mean"
+    assert settings.width == 256 and settings.beta == 0
+    assert (settings.lora_r, settings.weight_decay) == (4, 0.01)
+    literal = ViZerConfig(model="", images="-", output=tmp_path, **PRESETS["paper"])
+    assert (literal.lora_r, literal.lora_alpha, literal.lora_dropout) == (32, 64, 0.1)
