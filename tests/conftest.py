@@ -80,7 +80,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def golden() -> dict:
-    """What pycocoevalcap 1.2 says, with its Java tokenizer; see benchmarks/make_golden.py."""
+    """What pycocoevalcap 1.2 says, with its Java tokenizer; see tests/golden/make_pycocoevalcap.py."""
     file = Path(__file__).parent / "golden" / "pycocoevalcap.json"
     return json.loads(file.read_text(encoding="utf-8"))
 

@@ -27,7 +27,7 @@ def graph(side: list) -> SceneGraph:
 
 @pytest.mark.parametrize("pair", GOLDEN["pairs"], ids=lambda pair: " ".join(pair["caption"][0]))
 def test_published_equals_capture_metric(pair: dict) -> None:
-    """Golden values of capture-metric 0.1.13; see benchmarks/capture_parity.py."""
+    """Golden values of capture-metric 0.1.13; see benchmarks/parity/capture.py."""
     capture = Capture("?compat=published")
     capture.matcher.encode = encode
     figures = capture.compare(graph(pair["caption"]), graph(pair["reference"]))

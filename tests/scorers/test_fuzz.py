@@ -1,6 +1,6 @@
 """Random texts through every scorer that judges text alone: no crash, no NaN, the same rows for any split and order.
 
-benchmarks/fuzz_scorers.py does the same with 10,000 texts and the default models.
+benchmarks/parity/fuzz_scorers.py does the same with 10,000 texts and the default models.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tokenizer against what the Java program said (tests/golden, made by benchmarks/make_golden.py)."""
+"""The tokenizer against what the Java program said (tests/golden, made by tests/golden/make_pycocoevalcap.py)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "meteor.json"
 
 @pytest.fixture(scope="module")
 def answers() -> dict:
-    """What METEOR 1.5 answered on Java; see benchmarks/make_meteor_golden.py."""
+    """What METEOR 1.5 answered on Java; see tests/golden/make_meteor.py."""
     return json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 

@@ -141,7 +141,7 @@ class Capture(GraphScorer):
     changes scores; here, the parser's order); 1e-6 is added to denominators. On the captions above that lifts the wrong
     image's from 0.467 to 0.492 and leaves halves of right ones at 0.674; a right half then beats a wrong half in 96.4%
     of images instead of 97.0%. Half a percent of the pairs of objects in long captions are parts of each other with no
-    word in common ("wing" of "drawing"). See benchmarks/capture_parity.json.
+    word in common ("wing" of "drawing"). See benchmarks/parity/capture.json.
     """
 
     name = "capture"

@@ -21,7 +21,7 @@ Why so:
 - *The reward has risen*, by however little: the strict tests are of the witnesses, and that the reward climbs is what
   the trainer is for. A run whose scores fall while its reward does not is broken, no hack; early stopping sees it.
 
-The thresholds were chosen on storybook:val with one training seed; `benchmarks/watch.json` has what others gave.
+The thresholds were chosen on storybook:val with one training seed; `benchmarks/behaviour/monitor.json` has what others gave.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Does captune say what pycocoevalcap 1.2 says, with its own Java tokenizer? Words, BLEU-1 to 4, ROUGE-L, CIDEr-D.
 
-    python benchmarks/parity_pycocoevalcap.py DATA [--output benchmarks/parity_pycocoevalcap.json]
+    python -m benchmarks.parity.pycocoevalcap DATA [--output benchmarks/parity/pycocoevalcap.json]
 
 DATA holds flickr8k/captions.txt and flickr8k/captions_text_only.csv (`image,caption` lines), cocoln500/captions.json
 and docci500/captions.json ({id: text}). Needs `java`; takes two minutes. A table is written beside the JSON.
@@ -28,17 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make_golden import read, tokens
-from odd_captions import odd_captions, prose
 from pycocoevalcap.bleu.bleu import Bleu as PeerBleu
 from pycocoevalcap.cider.cider import Cider as PeerCider
 from pycocoevalcap.rouge.rouge import Rouge as PeerRouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from benchmarks.parity.odd_captions import odd_captions, prose
 from captune.scorers._support import ptb
 from captune.scorers.reference.bleu import Bleu
 from captune.scorers.reference.cider import Cider
 from captune.scorers.reference.rouge import Rouge
+from tests.golden.make_pycocoevalcap import read, tokens
 
 LISTED = 60  # differences listed per set of texts
 TOLERANCE = 1e-6
@@ -116,7 +116,7 @@ def markdown(result: dict[str, Any]) -> str:
         "# Parity with pycocoevalcap",
         "",
         f"captune's tokenizer {result['tokenizer']} and scorers against {result['peer']}, made by",
-        "`python benchmarks/parity_pycocoevalcap.py DATA` (its head says what is compared).",
+        "`python -m benchmarks.parity.pycocoevalcap DATA` (its head says what is compared).",
         "",
         "| texts | number | tokenized otherwise | share |",
         "|---|---:|---:|---:|",

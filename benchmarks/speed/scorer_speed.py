@@ -1,6 +1,6 @@
 """BLEU, ROUGE-L and CIDEr-D: captune and pycocoevalcap side by side, in one process, in turns, on one thread.
 
-    OMP_NUM_THREADS=1 python benchmarks/scorer_speed.py captions.csv [--output benchmarks/scorer_speed.json]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.scorer_speed captions.csv [--output benchmarks/speed/scorer_speed.json]
 
 The file has `image,caption` lines, several per image (Flickr8k's). A candidate is half a caption of the image and half
 of the next image's, so that scores lie between nothing and perfect; each is scored against its image's five captions.
@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make_golden import read
 
 from captune.scorers._support import ptb
 from captune.scorers.reference.bleu import Bleu
 from captune.scorers.reference.cider import Cider
 from captune.scorers.reference.rouge import Rouge
+from tests.golden.make_pycocoevalcap import read
 
 REFERENCES = 5
 Texts = tuple[list[str], list[list[str]]]
@@ -167,7 +167,7 @@ def markdown(result: dict[str, Any]) -> str:
         "# Speed of BLEU, ROUGE-L and CIDEr-D",
         "",
         f"{side['captions']:,} captions x {REFERENCES} references, one thread, medians of {side['repeats']} turns;",
-        f"{result['machine']}. Made by `python benchmarks/scorer_speed.py`; its head says what is measured.",
+        f"{result['machine']}. Made by `python -m benchmarks.speed.scorer_speed`; its head says what is measured.",
         f"Largest difference between the CIDEr-D scores of a caption: {side['largest_cider_difference']:.0e}.",
         "",
         "| | pycocoevalcap, processor s (wall) | captune | times faster, processor | wall |",
@@ -207,7 +207,15 @@ def main() -> None:
     with_size: dict[str, list] = defaultdict(list)
     for who, sizes in (("captune", (1000, 10_000, 100_000)), ("pycocoevalcap", (1000, 10_000))):
         for size in sizes:
-            command = [sys.executable, __file__, str(args.captions), "--one", who, str(size)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.speed.scorer_speed",
+                str(args.captions),
+                "--one",
+                who,
+                str(size),
+            ]
             ran = subprocess.run(command, capture_output=True, text=True, check=True)
             with_size[who].append(json.loads(ran.stdout))
     load = os.getloadavg()[0]

@@ -1,12 +1,16 @@
-"""Small captioners with the proportions of published models, and those models' FLOPs from their configs.
+"""What the benchmarks share: how a result is written, and small captioners with the proportions of published models.
 
-Random weights, built in code; where the work lies is what matters: the vision tower's share of a forward pass, the
-number of image tokens against that of a caption's.
+The captioners have random weights and are built in code. What matters is where the work lies: the vision tower's share
+of a forward pass, and the number of image tokens against that of a caption's. FLOPs of the published models come from
+their configs.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +32,26 @@ from captune.models import inputs as batches
 from captune.models.captioner import Captioner
 from captune.models.families import SHORT
 from captune.storybook import captioner_model as builder
+from captune.utils.versions import versions
+
+KEPT = ("python", "platform", "torch", "transformers", "trl")
+
+
+def machine() -> dict[str, Any]:
+    """Cores, torch's threads, the load of the last minute, and the versions that decide speed."""
+    known = versions()
+    return {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1),
+            **{name: known[name] for name in KEPT}}  # fmt: skip
+
+
+def write(result: dict[str, Any], page: str | None, output: Path | None) -> None:
+    """Writes OUTPUT.json and, with a page, OUTPUT.md; prints the page or, without one, the JSON."""
+    text = json.dumps(result, indent=1)
+    if output:
+        output.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        if page is not None:
+            output.with_suffix(".md").write_text(page, encoding="utf-8")
+    print(text if page is None else page)
 
 
 def smolvlm() -> Captioner:

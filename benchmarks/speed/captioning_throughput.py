@@ -1,6 +1,7 @@
 """Captioning throughput: `Captioner.caption` beside the `transformers` image-text-to-text pipeline, image by image.
 
-    python benchmarks/captioning_throughput.py [--model FOLDER] [--output benchmarks/captioning_throughput.json]
+    python -m benchmarks.speed.captioning_throughput [--model FOLDER] \
+        [--output benchmarks/speed/captioning_throughput.json]
 
 Same process, machine, weights, images, prompt and decoding (greedy); the two take turns, after one round to warm up
 that is not counted. Images are decoded before the clock starts; preprocessing, generation and text decoding count.
@@ -18,16 +19,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import closing
 from transformers import pipeline
 from transformers.utils import logging
 
+from benchmarks import _lib
 from captune import storybook
 from captune.models.captioner import Captioner
 
 
 def random_model(folder: Path) -> Path:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
     import tiny
 
     return tiny.idefics3(folder, hidden=128, layers=4, chat_template=None)
@@ -91,9 +92,9 @@ def main() -> None:
         "same_captions": sum(ours[image_id] == theirs[image_id] for image_id, _ in images) / len(images),
         "repeats": args.repeats,
         "device": args.device,
-        **closing.machine(),
+        **_lib.machine(),
     }
-    closing.write(result, None, args.output)
+    _lib.write(result, None, args.output)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Makes tests/golden/meteor.json: what pycocoevalcap 1.2's METEOR, with its own Java tokenizer, says.
 
-    python benchmarks/make_meteor_golden.py captions.txt               # Flickr8k's `image,caption` file; needs Java
-    python benchmarks/make_meteor_golden.py --compare N captions.txt   # captune against it on N images, with times
+    python -m tests.golden.make_meteor captions.txt               # Flickr8k's `image,caption` file; needs Java
+    python -m tests.golden.make_meteor --compare N captions.txt   # captune against it on N images, with times
 
 The first images of the captions file, each image's first caption against its other four, and a small corpus of odd
 captions. Each item has the line that the Java program was given, its answer, and the score; the tests play the program
@@ -22,12 +22,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from make_golden import ODD_CORPUS, read, tokens
 from pycocoevalcap.meteor.meteor import Meteor as Reference
 
 from captune.scorers.reference.meteor import Meteor
+from tests.golden.make_pycocoevalcap import ODD_CORPUS, read, tokens
 
-GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "meteor.json"
+GOLDEN = Path(__file__).with_name("meteor.json")
 IMAGES = 30
 ODD = [
     *ODD_CORPUS,

@@ -1,6 +1,6 @@
 """A step of `captune sft` beside one of `trl.SFTTrainer`, and what batches by length save.
 
-    python benchmarks/sft_step.py [--repeats 12] [--output benchmarks/sft_step]
+    python -m benchmarks.speed.sft_step [--repeats 12] [--output benchmarks/speed/sft_step]
 
 Steps: both are the whole step of their trainer on a batch of new images with a caption each, from preprocessing to
 AdamW, as in `latent_step.py`, whose sides these are: same model, LoRA, captions, float32, no gradient checkpointing.
@@ -20,11 +20,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import closing
 import torch
 import transformers
-from latent_step import Side, Supervised, smolvlm_proportions
 
+from benchmarks import _lib
+from benchmarks.speed.latent_step import Side, Supervised, smolvlm_proportions
 from captune import storybook
 from captune.models.captioner import Captioner
 from captune.training.lifecycle import training_arguments
@@ -107,7 +107,7 @@ def table(result: dict[str, Any]) -> str:
         "# A step of supervised fine-tuning beside trl's",
         "",
         f"Medians of {result['repeats']} turns, {result['threads']} thread, load {result['load']}; torch "
-        f"{result['torch']}, trl {result['trl']}. Made by `python benchmarks/sft_step.py`; its head says what is "
+        f"{result['torch']}, trl {result['trl']}. Made by `python -m benchmarks.speed.sft_step`; its head says what is "
         "measured.",
         "",
         "| model | images | captune, processor s | trl | ratio | ratio in pairs (quartiles) | ratio, wall |",
@@ -153,9 +153,9 @@ def main() -> None:
             "models": [beside_trl(folder, name, batches, scratch / "out") for folder, name in models],
             "by_length": by_length(shipped, scratch / "out", args.repeats),
             "repeats": args.repeats,
-            **closing.machine(),
+            **_lib.machine(),
         }
-    closing.write(result, table(result), args.output)
+    _lib.write(result, table(result), args.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One step of captune's SCST beside the same step written plainly, on the same captioner, images and reward.
 
-    python benchmarks/scst_step.py [--adapter FOLDER] [--repeats 12] [--output benchmarks/scst_step]
+    python -m benchmarks.speed.scst_step [--adapter FOLDER] [--repeats 12] [--output benchmarks/speed/scst_step]
 
 The plain step is what a reader of the paper writes with transformers: a `generate` that is greedy, a second one that
 samples `num_return_sequences` captions, each with its own pass of the vision tower and its own prefill, the reward, and
@@ -26,11 +26,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import closing
 import torch
 import transformers
-from latent_step import smolvlm_proportions
 
+from benchmarks import _lib
+from benchmarks.speed.latent_step import smolvlm_proportions
 from captune import storybook
 from captune.models import inputs as batches
 from captune.models.caching.prefill import SharedPrefill
@@ -162,8 +162,8 @@ def table(result: dict[str, Any]) -> str:
         "# A step of SCST beside the same step written plainly",
         "",
         f"Medians of {result['repeats']} turns, {result['threads']} thread, load {result['load']}; torch "
-        f"{result['torch']}, transformers {result['transformers']}. Made by `python benchmarks/scst_step.py`; its head "
-        "says what is measured.",
+        f"{result['torch']}, transformers {result['transformers']}. Made by "
+        "`python -m benchmarks.speed.scst_step`; its head says what is measured.",
         "",
         "| model | images x samples | words | captune, processor s | plain | times faster, processor | wall | reward |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
@@ -208,9 +208,9 @@ def main() -> None:
         "bar": "times_faster >= 1.5, reward_share <= 0.03",
         "models": models,
         "repeats": args.repeats,
-        **closing.machine(),
+        **_lib.machine(),
     }
-    closing.write(result, table(result), args.output)
+    _lib.write(result, table(result), args.output)
 
 
 if __name__ == "__main__":

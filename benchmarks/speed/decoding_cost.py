@@ -1,6 +1,6 @@
 """What a caption costs with every decoder, beside one forward pass of a trained captioner; what ZeroCap gains.
 
-    python benchmarks/decoding_cost.py [--adapter RUN/adapter] [--output benchmarks/decoding_cost.json]
+    python -m benchmarks.speed.decoding_cost [--adapter RUN/adapter] [--output benchmarks/speed/decoding_cost.json]
 
 Cost. Each decoder captions the same 16 pictures of storybook:val in one batch; the decoders take turns, and the median
 of the turns is kept: `cpu` is the processor's time per caption, which other work on the machine disturbs less than the
@@ -31,9 +31,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import closing
 import torch
 
+from benchmarks import _lib
 from captune import storybook
 from captune.decoding import load_decoder
 from captune.decoding.zerocap import FrozenPair
@@ -159,7 +159,7 @@ def page(result: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> str
         "",
         f"{cost['pictures']} pictures of storybook:val in one batch, one thread, medians of {cost['repeats']} turns; "
         f"the trained captioner: {result['trained captioner']}; load {result['load']} on {result['cores']} cores. "
-        "Made by `python benchmarks/decoding_cost.py`; its head says what is measured.",
+        "Made by `python -m benchmarks.speed.decoding_cost`; its head says what is measured.",
         "",
         "| | processor ms per caption | wall ms | in forward passes |",
         "|---|---:|---:|---:|",
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--test", type=int, default=200, help="pictures of storybook:test for ZeroCap's gain")
     parser.add_argument("--val", type=int, default=128, help="pictures of storybook:val for the curve")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/decoding_cost.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/speed/decoding_cost.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -212,9 +212,9 @@ def main() -> None:
         "cost": cost(captioner, pair, args.repeats),
         "gain": gain(pair, args.test),
         "trained captioner": "storybook, supervised adapter merged" if args.adapter else "storybook",
-        **closing.machine(),
+        **_lib.machine(),
     }
-    closing.write(result, page(result, curves), args.output)
+    _lib.write(result, page(result, curves), args.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A million captions: exact top-5 against the bare matrix product, memory, and what approximate indexes find.
 
-    OMP_NUM_THREADS=1 python benchmarks/retrieval_million.py --work /tmp/million [--output benchmarks/retrieval_million]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.retrieval_million --work /tmp/million \
+        [--output benchmarks/speed/retrieval_million]
 
 Corpora of N x 768 float32 unit vectors are built by `Corpus.build` itself, with encoders that answer with prepared
 vectors: "random", where nothing is near anything (the worst case for an index), and "clustered", N / 100 topics whose
@@ -125,7 +126,7 @@ def exact(corpus, queries: np.ndarray, repeats: int) -> dict:
 
 def memory(folder: Path, kind: str) -> dict:
     """What a fresh process needs; `only_search` is what it runs."""
-    command = [sys.executable, __file__, "--only-search", str(folder), kind]
+    command = [sys.executable, "-m", "benchmarks.speed.retrieval_million", "--only-search", str(folder), kind]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -175,7 +176,7 @@ def markdown(result: dict) -> str:
     lines = [
         f"# Retrieval among {entries} captions",
         "",
-        f"Made by `benchmarks/retrieval_million.py`: {entries} x {DIMENSION} float32 unit vectors, "
+        f"Made by `benchmarks/speed/retrieval_million.py`: {entries} x {DIMENSION} float32 unit vectors, "
         f"{QUERIES:,} queries, top {K}; "
         f"{result['machine']}, {result['threads']['faiss']} thread(s), other work beside it: trust ratios.",
         "",

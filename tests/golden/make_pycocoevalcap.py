@@ -1,6 +1,6 @@
 """Makes the golden values of tests/golden: what pycocoevalcap 1.2, with its own Java tokenizer, says.
 
-    python benchmarks/make_golden.py captions.txt            # Flickr8k's `image,caption` file; needs Java
+    python -m tests.golden.make_pycocoevalcap captions.txt            # Flickr8k's `image,caption` file; needs Java
 
 `pycocoevalcap.json`: the first images of the captions file, each image's first caption against its other four; and a
 small corpus of odd captions (empty, brackets, emoji, other scripts, one word). `tokens.json`: odd texts, their tokens.
@@ -21,7 +21,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+GOLDEN = Path(__file__).parent
 IMAGES = 300
 
 ODD_CORPUS = [

@@ -1,6 +1,7 @@
 """What CIM's reward, GRC + QIR, costs beside the GRPO step that it serves.
 
-    OMP_NUM_THREADS=1 python benchmarks/retrieval_reward.py --work /tmp/million [--output benchmarks/retrieval_reward]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.retrieval_reward --work /tmp/million \
+        [--output benchmarks/speed/retrieval_reward]
 
 - at 7B scale, 256 images x 5 captions against a corpus of a million captions: what runs on the processor (search, image
   vectors, keys of images) is measured here, on one core, through the scorers as a trainer calls them, with a corpus of
@@ -30,11 +31,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import closing
 import numpy as np
 from PIL import Image
-from retrieval_million import DIMENSION, K, build
 
+from benchmarks import _lib
+from benchmarks.speed.retrieval_million import DIMENSION, K, build
 from captune import storybook
 from captune.corpus import Corpus
 from captune.models.captioner import Captioner
@@ -188,7 +189,7 @@ def markdown(result: dict[str, Any]) -> str:
     large, sums = result["processor"], result["arithmetic"]
     lines = [
         "# What the retrieval reward costs", "",
-        f"Made by `benchmarks/retrieval_reward.py`; {result['machine']}, one thread, other work beside it.", "",
+        f"Made by `benchmarks/speed/retrieval_reward.py`; {result['machine']}, one thread, other work beside it.", "",
         "## GRC + QIR at 7B scale", "",
         f"{IMAGES} images x {SAMPLES} captions, {result['entries']:,} x {DIMENSION} corpus, K = {K}; here:", "",
         "| measured | seconds of one core |", "|---|---|",
@@ -252,7 +253,7 @@ def main() -> None:
         "storybook": runs,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}",
     }
-    closing.write(result, markdown(result), args.output)
+    _lib.write(result, markdown(result), args.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """HAR on real photographs: Flickr8k, the shipped image encoder and a small language model that has read its captions.
 
-    python benchmarks/flickr8k_har.py FLICKR8K --work WORK [--output benchmarks/flickr8k_har]
+    python -m benchmarks.behaviour.flickr8k_har FLICKR8K --work WORK [--output benchmarks/behaviour/flickr8k_har]
 
 FLICKR8K holds `captions.txt` with its images, and `captions_text_only.csv`, captions of other images. A GPT-2 of two
 million parameters is trained on those texts; then `captune har` puts it behind storybook-clip, which has seen drawings
@@ -92,7 +92,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# HAR on real photographs: Flickr8k", "",
-        "Made by `python benchmarks/flickr8k_har.py`; its head says what is trained on what. Stage 1 "
+        "Made by `python -m benchmarks.behaviour.flickr8k_har`; its head says what is trained on what. Stage 1 "
         f"{result['mle_steps']} steps, stage 2 {result['scst_steps']}, seed 7; 400 photographs to learn from, 300 "
         "others below. "
         "The language model: " + ", ".join(f"{name} {value}" for name, value in result["language model"].items()) + ".",

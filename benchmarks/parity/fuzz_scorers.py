@@ -1,6 +1,7 @@
 """10,000 random texts through every text scorer, with the models and programs that are installed.
 
-    python benchmarks/fuzz_scorers.py [--number 10000] [--output benchmarks/fuzz.json] [SCORER ...]
+    python -m benchmarks.parity.fuzz_scorers [--number 10000] \
+        [--output benchmarks/parity/fuzz_scorers.json] [SCORER ...]
 
 What is tried and checked is in tests/scorers/test_fuzz.py: no crash, no NaN, the same rows for any split and order. A
 scorer whose model or program is not there is reported as such, a failure with its message.
@@ -19,7 +20,7 @@ from typing import Any
 from captune.errors import ScorerError
 from captune.scorers import load_scorer
 
-TESTS = Path(__file__).parent.parent / "tests" / "scorers" / "test_fuzz.py"
+TESTS = Path(__file__).parents[2] / "tests" / "scorers" / "test_fuzz.py"
 
 
 def load(path: Path) -> ModuleType:

@@ -1,6 +1,6 @@
 """One ViZer latent training step beside one step of `trl.SFTTrainer`: same model, LoRA, images and captions.
 
-    python benchmarks/latent_step.py [--model FOLDER] [--repeats 20] [--output benchmarks/latent_step.json]
+    python -m benchmarks.speed.latent_step [--model FOLDER] [--repeats 20] [--output benchmarks/speed/latent_step.json]
 
 Both are the whole step of their trainer on a batch of new images: preprocessing (collator or `prepare`), loss,
 backward, clipping, AdamW. Captions are given, so ours generates nothing; the preset is `paper` (image in context, width
@@ -25,7 +25,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import closing
 import torch
 import transformers
 from datasets import Dataset
@@ -33,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil, Idefics3Processor
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks import _lib
 from captune import storybook
 from captune.models.captioner import Captioner
 from captune.models.families import attribute
@@ -268,9 +268,9 @@ def main() -> None:
             "bar": "step ratio <= 1.15, vision once forward per image and never backward",
             "models": [measure(folder, name, batches, scratch / "out") for folder, name in models],
             "repeats": args.repeats,
-            **closing.machine(),
+            **_lib.machine(),
         }
-    closing.write(result, None, args.output)
+    _lib.write(result, None, args.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Which runs the reward-hacking watch marks: a control that must be marked early, and healthy runs that must not be.
 
-    python benchmarks/watch.py [--seeds 1 2 3] [--runs length mapper clip cider storybook] [--work runs/watch]
+    python -m benchmarks.behaviour.monitor [--seeds 1 2 3] \
+        [--runs length mapper clip cider storybook] [--work runs/watch]
 
 Control: the words of the caption as the reward, which has no use for the image. It must be marked within the first
 quarter of its steps. Healthy: the reward of `captune vizer` (one round: a mapper fitted on the base's own samples), and
@@ -9,7 +10,8 @@ captioner with its command's own settings; the watch is the default one (what th
 on storybook:val), with an evaluation every ten steps, as in `captune grpo`. A run ends at its first mark, or else with
 its last step.
 
-A finished run in --work is not done again. The rule's thresholds were chosen with seed 1 (see `captune.training.monitor.rules`).
+A finished run in --work is not done again. The rule's thresholds were chosen with seed 1 (see
+`captune.training.monitor.rules`).
 """
 
 from __future__ import annotations

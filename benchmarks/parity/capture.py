@@ -1,7 +1,7 @@
 """Does `capture?compat=published` match as capture-metric 0.1.13 does? And what does each published quirk change?
 
     PYTHONHASHSEED=0 PYTHONPATH=<folder with capture_metric, factual_scene_graph and nltk> NLTK_DATA=<folder> \
-        python benchmarks/capture_parity.py captions.json
+        python -m benchmarks.parity.capture captions.json
 
 `captions.json` is {image id: caption}, with long captions; NLTK_DATA holds corpora/wordnet (WordNet 3.0: NLTK's, or the
 files of Debian's package wordnet-base, a `lexnames` and an empty `index.sense`). Both sides get the same scene graphs
@@ -88,7 +88,7 @@ def main() -> None:
         }  # fmt: skip
     runs = []
     for seed in range(SEEDS):
-        command = [sys.executable, __file__, sys.argv[1], "one-seed"]
+        command = [sys.executable, "-m", "benchmarks.parity.capture", sys.argv[1], "one-seed"]
         run = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": str(seed)}, capture_output=True, check=True)
         runs.append(json.loads(run.stdout.splitlines()[-1]))
     result[f"{SEEDS} hash seeds, {SEED_PAIRS} captions of other images"] = {
@@ -156,7 +156,7 @@ def golden() -> None:
         pairs.append({"caption": sides[0], "reference": sides[1], "figures": [float(figure) for figure in figures]})
     # capture-metric normalises vectors itself, so the rounded ones are normalised again by whoever reads them
     written = {"pairs": pairs, "vectors": {phrase: vector.tolist() for phrase, vector in capture._vectors.items()}}
-    file = Path(__file__).parent.parent / "tests" / "golden" / "capture.json"
+    file = Path(__file__).parents[2] / "tests" / "golden" / "capture.json"
     file.write_text(json.dumps(written) + "\n", encoding="utf-8")
 
 
