@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from captune import storybook
+from captune.errors import RunError
 from captune.report import curves, render
 from captune.report.gallery import pick
 from captune.report.reading import group_rows, read_run, role_of
 from captune.report.table import build_table, columns_of, percent
 from captune.report.truth import Truth, mark
+from captune.runs.run_dir import RunDir
 
 SOURCE = "storybook:test?n=12&seed=5"
 VOID = {"meta", "link", "img", "input", "br", "path", "circle", "polyline"}
@@ -297,3 +299,18 @@ def test_roles(role: str, names: list[str]) -> None:
 def test_ticks_are_round() -> None:
     assert curves.ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1.0]
     assert curves.ticks(3, 52, 5) == [10, 20, 30, 40, 50]
+
+
+def test_a_written_role_is_taken_whatever_the_name(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run").start({})
+    scores = {"cider": {"values": {"cider": 1.0}}}
+    run.add_scores("best of all, untrained", scores, role="zero")
+    run.add_scores("vizer", scores, role="control")
+    run.add_scores("GRPO: length", scores, role="trained")
+    assert [(row.name, row.role) for row in read_run(run.path).rows] == [
+        ("best of all, untrained", "zero"),
+        ("vizer", "control"),
+        ("GRPO: length", "trained"),
+    ]
+    with pytest.raises(RunError, match="unknown role 'best'"):
+        run.add_scores("x", scores, role="best")

@@ -74,8 +74,9 @@ def demo(
     together = RunDir(output).start({"method": "demo", **common}, overwrite=True)
     for name, file, report in zip(order, files, [scored, *scored["others"]], strict=True):
         scores = {spec.partition(":")[0]: score for spec, score in report["scores"].items()}
-        speed = captioned(systems[name])[name].get("images_per_second")
-        together.add_scores(name, scores, source=test, captions=file, images_per_second=speed)
+        row = captioned(systems[name])[name]
+        speed, role = row.get("images_per_second"), row.get("role")
+        together.add_scores(name, scores, role=role, source=test, captions=file, images_per_second=speed)
     for row in controls() if (model, unlabelled, labelled) == (MODEL, UNLABELLED, LABELLED) else []:
         together.add_scores(row["name"], row["scores"], role="control", source=row["source"])
     page = render([output, zero.path, gt.path, supervised.path], output / "report.html")

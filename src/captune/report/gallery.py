@@ -11,7 +11,7 @@ from captune.report.table import first, focus_of
 from captune.report.truth import Segment, Truth
 
 EXTREMES = 10  # gains shown, and regressions shown
-_DETAILED = ("base", "zero", "gt", "supervised")
+_DETAILED = ("base", "zero", "gt", "trained", "supervised")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,23 +11,36 @@ from typing import Any, TypeGuard
 
 import yaml
 
-ROLES = ("base", "zero", "gt", "supervised", "other", "control")
+from captune.runs.run_dir import ROLES
+
 ROLE_LABELS = {
     "base": "before training",
     "zero": "no labels",
     "gt": "labels for the mapper only",
+    "trained": "",
     "supervised": "labels: the ceiling",
     "other": "",
     "control": "",
 }
-# The first pattern found in the row's name decides; names have "_", "-" and "/" turned into spaces.
-_ROLE_PATTERNS = (
-    ("control", r"control|\blength\b|wrong|forced|opening|best of|likelihood|prompted"),
-    ("base", r"^base|^before|untrained"),
-    ("supervised", r"\bsft\b|supervised|ceiling|fine ?tun"),
-    ("gt", r"\bgt\b|vizergt|ground truth"),
-    ("zero", r"zero|vizer|label free|unlabelled|^g\b|\bg$"),
-)
+# Runs of versions that wrote no role: the first phrase that occurs in the row's name, as whole words, decides.
+_ROLES_BY_NAME = {
+    "control": "control",
+    "length": "control",
+    "wrong image": "control",
+    "forced opening": "control",
+    "best of": "control",
+    "base": "base",
+    "fresh projector": "base",
+    "supervised": "supervised",
+    "sft": "supervised",
+    "maximum likelihood": "supervised",
+    "gt": "gt",
+    "zero label": "zero",
+    "vizer": "zero",
+    "grpo": "trained",
+    "scst": "trained",
+    "sc captioner": "trained",
+}
 
 
 @dataclass(frozen=True)
@@ -67,9 +79,9 @@ class Run:
 
 
 def role_of(name: str) -> str:
-    """The part a row plays in the comparison ("base", "zero", "gt", "supervised", "control", "other"), by its name."""
-    plain = re.sub(r"[_\-/()\s]+", " ", name.lower()).strip()
-    return next((role for role, pattern in _ROLE_PATTERNS if re.search(pattern, plain)), "other")
+    """The role of a row that was written without one, by its name: for runs of earlier versions."""
+    words = " ".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+    return next((role for phrase, role in _ROLES_BY_NAME.items() if f" {phrase} " in f" {words} "), "other")
 
 
 def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -231,7 +243,7 @@ def group_rows(runs: list[Run]) -> dict[str, list[Row]]:
             continue
         group.append(replace(row, name=f"{row.name} ({row.run})") if same_name else row)
     for group in groups.values():
-        group.sort(key=lambda row: ROLES.index(row.role))
+        group.sort(key=lambda row: list(ROLES).index(row.role))
     return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 

@@ -193,7 +193,7 @@ def first(rows: list[Row], role: str) -> Row | None:
 
 def focus_of(rows: list[Row]) -> Row | None:
     """The row the page is about: the first zero-label one, else the first trained one."""
-    for role in ("zero", "gt", "supervised", "other", "control"):
+    for role in ("zero", "gt", "trained", "supervised", "other", "control"):
         if (row := first(rows, role)) is not None:
             return row
     return None

@@ -32,6 +32,16 @@ OWN = ("config.yaml", "versions.json", "metrics.jsonl", "watch.jsonl", "captions
        "report.html")  # fmt: skip
 CARD = "README.md"
 NOT_SETTINGS = frozenset(("output", "resume", "overwrite"))
+# The part that a row of scores.json plays in a comparison. Whoever writes the row knows it.
+ROLES = {
+    "base": "the captioner before training",
+    "zero": "trained without labels",
+    "gt": "trained without labels, with a mapper that has seen some",
+    "trained": "trained on a reward",
+    "supervised": "trained on labels: the ceiling",
+    "other": "anything else",
+    "control": "what a gain has to be compared with",
+}
 
 
 class RunDir:
@@ -183,6 +193,7 @@ class RunDir:
         name: str,
         scores: Mapping[str, Any],
         *,
+        role: str | None = None,
         source: str | None = None,
         captions: Path | None = None,
         images_per_second: float | None = None,
@@ -191,15 +202,29 @@ class RunDir:
     ) -> None:
         """Put a row into scores.json; a row of the same name is replaced.
 
-        ``scores``: {scorer: result}, a result with values, interval and signature as attributes or as keys.
-        ``source``: what was captioned.  ``bad_images``: (image_id, why) of those left out.
+        Args:
+            name: the row's name in tables.
+            scores: {scorer: result}; a result has values, interval and signature as attributes or as keys.
+            role: the part that the row plays in a comparison, one of `ROLES`.
+            source: what was captioned.
+            captions: the caption file; relative to the run where it lies inside.
+            images_per_second: how fast the captions were made.
+            bad_images: (image_id, why) of the images left out.
+            extra: further entries of the row.
+
+        Raises:
+            RunError: an unknown role, or a result without values.
         """
+        if role is not None and role not in ROLES:
+            raise RunError(f"unknown role {role!r} of the row {name!r} (known: {', '.join(ROLES)})")
         row: dict[str, Any] = {"name": name, "scores": {key: _score(value) for key, value in scores.items()}}
         if captions is not None:
             inside = captions.resolve().is_relative_to(self.path.resolve())
             row["captions"] = os.path.relpath(captions, self.path) if inside else str(captions)
         if images_per_second is not None:
             row["images_per_second"] = plain(images_per_second)
+        if role is not None:
+            row["role"] = role
         row.update(plain(extra))
         content = self.scores()
         rows = content.setdefault("rows", [])

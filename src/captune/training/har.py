@@ -130,7 +130,12 @@ def run(config: HARConfig) -> RunDir:
     names = {"base": "fresh projector", "supervised": "maximum likelihood"}
     after = [row for row in refined.scores()["rows"] if row["name"] != "base"]  # stage 2 begins where stage 1 ended
     for row in (*mle.scores()["rows"], *after):
-        run_dir.add_scores(names.get(row["name"], row["name"]), row["scores"], source=mle.scores().get("source"))
+        run_dir.add_scores(
+            names.get(row["name"], row["name"]),
+            row["scores"],
+            role=row.get("role"),
+            source=mle.scores().get("source"),
+        )
     method = f"HAR, {config.image_encoder} + {config.language_model}: maximum likelihood, then SCST on {config.reward}"
     run_dir.finish(run_dir.card(method=method, base=str(merged), data=config.images))
     render([mle.path, refined.path], run_dir.path / "report.html")

@@ -235,7 +235,9 @@ def held_out(config: TrainingConfig) -> str:
     return config.evaluation or ("storybook:val" if config.images.startswith("storybook:") else config.images)
 
 
-def conclude(config: TrainingConfig, run_dir: RunDir, captioner: Captioner, *, row: str, method: str) -> RunDir:
+def conclude(
+    config: TrainingConfig, run_dir: RunDir, captioner: Captioner, *, row: str, method: str, role: str = "trained"
+) -> RunDir:
     """Saves `adapter/`, captions the evaluation images before and after, scores them, writes report and model card."""
     from captune.report import render
 
@@ -243,8 +245,8 @@ def conclude(config: TrainingConfig, run_dir: RunDir, captioner: Captioner, *, r
     source = held_out(config)
     limit = 64 if source == config.images else None
     with captioner.disable_adapter():
-        measure(captioner, source, run_dir, "base", limit=limit)
-    measure(captioner, source, run_dir, row, limit=limit)
+        measure(captioner, source, run_dir, "base", role="base", limit=limit)
+    measure(captioner, source, run_dir, row, role=role, limit=limit)
     run_dir.finish(run_dir.card(method=method, base=config.model, data=config.images))
     render([run_dir.path], run_dir.path / "report.html")
     return run_dir
@@ -252,7 +254,7 @@ def conclude(config: TrainingConfig, run_dir: RunDir, captioner: Captioner, *, r
 
 def measure(
     captioner: Captioner, source: str, run_dir: RunDir, row: str, *, limit: int | None = None,
-    decoder: Decoder | None = None,
+    decoder: Decoder | None = None, role: str | None = None,
 ) -> None:  # fmt: skip
     """Captions a source with the captioner as it is, scores what can be scored there, adds the row to scores.json."""
     from captune.data import load_references
@@ -276,6 +278,7 @@ def measure(
     run_dir.add_scores(
         row,
         {spec.partition(":")[0]: score for spec, score in scored["scores"].items()},
+        role=role,
         source=source,
         captions=captions,
         images_per_second=made.images_per_second,

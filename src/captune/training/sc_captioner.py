@@ -288,6 +288,6 @@ def run(config: SCConfig) -> RunDir:
     fit(SCTrainer, captioner, images, config, run_dir, reward, generate=partial(corrections, captioner))
     source = held_out(config)
     limit = 64 if source == config.images else None
-    measure(captioner, source, run_dir, "SC-Captioner", limit=limit, decoder=SelfCorrection())
+    measure(captioner, source, run_dir, "SC-Captioner", limit=limit, decoder=SelfCorrection(), role="trained")
     method = f"SC-Captioner, elements by {config.elements}, from {config.adapter or 'the base'}"
     return conclude(config, run_dir, captioner, row="SC-Captioner, first turn", method=method)

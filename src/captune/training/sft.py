@@ -165,4 +165,4 @@ def run(config: SFTConfig) -> RunDir:
     freeze_vision(captioner)
     what = "all weights of the language model" if config.full else "LoRA"
     method = f"supervised fine-tuning ({what}{' and the connector' if config.connector else ''})"
-    return conclude(config, run_dir, captioner, row="supervised", method=method)
+    return conclude(config, run_dir, captioner, row="supervised", method=method, role="supervised")

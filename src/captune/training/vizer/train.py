@@ -246,4 +246,4 @@ def run(config: ViZerConfig) -> RunDir:
             ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, vizer_config=config)
     row = f"ViZer {'zero-label' if config.zero_label else 'GT'}{' (paper)' if config.preset == 'paper' else ''}"
     method = f"ViZer, {config.objective} objective, mapper captions: {config.mapper_captions}"
-    return conclude(config, run_dir, captioner, row=row, method=method)
+    return conclude(config, run_dir, captioner, row=row, method=method, role="zero" if config.zero_label else "gt")
