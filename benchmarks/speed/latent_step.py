@@ -36,10 +36,10 @@ from benchmarks import _lib
 from captune import storybook
 from captune.models.captioner import Captioner
 from captune.models.families import attribute
+from captune.models.vizer_mapper import Mapper, MapperConfig
 from captune.storybook import captioner_model as builder
 from captune.storybook.train import save
 from captune.training.lifecycle import training_arguments
-from captune.training.vizer.mapper_fit import Mapper, MapperConfig
 from captune.training.vizer.objectives import ViZerTrainer, latent_loss
 from captune.training.vizer.train import ViZerConfig
 

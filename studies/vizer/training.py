@@ -22,11 +22,12 @@ from study import SHORT, Spec
 from captune.cli.config import build
 from captune.models.captioner import Captioner
 from captune.models.loading import resolve
+from captune.models.vizer_mapper import Mapper
 from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.training.lifecycle import TrainingConfig, load_training_images, start
 from captune.training.sft import SFTConfig, SFTTrainer
-from captune.training.vizer.mapper_fit import Mapper, fit_mapper, own_captions
+from captune.training.vizer.mapper_fit import fit_mapper, own_captions
 from captune.training.vizer.objectives import ViZerTrainer
 from captune.training.vizer.train import PRESETS, ViZerConfig, mapper_images, train_by_reward
 

@@ -11,9 +11,9 @@ import tiny
 import torch
 
 from captune.models.captioner import Captioner
+from captune.models.vizer_mapper import Mapper, MapperConfig
 from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
-from captune.training.vizer.mapper_fit import Mapper, MapperConfig
 
 CAPTIONS = ["a red ball", "two green fish and a small yellow bird on the beach", "", "my house in 2011"]
 

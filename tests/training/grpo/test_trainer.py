@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from trl import GRPOConfig, GRPOTrainer
 
 from captune.models.captioner import Captioner
+from captune.models.vizer_mapper import Mapper, MapperConfig
 from captune.scorers import load_scorer
 from captune.training.grpo import trainer as rollouts
 from captune.training.grpo.trainer import CaptionGRPOTrainer
-from captune.training.vizer.mapper_fit import Mapper, MapperConfig
 
 
 @pytest.fixture

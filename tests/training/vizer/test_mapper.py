@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from captune.models.captioner import Captioner
-from captune.training.vizer.mapper_fit import Mapper, MapperConfig, fit_mapper
+from captune.models.vizer_mapper import Mapper, MapperConfig
+from captune.training.vizer.mapper_fit import fit_mapper
 
 CAPTIONS = ["a red ball", "two green fish and a small yellow bird on the beach", "a", "my house in 2011"]
 

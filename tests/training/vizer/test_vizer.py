@@ -11,10 +11,11 @@ import tiny
 import torch
 
 from captune.models.captioner import Captioner
+from captune.models.vizer_mapper import Mapper, MapperConfig
 from captune.runs.run_dir import RunDir
 from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.training.lifecycle import kl_to_base
-from captune.training.vizer.mapper_fit import Mapper, MapperConfig, fit_mapper
+from captune.training.vizer.mapper_fit import fit_mapper
 from captune.training.vizer.objectives import ViZerTrainer, latent_loss, straight_through_loss
 from captune.training.vizer.train import (
     ViZerConfig,

@@ -11,9 +11,10 @@ import pytest
 from captune.data import load_images
 from captune.decoding import load_decoder
 from captune.models.captioner import Captioner
+from captune.models.vizer_mapper import Mapper
 from captune.runs.run_dir import RunDir
 from captune.training import lifecycle as training
-from captune.training.vizer.mapper_fit import Mapper, own_captions
+from captune.training.vizer.mapper_fit import own_captions
 from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper, run
 
 

@@ -21,7 +21,7 @@ from captune.scorers import Scorer
 
 if TYPE_CHECKING:
     from captune.models.captioner import Captioner
-    from captune.training.vizer.mapper_fit import Mapper
+    from captune.models.vizer_mapper import Mapper
 
 
 class ViZerScorer(Scorer):
@@ -42,7 +42,7 @@ class ViZerScorer(Scorer):
     def __init__(
         self, argument: str | None = None, *, captioner: Captioner | None = None, mapper: Mapper | None = None
     ) -> None:
-        from captune.training.vizer.mapper_fit import Mapper
+        from captune.models.vizer_mapper import Mapper
 
         if mapper is None and not argument:
             raise ValueError("the scorer 'vizer' needs the folder of a mapper: vizer:<run>/mapper")

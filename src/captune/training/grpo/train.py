@@ -39,6 +39,7 @@ from trl import GRPOConfig
 
 from captune.models.captioner import Captioner
 from captune.models.loading import load_adapter
+from captune.models.vizer_mapper import Mapper
 from captune.runs.run_dir import RunDir
 from captune.scorers import check_needs, load_reward, scorer_class, split_specs
 from captune.scorers.expression import Expression, parse
@@ -58,7 +59,6 @@ from captune.training.lifecycle import (
 )
 from captune.training.monitor.trainer import Watching
 from captune.training.monitor.watch import Reward, Watch, default_watch
-from captune.training.vizer.mapper_fit import Mapper
 
 PRESETS: dict[str, dict[str, Any]] = {"captune": {}, "cim": {"num_generations": 5}}
 

@@ -35,7 +35,7 @@ from captune.models.captioner import Captioner
 from captune.training.monitor.trainer import Watched, Watching
 
 if TYPE_CHECKING:
-    from captune.training.vizer.mapper_fit import Mapper
+    from captune.models.vizer_mapper import Mapper
 
 BUFFER, PLACE = "rollouts.safetensors", "rollouts.json"
 

@@ -1,179 +1,23 @@
-"""ViZer's mapper: from what a caption says to what the image shows (ViZer, section 3.1).
-
-    M_tau(.) = h_tau(f_psi(.))                          f_psi: the captioner's transformer, frozen; h_tau: an MLP
-    L_ViZer  = 1 - cos(F_I, F_T_hat)                    F_I = V_theta(I); F_T_hat = M_tau(the caption)
-
-Symbols: F_I is `Captioner.image_features`, f_psi(.) is `Captioner.caption_hidden_states`, h_tau is `Mapper`.
-
-What the paper leaves open, and what can be chosen here (`MapperConfig`):
-
-- *Pooling over the caption's tokens* is not stated. `caption_pool="mean"` averages f_psi over the caption and its end
-  token, "last" takes the end token, which has read the whole caption; "tokens" maps every token and averages what h
-  says of each, so that a caption's facts add up.
-- *F_I*: after the connector or before it, averaged over the image's tokens or over each
-  quarter of the picture, laid end to end: only then can "left of" be told from "right of" (`feature`, `pool`).
-- *Whether the caption is read with its image in context.* In ViZer_G it is, so image information can reach the mapper
-  beside the words. `blind=True` shows f_psi the caption alone: then the score is a function of the words.
-- *Centring*: visual features of one encoder share a large common direction, which every caption predicts equally well.
-  `centred=True` measures the cosine from their mean. A few large directions (the background of a picture) hold most of
-  the remaining variance; `whitened=N` gives the N largest the same weight, so that small things count.
-- *Which hidden states*: those at the caption's tokens (t+1:, the literal reading) or, with `shift=True`, those that
-  predict them, through which a gradient can reach the words.
-"""
+"""Fitting ViZer's mapper: L_ViZer = 1 - cos(F_I, F_T_hat), on captions of images; see `captune.models.vizer_mapper`."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captune.decoding.cfg import guided
 from captune.models.captioner import Captioner
+from captune.models.vizer_mapper import Mapper, MapperConfig
 
 if TYPE_CHECKING:
     from captune.training.vizer.train import ViZerConfig
 
 logger = logging.getLogger(__name__)
-
-SIZES = ("hidden_size", "feature_size", "captioner_name")  # what a saved mapper's config holds beside MapperConfig
-
-
-@dataclass
-class MapperConfig:
-    """Everything that decides what a fitted mapper's number means; saved beside its weights."""
-
-    width: int = field(default=256, metadata={"help": "hidden width of the MLP h"})
-    depth: int = field(default=2, metadata={"help": "linear layers of the MLP h"})
-    feature: Literal["connector", "tower"] = field(default="connector", metadata={"help": "where F_I is taken"})
-    pool: Literal["mean", "quarters"] = field(
-        default="mean", metadata={"help": "F_I: mean of an image's tokens, or of each quarter of it"}
-    )
-    caption_pool: Literal["mean", "last", "tokens"] = field(
-        default="mean", metadata={"help": "f_psi over the caption: averaged, its end, or each token mapped"}
-    )
-    blind: bool = field(default=False, metadata={"help": "read the caption without its image in context"})
-    centred: bool = field(default=False, metadata={"help": "measure the cosine from the mean image feature"})
-    whitened: int = field(
-        default=0, metadata={"help": "measure it in F_I's first N principal directions, at unit variance (0: off)"}
-    )
-    shift: bool = field(default=False, metadata={"help": "use the states that predict the caption's tokens"})
-
-
-class Mapper(nn.Module):
-    """h_tau with its centre.
-
-    Args:
-        config: see `MapperConfig`.
-        hidden_size: width H of the captioner's hidden states.
-        feature_size: width D of F_I.
-        captioner_name: the captioner whose f_psi it reads, as `Captioner.load` takes it.
-    """
-
-    centre: Tensor  # (D,), zeros where the config does not centre
-    directions: Tensor  # (D, N), what whitens; (D, 0) where the config does not
-
-    def __init__(self, config: MapperConfig, hidden_size: int, feature_size: int, captioner_name: str = "") -> None:
-        super().__init__()
-        if config.depth < 1:
-            raise ValueError(f"a mapper needs a depth of at least 1, not {config.depth}")
-        self.config, self.hidden_size, self.feature_size = config, hidden_size, feature_size
-        self.captioner_name = captioner_name
-        sizes = [hidden_size, *[config.width] * (config.depth - 1), config.whitened or feature_size]
-        layers: list[nn.Module] = [nn.LayerNorm(hidden_size)]
-        for i in range(config.depth):
-            layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.GELU()]
-        self.h = nn.Sequential(*layers[:-1])
-        self.register_buffer("centre", torch.zeros(feature_size))
-        self.register_buffer("directions", torch.zeros(feature_size, config.whitened))
-
-    def target(self, image_features: Tensor) -> Tensor:
-        """F_I as the cosine sees it, (B, D) or (B, N)."""
-        centred = image_features.float() - self.centre
-        return centred @ self.directions if self.config.whitened else centred
-
-    def measure(self, image_features: Tensor) -> None:
-        """Sets the centre, and the whitening directions, from the features (N, D) that the mapper is fitted on."""
-        if not (self.config.centred or self.config.whitened):
-            return
-        self.centre.copy_(image_features.mean(dim=0))
-        if self.config.whitened:
-            _, spread, axes = torch.linalg.svd(image_features.float() - self.centre, full_matrices=False)
-            if self.config.whitened > len(spread):
-                raise ValueError(
-                    f"--whitened {self.config.whitened} needs as many images and feature dimensions; "
-                    f"there are {len(spread)}"
-                )
-            scale = spread[: self.config.whitened].clamp(min=1e-6) / len(image_features) ** 0.5
-            self.directions.copy_((axes[: self.config.whitened] / scale[:, None]).T)
-
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """F_T_hat, (B, D) or (B, N), from the states (B, T, H) and mask (B, T) of the captions' tokens."""
-        hidden = hidden.float()
-        if self.config.caption_pool == "last":
-            last = mask.long().sum(dim=1).clamp(min=1) - 1
-            return self.h(hidden[torch.arange(len(hidden), device=hidden.device), last])
-        if self.config.caption_pool == "tokens":
-            return masked_mean(self.h(hidden), mask)
-        return self.h(masked_mean(hidden, mask))
-
-    def cosine(self, hidden: Tensor, mask: Tensor, image_features: Tensor) -> Tensor:
-        """cos(F_I, F_T_hat), (B,), with F_I centred and whitened as configured."""
-        return F.cosine_similarity(self.target(image_features), self(hidden, mask), dim=-1)
-
-    def image_features(self, captioner: Captioner, images: Any) -> Tensor:
-        """F_I as this mapper wants it, (B, D) float32."""
-        return captioner.image_features(images, where=self.config.feature, pool=self.config.pool)
-
-    def score(self, captioner: Captioner, batch: Any) -> Tensor:
-        """cos(F_I, F_T_hat) of a batch of images with captions (`prepare` or `append`), (B,); gradients flow."""
-        hidden, mask = captioner.caption_hidden_states(batch, blind=self.config.blind, shift=self.config.shift)
-        return self.cosine(hidden, mask, self.image_features(captioner, batch))
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes `mapper.safetensors` and `config.json`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, folder / "mapper.safetensors")
-        sizes = {name: getattr(self, name) for name in SIZES}
-        (folder / "config.json").write_text(json.dumps({**asdict(self.config), **sizes}, indent=2) + "\n")
-        return folder
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Mapper:
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: names the file that is missing or does not fit.
-        """
-        folder = Path(folder)
-        for name in ("config.json", "mapper.safetensors"):
-            if not (folder / name).is_file():
-                raise ValueError(
-                    f"{folder} holds no mapper: {name} is missing. "
-                    "A mapper is what `captune vizer` leaves in <output>/mapper."
-                )
-        settings = json.loads((folder / "config.json").read_text())
-        sizes = {name: settings.pop(name) for name in SIZES}
-        known = {key: value for key, value in settings.items() if key in MapperConfig.__dataclass_fields__}
-        mapper = cls(MapperConfig(**known), **sizes)
-        mapper.load_state_dict(load_file(folder / "mapper.safetensors"))
-        return mapper.eval().requires_grad_(False)
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, X) and (B, T) -> (B, X)."""
-    weights = mask.to(values.dtype).unsqueeze(-1)
-    return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
 def collect(

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from captune.models.captioner import Captioner
 from captune.models.families import attribute
+from captune.models.vizer_mapper import Mapper
 from captune.training.lifecycle import CaptionerTrainer, kl_to_base
-from captune.training.vizer.mapper_fit import Mapper
 
 if TYPE_CHECKING:
     from captune.training.vizer.train import ViZerConfig

@@ -1,7 +1,8 @@
 """ViZer: a captioner learns from images without captions (Byun et al., "Unifying Vision-Language Latents for Zero-label
 Image Caption Enhancement").
 
-Two steps. A *mapper* is fitted so that what a caption says predicts what the image shows (`captune.training.vizer.mapper_fit`);
+Two steps. A *mapper* is fitted so that what a caption says predicts what the image
+shows (`captune.models.vizer_mapper`);
 then the captioner's LoRA is trained on unlabelled images so that its captions agree with their images under the frozen
 mapper, L_zero = L_ViZer = 1 - cos(F_I, F_T_hat) (section 3.2).
 
@@ -42,11 +43,12 @@ from typing import Any, Literal
 import torch
 
 from captune.models.captioner import Captioner
+from captune.models.vizer_mapper import Mapper, MapperConfig
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.training.lifecycle import TrainingConfig, conclude, load_training_images, start
-from captune.training.vizer.mapper_fit import Mapper, MapperConfig, fit_mapper, own_captions
+from captune.training.vizer.mapper_fit import fit_mapper, own_captions
 from captune.training.vizer.objectives import ViZerTrainer
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,180 @@
+"""ViZer's mapper: from what a caption says to what the image shows (ViZer, section 3.1).
+
+    M_tau(.) = h_tau(f_psi(.))                          f_psi: the captioner's transformer, frozen; h_tau: an MLP
+    L_ViZer  = 1 - cos(F_I, F_T_hat)                    F_I = V_theta(I); F_T_hat = M_tau(the caption)
+
+Symbols: F_I is `Captioner.image_features`, f_psi(.) is `Captioner.caption_hidden_states`, h_tau is `Mapper`. The paper
+leaves open the pooling over tokens, where F_I is taken, whether the caption is read with its image, and which hidden
+states are read; `MapperConfig` has a setting for each.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from captune.errors import CaptionerError, SettingError
+
+if TYPE_CHECKING:
+    from captune.models.captioner import Captioner
+
+SIZES = ("hidden_size", "feature_size", "captioner_name")  # what a saved mapper's config holds beside MapperConfig
+
+
+@dataclass
+class MapperConfig:
+    """Everything that decides what a fitted mapper's number means; saved beside its weights.
+
+    Attributes:
+        width: hidden width of the MLP h.
+        depth: linear layers of h.
+        feature: where F_I is taken: after the connector, or before it (the tower's output).
+        pool: F_I is the mean of an image's tokens, or of each quarter of the image, laid end to end: only then can
+            "left of" be distinguished from "right of".
+        caption_pool: f_psi over the caption: "mean" over its tokens and end token, "last" (the end token, which has
+            read the whole caption), or "tokens": each token is mapped and the results are averaged, so that the facts
+            of a caption add up.
+        blind: read the caption without its image in context; the score is then a function of the words alone. In
+            ViZer_G the image is in context, so its information can reach the mapper beside the words.
+        centred: measure the cosine from the mean image feature. The features of one encoder share a large common
+            direction, which every caption predicts equally well.
+        whitened: measure the cosine in F_I's first N principal directions at unit variance (0: off). A few large
+            directions, such as the background, otherwise hold most of the remaining variance.
+        shift: use the hidden states that predict the caption's tokens, through which a gradient can reach the words,
+            in place of those at the tokens.
+    """
+
+    width: int = field(default=256, metadata={"help": "hidden width of the MLP h"})
+    depth: int = field(default=2, metadata={"help": "linear layers of the MLP h"})
+    feature: Literal["connector", "tower"] = field(default="connector", metadata={"help": "where F_I is taken"})
+    pool: Literal["mean", "quarters"] = field(
+        default="mean", metadata={"help": "F_I: mean of an image's tokens, or of each quarter of it"}
+    )
+    caption_pool: Literal["mean", "last", "tokens"] = field(
+        default="mean", metadata={"help": "f_psi over the caption: averaged, its end, or each token mapped"}
+    )
+    blind: bool = field(default=False, metadata={"help": "read the caption without its image in context"})
+    centred: bool = field(default=False, metadata={"help": "measure the cosine from the mean image feature"})
+    whitened: int = field(
+        default=0, metadata={"help": "measure it in F_I's first N principal directions, at unit variance (0: off)"}
+    )
+    shift: bool = field(default=False, metadata={"help": "use the states that predict the caption's tokens"})
+
+
+class Mapper(nn.Module):
+    """The MLP h_tau, with the centre and the whitening of its target.
+
+    Args:
+        config: see `MapperConfig`.
+        hidden_size: width H of the captioner's hidden states.
+        feature_size: width D of F_I.
+        captioner_name: the captioner whose f_psi it reads, as `Captioner.load` takes it.
+    """
+
+    centre: Tensor  # (D,), zeros where the config does not centre
+    directions: Tensor  # (D, N), what whitens; (D, 0) where the config does not
+
+    def __init__(self, config: MapperConfig, hidden_size: int, feature_size: int, captioner_name: str = "") -> None:
+        super().__init__()
+        if config.depth < 1:
+            raise SettingError(f"a mapper needs a depth of at least 1, not {config.depth}")
+        self.config, self.hidden_size, self.feature_size = config, hidden_size, feature_size
+        self.captioner_name = captioner_name
+        sizes = [hidden_size, *[config.width] * (config.depth - 1), config.whitened or feature_size]
+        layers: list[nn.Module] = [nn.LayerNorm(hidden_size)]
+        for i in range(config.depth):
+            layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.GELU()]
+        self.h = nn.Sequential(*layers[:-1])
+        self.register_buffer("centre", torch.zeros(feature_size))
+        self.register_buffer("directions", torch.zeros(feature_size, config.whitened))
+
+    def target(self, image_features: Tensor) -> Tensor:
+        """Return F_I as the cosine sees it, (B, D) or (B, N) when whitened."""
+        centred = image_features.float() - self.centre
+        return centred @ self.directions if self.config.whitened else centred
+
+    def measure(self, image_features: Tensor) -> None:
+        """Set the centre and the whitening directions from the features (N, D) that the mapper is fitted on.
+
+        Raises:
+            SettingError: more whitened directions than images or feature dimensions.
+        """
+        if not (self.config.centred or self.config.whitened):
+            return
+        self.centre.copy_(image_features.mean(dim=0))
+        if self.config.whitened:
+            _, spread, axes = torch.linalg.svd(image_features.float() - self.centre, full_matrices=False)
+            if self.config.whitened > len(spread):
+                raise SettingError(
+                    f"--whitened {self.config.whitened} needs as many images and feature dimensions; "
+                    f"there are {len(spread)}"
+                )
+            scale = spread[: self.config.whitened].clamp(min=1e-6) / len(image_features) ** 0.5
+            self.directions.copy_((axes[: self.config.whitened] / scale[:, None]).T)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Compute F_T_hat, (B, D) or (B, N), from the states (B, T, H) and mask (B, T) of the captions' tokens."""
+        hidden = hidden.float()
+        if self.config.caption_pool == "last":
+            last = mask.long().sum(dim=1).clamp(min=1) - 1
+            return self.h(hidden[torch.arange(len(hidden), device=hidden.device), last])
+        if self.config.caption_pool == "tokens":
+            return masked_mean(self.h(hidden), mask)
+        return self.h(masked_mean(hidden, mask))
+
+    def cosine(self, hidden: Tensor, mask: Tensor, image_features: Tensor) -> Tensor:
+        """Compute cos(F_I, F_T_hat), (B,), with F_I centred and whitened as configured."""
+        return F.cosine_similarity(self.target(image_features), self(hidden, mask), dim=-1)
+
+    def image_features(self, captioner: Captioner, images: Any) -> Tensor:
+        """Compute F_I as this mapper wants it, (B, D) float32."""
+        return captioner.image_features(images, where=self.config.feature, pool=self.config.pool)
+
+    def score(self, captioner: Captioner, batch: Any) -> Tensor:
+        """Compute cos(F_I, F_T_hat) of a batch of images with captions (`prepare`, `append`), (B,); gradients flow."""
+        hidden, mask = captioner.caption_hidden_states(batch, blind=self.config.blind, shift=self.config.shift)
+        return self.cosine(hidden, mask, self.image_features(captioner, batch))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `mapper.safetensors` and `config.json`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, folder / "mapper.safetensors")
+        sizes = {name: getattr(self, name) for name in SIZES}
+        (folder / "config.json").write_text(json.dumps({**asdict(self.config), **sizes}, indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Mapper:
+        """Read what `save` wrote.
+
+        Raises:
+            CaptionerError: names the file that is missing.
+        """
+        folder = Path(folder)
+        for name in ("config.json", "mapper.safetensors"):
+            if not (folder / name).is_file():
+                raise CaptionerError(
+                    f"{folder} holds no mapper: {name} is missing. "
+                    "A mapper is what `captune vizer` leaves in <output>/mapper."
+                )
+        settings = json.loads((folder / "config.json").read_text())
+        sizes = {name: settings.pop(name) for name in SIZES}
+        known = {key: value for key, value in settings.items() if key in MapperConfig.__dataclass_fields__}
+        mapper = cls(MapperConfig(**known), **sizes)
+        mapper.load_state_dict(load_file(folder / "mapper.safetensors"))
+        return mapper.eval().requires_grad_(False)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Average values (B, T, X) over the positions of a mask (B, T): (B, X)."""
+    weights = mask.to(values.dtype).unsqueeze(-1)
+    return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
