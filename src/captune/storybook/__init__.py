@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from captune.storybook.grammar import references
 from captune.storybook.noise import alt_text
+from captune.storybook.shipped import MODELS
 from captune.storybook.world import SPLITS, Scene, Thing, random_for, sample_scene
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 DEFAULT_SEED = 91
 DEFAULT_SIZE = {"train": 2000, "unlabelled": 4000}  # other splits: 500
 IMAGE_SIZE = 64
-MODELS = Path(__file__).parent / "models"
 
 
 def model_path(name: str) -> Path:
