@@ -33,7 +33,7 @@ from benchmarks import _lib
 from benchmarks.speed.latent_step import smolvlm_proportions
 from captune import storybook
 from captune.models import inputs as batches
-from captune.models.caching.prefill import SharedPrefill
+from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
 from captune.models.captioning import NEUTRAL
 from captune.models.loading import load_adapter
@@ -130,7 +130,7 @@ def measure(name: str, folder: Path, adapter: Path | None, config: SCSTConfig, r
     chunks = [list(rows)[at : at + config.batch_size] for at in range(0, len(rows), config.batch_size)]
     times: dict[str, list[dict[str, float]]] = {"captune": [], "plain": []}
     shares = []
-    with ours.captioner.share_vision() as ours._memo, SharedPrefill(ours.captioner.core):
+    with ours.captioner.share_vision() as ours._memo, PrefillCache(ours.captioner.core):
         for turn, examples in enumerate(chunks):
             for side in ("captune", "plain") if turn % 2 else ("plain", "captune"):
                 torch.manual_seed(turn)

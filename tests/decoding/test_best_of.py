@@ -12,7 +12,7 @@ import torch
 from captune.decoding import load_decoder
 from captune.decoding.best_of import BestOf
 from captune.errors import MissingColumn
-from captune.models.caching.prefill import SharedPrefill
+from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
 from captune.models.families import attribute
 from captune.scorers import Scorer, load_scorer
@@ -21,7 +21,7 @@ from captune.scorers import Scorer, load_scorer
 def samples(captioner: Captioner, images: list, n: int) -> np.ndarray:
     """(images, n) captions, as the decoder draws them after the same seed."""
     torch.manual_seed(3)
-    with SharedPrefill(captioner.core):
+    with PrefillCache(captioner.core):
         captions = captioner.generate(images, do_sample=True, num_return_sequences=n, max_new_tokens=6)
     return np.array(captions).reshape(len(images), n)
 

@@ -15,7 +15,7 @@ from captune.decoding import load_decoder
 from captune.decoding.cfg import ImageGuidance, blank
 from captune.errors import CaptionerError
 from captune.models import inputs as batches
-from captune.models.caching.prefill import SharedPrefill
+from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
 
 FAMILIES = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "internvl", "vipllava")
@@ -137,7 +137,7 @@ def test_sampling_several_captions_with_guidance(captioner: Captioner, images: l
     assert len(captions) == 12 and len(set(captions)) > 6
     cold = decoder(captioner, images, **settings, temperature=1e-4)
     assert cold[::3] == cold[1::3] == decoder(captioner, images, max_new_tokens=6)
-    with SharedPrefill(captioner.core):
+    with PrefillCache(captioner.core):
         assert decoder(captioner, [images[0]] * 2, max_new_tokens=6) == [cold[0]] * 2
 
 

@@ -11,7 +11,7 @@ import tiny
 import tiny_prefix
 import torch
 
-from captune.models.caching.prefill import SharedPrefill
+from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
 from captune.training import sequences
 from captune.training.sequences import caption_logits, sample
@@ -42,7 +42,7 @@ def test_the_first_is_greedy_and_the_others_are_sampled(folder: Any, several: li
     captioner = ended_early(tiny.taught(Captioner.load(folder(family), device="cpu")))
     greedy = captioner.generate(several, max_new_tokens=12)
     torch.manual_seed(0)
-    with captioner.share_vision(), SharedPrefill(captioner.core) as prefill:
+    with captioner.share_vision(), PrefillCache(captioner.core) as prefill:
         tails, ended = sample(captioner, captioner.prepare(several), 8, greedy=True, temperature=1.0, max_new_tokens=12)
     assert (prefill.prompts, prefill.rows) == (3, 24)
     assert captioner.decode(tails[::8]) == greedy

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
-from captune.models.caching.prefill import SharedPrefill
+from captune.models.caching.prefill import PrefillCache
 from captune.scorers import Scorer, check_needs, load_scorer
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class BestOf:
     ) -> list[str]:
         columns = {"image": images, **(columns or {})}
         check_needs([self.judge], columns, len(images))
-        with SharedPrefill(captioner.core):
+        with PrefillCache(captioner.core):
             captions = captioner.generate(
                 images, **{**settings, "do_sample": True, "num_beams": 1, "num_return_sequences": self.n}
             )

@@ -38,7 +38,7 @@ class Captioner:
         self.prompt = (
             prompt if prompt is not None else (self.family.prompt if self._turns() else self.family.base_prompt)
         )
-        self._memo: vision.VisionMemo | None = None
+        self._memo: vision.VisionCache | None = None
         self.eos_ids = self._eos_ids()
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.eos_ids[0])
@@ -208,7 +208,7 @@ class Captioner:
             encoded = memo.encode(arguments)
         else:
             encoded = vision.encode(self.core, self.family, arguments, tower=where == "tower")
-        sizes = image_units.units_per_image(self._image_tokens(batch), len(encoded))
+        sizes = image_units.inputs_per_image(self._image_tokens(batch), len(encoded))
         states = [e.pooled if where == "connector" else e.tower for e in encoded]
         return image_units.pool(states, sizes, pool)
 
@@ -250,10 +250,10 @@ class Captioner:
         bos = self.tokenizer.bos_token_id
         return ids or [bos if bos is not None else self.eos_ids[0]]
 
-    def share_vision(self, *, tower: bool = False, **settings: Any) -> vision.VisionMemo:
-        """From now on encode each distinct image once; see `vision.VisionMemo`. Ends with `remove()` or `with`."""
+    def share_vision(self, *, tower: bool = False, **settings: Any) -> vision.VisionCache:
+        """From now on encode each distinct image once; see `vision.VisionCache`. Ends with `remove()` or `with`."""
         if self._memo is None or self._memo.depth == 0:
-            self._memo = vision.VisionMemo(self.core, self.family, tower=tower, **settings)
+            self._memo = vision.VisionCache(self.core, self.family, tower=tower, **settings)
         elif tower and not self._memo.tower:
             raise CaptionerError(
                 "the vision memo in place keeps no tower features: start with share_vision(tower=True)"

@@ -11,7 +11,7 @@ import xxhash
 from captune.errors import CaptionerError
 
 
-class Units:
+class ImageInputs:
     """The images in the arguments of one `get_image_features` call, cut apart.
 
     One unit is a row of `pixel_values`: an image, with all its tiles where they come stacked (B, tiles, 3, H, W), or a
@@ -76,7 +76,7 @@ class Units:
         return list(pixels.split(self.lengths)) if self.flat else list(pixels)
 
 
-def units_per_image(tokens: list[int], units: int) -> list[int]:
+def inputs_per_image(tokens: list[int], units: int) -> list[int]:
     """How many units each image of a batch has, from its number of image tokens (tiles all have the same number)."""
     if units == len(tokens):
         return [1] * units

@@ -12,7 +12,7 @@ TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 # how the names of all others begin, in all families
 IMAGE_ARGUMENTS = ("pixel_values", "pixel_attention_mask", "image_", "spatial_shapes")
 # what captune adds; never passed to a model
-OURS = ("labels", "caption_mask")
+CAPTION_KEYS = ("labels", "caption_mask")
 
 
 def append_ids(batch: BatchFeature, tails: list[list[int]], *, pad_id: int, right: bool) -> BatchFeature:
@@ -24,14 +24,14 @@ def append_ids(batch: BatchFeature, tails: list[list[int]], *, pad_id: int, righ
     lengths = real.sum(-1).tolist()
     width = max(n + len(tail) for n, tail in zip(lengths, tails, strict=True))
     new: dict[str, torch.Tensor] = {}
-    for key in (*(k for k in TOKEN_KEYS if k in batch), *OURS):
+    for key in (*(k for k in TOKEN_KEYS if k in batch), *CAPTION_KEYS):
         padding = {"input_ids": pad_id, "labels": -100}.get(key, 0)
         rows = []
         for i, tail in enumerate(tails):
             ids = torch.tensor(tail, dtype=torch.long, device=real.device)
             ones, zeros = torch.ones_like(ids), torch.zeros_like(ids)
             last = {"input_ids": ids, "labels": ids, "attention_mask": ones, "caption_mask": ones}.get(key, zeros)
-            first = ids.new_full((lengths[i],), padding) if key in OURS else batch[key][i][real[i]]
+            first = ids.new_full((lengths[i],), padding) if key in CAPTION_KEYS else batch[key][i][real[i]]
             gap = ids.new_full((width - lengths[i] - len(tail),), padding)
             rows.append(torch.cat([first, last, gap] if right else [gap, first, last]))
         new[key] = torch.stack(rows)
@@ -40,19 +40,19 @@ def append_ids(batch: BatchFeature, tails: list[list[int]], *, pad_id: int, righ
 
 def images_of(batch: BatchFeature) -> dict[str, torch.Tensor]:
     """The arguments of `get_image_features` in a batch."""
-    return {key: value for key, value in batch.items() if key not in (*TOKEN_KEYS, *OURS)}
+    return {key: value for key, value in batch.items() if key not in (*TOKEN_KEYS, *CAPTION_KEYS)}
 
 
 def inputs_of(batch: BatchFeature) -> dict[str, torch.Tensor]:
     """What the model takes."""
-    return {key: value for key, value in batch.items() if key not in OURS}
+    return {key: value for key, value in batch.items() if key not in CAPTION_KEYS}
 
 
 def repeat(batch: BatchFeature, index: list[int], image_tokens: list[int]) -> BatchFeature:
     """Row i of the result is row index[i] of the batch, its image included."""
     tokens = {key: batch[key][index] for key in TOKEN_KEYS if key in batch}
-    units = image_units.Units(images_of(batch))
-    sizes = image_units.units_per_image(image_tokens, units.count)
+    units = image_units.ImageInputs(images_of(batch))
+    sizes = image_units.inputs_per_image(image_tokens, units.count)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return BatchFeature({**tokens, **units.select([starts[i] + j for i in index for j in range(sizes[i])])})
 
@@ -60,8 +60,8 @@ def repeat(batch: BatchFeature, index: list[int], image_tokens: list[int]) -> Ba
 def equal_rows(batch: BatchFeature, image_token_id: int) -> list[int]:
     """For each row the first one that equals it in tokens and pixels: rows of distinct prompts name themselves."""
     ids = batch["input_ids"]
-    units = image_units.Units(images_of(batch))
-    counts = image_units.units_per_image((ids == image_token_id).sum(-1).tolist(), units.count)
+    units = image_units.ImageInputs(images_of(batch))
+    counts = image_units.inputs_per_image((ids == image_token_id).sum(-1).tolist(), units.count)
     keys, start = units.keys(), 0
     seen: dict[tuple[bytes, ...], int] = {}
     rows = []

@@ -45,7 +45,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 from trl.trainer.utils import use_adapter
 
-from captune.models.caching.prefill import SharedPrefill
+from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
 from captune.models.loading import load_adapter
 from captune.runs.run_dir import RunDir
@@ -144,7 +144,7 @@ class SCSTTrainer(Watched, CaptionerTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's; meanwhile the model's vision tower and prefill are shared."""
         images = max(256, self.config.batch_size)
-        with self.captioner.share_vision(max_images=images) as self._memo, SharedPrefill(self.captioner.core):
+        with self.captioner.share_vision(max_images=images) as self._memo, PrefillCache(self.captioner.core):
             return super().train(*args, **kwargs)
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:

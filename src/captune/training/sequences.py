@@ -19,7 +19,7 @@ from transformers import BatchFeature
 
 from captune.models import inputs as batches
 from captune.models.caching.prefill import copyable, select_rope
-from captune.models.caching.prompts import SharedPrompts
+from captune.models.caching.prompts import PromptCache
 from captune.models.captioner import Captioner
 from captune.models.captioning import NEUTRAL
 
@@ -107,7 +107,7 @@ def caption_logits(captioner: Captioner, prompt: BatchFeature, tails: list[list[
 
 
 def _shared(captioner: Captioner, prompt: BatchFeature, rows: list[int], ids: Tensor, mask: Tensor) -> Tensor | None:
-    prompts = SharedPrompts.of(captioner, prompt, rows)
+    prompts = PromptCache.of(captioner, prompt, rows)
     if prompts is None:
         return None
     own = prompts.place

@@ -16,7 +16,14 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from captune.errors import ScorerError
-from captune.models.answerers.base import LanguageModel, Question, answer_of, file_and_answerer, load_answerer, one_line
+from captune.models.answerers.base import (
+    LanguageModel,
+    Question,
+    file_and_answerer,
+    load_answerer,
+    match_answer,
+    one_line,
+)
 from captune.models.answerers.server import Server
 
 YES_NO = ("Yes", "No", "Unknown")
@@ -40,7 +47,7 @@ QUESTIONS = [
     ],
 )  # fmt: skip
 def test_which_tokens_give_which_answer(token: str, answers: tuple[str, ...], index: int | None) -> None:
-    assert answer_of(token, answers) == index
+    assert match_answer(token, answers) == index
 
 
 @pytest.fixture(scope="module", params=["llama", "llama_plain", "gpt2"])
@@ -73,17 +80,17 @@ def direct(folder: Path, question: Question) -> np.ndarray:
 def test_a_local_model_equals_the_definition_however_it_is_batched(folder: Path) -> None:
     expected = [direct(folder, q) for q in QUESTIONS]
     for size in (1, 2, 16):
-        found = LanguageModel(str(folder), device="cpu", batch_size=size).ask(QUESTIONS)
+        found = LanguageModel(str(folder), device="cpu", batch_size=size).answer_probabilities(QUESTIONS)
         for own, wanted in zip(found, expected, strict=True):
             np.testing.assert_allclose(own, wanted, atol=1e-5)
     assert len({tuple(np.round(p, 4)) for p in expected[:4]}) == 4  # the questions are told apart
-    assert load_answerer(str(folder)).ask([]) == []
+    assert load_answerer(str(folder)).answer_probabilities([]) == []
 
 
 def test_all_ways_to_write_an_answer_count(tmp_path: Path) -> None:
     logits = {"Yes": 8.0, " Yes": 9.0, " No": 8.5, "U": 6.0, "<think>": 7.0}
     folder = tiny_llm.gpt2(tmp_path / "m", logits)
-    (p,) = load_answerer(str(folder), device="cpu").ask(QUESTIONS[:1])
+    (p,) = load_answerer(str(folder), device="cpu").answer_probabilities(QUESTIONS[:1])
     mass = np.exp([8.0, 9.0, 8.5, 6.0])
     assert p[0] == pytest.approx((mass[0] + mass[1]) / mass.sum(), abs=0.01)
     assert p[1] == pytest.approx(mass[2] / mass.sum(), abs=0.01) and p[2] > 0.02
@@ -95,13 +102,13 @@ def test_no_answer_is_an_error_that_says_what_was_said_instead(said: str, tmp_pa
     with pytest.raises(
         ScorerError, match=rf"no answer about one: Yes, No, Unknown hold 0.0.% .* say '{said}' \(1.00\)"
     ):
-        answerer.ask(QUESTIONS[:1])
+        answerer.answer_probabilities(QUESTIONS[:1])
 
 
 def test_a_model_that_computes_nan_does_not_answer(tmp_path: Path) -> None:
     answerer = load_answerer(str(tiny_llm.gpt2(tmp_path / "m", {"Yes": math.nan})), device="cpu")
     with pytest.raises(ScorerError, match="no answer about one"):
-        answerer.ask(QUESTIONS[:1])
+        answerer.answer_probabilities(QUESTIONS[:1])
 
 
 def test_a_caption_cannot_end_its_turn(tmp_path: Path) -> None:
@@ -118,7 +125,7 @@ def test_a_caption_cannot_end_its_turn(tmp_path: Path) -> None:
 def test_a_prompt_is_never_cut(tmp_path: Path) -> None:
     answerer = load_answerer(str(tiny_llm.gpt2(tmp_path / "m")), device="cpu")
     with pytest.raises(ScorerError, match=r"about long has \d+ tokens, more than the 256 that"):
-        answerer.ask([Question("ball " * 300, YES_NO, "long")])
+        answerer.answer_probabilities([Question("ball " * 300, YES_NO, "long")])
 
 
 def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -132,7 +139,7 @@ def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path: Path) -> No
         with pytest.raises(ScorerError, match=says):
             answerer.check()
         with pytest.raises(ScorerError, match=says):
-            answerer.ask(QUESTIONS)
+            answerer.answer_probabilities(QUESTIONS)
 
 
 def test_damaged_models_are_refused_in_a_sentence(tmp_path: Path, tiny_folder) -> None:
@@ -141,13 +148,13 @@ def test_damaged_models_are_refused_in_a_sentence(tmp_path: Path, tiny_folder) -
         bad = Path(shutil.copytree(good, tmp_path / file.replace(".", "_")))
         (bad / file).write_bytes(damage)
         with pytest.raises(ScorerError, match="cannot be loaded"):
-            load_answerer(str(bad), device="cpu").ask(QUESTIONS)
+            load_answerer(str(bad), device="cpu").answer_probabilities(QUESTIONS)
     config = json.loads((good / "config.json").read_text())
     (good / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
     with pytest.raises(ScorerError, match="12 tensors are missing or have another shape"):
-        load_answerer(str(good), device="cpu").ask(QUESTIONS)
+        load_answerer(str(good), device="cpu").answer_probabilities(QUESTIONS)
     with pytest.raises(ScorerError, match="cannot be loaded"):
-        load_answerer(str(tiny_folder("llava")), device="cpu").ask(QUESTIONS)
+        load_answerer(str(tiny_folder("llava")), device="cpu").answer_probabilities(QUESTIONS)
 
 
 def test_the_label_changes_with_the_weights(tmp_path: Path) -> None:
@@ -162,7 +169,7 @@ def ask(reply, questions=QUESTIONS[:1], **settings) -> tuple[list[np.ndarray], l
     with tiny_llm.server(reply) as (url, seen):
         server = Server(f"{url}#some/model", **{"delay": 0.01, **settings})
         server.check()
-        return server.ask(questions), seen
+        return server.answer_probabilities(questions), seen
 
 
 def test_a_servers_answer_is_read_from_its_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +244,7 @@ def test_a_server_that_does_not_answer_is_an_error(reply, says: str, requests: i
     with tiny_llm.server(lambda payload, n: reply) as (url, seen):
         server = Server(f"{url}#some/model", delay=0.01, attempts=3, timeout=0.2)
         with pytest.raises(ScorerError, match=says):
-            server.ask(QUESTIONS[:1])
+            server.answer_probabilities(QUESTIONS[:1])
         assert len(seen) == requests
 
 
@@ -245,12 +252,12 @@ def test_a_dead_server_ends_the_work_soon() -> None:
     with tiny_llm.server(lambda payload, n: (500, "x")) as (url, seen):
         server = Server(f"{url}#m", delay=0.01, attempts=2, workers=2)
         with pytest.raises(ScorerError, match="in 2 attempts"):
-            server.ask(QUESTIONS * 40)
+            server.answer_probabilities(QUESTIONS * 40)
     assert len(seen) < 20
     with pytest.raises(ScorerError, match="nothing answers at .*vllm serve m"):
         server.check()
     with pytest.raises(ScorerError, match="refused"):
-        server.ask(QUESTIONS[:1])
+        server.answer_probabilities(QUESTIONS[:1])
 
 
 def test_a_server_that_knows_no_template_settings_is_asked_without() -> None:

@@ -9,7 +9,7 @@ import transformers
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from captune.models.caching import prefill
-from captune.models.caching.prefill import SharedPrefill
+from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
 from captune.models.families import FAMILIES
 
@@ -26,7 +26,7 @@ def test_samples_are_those_without_it(tiny_folder, family: str) -> None:
         return captioner.generate(batch, **settings, **more)
 
     captions, means, totals = sample(images, num_return_sequences=3)
-    with SharedPrefill(captioner.core) as shared:
+    with PrefillCache(captioner.core) as shared:
         several = sample(images, num_return_sequences=3)
         repeated = sample(captioner.prepare([image for image in images for _ in range(3)]))
     assert (shared.prompts, shared.rows) == (4, 12)
@@ -39,7 +39,7 @@ def test_samples_are_those_without_it(tiny_folder, family: str) -> None:
 
 def test_unequal_rows_are_left_alone(captioner: Captioner, images: list) -> None:
     """The same pixels with another text, and the same text with other pixels, are other prompts."""
-    with SharedPrefill(captioner.core) as shared:
+    with PrefillCache(captioner.core) as shared:
         captioner.generate(images, max_new_tokens=2)
         assert shared.rows == 0
         batch = captioner.prepare([images[0]] * 2)
@@ -57,7 +57,7 @@ def test_the_adapter_takes_part(captioner: Captioner, images: list) -> None:
             if "lora_B" in name:
                 parameter.normal_()
     plain = captioner.generate(images[:1] * 2, max_new_tokens=6)
-    with SharedPrefill(captioner.core) as shared:
+    with PrefillCache(captioner.core) as shared:
         assert captioner.generate(images[:1] * 2, max_new_tokens=6) == plain
         assert shared.rows == 2
         with captioner.disable_adapter():
@@ -68,7 +68,7 @@ def test_beams_and_other_caches_go_the_original_way(captioner: Captioner, images
     pair = images[:1] * 2
     plain = captioner.generate(pair, max_new_tokens=4)
     beams = captioner.generate(pair, max_new_tokens=4, num_beams=2)
-    with SharedPrefill(captioner.core) as shared:
+    with PrefillCache(captioner.core) as shared:
         assert captioner.generate(pair, max_new_tokens=4, num_beams=2) == beams
         assert captioner.generate(pair, max_new_tokens=4, cache_implementation="static") == plain
         assert shared.rows == 0
@@ -83,6 +83,6 @@ def test_a_cache_that_cannot_be_cut_is_not_shared(
     """A sliding window forgets, a recurrent layer has no places: the model generates as it does alone."""
     plain = captioner.generate(images[:1] * 2, max_new_tokens=4)
     monkeypatch.setattr(prefill, "DynamicLayer", DynamicSlidingWindowLayer)
-    with SharedPrefill(captioner.core) as shared:
+    with PrefillCache(captioner.core) as shared:
         assert captioner.generate(images[:1] * 2, max_new_tokens=4) == plain
         assert shared.rows == 0

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from captune.models.caching.preprocessing import DistinctImages, DistinctRows
+from captune.models.caching.preprocessing import PreprocessingCache, RowCache
 from captune.models.captioner import Captioner
 from captune.models.families import FAMILIES
 
@@ -29,7 +29,7 @@ def test_what_comes_out_is_the_same(tiny_folder, family: str) -> None:
 
     plain = call()
     original = captioner.processor.image_processor
-    with DistinctImages(captioner.processor) as shared:
+    with PreprocessingCache(captioner.processor) as shared:
         found = call()
     assert (shared.images, shared.asked) == (2, 8), "two images, once; the second call remembers them"
     assert captioner.processor.image_processor is original
@@ -43,7 +43,7 @@ def test_what_comes_out_is_the_same(tiny_folder, family: str) -> None:
 
 
 def test_settings_and_images_are_remembered_together(captioner: Captioner, images: list) -> None:
-    with DistinctImages(captioner.processor) as shared:
+    with PreprocessingCache(captioner.processor) as shared:
         plain = captioner.processor.image_processor([images[0]], return_tensors="pt")["pixel_values"]
         raw = captioner.processor.image_processor([images[0]], do_normalize=False, return_tensors="pt")["pixel_values"]
         other = captioner.processor.image_processor([images[1]], return_tensors="pt")["pixel_values"]
@@ -53,7 +53,7 @@ def test_settings_and_images_are_remembered_together(captioner: Captioner, image
 
 def test_rows_are_decoded_once() -> None:
     dataset = datasets.Dataset.from_list([{"image": tiny.picture(i), "name": str(i)} for i in range(3)])
-    rows = DistinctRows(dataset).__getitems__([2, 2, 0, 2])
+    rows = RowCache(dataset).__getitems__([2, 2, 0, 2])
     assert [row["name"] for row in rows] == ["2", "2", "0", "2"]
     assert rows[0]["image"] is rows[3]["image"] and rows[0] is not rows[1]
-    assert len(DistinctRows(dataset)) == 3 and DistinctRows(dataset)[1]["name"] == "1"
+    assert len(RowCache(dataset)) == 3 and RowCache(dataset)[1]["name"] == "1"

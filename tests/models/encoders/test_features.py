@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from captune.models.encoders import features as image_features
-from captune.models.encoders.features import ImageFeatures
+from captune.models.encoders.features import ImageFeatureCache
 
 
 class Eyes:
@@ -28,7 +28,7 @@ def plain(*colours: str, size: int = 4) -> list[Image.Image]:
 
 def test_equal_pixels_are_encoded_once_and_rows_keep_their_places() -> None:
     eyes = Eyes()
-    features = ImageFeatures(eyes)
+    features = ImageFeatureCache(eyes)
     keys, rows = features(plain("red", "blue", "red", "lime", "blue"), batch_size=2)
     assert eyes.shown == [2, 1]
     assert keys[0] == keys[2] != keys[1] == keys[4]
@@ -43,7 +43,7 @@ def test_an_image_named_several_times_is_opened_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(image_features, "open_image", lambda image: opened.append(image) or image)
     eyes = Eyes()
     red, blue, again = plain("red", "blue", "red")
-    keys, rows = ImageFeatures(eyes)([red, red, blue, red, again, blue])
+    keys, rows = ImageFeatureCache(eyes)([red, red, blue, red, again, blue])
     assert opened == [red, blue, again] and eyes.shown == [2]
     assert keys[0] == keys[1] == keys[3] == keys[4] != keys[2] == keys[5]
     assert rows[:, 0].tolist() == [255, 255, 0, 255, 255, 0]
@@ -60,19 +60,19 @@ def test_an_image_that_is_drawn_when_it_is_asked_for_is_asked_for_once() -> None
         def __iter__(self) -> Any:
             raise AssertionError("all at once")
 
-    ImageFeatures(Eyes())(Drawn(plain("red", "blue", "lime")), batch_size=2)
+    ImageFeatureCache(Eyes())(Drawn(plain("red", "blue", "lime")), batch_size=2)
     assert Drawn.asked == [0, 1, 2]
 
 
 def test_the_same_colour_in_another_size_or_mode_is_another_image() -> None:
-    features = ImageFeatures(Eyes())
+    features = ImageFeatureCache(Eyes())
     (a, b, c), _ = features([*plain("red"), *plain("red", size=2), Image.new("RGB", (2, 8), "red")])
     assert len({a, b, c}) == 3
 
 
 def test_only_so_many_are_kept_and_forgotten_ones_are_encoded_again() -> None:
     eyes = Eyes()
-    features = ImageFeatures(eyes, keep=2)
+    features = ImageFeatureCache(eyes, keep=2)
     _, rows = features(plain("red", "blue", "lime"))
     again = features(plain("red", "blue", "lime"), batch_size=1)[1]
     assert torch.equal(rows, again) and len(features._known) == 2
@@ -80,5 +80,5 @@ def test_only_so_many_are_kept_and_forgotten_ones_are_encoded_again() -> None:
 
 
 def test_no_image() -> None:
-    keys, rows = ImageFeatures(Eyes())([])
+    keys, rows = ImageFeatureCache(Eyes())([])
     assert keys == [] and rows.shape == (0, 0)

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from transformers.utils import logging
 
 from captune.errors import CaptionerError
-from captune.models.caching.prefill import SharedPrefill
-from captune.models.caching.preprocessing import DistinctImages
+from captune.models.caching.prefill import PrefillCache
+from captune.models.caching.preprocessing import PreprocessingCache
 from captune.models.captioner import Captioner
 from captune.models.prefix_captioner.modeling import PrefixConfig, PrefixForConditionalGeneration, PrefixProcessor
 
@@ -165,7 +165,7 @@ def test_samples_share_a_prefill(folder: Path, images: list) -> None:
     torch.manual_seed(4)
     plain = captioner.generate(images[:2], **settings)
     torch.manual_seed(4)
-    with SharedPrefill(captioner.core) as shared, captioner.share_vision() as memo:
+    with PrefillCache(captioner.core) as shared, captioner.share_vision() as memo:
         assert captioner.generate(images[:2], **settings) == plain
         assert (shared.prompts, shared.rows, memo.images) == (2, 6, 2)
     greedy = captioner.generate(images[:2], num_beams=3, num_return_sequences=3, max_new_tokens=5)
@@ -173,7 +173,7 @@ def test_samples_share_a_prefill(folder: Path, images: list) -> None:
 
 
 def test_equal_images_are_preprocessed_once(captioner: Captioner, images: list) -> None:
-    with DistinctImages(captioner.processor) as shared:
+    with PreprocessingCache(captioner.processor) as shared:
         batch = captioner.prepare([images[0], images[1].copy(), images[1], images[0]])
     assert shared.images <= 3 and batch["pixel_values"].shape[0] == 4
     assert torch.equal(batch["pixel_values"], captioner.prepare([images[i] for i in (0, 1, 1, 0)])["pixel_values"])

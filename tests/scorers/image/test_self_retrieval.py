@@ -11,7 +11,7 @@ from PIL import Image
 from captune import storybook
 from captune.errors import ScorerError
 from captune.evaluation.statistics import evaluate
-from captune.models.encoders.features import ImageFeatures
+from captune.models.encoders.features import ImageFeatureCache
 from captune.scorers import load_scorer
 from captune.scorers.image.self_retrieval import SelfRetrieval
 
@@ -67,7 +67,7 @@ def test_copies_of_the_own_image_are_no_distractors() -> None:
     rows = SelfRetrieval(encoder=eyes).rows(["red", "red", "green", "green"], image=images)
     np.testing.assert_allclose(rows[:, -1], [1, 1, 1 / 2, 1])
     assert eyes.encoded == [2]  # and each is encoded once
-    features = ImageFeatures(eyes)
+    features = ImageFeatureCache(eyes)
     keys, made = features([*images, *plain("blue")], batch_size=2)
     assert len(set(keys)) == 3 and keys[0] == keys[2] and len(made) == 5
     assert eyes.encoded[1:] == [1, 1, 1]  # whatever the batches

@@ -35,7 +35,7 @@ class Reader:
     def check(self) -> None:
         pass
 
-    def ask(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
         self.asked += questions
         answers = []
         for question in questions:

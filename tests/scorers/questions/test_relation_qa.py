@@ -34,7 +34,7 @@ class Reader:
     def check(self) -> None:
         pass
 
-    def ask(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
         self.asked += questions
         return [np.eye(3)[self._answer(q.text)] * 0.9 + 0.1 / 3 for q in questions]
 

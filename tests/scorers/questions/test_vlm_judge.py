@@ -50,7 +50,7 @@ class Grader:
     def check(self) -> None:
         pass
 
-    def ask(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
         self.asked += questions
         return [np.array([0.5, 0.3, 0.1, 0.1, 0.0]) for _ in questions]
 

@@ -99,7 +99,7 @@ def test_an_image_is_decoded_preprocessed_and_encoded_once_a_step(
     trainer = build(tiny_folder("idefics3"), dataset, tmp_path, beta=0.1, num_generations=4, max_steps=1)
     trainer.args.per_device_train_batch_size = 4
     memos: list[Any] = []
-    original = rollouts.DistinctImages
+    original = rollouts.PreprocessingCache
 
     def counted(processor: Any) -> Any:
         memos.append(original(processor))
@@ -107,7 +107,7 @@ def test_an_image_is_decoded_preprocessed_and_encoded_once_a_step(
 
     decoded: list[int] = []
     rows = datasets.Dataset.__getitems__
-    monkeypatch.setattr(rollouts, "DistinctImages", counted)
+    monkeypatch.setattr(rollouts, "PreprocessingCache", counted)
     monkeypatch.setattr(datasets.Dataset, "__getitems__", lambda self, i: decoded.append(len(i)) or rows(self, i))
     prefills: list[int] = []
     trainer.captioner.core.model.text_model.register_forward_hook(

@@ -6,7 +6,7 @@ and "▁Yes" are one answer. Where all allowed answers together hold less than `
 did not answer, and that is an error.
 
     answerer = load_answerer("Qwen/Qwen3-8B")                        # or a folder, or "http://host:8000/v1#model-name"
-    answerer.ask([Question("Is a dog an animal?", ("Yes", "No"), "dogs")])   # [array([0.99, 0.01])]
+    answerer.answer_probabilities([Question("Is a dog an animal?", ("Yes", "No"), "dogs")])   # [array([0.99, 0.01])]
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Answerer(Protocol):
     def check(self) -> None:
         """Raises ScorerError where the model or the server is not there; loads nothing."""
 
-    def ask(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
         """The probability of each question's answers, which sum to 1."""
 
 
@@ -86,7 +86,7 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def answer_of(token: str, answers: Sequence[str]) -> int | None:
+def match_answer(token: str, answers: Sequence[str]) -> int | None:
     """The index of the answer that a token gives or begins; letters are told by their case, since "a" is a word."""
     word = token.strip(_AROUND)
     if not word or word in answers:
@@ -97,7 +97,9 @@ def answer_of(token: str, answers: Sequence[str]) -> int | None:
     return next(iter(exact or begun), None) if len(exact or begun) == 1 else None
 
 
-def settle(mass: Sequence[float], question: Question, who: str, said: Callable[[], list[tuple[str, float]]]) -> Any:
+def normalise_answers(
+    mass: Sequence[float], question: Question, who: str, said: Callable[[], list[tuple[str, float]]]
+) -> Any:
     """The answers' masses as probabilities; ScorerError where they are next to nothing."""
     total = float(np.sum(mass))
     if not total >= MIN_MASS:  # also for NaN
@@ -134,7 +136,7 @@ class Vocabulary:
             groups: list[list[int]] = [[] for _ in question.answers]
             longest = max(map(len, question.answers))
             for i, word in zip(self.ids, self._words, strict=True):
-                answer = answer_of(word, question.answers) if len(word) <= longest else None
+                answer = match_answer(word, question.answers) if len(word) <= longest else None
                 if answer is not None and i < len(p):
                     groups[answer].append(i)
             self._groups[question.answers] = groups
@@ -143,7 +145,7 @@ class Vocabulary:
             best, ids = p.topk(3)
             return list(zip(self.tokenizer.batch_decode(ids[:, None]), best.tolist(), strict=True))
 
-        return settle([float(p[ids].sum()) for ids in self._groups[question.answers]], question, who, said)
+        return normalise_answers([float(p[ids].sum()) for ids in self._groups[question.answers]], question, who, said)
 
 
 def check_model(name: str, what: str, example: str) -> None:
@@ -222,7 +224,7 @@ class LanguageModel:
         reason = first_line(error)
         return ScorerError(f"the {what} of answering model {self.name!r} cannot be loaded: {reason}")
 
-    def ask(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
         """In batches of similar length, padded on the right, where a causal model does not look."""
         import torch
 

@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from captune.errors import ScorerError
-from captune.models.answerers.base import SILENT, Question, answer_of, settle
+from captune.models.answerers.base import SILENT, Question, match_answer, normalise_answers
 
 TOP_LOGPROBS = 20  # as many as OpenAI and vLLM give
 _TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)  # worth another try; other refusals are final
@@ -64,7 +64,7 @@ class Server:
             raise ScorerError(f"nothing answers at {self.base} ({error}): start the server there, for example "
                               f"`vllm serve {self.model}`, or name another address") from error  # fmt: skip
 
-    def ask(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
         pool = ThreadPoolExecutor(self.workers)
         try:
             answers = pool.map(self._answer, questions)
@@ -104,10 +104,10 @@ class Server:
             )
         mass = [0.0] * len(question.answers)
         for token, p in dict(top).items():
-            answer = answer_of(token, question.answers)
+            answer = match_answer(token, question.answers)
             if answer is not None:
                 mass[answer] += p
-        return settle(mass, question, self.model, lambda: sorted(top, key=lambda t: -t[1])[:3])
+        return normalise_answers(mass, question, self.model, lambda: sorted(top, key=lambda t: -t[1])[:3])
 
     def _complete(self, payload: dict[str, Any]) -> bytes:
         """The server's reply, bytes that may be anything; ScorerError where there is none after all attempts."""

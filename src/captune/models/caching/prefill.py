@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicLayer
 from captune.models import inputs as batches
 
 
-class SharedPrefill:
+class PrefillCache:
     """Shares one prefill among equal rows of a `generate` call; a context manager, `remove()` restores the model.
 
     `prompts` counts the prompt rows evaluated, `rows` those that were asked for.
@@ -42,7 +42,7 @@ class SharedPrefill:
     def remove(self) -> None:
         vars(self.core).pop("generate", None)
 
-    def __enter__(self) -> SharedPrefill:
+    def __enter__(self) -> PrefillCache:
         return self
 
     def __exit__(self, *exception: object) -> None:

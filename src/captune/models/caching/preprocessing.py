@@ -1,6 +1,6 @@
 """An image is preprocessed once, however often a batch names it.
 
-GRPO names every image G times, and TRL runs the processor twice on such a batch. `DistinctImages` stands in for the
+GRPO names every image G times, and TRL runs the processor twice on such a batch. `PreprocessingCache` stands in for the
 image processor of a transformers processor: it hands each distinct picture to the original once, repeats what comes
 out, and remembers the last batch.
 """
@@ -18,7 +18,7 @@ from transformers import BatchFeature
 from captune.utils.hashing import pixels_digest
 
 
-class DistinctImages:
+class PreprocessingCache:
     """Shares the preprocessing of equal images; a context manager, `remove()` restores the processor.
 
     `images` counts the images preprocessed, `asked` those that were asked for.
@@ -33,7 +33,7 @@ class DistinctImages:
     def remove(self) -> None:
         self.processor.image_processor = self.original
 
-    def __enter__(self) -> DistinctImages:
+    def __enter__(self) -> PreprocessingCache:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -81,7 +81,7 @@ def repeated(once: BatchFeature, index: Sequence[int], count: int) -> BatchFeatu
     return BatchFeature(out)
 
 
-class DistinctRows(Dataset):
+class RowCache(Dataset):
     """A `datasets.Dataset` whose rows are decoded once for a batch that names them several times."""
 
     def __init__(self, dataset: Any) -> None:

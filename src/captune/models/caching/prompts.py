@@ -20,7 +20,7 @@ from captune.models.caching.prefill import copyable
 from captune.models.captioner import Captioner
 
 
-class SharedPrompts:
+class PromptCache:
     """The distinct prompts of a batch, evaluated up to their last token; what the captions go on from.
 
     Args:
@@ -36,7 +36,7 @@ class SharedPrompts:
         self.rope_deltas: Any = getattr(captioner.core.base_model, "rope_deltas", None)  # M-RoPE's, of each prompt
 
     @classmethod
-    def of_rows(cls, captioner: Captioner, batch: BatchFeature) -> SharedPrompts | None:
+    def of_rows(cls, captioner: Captioner, batch: BatchFeature) -> PromptCache | None:
         """Of a row for each caption: its prompt (B, P), left padded, and its image. None if all differ."""
         image_token = captioner.core.config.image_token_id
         index = batches.equal_rows(batch, image_token)
@@ -47,7 +47,7 @@ class SharedPrompts:
         return cls.of(captioner, own, [distinct.index(row) for row in index])
 
     @classmethod
-    def of(cls, captioner: Captioner, prompts: BatchFeature, place: list[int]) -> SharedPrompts | None:
+    def of(cls, captioner: Captioner, prompts: BatchFeature, place: list[int]) -> PromptCache | None:
         """None where a prompt ends in its image, or the model's cache cannot be copied."""
         core: Any = captioner.core
         ids = prompts["input_ids"]

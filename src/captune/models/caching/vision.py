@@ -24,35 +24,35 @@ from transformers.utils.generic import TransformersKwargs
 
 from captune.errors import CaptionerError
 from captune.models.families import Family
-from captune.models.image_inputs import Units
+from captune.models.image_inputs import ImageInputs
 from captune.utils.hashing import weights_digest
 
 
-class Encoded:
+class ImageFeatures:
     """The features of one unit: `pooled` (tokens, H) after the connector, `deep` per extra layer, `tower` before it."""
 
     def __init__(self, pooled: torch.Tensor, deep: list[torch.Tensor] | None, tower: torch.Tensor | None) -> None:
         self.pooled, self.deep, self.tower = pooled, deep, tower
 
-    def own(self) -> Encoded:
+    def own(self) -> ImageFeatures:
         """Copies: a view would keep the features of its whole batch in memory."""
         deep = [layer.clone() for layer in self.deep] if self.deep else None
-        return Encoded(self.pooled.clone(), deep, None if self.tower is None else self.tower.clone())
+        return ImageFeatures(self.pooled.clone(), deep, None if self.tower is None else self.tower.clone())
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What safetensors can hold; `Encoded.of` reads it back."""
+        """What safetensors can hold; `ImageFeatures.of` reads it back."""
         deep = {f"deep.{i}": layer.contiguous() for i, layer in enumerate(self.deep or [])}
         tower = {} if self.tower is None else {"tower": self.tower.contiguous()}
         return {"pooled": self.pooled.contiguous(), **deep, **tower}
 
     @classmethod
-    def of(cls, tensors: dict[str, torch.Tensor]) -> Encoded:
+    def of(cls, tensors: dict[str, torch.Tensor]) -> ImageFeatures:
         deep = [tensors[f"deep.{i}"] for i in range(sum(name.startswith("deep.") for name in tensors))]
         return cls(tensors["pooled"], deep or None, tensors.get("tower"))
 
 
-def cut(output: Any, units: Units, *, tower: bool) -> list[Encoded]:
-    """One `Encoded` per unit from what `get_image_features` returned for all of them."""
+def cut(output: Any, units: ImageInputs, *, tower: bool) -> list[ImageFeatures]:
+    """One `ImageFeatures` per unit from what `get_image_features` returned for all of them."""
     pooled, deep = output.pooler_output, getattr(output, "deepstack_features", None)
     if len(pooled) != units.count:
         raise CaptionerError(
@@ -62,10 +62,12 @@ def cut(output: Any, units: Units, *, tower: bool) -> list[Encoded]:
     states: Any = [None] * units.count
     if tower:
         states = [s.flatten(0, -2) for s in output.last_hidden_state.split(units.real_tiles())]
-    return [Encoded(pooled[i], [layer[i] for layer in deep] if deep else None, states[i]) for i in range(units.count)]
+    return [
+        ImageFeatures(pooled[i], [layer[i] for layer in deep] if deep else None, states[i]) for i in range(units.count)
+    ]
 
 
-class VisionMemo:
+class VisionCache:
     """Shares one evaluation of the vision tower among all passes that see the same pixels.
 
     `evaluations` counts calls of the tower, `images` the images (or flat tiles) encoded, `hits` those served from
@@ -95,7 +97,7 @@ class VisionMemo:
         self.core, self.family, self.max_images, self.tower = core, family, max_images, tower
         self.evaluations = self.images = self.hits = 0
         self.depth = 0
-        self._kept: OrderedDict[bytes, Encoded] = OrderedDict()
+        self._kept: OrderedDict[bytes, ImageFeatures] = OrderedDict()
         self._template: _Template | None = None
         self._method = family.tower_features or "get_image_features"
         self._original = cast(Callable[..., Any], getattr(core.base_model, self._method))
@@ -116,7 +118,7 @@ class VisionMemo:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def install(self) -> VisionMemo:
+    def install(self) -> VisionCache:
         """Put the memo in place; calls nest, and the outermost `remove` takes it away."""
         if self.depth == 0:
             memo = self
@@ -142,7 +144,7 @@ class VisionMemo:
         """Forget all features (the counters stay)."""
         self._kept.clear()
 
-    def __enter__(self) -> VisionMemo:
+    def __enter__(self) -> VisionCache:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -163,13 +165,13 @@ class VisionMemo:
         """Whether the memo itself has these features: the tower's where they are kept, what the connector makes."""
         return self.tower if where == "tower" else self.family.tower_features is None
 
-    def encode(self, arguments: dict[str, Any]) -> list[Encoded]:
+    def encode(self, arguments: dict[str, Any]) -> list[ImageFeatures]:
         """The features of each unit of a batch, through the memo."""
         return self._lookup(arguments)[0]
 
-    def _lookup(self, arguments: dict[str, Any]) -> tuple[list[Encoded], _Template]:
+    def _lookup(self, arguments: dict[str, Any]) -> tuple[list[ImageFeatures], _Template]:
         arguments = {**self._defaults, **arguments, "pixel_values": arguments["pixel_values"].to(self.core.dtype)}
-        units = Units(arguments)
+        units = ImageInputs(arguments)
         keys = units.keys()
         found = {key: self._kept[key] for key in keys if key in self._kept}
         if self._folder is not None:
@@ -191,11 +193,11 @@ class VisionMemo:
         assert self._template is not None
         return [found[key] for key in keys], self._template
 
-    def _read(self, key: bytes) -> Encoded | None:
+    def _read(self, key: bytes) -> ImageFeatures | None:
         path = cast(Path, self._folder) / f"{key.hex()}.safetensors"
-        return Encoded.of(load_file(path, device=str(self.core.device))) if path.is_file() else None
+        return ImageFeatures.of(load_file(path, device=str(self.core.device))) if path.is_file() else None
 
-    def _write(self, fresh: dict[bytes, Encoded]) -> None:
+    def _write(self, fresh: dict[bytes, ImageFeatures]) -> None:
         for key, encoded in fresh.items() if self._folder is not None else ():
             path = cast(Path, self._folder) / f"{key.hex()}.safetensors"
             part = path.with_suffix(f".{os.getpid()}")  # a file is whole or not there
@@ -211,12 +213,12 @@ class VisionMemo:
         for name, tensor in state.items():
             key, _, rest = name.partition(".")
             parts.setdefault(key, {})[rest] = tensor
-        self._kept.update((bytes.fromhex(key), Encoded.of(tensors)) for key, tensors in parts.items())
+        self._kept.update((bytes.fromhex(key), ImageFeatures.of(tensors)) for key, tensors in parts.items())
 
-    def _evaluate(self, arguments: dict[str, Any]) -> list[Encoded]:
+    def _evaluate(self, arguments: dict[str, Any]) -> list[ImageFeatures]:
         self._refuse_trainable()
         output = frozen_call(self._original, self.core, self.family, arguments)
-        units = Units(arguments)
+        units = ImageInputs(arguments)
         self._template = _Template(type(output), isinstance(output.pooler_output, torch.Tensor))
         self.evaluations += 1
         self.images += units.count
@@ -263,9 +265,9 @@ def frozen_call(function: Any, core: PreTrainedModel, family: Family, arguments:
             module.training = True
 
 
-def encode(core: PreTrainedModel, family: Family, arguments: dict[str, Any], *, tower: bool) -> list[Encoded]:
+def encode(core: PreTrainedModel, family: Family, arguments: dict[str, Any], *, tower: bool) -> list[ImageFeatures]:
     """The frozen features of each unit of a batch, without a memo."""
     arguments = {**arguments, "pixel_values": arguments["pixel_values"].to(core.dtype)}
     method: Any = core.base_model.get_image_features
     method = getattr(method, "__wrapped__", method) if "get_image_features" in vars(core.base_model) else method
-    return cut(frozen_call(method, core, family, arguments), Units(arguments), tower=tower)
+    return cut(frozen_call(method, core, family, arguments), ImageInputs(arguments), tower=tower)

@@ -11,7 +11,7 @@ from captune.data.images import open_image
 from captune.utils.hashing import pixels_digest
 
 
-class ImageFeatures:
+class ImageFeatureCache:
     """An image encoder that remembers.
 
     Args:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from captune.models.encoders.features import ImageFeatures
+from captune.models.encoders.features import ImageFeatureCache
 from captune.scorers import Scorer
 from captune.utils.spec import read_argument
 
@@ -99,8 +99,8 @@ class ClipScore(Scorer):
         return self.encoder.encode_texts([f"{self.prefix} {text}".strip() for text in texts])
 
     @cached_property
-    def _images(self) -> ImageFeatures:
-        return ImageFeatures(self.encoder)
+    def _images(self) -> ImageFeatureCache:
+        return ImageFeatureCache(self.encoder)
 
     def _image_features(self, images: Sequence[Any]) -> torch.Tensor:
         """(N, D)"""

@@ -121,9 +121,9 @@ class Cycle(Scorer):
         """(N, 1): the cosine of the two images' features."""
         if not captions:
             return np.zeros((0, 1))
-        from captune.models.encoders.features import ImageFeatures
+        from captune.models.encoders.features import ImageFeatureCache
 
-        features = ImageFeatures(self.encoder)
+        features = ImageFeatureCache(self.encoder)
         _, sources = features(image, batch_size=self.batch_size)
         place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         _, drawn = features(_Drawn(list(place), self.draw), batch_size=self.batch_size)

@@ -42,7 +42,7 @@ from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
     from captune.corpus import Corpus
-    from captune.models.encoders.features import ImageFeatures
+    from captune.models.encoders.features import ImageFeatureCache
 
 logger = logging.getLogger(__name__)
 _SETTINGS = {"k": 5, "own": 0, "distinct": 1, "effort": 0}
@@ -173,10 +173,10 @@ class QIR(_Retrieval):
         return np.einsum("qkd,qd->qk", retrieved, own) @ weights
 
     @cached_property
-    def _images(self) -> ImageFeatures:
-        from captune.models.encoders.features import ImageFeatures
+    def _images(self) -> ImageFeatureCache:
+        from captune.models.encoders.features import ImageFeatureCache
 
-        return ImageFeatures(self.gallery.image_encoder)
+        return ImageFeatureCache(self.gallery.image_encoder)
 
     def _image_vectors(self, images: Sequence[Any]) -> np.ndarray:
         """(Q, D)"""

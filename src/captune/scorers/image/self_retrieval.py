@@ -86,9 +86,9 @@ class SelfRetrieval(Scorer):
     def _ranks(self, captions: Sequence[str], images: Sequence[Any]) -> np.ndarray:
         import torch
 
-        from captune.models.encoders.features import ImageFeatures
+        from captune.models.encoders.features import ImageFeatureCache
 
-        keys, made = ImageFeatures(self.encoder)(images, batch_size=self.batch_size)
+        keys, made = ImageFeatureCache(self.encoder)(images, batch_size=self.batch_size)
         features = dict(zip(keys, made, strict=True))
         circle = sorted(features, key=lambda key: hashlib.blake2b(f"{self.seed}/".encode() + key).digest())
         self._pool = len(circle)

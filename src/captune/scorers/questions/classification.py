@@ -122,7 +122,7 @@ class Species(Scorer):
                     questions.append(_question(captions[row], asked[row], group))
                     owners.append((row, group))
             winners: dict[int, list[str]] = {row: [] for row in left}
-            for (row, group), p in zip(owners, self.answerer.ask(questions), strict=True):
+            for (row, group), p in zip(owners, self.answerer.answer_probabilities(questions), strict=True):
                 winners[row] += group[p.argmax() : p.argmax() + 1]  # nothing where the last answer, not stated, won
             final = {row for row in left if len(winners[row]) < 2}
             decided |= {row: next(iter(winners[row]), None) for row in final}

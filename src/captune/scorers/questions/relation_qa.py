@@ -92,7 +92,7 @@ class RelationQA(Scorer):
                 questions.append(Question(text, ANSWERS, f"{question} (image {image}, caption {caption[:60]!r})"))
                 owners.append((row, answer))
         rows = np.zeros((len(captions), 6))
-        for (row, answer), p in zip(owners, self.answerer.ask(questions), strict=True):
+        for (row, answer), p in zip(owners, self.answerer.answer_probabilities(questions), strict=True):
             said, offset = ANSWERS[int(p.argmax())], 3 * ANSWERS.index(answer)
             rows[row, offset : offset + 3] += [said == answer, said != "Unknown", 1]
         return rows

@@ -107,7 +107,7 @@ class Judge(Scorer):
                 )
                 for i, known in zip(part, own, strict=True)
             ]
-            scores += [float(p @ list(VALUES.values())) for p in self.answerer.ask(questions)]
+            scores += [float(p @ list(VALUES.values())) for p in self.answerer.answer_probabilities(questions)]
         return np.array(scores, dtype=np.float64).reshape(-1, 1)
 
     @property
@@ -156,7 +156,7 @@ class VisionModel:
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary(self.captioner.tokenizer)
 
-    def ask(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
         """One batch; an image that several questions are about is encoded once."""
         import torch
 

@@ -28,9 +28,9 @@ from trl.trainer.grpo_trainer import RewardFunc
 from trl.trainer.utils import RepeatSampler
 
 from captune.models import inputs as batches
-from captune.models.caching.prefill import SharedPrefill
-from captune.models.caching.preprocessing import DistinctImages, DistinctRows
-from captune.models.caching.prompts import SharedPrompts
+from captune.models.caching.prefill import PrefillCache
+from captune.models.caching.preprocessing import PreprocessingCache, RowCache
+from captune.models.caching.prompts import PromptCache
 from captune.models.captioner import Captioner
 from captune.training.monitor.trainer import Watched, Watching
 
@@ -82,20 +82,20 @@ class CaptionGRPOTrainer(Watched, GRPOTrainer):
     # -- nothing twice -------------------------------------------------------------------------------------------------
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return super()._get_dataloader(DistinctRows(dataset), *args, **kwargs)
+        return super()._get_dataloader(RowCache(dataset), *args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's; meanwhile the model's vision tower and prefill are shared."""
         images = self.args.per_device_train_batch_size * cast(int, self.args.steps_per_generation)
         with (
             self.captioner.share_vision(max_images=max(256, images), keep=self.keep_vision) as self._memo,
-            SharedPrefill(self.captioner.core),
+            PrefillCache(self.captioner.core),
         ):
             return super().train(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._memo.clear()  # so that a run which resumes encodes the same images together, to the same bits
-        with DistinctImages(self.processing_class):
+        with PreprocessingCache(self.processing_class):
             rollouts = super()._generate_and_score_completions(inputs)
         self._rewards_seen.append(self._metrics["train"]["reward"][-1])
         return rollouts
@@ -121,7 +121,7 @@ class CaptionGRPOTrainer(Watched, GRPOTrainer):
         batch = {name: value[:, :last] for name in batches.TOKEN_KEYS if (value := inputs.get(name)) is not None}
         batch |= {n: v for n, v in images.items() if n.startswith(batches.IMAGE_ARGUMENTS) and v is not None}
         with self.accelerator.autocast():
-            prompts = SharedPrompts.of_rows(self.captioner, BatchFeature(batch))
+            prompts = PromptCache.of_rows(self.captioner, BatchFeature(batch))
         if prompts is None:
             return plain(model, input_ids, attention_mask, **images)
         return plain(prompts.model(model, attention_mask), input_ids[:, last - 1 :], attention_mask[:, last - 1 :])
