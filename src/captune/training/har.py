@@ -31,6 +31,7 @@ from captune.models.captioner import Captioner
 from captune.models.prefix_captioner.modeling import PrefixForConditionalGeneration
 from captune.runs.run_dir import RunDir
 from captune.training import scst, sft
+from captune.training.method import Method
 
 
 @dataclass
@@ -150,3 +151,15 @@ def _save(model: Any, processor: Any, folder: Path) -> None:
     """The processor last: a folder that has one is whole."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+METHOD = Method(
+    name="har",
+    summary="build a captioner of an image encoder and a language model (HAR)",
+    description="Puts a frozen image encoder, a projector and a causal language model together, trains them on "
+    "references by maximum likelihood, then refines them by self-critical training on a reward.",
+    example="captune har --image-encoder storybook-clip --language-model storybook-lm --images storybook:train "
+    "--output runs/har",
+    config=HARConfig,
+    run=run,
+)

@@ -53,6 +53,7 @@ from captune.scorers.reference.capture import DEFAULT_ENCODER, Capture
 from captune.storybook import parser as facts
 from captune.storybook.world import Scene, relations
 from captune.training.lifecycle import TrainingConfig, conclude, held_out, load_training_images, measure, start
+from captune.training.method import Method
 from captune.training.scst import SCSTTrainer, fit, leave_one_out, scst_loss, starting_captioner
 from captune.training.sequences import caption_logits, sample
 
@@ -291,3 +292,15 @@ def run(config: SCConfig) -> RunDir:
     measure(captioner, source, run_dir, "SC-Captioner", limit=limit, decoder=SelfCorrection(), role="trained")
     method = f"SC-Captioner, elements by {config.elements}, from {config.adapter or 'the base'}"
     return conclude(config, run_dir, captioner, row="SC-Captioner, first turn", method=method)
+
+
+METHOD = Method(
+    name="sc-captioner",
+    summary="train a captioner to correct its own captions (SC-Captioner)",
+    description="The captioner writes a caption, is asked to correct it, and is rewarded for each object, attribute "
+    "and relation that the correction rightly adds or removes. `--decoder self-correct` captions in two turns.",
+    example="captune sc-captioner --model storybook --adapter runs/sft/adapter --images storybook:train "
+    "--output runs/sc",
+    config=SCConfig,
+    run=run,
+)

@@ -55,6 +55,7 @@ from captune.scorers.reference.cider import Cider
 from captune.scorers.text.health import Health
 from captune.training.grpo.train import marked_only, prepare
 from captune.training.lifecycle import CaptionerTrainer, TrainingConfig, conclude, load_training_images, start
+from captune.training.method import Method
 from captune.training.monitor.trainer import Watched, Watching
 from captune.training.sequences import caption_logits, sample
 from captune.training.sft import freeze_vision
@@ -258,3 +259,15 @@ def run(config: SCSTConfig) -> RunDir:
     fit(SCSTTrainer, captioner, images, config, run_dir, reward)
     begun = f", from the adapter {config.adapter}" if config.adapter else ""
     return conclude(config, run_dir, captioner, row=f"SCST: {config.reward}", method=f"SCST, {config.reward}{begun}")
+
+
+METHOD = Method(
+    name="scst",
+    summary="self-critical training on references (SCST)",
+    description="Samples captions of each image and makes those likelier that score above the captioner's own greedy "
+    "caption (or above the other samples). Usually continues from `captune sft`'s adapter, with CIDEr-D as the reward.",
+    example="captune scst --model storybook --adapter runs/sft/adapter --images storybook:train --reward cider "
+    "--output runs/scst",
+    config=SCSTConfig,
+    run=run,
+)

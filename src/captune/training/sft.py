@@ -40,6 +40,7 @@ from captune.models.captioner import Captioner
 from captune.models.families import attribute, lora_targets
 from captune.runs.run_dir import RunDir
 from captune.training.lifecycle import CaptionerTrainer, TrainingConfig, conclude, load_training_images, start
+from captune.training.method import Method
 
 
 @dataclass
@@ -166,3 +167,14 @@ def run(config: SFTConfig) -> RunDir:
     what = "all weights of the language model" if config.full else "LoRA"
     method = f"supervised fine-tuning ({what}{' and the connector' if config.connector else ''})"
     return conclude(config, run_dir, captioner, row="supervised", method=method, role="supervised")
+
+
+METHOD = Method(
+    name="sft",
+    summary="fine-tune a captioner on references (the supervised ceiling)",
+    description="Supervised fine-tuning on images with reference captions: LoRA by default, all weights of the "
+    "language model or of the connector on request.",
+    example="captune sft --model storybook --images storybook:train --seed 7 --output runs/sft",
+    config=SFTConfig,
+    run=run,
+)

@@ -57,6 +57,7 @@ from captune.training.lifecycle import (
     start,
     steps_done,
 )
+from captune.training.method import Method
 from captune.training.monitor.trainer import Watching
 from captune.training.monitor.watch import Reward, Watch, default_watch
 
@@ -262,3 +263,15 @@ def run(config: RewardConfig) -> RunDir:
     )
     begun = f", from the adapter {config.adapter}" if config.adapter else ""
     return conclude(config, run_dir, captioner, row=f"GRPO: {config.reward}", method=f"GRPO, {config.reward}{begun}")
+
+
+METHOD = Method(
+    name="grpo",
+    summary="train a captioner with any scorer as the reward (GRPO)",
+    description="Samples captions of each image, scores them, and makes the better ones likelier. The reward is a "
+    "scorer or a weighted sum of scorers (captune scorers lists them); its parts are logged separately.",
+    example="captune grpo --model storybook --images storybook:train --reward cider --output runs/cider",
+    config=RewardConfig,
+    run=run,
+    presets=PRESETS,
+)

@@ -48,6 +48,7 @@ from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.training.lifecycle import TrainingConfig, conclude, load_training_images, start
+from captune.training.method import Method
 from captune.training.vizer.mapper_fit import fit_mapper, own_captions
 from captune.training.vizer.objectives import ViZerTrainer
 
@@ -249,3 +250,16 @@ def run(config: ViZerConfig) -> RunDir:
     row = f"ViZer {'zero-label' if config.zero_label else 'GT'}{' (paper)' if config.preset == 'paper' else ''}"
     method = f"ViZer, {config.objective} objective, mapper captions: {config.mapper_captions}"
     return conclude(config, run_dir, captioner, row=row, method=method, role="zero" if config.zero_label else "gt")
+
+
+METHOD = Method(
+    name="vizer",
+    summary="improve a captioner with unlabelled images (ViZer)",
+    description="Fits a mapper from captions to visual features, then trains the captioner (LoRA) so that its own "
+    "captions agree with the images: no label needed. --preset paper is the literal reading of the paper, --preset "
+    "captune the settings that measured best.",
+    example="captune vizer --model storybook --images storybook:unlabelled --seed 7 --output runs/g",
+    config=ViZerConfig,
+    run=run,
+    presets=PRESETS,
+)
