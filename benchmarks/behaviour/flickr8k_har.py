@@ -23,9 +23,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from captune.cli.main import main as captune
-from captune.data import read_jsonl
 from captune.storybook.language_model import LanguageModelConfig, build_model, encode, perplexity
 from captune.storybook.tower import optimise, schedule
+from captune.utils.files import read_jsonl
 
 VOCABULARY, SHOWN = 3000, 10
 

@@ -27,13 +27,13 @@ import transformers
 import trl
 from transformers import TrainerCallback
 
-from captune.data import read_jsonl
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
 from captune.training.grpo.train import LastStep, RewardConfig, prepare, train_with_reward
 from captune.training.lifecycle import load_training_images, start
 from captune.training.monitor.watch import FILE, Watch, default_watch
 from captune.training.vizer.train import ViZerConfig, build_mapper
+from captune.utils.files import read_jsonl
 
 SOURCE = "storybook:val?n=64"
 RUNS = {"length": True, "mapper": False, "clip": False, "cider": False, "storybook": False}  # True: must be marked

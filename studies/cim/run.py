@@ -31,8 +31,7 @@ from rows import SECTIONS, Spec, specs
 from tqdm.auto import tqdm
 from workshop import Workshop, key_of
 
-from captune.data import read_jsonl
-from captune.data.captions import cut_torn_line
+from captune.utils.files import cut_torn_line, read_jsonl
 from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)

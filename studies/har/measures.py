@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from captune.data import load_images
-from captune.data.captions import replace_file
 from captune.decoding import load_decoder
 from captune.decoding.zerocap import FrozenPair
 from captune.evaluation.statistics import evaluate
@@ -32,6 +31,7 @@ from captune.storybook import Scene
 from captune.storybook.clip import ClipConfig, build
 from captune.storybook.grammar import reference
 from captune.training import har, scst, sft
+from captune.utils.files import replace_file
 from captune.utils.hashing import fingerprint
 
 PARTS = {"language_model": "storybook-lm", "image_encoder": "storybook-clip"}

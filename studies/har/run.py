@@ -28,9 +28,9 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from captune.data.captions import replace_file
 from captune.decoding.zerocap import FrozenPair
 from captune.models.captioner import Captioner
+from captune.utils.files import replace_file
 from captune.utils.hashing import fingerprint, weights_digest
 from captune.utils.versions import versions
 

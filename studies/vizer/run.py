@@ -30,8 +30,7 @@ from study import MAIN_ROWS, ONE_BASE, SECTIONS, Spec, main, specs
 from tqdm.auto import tqdm
 from training import Bench, key_of
 
-from captune.data import read_jsonl
-from captune.data.captions import cut_torn_line
+from captune.utils.files import cut_torn_line, read_jsonl
 from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)

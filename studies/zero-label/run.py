@@ -33,8 +33,8 @@ import verdicts
 from measured import Exam, measure, sources
 from tqdm.auto import tqdm
 
-from captune.data.captions import replace_file
 from captune.models.captioner import Captioner
+from captune.utils.files import replace_file
 from captune.utils.hashing import fingerprint, weights_digest
 from captune.utils.versions import versions
 

@@ -20,7 +20,6 @@ from contenders import LABELLED, REPETITION, Row
 from captune.cli.config import build
 from captune.corpus import Corpus
 from captune.data import load_images
-from captune.data.captions import replace_file
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
@@ -32,6 +31,7 @@ from captune.training.lifecycle import start
 from captune.training.sft import SFTConfig, SFTTrainer
 from captune.training.vizer.objectives import ViZerTrainer
 from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper
+from captune.utils.files import replace_file
 
 TEXTS = "storybook-clip"  # encodes the corpus' texts: as good here as a sentence encoder, and ten times as fast
 OWN, SAMPLES = 2000, 4  # images of the own corpus, and samples of each, the best of which is its entry

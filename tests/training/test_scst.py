@@ -14,7 +14,6 @@ import torch
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 from safetensors.torch import load_file
 
-from captune.data import read_jsonl
 from captune.errors import UnknownScorer
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
@@ -26,6 +25,7 @@ from captune.training import scst
 from captune.training.lifecycle import training_arguments
 from captune.training.scst import SCSTConfig, SCSTTrainer, leave_one_out, run, scst_loss
 from captune.training.sft import SFTConfig, add_trainable
+from captune.utils.files import read_jsonl
 
 
 def settings(output: Path, **more: Any) -> SCSTConfig:

@@ -12,7 +12,6 @@ import numpy as np
 
 from captune.corpus import files
 from captune.corpus.index import EXACT, INDEXES, OnDevice, nearest, open_index
-from captune.data.captions import read_jsonl
 from captune.errors import CorpusError
 from captune.models.encoders.pairs import (
     DEFAULT_IMAGE_ENCODER,
@@ -22,6 +21,7 @@ from captune.models.encoders.pairs import (
     load_text_encoder,
     unit,
 )
+from captune.utils.files import read_jsonl
 
 if TYPE_CHECKING:
     from captune.data import ImageSource

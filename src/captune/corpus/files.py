@@ -17,23 +17,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks; two builders in one folder are then the user's business
-    fcntl = None  # type: ignore[assignment]
-
-from captune.data.captions import jsonl_line, replace_file
 from captune.errors import CorpusError
+from captune.utils.files import jsonl_line, lock, replace_file, replacing
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -68,7 +62,7 @@ def write_shard(path: Path, shard: Shard) -> None:
     about = {"rows": shard.rows, "images": shard.images, "entries": shard.entries, "skipped": shard.skipped}
     text = json.dumps(about).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
+    with replacing_file(path) as temporary:
         save_file({"images": shard.image_vectors, "texts": shard.text_vectors,
                    "about": np.frombuffer(text, dtype=np.uint8)}, temporary)  # fmt: skip
 
@@ -103,10 +97,10 @@ def merge(folder: Path, count: int) -> dict[str, Any]:
     ids: dict[str, int] = {}
     owners = np.empty(texts[0], dtype=np.int64)
     with (
-        _replacing(folder / "texts.npy") as texts_file,
-        _replacing(folder / "images.npy") as images_file,
-        _replacing(folder / "entries.jsonl") as entries_file,
-        _replacing(folder / "skipped.jsonl") as skipped_file,
+        replacing_file(folder / "texts.npy") as texts_file,
+        replacing_file(folder / "images.npy") as images_file,
+        replacing_file(folder / "entries.jsonl") as entries_file,
+        replacing_file(folder / "skipped.jsonl") as skipped_file,
     ):
         text_vectors = np.lib.format.open_memmap(texts_file, "w+", np.float32, texts)
         image_vectors = np.lib.format.open_memmap(images_file, "w+", np.float32, images)
@@ -135,7 +129,7 @@ def merge(folder: Path, count: int) -> dict[str, Any]:
         text_vectors.flush()
         image_vectors.flush()
         del text_vectors, image_vectors
-    with _replacing(folder / "owners.npy") as owners_file, owners_file.open("wb") as file:
+    with replacing_file(folder / "owners.npy") as owners_file, owners_file.open("wb") as file:
         np.save(file, owners, allow_pickle=False)
     replace_file(folder / "images.json", json.dumps(list(ids)) + "\n")
     digest = hashlib.sha256(b"".join(part.digest() for part in digests)).hexdigest()[:12]  # for any size of shards
@@ -162,11 +156,8 @@ def _grown(shape: tuple[int, int], vectors: np.ndarray, kind: str) -> tuple[int,
 def only_builder(folder: Path) -> Iterator[None]:
     """Only one process builds in a folder."""
     with (folder / ".lock").open("wb") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise CorpusError(f"{folder}: another process is building here; wait for it to end") from error
+        if not lock(file):
+            raise CorpusError(f"{folder}: another process is building here; wait for it to end")
         yield
 
 
@@ -229,14 +220,6 @@ def open_vectors(folder: Path, name: str, shape: Sequence[int | None], dtype: ty
     return array
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name; what was written there takes the place of `path` in one step, unless an error came."""
-    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that a killed build leaves one that is used again
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def replacing_file(path: Path) -> AbstractContextManager[Path]:
+    """`replacing` with one fixed temporary name: only one process builds here, and a killed one leaves one file."""
+    return replacing(path, name=f".{path.name}.tmp")

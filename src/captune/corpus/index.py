@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from captune.corpus.files import _replacing, open_vectors
+from captune.corpus.files import open_vectors, replacing_file
 from captune.errors import CorpusError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def make_index(folder: Path, kind: str, *, progress: bool = True) -> None:
         for start in range(0, count, step):
             index.add(np.ascontiguousarray(vectors[start : start + step]))
             bar.update(min(step, count - start))
-    with _replacing(path) as temporary:
+    with replacing_file(path) as temporary:
         faiss.write_index(index, str(temporary))
 
 

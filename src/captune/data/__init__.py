@@ -7,12 +7,13 @@ photos[0]["image"]                          # decoded now, upright RGB; BadImage
 
 from __future__ import annotations
 
-from captune.data.captions import CaptionFileError, CaptionWriter, read_captions, read_jsonl, write_coco_results
+from captune.data.captions import CaptionWriter, read_captions, write_coco_results
 from captune.data.checking import without_bad
 from captune.data.columns import ImageSource, column
-from captune.data.images import BadImage, image_size, open_image
-from captune.data.readers import SourceError
+from captune.data.images import image_size, open_image
 from captune.data.sources import load_images, load_references, load_scenes
+from captune.errors import BadImage, CaptionFileError, SourceError
+from captune.utils.files import read_jsonl
 
 __all__ = [
     "BadImage",

@@ -15,36 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from captune.errors import CaptionFileError
-
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks; two writers on one file are then the user's business
-    fcntl = None  # type: ignore[assignment]
+from captune.utils.files import jsonl_line, lock, read_jsonl, replace_file
 
 logger = logging.getLogger(__name__)
-
-
-def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects of a JSONL file in file order; a torn last line (no line end, no valid JSON) is left out and logged.
-
-    Raises CaptionFileError for any other line that is not a JSON object.
-    """
-    lines = Path(path).read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"expected a JSON object, found {type(row).__name__}")
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            if number == len(lines):
-                logger.warning("%s: the last line (%d) is cut off and left out", path, number)
-                break
-            raise CaptionFileError(f"{path}, line {number}: {error}") from error
-        rows.append(row)
-    return rows
 
 
 def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -107,41 +80,6 @@ def write_coco_results(captions: Mapping[str, str], path: str | os.PathLike[str]
     replace_file(path, json.dumps(rows, ensure_ascii=False))
 
 
-def replace_file(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that a reader, or a crash, sees the old one or the new one and nothing between."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def cut_torn_line(path: Path) -> None:
-    """Cut off a last line without its line end, which a killed process may have left; logged."""
-    with path.open("rb+") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) == b"\n":
-            return
-        file.seek(0)
-        end = file.read().rfind(b"\n") + 1
-        file.truncate(end)
-    logger.warning("%s: the last line was cut off and is removed", path)
-
-
-def jsonl_line(row: Mapping[str, Any]) -> str:
-    """One row as a line of JSONL with its line end; a lone surrogate is escaped, as UTF-8 cannot hold it."""
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError:
-        line = json.dumps(row, allow_nan=False)
-    return line + "\n"
-
-
 class CaptionWriter:
     """Appends rows to a JSONL caption file; what `write` has returned from is on the disk.
 
@@ -160,7 +98,8 @@ class CaptionWriter:
         self.last: str | None = None
         self._file = self.path.open("ab")
         try:
-            self._lock()
+            if not lock(self._file):
+                raise CaptionFileError(f"{self.path}: another process is writing to it; wait for it to end")
             if resume:
                 captions = read_captions(self.path)
                 self._repair()
@@ -170,14 +109,6 @@ class CaptionWriter:
         except BaseException:
             self._file.close()
             raise
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CaptionFileError(f"{self.path}: another process is writing to it; wait for it to end") from error
 
     def _repair(self) -> None:
         content = self.path.read_bytes()

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captune.data.captions import read_jsonl
 from captune.data.images import IMAGE_SUFFIXES
 from captune.errors import CaptionFileError, SourceError
+from captune.utils.files import read_jsonl
 
 logger = logging.getLogger(__name__)
 

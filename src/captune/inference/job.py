@@ -28,11 +28,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from captune.data import CaptionWriter, ImageSource, load_images, open_image
-from captune.data.captions import jsonl_line, replace_file
 from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, MissingColumn
 from captune.inference.order import Row, cost, in_source_order, select_images, windows
 from captune.inference.settings import beside, job_settings, same_settings
+from captune.utils.files import jsonl_line, replace_file
 
 logger = logging.getLogger(__name__)
 

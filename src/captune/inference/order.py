@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from datasets import IterableDataset
 
-from captune.data import ImageSource, load_images, read_jsonl
-from captune.data.captions import jsonl_line, replace_file
+from captune.data import ImageSource, load_images
 from captune.data.columns import column, undecoded
 from captune.data.images import image_size
 from captune.errors import BadImage, CaptionFileError
+from captune.utils.files import jsonl_line, read_jsonl, replace_file
 
 
 class Row(NamedTuple):

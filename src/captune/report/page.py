@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-import os
 from importlib import resources
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from captune.report import curves, gallery, table
 from captune.report.reading import Row, Run, group_rows, read_run
 from captune.report.truth import Truth, health_of_references, load_truth
 from captune.report.watch import watched
+from captune.utils.files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +122,6 @@ def _signatures(rows: list[Row]) -> list[str]:
 
 def _write(output: Path, html: str) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, output)
+    replace_file(output, html)
     log.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
     return output

@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from captune.runs.run_dir import ROLES
+from captune.utils.files import read_jsonl
 
 ROLE_LABELS = {
     "base": "before training",
@@ -84,23 +85,10 @@ def role_of(name: str) -> str:
     return next((role for phrase, role in _ROLES_BY_NAME.items() if f" {phrase} " in f" {words} "), "other")
 
 
-def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """JSON objects of a file, one per line, and a sentence for every line that is not one."""
-    records, problems = [], []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    # Only "\n" ends a line: str.splitlines() would also cut inside captions with U+2028.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"{path.name} line {number} is not JSON ({error.msg}); it was left out.")
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-        else:
-            problems.append(f"{path.name} line {number} is not a JSON object; it was left out.")
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """JSON objects of a file, one per line, and a sentence for every line that is not one, at most four."""
+    problems: list[str] = []
+    records = read_jsonl(path, problems=problems)
     if len(problems) > 3:
         problems = [*problems[:3], f"{path.name} has {len(problems) - 3} more unreadable lines."]
     return records, problems
@@ -117,7 +105,7 @@ def read_run(path: Path) -> Run:
     run.versions = _read_json(run, "versions.json", "the versions are unknown")
     _read_config(run)
     if (path / "metrics.jsonl").is_file():
-        run.metrics, problems = read_jsonl(path / "metrics.jsonl")
+        run.metrics, problems = read_lines(path / "metrics.jsonl")
         run.notes += problems
     _read_rows(run, _read_json(run, "scores.json", "there is no row of the table and no caption to show"))
     if not run.rows and not run.metrics:
@@ -186,7 +174,7 @@ def _read_captions(run: Run, name: str, relative: Any) -> dict[str, str]:
     if not path.is_file():
         run.notes.append(f"The captions of “{name}” ({relative}) are missing: no examples of it.")
         return {}
-    records, problems = read_jsonl(path)
+    records, problems = read_lines(path)
     run.notes += problems
     captions = {}
     for record in records:

@@ -7,7 +7,7 @@ from typing import Any
 
 from captune.report import truth as known
 from captune.report.gallery import Card, Entry
-from captune.report.reading import Run, read_jsonl
+from captune.report.reading import Run, read_lines
 from captune.report.truth import Truth, load_truth
 from captune.scorers.text.health import Health
 
@@ -32,7 +32,7 @@ def watched(run: Run, source: str, truth: Truth) -> Watched | None:
     path = run.path / FILE
     if not path.is_file():
         return None
-    records, problems = read_jsonl(path)
+    records, problems = read_lines(path)
     run.notes += problems
     try:
         return _watched(run, {row["step"]: row for row in records}, source, truth)
@@ -86,7 +86,7 @@ def _captions(run: Run, step: float) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         run.notes.append(f"The captions that the watch judged at step {step} (captions/{path.name}) are missing.")
         return {}
-    records, problems = read_jsonl(path)
+    records, problems = read_lines(path)
     run.notes += problems
     return {str(r["image_id"]): r for r in records if "image_id" in r and isinstance(r.get("caption"), str)}
 

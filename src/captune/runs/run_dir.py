@@ -22,8 +22,8 @@ from typing import Any
 
 import yaml
 
-from captune.data.captions import cut_torn_line, read_jsonl, replace_file
 from captune.errors import RunError
+from captune.utils.files import cut_torn_line, read_jsonl, replace_file
 from captune.utils.versions import command_line, versions
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ import numpy as np
 
 from captune.scorers._support import ptb
 from captune.scorers._support.ngrams import ORDERS, Grams, Table, count_ngrams
+from captune.utils.files import replace_file
 
 _FORMAT = "captune-cider-df-1"
 _AT_ONCE = 8192  # images whose n-grams are in memory together
@@ -107,9 +108,7 @@ class DocumentFrequencies:
         content = {"format": _FORMAT, "tokenizer": ptb.VERSION, "images": self.images, "digest": self.digest,
                    "words": self.table.words, "keys": [k.tolist() for k in self.table.keys],
                    "counts": [c.tolist() for c in self.counts]}  # fmt: skip
-        partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        os.replace(partial, target)
+        replace_file(target, json.dumps(content, ensure_ascii=False))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DocumentFrequencies:

@@ -17,6 +17,7 @@ import numpy as np
 from captune.errors import ScorerError
 from captune.scorers import Scorer
 from captune.scorers.reference.bleu import check_references
+from captune.utils.files import replace_file
 from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ class Idf:
         target.parent.mkdir(parents=True, exist_ok=True)
         content = {"format": _FORMAT, "tokenizer": self.tokenizer, "references": self.references,
                    "digest": self.digest, "counts": sorted(self.counts.items())}  # fmt: skip
-        partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        partial.replace(target)
+        replace_file(target, json.dumps(content))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Idf:

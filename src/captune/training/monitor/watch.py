@@ -30,8 +30,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from captune.data import load_images, load_references, read_jsonl, without_bad
-from captune.data.captions import jsonl_line, replace_file
+from captune.data import load_images, load_references, without_bad
 from captune.errors import ScorerError
 from captune.evaluation.run import Images
 from captune.models.captioner import Captioner
@@ -41,6 +40,7 @@ from captune.scorers.expression import Expression
 from captune.scorers.text.health import Health
 from captune.storybook.scorer import StorybookScorer
 from captune.training.monitor.rules import Row, find_marks
+from captune.utils.files import jsonl_line, read_jsonl, replace_file
 
 logger = logging.getLogger(__name__)
 
