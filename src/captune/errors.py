@@ -23,9 +23,13 @@ class CaptuneError(Exception):
 
 
 class UsageError(CaptuneError, ValueError):
-    """The person said something that cannot be done as said; the message is one sentence that says what to do."""
+    """An invalid command line or configuration; the message says how to fix it."""
 
     exit_code = 2
+
+
+class SettingError(UsageError):
+    """Settings that cannot be used together, or a value out of range; the message names the setting."""
 
 
 class SourceError(CaptuneError, ValueError):
@@ -97,9 +101,3 @@ class RegistryError(CaptuneError, ValueError):
 
 class SpecError(CaptuneError, ValueError):
     """A spec (scorer, decoder, source, corpus) that cannot be read; the message says what is known instead."""
-
-
-class SettingError(CaptuneError, ValueError):
-    """Settings that cannot be used together, or a value out of range; the message names the setting."""
-
-    exit_code = 2

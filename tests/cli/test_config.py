@@ -21,6 +21,7 @@ class Config:
     width: int | None = None
     sources: list[str] = field(default_factory=list)
     output: Path = Path("runs/x")
+    eval_images: str = field(default="val", metadata={"aliases": ("evaluation",), "group": "evaluation"})
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -67,7 +68,7 @@ def test_none_is_a_value_of_an_optional_field(tmp_path):
         ("stepz: 3", "did you mean 'steps'"),
         ("steps: 2.5", "steps: 2.5 is not a whole number"),
         ("rate: fast", "rate: 'fast' is not a number"),
-        ("blind: maybe", "neither true nor false"),
+        ("blind: maybe", "is not true or false"),
         ("preset: boldd", "did you mean 'bold'"),
         ("steps: [1, 2]", "is not a whole number"),
         ("steps: -1", "steps must not be negative"),
@@ -93,6 +94,31 @@ def test_help_shows_meaning_and_default():
     parser = argparse.ArgumentParser()
     add_fields(parser, Config)
     text = " ".join(parser.format_help().split())
-    assert "what to learn from (required)" in text
+    assert "what to learn from" in text and "required:" in text
     assert "how fast, in % of a step (default: 0.001)" in text
     assert "--no-blind" in text
+
+
+def test_a_former_name_works_as_flag_and_as_key_and_warns(tmp_path):
+    with pytest.warns(FutureWarning, match="--evaluation is now called --eval-images"):
+        assert parse("--images", "a", "--evaluation", "b").eval_images == "b"
+    file = write(tmp_path, "evaluation: c")
+    with pytest.warns(FutureWarning, match="c.yaml: evaluation is now called eval_images"):
+        assert parse("--images", "a", file=file).eval_images == "c"
+    with pytest.warns(FutureWarning):  # a flag of today wins over a key of yesterday
+        assert parse("--images", "a", "--eval-images", "d", file=file).eval_images == "d"
+    with pytest.warns(FutureWarning), pytest.raises(UsageError, match="both are given"):
+        parse("--images", "a", "--evaluation", "b", "--eval-images", "c")
+
+
+def test_help_shows_groups_and_hides_former_names():
+    parser = argparse.ArgumentParser()
+    add_fields(parser, Config)
+    text = parser.format_help()
+    assert text.index("required:") < text.index("settings:") < text.index("evaluation:\n")
+    assert "--eval-images" in text and "--evaluation" not in text
+
+
+def test_a_missing_option_is_named():
+    with pytest.raises(UsageError, match="^missing required option: --images$"):
+        parse()

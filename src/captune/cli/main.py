@@ -17,8 +17,8 @@ from typing import NamedTuple
 from captune import __version__
 from captune.cli import commands as do
 from captune.cli.commands import say
-from captune.cli.config import unknown
 from captune.errors import UsageError
+from captune.utils.registry import nearest
 
 USES_SOURCES = ("caption", "vizer", "sft", "grpo", "scst", "har", "sc-captioner", "evaluate", "corpus", "demo")
 SOURCES = """
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((a for a in argv if not a.startswith("-")), None)
     try:
         if verb is not None and verb not in VERBS:
-            raise UsageError(unknown(verb, VERBS, "verb"))
+            raise UsageError(nearest(verb, VERBS, "verb"))
         args = parser(verb).parse_args(argv)
         return VERBS[args.verb].run(args)
     except SystemExit as e:
