@@ -1,0 +1,122 @@
+"""Sources written ``scheme:name?settings``, and what the library may ask of one that knows more than its images.
+
+A scheme is an object that a package registers, as captune's embedded world does::
+
+    [project.entry-points."captune.sources"]
+    storybook = "captune.storybook.source:SOURCE"
+
+Nothing in the library asks whether a source is this or that one. It calls `scheme_of(source)` and reads what the answer
+offers; a folder, a file or a dataset gets `Scheme()`, which offers nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from captune.errors import SourceError
+from captune.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+
+SOURCES = Registry("captune.sources", "source", error=SourceError)
+
+
+class Statement(NamedTuple):
+    """Something that a caption states in `caption[start:end]`: in words, whether it is true, and what it amounts to.
+
+    Two statements with the same `key` say the same, such as "a left of b" and "b right of a".
+    """
+
+    start: int
+    end: int
+    text: str
+    true: bool
+    key: Any
+
+
+class Drawer(Protocol):
+    """Draws an image from a caption alone."""
+
+    signature: str
+
+    def __call__(self, caption: str) -> Image:
+        """Return the image of a caption; equal captions give equal images."""
+
+
+class Scheme:
+    """What a source offers beyond images, ids and references; override what yours has.
+
+    Attributes:
+        name: the scheme.
+        truth_column: the column of its datasets that holds the exact truth about each image, such as ``scene``; "" for
+            none. The methods below that take a `truth` take a value of this column.
+        held_out: the source to evaluate on by default; "": the training images.
+        scorers: the scorers that are reported for its images besides those that every source gets.
+        monitor_scorers: those among them that may monitor a training run: they use no references and no truth.
+        truth_scorer: the scorer that compares captions with the truth, which `truth_column` must give.
+        hallucination: its figure for the share of false statements.
+        image_encoder: the default image encoder for its images; "": the library's own default.
+        text_encoder: the default text encoder for its captions.
+    """
+
+    name: str = ""
+    truth_column: str = ""
+    held_out: str = ""
+    scorers: tuple[str, ...] = ()
+    monitor_scorers: tuple[str, ...] = ()
+    truth_scorer: str = ""
+    hallucination: str = ""
+    image_encoder: str = ""
+    text_encoder: str = ""
+
+    def load(self, name: str, *, n: int | None = None, seed: int | None = None) -> Dataset:
+        """Return the dataset ``scheme:name?n=…&seed=…``: columns image, image_id, references, and its own.
+
+        Raises:
+            SourceError: for a name that there is not, or settings that do not fit.
+        """
+        raise SourceError(f"{self.name or 'this source'} cannot be loaded by name")
+
+    def source_of(self, image_ids: Sequence[str]) -> str | None:
+        """Return the source that all these ids come from, where they tell it."""
+        return None
+
+    def draw(self, truth: str, size: int) -> Image | None:
+        """Draw the image of a truth again, `size` x `size` pixels; None where it cannot."""
+        return None
+
+    def statements(self, caption: str, truth: str) -> list[Statement]:
+        """Return what a caption states, each true or false."""
+        return []
+
+    def fact_reader(self) -> Any:
+        """Return a reader of exact facts as scene graphs, with `graphs`, `truth` and `support`; None for none."""
+        return None
+
+    def drawer(self, seed: int = 0) -> Drawer | None:
+        """Return a program that draws the image that a caption describes; None for none."""
+        return None
+
+
+def scheme_of(source: Any, columns: Iterable[str] | None = ()) -> Scheme:
+    """Return what a source offers: its scheme, or `Scheme()` for folders, files and datasets.
+
+    Args:
+        source: as written; a dataset object has no scheme.
+        columns: the columns of its dataset: one with a scheme's `truth_column` is a saved copy of that scheme's.
+    """
+    name, colon, _ = source.partition(":") if isinstance(source, str) else ("", "", "")
+    if colon and name in SOURCES:
+        return SOURCES[name]
+    columns = set(columns or ())
+    if not columns:
+        return Scheme()
+    return next((scheme for scheme in SOURCES.values() if scheme.truth_column in columns), Scheme())
+
+
+def source_of(image_ids: Sequence[str]) -> str | None:
+    """Return the source that ids come from, asked of every scheme."""
+    return next((found for scheme in SOURCES.values() if (found := scheme.source_of(image_ids))), None)
