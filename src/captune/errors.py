@@ -95,6 +95,10 @@ class RunError(CaptuneError, ValueError):
     """A run folder that cannot be used as asked; the message says why and what to do."""
 
 
+class ReportError(CaptuneError, NotADirectoryError, ValueError):
+    """A report that cannot be made: a folder that is not there, or none named."""
+
+
 class RegistryError(CaptuneError, ValueError):
     """A name that a registry does not hold; the message has the nearest names."""
 

@@ -13,7 +13,7 @@ from contenders import SUPERVISED, Row
 from measured import SHOWN
 from verdicts import GAPS, ROLES, SPLITS, Results
 
-from captune.report.truth import Truth, load_truth, mark, picture
+from captune.report.truth import Truth, highlight, image_uri, load_truth
 
 COLOURS = {"test": "#2f6fb0", "ood": "#d9822b"}
 STYLE = {
@@ -88,9 +88,9 @@ def section(results: Results, truth: Truth, told: list[Row], seed: int, split: s
         caption = results.records[row.name, seed]["captions"][split][place]
         words = "".join(
             f"<mark title='{escape(part.title)}'>{escape(part.text)}</mark>" if part.mark == "wrong" else
-            escape(part.text) for part in mark(truth, image_id, caption, None)
+            escape(part.text) for part in highlight(truth, image_id, caption, None)
         )  # fmt: skip
         lines.append(f"<tr><th title='{ROLES.get(row.role, row.role)}'>{escape(row.name)}</th><td>{words}</td></tr>")
     table = "\n".join(lines)
-    image = f"<img src='{picture(truth, image_id)}' alt='{escape(image_id)}'>"
+    image = f"<img src='{image_uri(truth, image_id)}' alt='{escape(image_id)}'>"
     return f"<section>{image}<table>\n{table}\n</table></section>"

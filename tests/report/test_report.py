@@ -16,7 +16,7 @@ from captune.report import curves, render
 from captune.report.gallery import pick
 from captune.report.reading import group_rows, read_run, role_of
 from captune.report.table import build_table, columns_of, percent
-from captune.report.truth import Truth, mark
+from captune.report.truth import Truth, highlight
 from captune.runs.run_dir import RunDir
 
 SOURCE = "storybook:test?n=12&seed=5"
@@ -171,7 +171,7 @@ def test_marks_of_a_scene() -> None:
         ),
     )
     truth = Truth(scenes={"i": scene})
-    segments = mark(truth, "i", "a red ball left of a green car in the snow", "a red cat and a ball")
+    segments = highlight(truth, "i", "a red ball left of a green car in the snow", "a red cat and a ball")
     assert "".join(s.text for s in segments) == "a red ball left of a green car in the snow"
     assert [(s.text, s.mark) for s in segments if s.mark] == [
         ("red", "added"),  # the base said red of a cat
@@ -180,14 +180,14 @@ def test_marks_of_a_scene() -> None:
         ("car", "added"),
         ("snow", "wrong"),
     ]
-    assert [(s.text, s.mark) for s in mark(truth, "i", "a cat and a ball", None) if s.mark] == [("cat", "wrong")]
+    assert [(s.text, s.mark) for s in highlight(truth, "i", "a cat and a ball", None) if s.mark] == [("cat", "wrong")]
 
 
 def test_marks_of_a_photo() -> None:
     truth = Truth(references={"i": ["Two dogs run on grass", "A brown dog"]})
-    segments = mark(truth, "i", "a brown dog with a frisbee", "a dog")
+    segments = highlight(truth, "i", "a brown dog with a frisbee", "a dog")
     assert [(s.text, s.mark) for s in segments if s.mark] == [("brown", "added"), ("frisbee", "wrong")]
-    assert mark(Truth(), "i", "anything", None)[0].mark == ""
+    assert highlight(Truth(), "i", "anything", None)[0].mark == ""
 
 
 def test_partial_runs_say_what_is_missing(run: Path, tmp_path: Path) -> None:
@@ -314,3 +314,26 @@ def test_a_written_role_is_taken_whatever_the_name(tmp_path: Path) -> None:
     ]
     with pytest.raises(RunError, match="unknown role 'best'"):
         run.add_scores("x", scores, role="best")
+
+
+def test_controls_of_another_source_get_one_compact_table(run: Path, tmp_path: Path) -> None:
+    other = RunDir(tmp_path / "study").start({})
+    for number, source in enumerate(["storybook:test?n=500&seed=1"] * 5 + ["storybook:val"]):
+        score = {"values": {"cider": number / 10}, "interval": {"cider": [0.001, 0.987]}}
+        other.add_scores(f"control {number}", {"cider": score, "health": score}, role="control", source=source)
+    page = Page(render([run, other.path], tmp_path / "report.html"))
+    assert "raised CIDEr-D from 1.00 to 4.00" in page.text  # the page stays about the run
+    section = page.source[page.source.index('id="controls"') :].split("</table>")[0]
+    assert [f"control {number}" in section for number in range(6)] == [True] * 6
+    assert "storybook:test?n=500&amp;seed=1" in section and "storybook:val" in section
+    assert "0.987" not in page.text and page.source.count('class="scroll compact"') == 1
+    assert page.source.index('id="examples"') < page.source.index('id="scores"') < page.source.index('id="controls"')
+    assert page.source.index('id="controls"') < page.source.index('id="curves"') < page.source.index('id="run"')
+
+
+def test_captions_outside_the_run_are_found_from_anywhere(run: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = RunDir("together").start({})
+    other.add_scores("base", {}, role="base", source=SOURCE, captions=Path("g/captions/0.jsonl"))
+    monkeypatch.chdir("/")
+    assert len(read_run(tmp_path / "together").rows[0].captions) == 12

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from captune.report import truth as known
+from captune.report import truth
 from captune.report.reading import Row
-from captune.report.table import first, focus_of
+from captune.report.table import first_with_role, focus_of
 from captune.report.truth import Segment, Truth
 
 EXTREMES = 10  # gains shown, and regressions shown
@@ -24,18 +24,21 @@ class Entry:
     state: str = ""  # improved | worsened | unchanged | "" (the base itself, or no score)
     delta: str = ""
     score: str = ""
+    focus: bool = False  # of the row that the page is about
 
 
 @dataclass(frozen=True)
 class Card:
+    """One image and its captions."""
+
     image_id: str
-    picture: str  # data URI, or "" with `missing` saying why
+    image: str  # data URI, or "" with `missing` saying why
     missing: str
     references: list[str]
     entries: list[Entry]
-    more: list[Entry]
-    state: str
-    states: dict[int, str]  # row position (among compared rows) -> state: the filter's data
+    more: list[Entry] = field(default_factory=list)  # folded away
+    state: str = ""
+    states: dict[int, str] = field(default_factory=dict)  # position among the compared rows -> state, for the filter
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,18 @@ class Count:
 
     @property
     def total(self) -> int:
+        """The number of captions compared."""
         return self.improved + self.worsened + self.unchanged
 
-    def share(self, part: str) -> float:
-        return round(100 * getattr(self, part) / self.total, 2) if self.total else 0.0
+    def share(self, state: str) -> float:
+        """The percentage of captions in a state."""
+        return round(100 * getattr(self, state) / self.total, 2) if self.total else 0.0
 
 
 @dataclass
 class Gallery:
+    """The images chosen, how all captions compare with the base's, and what a reader has to know about both."""
+
     gains: list[Card] = field(default_factory=list)
     losses: list[Card] = field(default_factory=list)
     sample: list[Card] = field(default_factory=list)
@@ -65,40 +72,48 @@ class Gallery:
     compared: list[str] = field(default_factory=list)  # names of the rows the filter can compare with the base
     focus: str = ""
     scorer: str = ""
+    figure: str = ""  # the scorer's figure, in words
     tolerance: float = 0.0
     images: int = 0
-    drawn: bool = False  # storybook: facts are known, not only words
+    facts: bool = False  # whether statements are judged against known facts, not words against references
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     @property
     def shown(self) -> int:
+        """The number of images on the page."""
         return len(self.gains) + len(self.losses) + len(self.sample)
 
 
-def build(rows: list[Row], truth: Truth, *, limit: int = 60) -> Gallery:
-    """Picks at most `limit` images and builds their cards. `rows` are of one source."""
+def build(rows: list[Row], source_truth: Truth, *, limit: int = 60) -> Gallery:
+    """Picks at most `limit` images and builds their cards.
+
+    Args:
+        rows: the rows of one source.
+        source_truth: what is known about that source.
+        limit: the largest number of images.
+    """
     captioned = [row for row in rows if row.captions]
-    gallery = Gallery(images=len({i for row in captioned for i in row.captions}), drawn=bool(truth.scenes))
+    gallery = Gallery(images=len({i for row in captioned for i in row.captions}), facts=bool(source_truth.scenes))
     if not captioned:
         gallery.notes.append("No captions were found in these runs, so there are no examples to show.")
         return gallery
-    base, focus = first(captioned, "base"), focus_of(captioned)
+    base, focus = first_with_role(captioned, "base"), focus_of(captioned)
     compared = [row for row in captioned if row is not base] if base else []
     gallery.compared, gallery.focus = [row.name for row in compared], focus.name if focus else ""
-    if quoted := [row.name for row in rows if not row.captions]:
-        gallery.notes.append(f"In the table only, without captions to show: {', '.join(quoted)}.")
-    _note_uneven(gallery, captioned, truth)
-    scores = _scores(gallery, captioned, truth)
+    if quoted := [row.name for row in rows if not row.captions and row.role != "control"]:
+        gallery.notes.append(f"Scored, but without captions to show: {', '.join(quoted)}.")
+    _note_uneven(gallery, captioned, source_truth)
+    scores = _scores(gallery, captioned, source_truth)
     deltas = {row.name: _deltas(scores, base, row) for row in compared} if base else {}
     gallery.counts = [_count(row, deltas[row.name], gallery.scorer) for row in compared if deltas[row.name]]
     if base is None:
-        gallery.notes.append("No base row: gains and regressions cannot be told, so the images are a random sample.")
+        gallery.notes.append("Without a base row gains and regressions are unknown: the images are a random sample.")
     chosen = (focus or captioned[0]).captions
     gains, losses, sample = pick(list(chosen), deltas.get(gallery.focus, {}), gallery.scorer, limit)
 
     def card(image_id: str) -> Card:
-        return _card(gallery, image_id, captioned, base, truth, scores, deltas)
+        return _card(gallery, image_id, captioned, base, source_truth, scores, deltas)
 
     gallery.gains, gallery.losses, gallery.sample = ([card(i) for i in ids] for ids in (gains, losses, sample))
     return gallery
@@ -107,23 +122,23 @@ def build(rows: list[Row], truth: Truth, *, limit: int = 60) -> Gallery:
 def pick(ids: list[str], delta: dict[str, float], scorer: str, limit: int) -> tuple[list[str], list[str], list[str]]:
     """The largest gains, the worst regressions (at most as many each), and a random sample of all the rest."""
     shuffled = sorted(ids)
-    random.Random(0).shuffle(shuffled)  # so that ties are not settled by the images' names
+    random.Random(0).shuffle(shuffled)  # so that image ids do not decide ties
     extremes = min(EXTREMES, max(1, limit // 4))
     ranked = sorted((i for i in shuffled if i in delta), key=lambda i: delta[i])
-    losses = [i for i in ranked if known.change(delta[i], scorer) == "worsened"][:extremes]
-    gains = [i for i in reversed(ranked) if known.change(delta[i], scorer) == "improved"][:extremes]
+    losses = [i for i in ranked if truth.change(delta[i], scorer) == "worsened"][:extremes]
+    gains = [i for i in reversed(ranked) if truth.change(delta[i], scorer) == "improved"][:extremes]
     taken = {*gains, *losses}
     return gains, losses, [i for i in shuffled if i not in taken][: max(0, limit - len(taken))]
 
 
-def _scores(gallery: Gallery, rows: list[Row], truth: Truth) -> dict[str, dict[str, float]]:
-    gallery.scorer = "storybook" if truth.scenes else "cider" if truth.references else ""
+def _scores(gallery: Gallery, rows: list[Row], source_truth: Truth) -> dict[str, dict[str, float]]:
+    gallery.scorer = "storybook" if source_truth.scenes else "cider" if source_truth.references else ""
     if not gallery.scorer:
         gallery.notes.append("No references are known for these images: captions are shown without scores.")
         return {}
-    gallery.tolerance = known.tolerance(gallery.scorer)
+    gallery.tolerance, gallery.figure = truth.tolerance(gallery.scorer), truth.FIGURES[gallery.scorer]
     try:
-        return {row.name: known.per_caption(truth, row.captions, gallery.scorer) for row in rows}
+        return {row.name: truth.per_caption(source_truth, row.captions, gallery.scorer) for row in rows}
     except (ImportError, ValueError, OSError) as error:
         gallery.notes.append(f"Captions could not be scored one by one with {gallery.scorer}: {error}")
         return {}
@@ -135,20 +150,20 @@ def _deltas(scores: dict[str, dict[str, float]], base: Row, row: Row) -> dict[st
 
 
 def _count(row: Row, delta: dict[str, float], scorer: str) -> Count:
-    states = [known.change(d, scorer) for d in delta.values()]
+    states = [truth.change(d, scorer) for d in delta.values()]
     return Count(row.name, row.role, *(states.count(s) for s in ("improved", "worsened", "unchanged")))
 
 
-def _note_uneven(gallery: Gallery, rows: list[Row], truth: Truth) -> None:
-    """Says it when rows caption different images, or images the source does not have."""
+def _note_uneven(gallery: Gallery, rows: list[Row], source_truth: Truth) -> None:
+    """Notes rows that caption different images, and images that the source does not have."""
     every = set().union(*(row.captions for row in rows))
     for row in rows:
         if lacking := sorted(every - row.captions.keys()):
             gallery.notes.append(f"“{row.name}” has no caption for {_some(lacking, len(every))}.")
-    if truth.references or truth.scenes:
-        strangers = sorted(every - truth.references.keys() - truth.scenes.keys())
-        if strangers:
-            gallery.notes.append(f"The source knows nothing about {_some(strangers, len(every))}.")
+    if source_truth.references or source_truth.scenes:
+        unknown = sorted(every - source_truth.references.keys() - source_truth.scenes.keys())
+        if unknown:
+            gallery.notes.append(f"The source has neither references nor facts for {_some(unknown, len(every))}.")
 
 
 def _some(ids: list[str], total: int) -> str:
@@ -161,40 +176,39 @@ def _card(
     image_id: str,
     rows: list[Row],
     base: Row | None,
-    truth: Truth,
+    source_truth: Truth,
     scores: dict[str, dict[str, float]],
     deltas: dict[str, dict[str, float]],
 ) -> Card:
-    try:
-        picture, missing = known.picture(truth, image_id), ""
-    except (LookupError, OSError, ValueError, ImportError) as error:
-        picture, missing = "", str(error) or type(error).__name__
+    image, missing = truth.try_image_uri(source_truth, image_id)
+    if missing:
         gallery.missing.append(f"{image_id}: {missing}")
     base_caption = base.captions.get(image_id) if base else None
     entries: list[Entry] = []
     more: list[Entry] = []
     states: dict[int, str] = {}
-    taken: set[str] = set()
+    roles: set[str] = set()
     for row in rows:
         caption = row.captions.get(image_id)
         if caption is None:
             continue
         delta = deltas.get(row.name, {}).get(image_id)
-        state = known.change(delta, gallery.scorer) if delta is not None else ""
+        state = truth.change(delta, gallery.scorer) if delta is not None else ""
         if state:
             states[gallery.compared.index(row.name)] = state
         score = scores.get(row.name, {}).get(image_id)
         entry = Entry(
             name=row.name,
             role=row.role,
-            segments=known.mark(truth, image_id, caption, None if row is base else base_caption),
+            segments=truth.highlight(source_truth, image_id, caption, None if row is base else base_caption),
             state=state,
             delta="" if delta is None else f"{delta:+.2f}".replace("-", "−"),
             score="" if score is None else f"{score:.2f}",
+            focus=row.name == gallery.focus,
         )
-        # The figure's four lines: the first row of each role, and always the row the page is about.
-        shown = row.name == gallery.focus or (row.role in _DETAILED and row.role not in taken)
+        # Shown at once: the first row of each role, and always the row that the page is about.
+        shown = row.name == gallery.focus or (row.role in _DETAILED and row.role not in roles)
         (entries if shown else more).append(entry)
-        taken.add(row.role)
+        roles.add(row.role)
     state = states.get(gallery.compared.index(gallery.focus), "") if gallery.focus in gallery.compared else ""
-    return Card(image_id, picture, missing, truth.references.get(image_id, []), entries, more, state, states)
+    return Card(image_id, image, missing, source_truth.references.get(image_id, []), entries, more, state, states)

@@ -7,6 +7,7 @@
     text: (node.dataset.image + " " + node.textContent).toLowerCase().replace(/\s+/g, " "),
   }));
   const found = document.getElementById("found");
+  const more = document.getElementById("more");
   const apply = () => {
     const state = tools.elements.state ? tools.elements.state.value : "";
     const row = tools.elements.row ? tools.elements.row.value : null;
@@ -20,7 +21,10 @@
     }
     found.textContent = shown === cards.length ? `${shown} images` : `${shown} of ${cards.length} images`;
   };
-  tools.addEventListener("input", apply);
+  tools.addEventListener("input", () => {
+    if (more) more.open = true; // the filter looks at every card
+    apply();
+  });
   tools.addEventListener("submit", (event) => event.preventDefault());
   tools.hidden = false;
   apply();

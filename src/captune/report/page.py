@@ -1,4 +1,4 @@
-"""Puts the page together: reads the runs, builds its parts, fills the template, writes one file."""
+"""The page: reads the runs, builds its parts, fills the template and writes one file."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from captune.errors import ReportError
 from captune.report import curves, gallery, table
-from captune.report.reading import Row, Run, group_rows, read_run
+from captune.report.monitor import monitor_report
+from captune.report.reading import Row, Run, group_rows, read_run, split_controls
 from captune.report.truth import Truth, health_of_references, load_truth
-from captune.report.watch import watched
 from captune.utils.files import replace_file
 
 log = logging.getLogger(__name__)
 
+FOREMOST = 4  # gains, and regressions, that are not folded away
+
 
 def render(run_dirs: list[Path], output: Path, *, title: str | None = None, images: int = 60) -> Path:
-    """Writes a self-contained HTML page about the runs and returns its path. The same runs give the same bytes.
+    """Write a self-contained HTML page about the runs and return its path. The same runs give the same bytes.
 
     Args:
-        run_dirs: run directories; what is missing or broken in them is said on the page.
+        run_dirs: run directories; the page names what is missing or broken in them.
         output: the HTML file to write (its folder is made when missing).
         title: the page's title; by default made from the runs' names.
-        images: at most this many images in the gallery. About 10-25 kB each.
+        images: the largest number of images in the gallery, 10 to 25 kB each.
 
     Raises:
-        ValueError: no run directory was named.
-        NotADirectoryError: one of them is not a folder.
+        ReportError: no run directory was named, or one of them is not a folder.
     """
     if not run_dirs:
-        raise ValueError("No run directory was named: there is nothing to report. Name at least one folder of runs/.")
+        raise ReportError("No run directory was named: there is nothing to report. Name at least one folder of runs/.")
     runs = _distinct([read_run(Path(path)) for path in run_dirs])
-    groups = group_rows(runs)
+    groups, controls = split_controls(group_rows(runs))
     source, rows = next(iter(groups.items()), ("", []))
     truth = load_truth(source)
     shown = gallery.build(rows, truth, limit=images)
@@ -44,24 +46,30 @@ def render(run_dirs: list[Path], output: Path, *, title: str | None = None, imag
     sentence, figures = table.headline(rows, columns, shown.images)
     script = _asset("page.js")
     plots = curves.plots(runs)
-    html = _environment().from_string(_asset("page.html.j2")).render(
-        title=title or _title(runs),
-        sentence=sentence,
-        figures=figures,
-        runs=runs,
-        sources=[_source(name, group, truth if name == source else Truth()) for name, group in groups.items()],
-        plots=[plot for plot in plots if plot.main],
-        more_plots=[plot for plot in plots if not plot.main],
-        gallery=shown,
-        gallery_source=source,
-        watches=[watch for run in runs if (watch := watched(run, source, truth)) is not None],
-        notes=truth.notes,
-        bad_images=sorted({line for run in runs for line in run.bad_images}),
-        signatures=_signatures(rows),
-        style=Markup(_asset("page.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )  # fmt: skip
+    html = (
+        _environment()
+        .from_string(_asset("page.html.j2"))
+        .render(
+            title=title or _title(runs),
+            sentence=sentence,
+            figures=figures,
+            runs=runs,
+            sources=[_source(name, group, truth if name == source else Truth()) for name, group in groups.items()],
+            plots=[plot for plot in plots if plot.main],
+            more_plots=[plot for plot in plots if not plot.main],
+            gallery=shown,
+            gallery_source=source,
+            first=FOREMOST,
+            controls=_controls(controls),
+            monitors=[report for run in runs if (report := monitor_report(run, source, truth)) is not None],
+            notes=truth.notes,
+            bad_images=sorted({line for run in runs for line in run.bad_images}),
+            signatures=_signatures([*rows, *controls]),
+            style=Markup(_asset("page.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
     return _write(Path(output), html)
 
 
@@ -74,7 +82,7 @@ def _asset(name: str) -> str:
 
 
 def _distinct(runs: list[Run]) -> list[Run]:
-    """Two runs of the same folder name are told apart by the folder above."""
+    """Runs of the same folder name get the name of the folder above in theirs."""
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:
@@ -92,32 +100,43 @@ def _source(name: str, rows: list[Row], truth: Truth) -> dict[str, object]:
     main, every = table.columns_of(rows), table.columns_of(rows, every=True)
     health = table.columns_of(rows, health=True)
     captioned = sorted({image_id for row in rows for image_id in row.captions})
-    people = health_of_references(truth, captioned) if health else {}
-    patients = rows
-    if people:
-        scores = {column.scorer: {"values": people} for column in health if column.scorer == "health"}
-        patients = [Row("references", "other", "", name, scores, {}), *rows]
+    of_references = health_of_references(truth, captioned) if health else {}
+    examined = rows
+    if of_references:
+        scores = {column.scorer: {"values": of_references} for column in health if column.scorer == "health"}
+        examined = [Row("references", "other", "", name, scores, {}), *rows]
     return {
         "name": name,
         "images": max((len(row.captions) for row in rows), default=0),
         "table": table.build_table(rows, main),
-        "every": table.build_table(rows, every, gaps=False) if len(every) > len(main) else None,
-        "health": table.build_table(patients, health, gaps=False, rank=False) if health else None,
+        "every": table.build_table(rows, every, gaps=False, speed=False) if len(every) > len(main) else None,
+        "health": table.build_table(examined, health, gaps=False, rank=False, speed=False) if health else None,
         "gap_note": _gap_note(rows),
         "intervals": any(result.get("interval") for row in rows for result in row.scores.values()),
     }
 
 
+def _controls(rows: list[Row]) -> dict[str, object] | None:
+    if not rows:
+        return None
+    figures = [table.without_interval(row) for row in rows]
+    columns = table.columns_of(figures)
+    return {
+        "sources": list(dict.fromkeys(row.source for row in rows)),
+        "table": table.build_table(figures, columns, gaps=False, rank=False, speed=False),
+    }
+
+
 def _gap_note(rows: list[Row]) -> str:
-    lacking = [role for role in ("base", "supervised") if table.first(rows, role) is None]
+    lacking = [role for role in ("base", "supervised") if table.first_with_role(rows, role) is None]
     if not lacking or len(rows) < 2:
         return ""
-    return f"No “gap closed” column: there is no {' and no '.join(lacking)} row to measure it against."
+    return f"“Gap closed” is not shown: it needs a {' and a '.join(lacking)} row."
 
 
 def _signatures(rows: list[Row]) -> list[str]:
-    found = [str(result["signature"]) for row in rows for result in row.scores.values() if result.get("signature")]
-    return list(dict.fromkeys(found))
+    signatures = (result.get("signature") for row in rows for result in row.scores.values())
+    return list(dict.fromkeys(str(signature) for signature in signatures if signature))
 
 
 def _write(output: Path, html: str) -> Path:

@@ -1,4 +1,4 @@
-"""Reads run directories for the report. What is missing or broken becomes a note on the page, never a crash."""
+"""Reading run directories. What is missing or broken becomes a note on the page, never an error."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from captune.errors import ReportError
 from captune.runs.run_dir import ROLES
 from captune.utils.files import read_jsonl
 
@@ -95,19 +96,26 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def read_run(path: Path) -> Run:
-    """Reads one run directory. Raises NotADirectoryError when `path` is not a folder; all else becomes a note."""
+    """One run directory as far as it can be read.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        ReportError: `path` is not a folder; all else becomes a note of the run.
+    """
     if not path.is_dir():
-        raise NotADirectoryError(f"{path} is not a run directory: there is no such folder. Name a folder of runs/.")
+        raise ReportError(f"{path} is not a run directory: there is no such folder. Name a folder of runs/.")
     run = Run(name=path.resolve().name, path=path)
     expected = ("config.yaml", "versions.json", "metrics.jsonl", "scores.json")
     if absent := [name for name in expected if not (path / name).is_file()]:
-        run.notes.append(f"Not in this folder: {', '.join(absent)}; the page does without.")
+        run.notes.append(f"Not in this folder: {', '.join(absent)}.")
     run.versions = _read_json(run, "versions.json", "the versions are unknown")
     _read_config(run)
     if (path / "metrics.jsonl").is_file():
         run.metrics, problems = read_lines(path / "metrics.jsonl")
         run.notes += problems
-    _read_rows(run, _read_json(run, "scores.json", "there is no row of the table and no caption to show"))
+    _read_rows(run, _read_json(run, "scores.json", "there are no scores and no captions to show"))
     if not run.rows and not run.metrics:
         run.notes.append("Neither scores nor training metrics were found: did the run finish its first step?")
     run.command = _command(run)
@@ -187,11 +195,11 @@ def _read_captions(run: Run, name: str, relative: Any) -> dict[str, str]:
 
 def _bad_images(content: dict[str, Any]) -> list[str]:
     """Bad images as "item: why", from a list of strings or of objects, or a mapping item -> why."""
-    found = content.get("bad_images") or []
-    if isinstance(found, dict):
-        return [f"{item}: {why}" for item, why in found.items()]
+    entries = content.get("bad_images") or []
+    if isinstance(entries, dict):
+        return [f"{item}: {why}" for item, why in entries.items()]
     lines = []
-    for entry in found if isinstance(found, list) else []:
+    for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict):
             item = entry.get("item") or entry.get("image_id") or entry.get("path") or "an unnamed image"
             why = entry.get("why") or entry.get("error") or entry.get("bad_image")
@@ -203,8 +211,8 @@ def _bad_images(content: dict[str, Any]) -> list[str]:
 
 def _command(run: Run) -> str:
     """The command that made the run: as recorded, or else rebuilt from the configuration's own path."""
-    for place in (run.config, run.versions):
-        recorded = place.get("command")
+    for record in (run.config, run.versions):
+        recorded = record.get("command")
         if isinstance(recorded, str) and recorded.strip():
             return recorded.strip()
         if isinstance(recorded, list) and recorded:
@@ -221,7 +229,8 @@ def is_number(value: Any) -> TypeGuard[float]:
 def group_rows(runs: list[Run]) -> dict[str, list[Row]]:
     """Rows by source, in table order (base first, controls last); a row that several runs share appears once.
 
-    Rows of the same name that differ are told apart by their run's name. Sources come with most rows first.
+    Rows of the same name that differ are told apart by their run's name. The source with most rows that are no
+    controls comes first: it is the one the page is about.
     """
     groups: dict[str, list[Row]] = {}
     for row in (row for run in runs for row in run.rows):
@@ -232,7 +241,19 @@ def group_rows(runs: list[Run]) -> dict[str, list[Row]]:
         group.append(replace(row, name=f"{row.name} ({row.run})") if same_name else row)
     for group in groups.values():
         group.sort(key=lambda row: list(ROLES).index(row.role))
-    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+    return dict(
+        sorted(groups.items(), key=lambda item: (-sum(row.role != "control" for row in item[1]), -len(item[1])))
+    )
+
+
+def split_controls(groups: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], list[Row]]:
+    """The groups without the controls of other sources than the first, and these controls: figures to quote."""
+    first = next(iter(groups), "")
+    elsewhere = [row for source, rows in groups.items() if source != first for row in rows if row.role == "control"]
+    rest = {
+        source: [row for row in rows if source == first or row.role != "control"] for source, rows in groups.items()
+    }
+    return {source: rows for source, rows in rest.items() if rows}, elsewhere
 
 
 def _same_result(a: Row, b: Row) -> bool:

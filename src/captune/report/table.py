@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from captune.report.reading import ROLE_LABELS, Row, is_number
@@ -42,6 +42,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
+    """One figure of one row, as text, and where it lies on the column's little bar."""
+
     text: str = "–"
     interval: str = ""
     rank: str = ""  # "best" | "second" | ""
@@ -53,16 +55,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
+    """One row of a table."""
+
     name: str
     role: str
     note: str
     cells: list[Cell]
     gaps: list[str] = field(default_factory=list)
     speed: str = ""
+    focus: bool = False  # the row that the page is about
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table as the template prints it."""
+
     columns: list[Column]
     lines: list[Line]
     gap_labels: list[str] = field(default_factory=list)
@@ -82,11 +89,13 @@ def label(scorer: str, key: str) -> str:
 
 
 def value_of(row: Row, column: Column) -> float | None:
+    """The figure of a row; None where it was not measured."""
     value = (row.scores.get(column.scorer, {}).get("values") or {}).get(column.key)
     return float(value) if is_number(value) else None
 
 
 def interval_of(row: Row, column: Column) -> tuple[float, float] | None:
+    """The confidence interval of a figure; None where it has none."""
     pair = (row.scores.get(column.scorer, {}).get("interval") or {}).get(column.key)
     if isinstance(pair, list | tuple) and len(pair) == 2 and all(is_number(end) for end in pair):
         return float(pair[0]), float(pair[1])
@@ -121,6 +130,11 @@ def columns_of(rows: list[Row], *, health: bool = False, every: bool = False) ->
     return sorted(columns, key=lambda column: order[column.scorer])
 
 
+def without_interval(row: Row) -> Row:
+    """The row with its figures alone."""
+    return replace(row, scores={name: {**score, "interval": {}} for name, score in row.scores.items()})
+
+
 def gap_closed(row: Row, base: Row | None, ceiling: Row | None, column: Column) -> float | None:
     """(row - base) / (supervised - base); None where a figure is missing or the ceiling is not above the base."""
     if base is None or ceiling is None:
@@ -138,13 +152,24 @@ def gap_columns(columns: list[Column]) -> list[Column]:
     return chosen[:2] or directed[:1]
 
 
-def build_table(rows: list[Row], columns: list[Column], *, gaps: bool = True, rank: bool = True) -> Table:
-    """Rows x columns with intervals and ranks. Ties share a rank; a column without a direction has none."""
-    base, ceiling = first(rows, "base"), first(rows, "supervised")
-    wanted = gap_columns(columns) if gaps and base and ceiling else []
+def build_table(
+    rows: list[Row], columns: list[Column], *, gaps: bool = True, rank: bool = True, speed: bool = True
+) -> Table:
+    """Rows x columns with intervals and ranks. Ties share a rank; a column without a direction has none.
+
+    Args:
+        rows: the table's rows.
+        columns: the figures to show.
+        gaps: show how much of the gap between base and supervised each row closes.
+        rank: mark the best and the second-best row of each column, and draw the little bars.
+        speed: show images per second.
+    """
+    base, ceiling, focus = first_with_role(rows, "base"), first_with_role(rows, "supervised"), focus_of(rows)
+    between = [row for row in rows if row not in (base, ceiling)]
+    wanted = gap_columns(columns) if gaps and base and ceiling and between else []
     wanted = [column for column in wanted if gap_closed(base, base, ceiling, column) is not None] if base else []
     cells = {column: _cells(rows, column, rank=rank) for column in columns}
-    speed = any(row.images_per_second for row in rows) and gaps
+    speed = speed and any(row.images_per_second for row in rows)
     lines = [
         Line(
             name=row.name,
@@ -153,6 +178,7 @@ def build_table(rows: list[Row], columns: list[Column], *, gaps: bool = True, ra
             cells=[cells[column][position] for column in columns],
             gaps=["" if row in (base, ceiling) else percent(gap_closed(row, base, ceiling, c)) for c in wanted],
             speed=f"{row.images_per_second:.3g}" if row.images_per_second else "–",
+            focus=row is focus and len(rows) > 1,
         )
         for position, row in enumerate(rows)
     ]
@@ -162,12 +188,13 @@ def build_table(rows: list[Row], columns: list[Column], *, gaps: bool = True, ra
 def _cells(rows: list[Row], column: Column, *, rank: bool) -> list[Cell]:
     values = [value_of(row, column) for row in rows]
     intervals = [interval_of(row, column) for row in rows]
-    known = [v for v in values if v is not None]
-    ends = known + [end for pair in intervals if pair for end in pair]
+    measured = [v for v in values if v is not None]
+    ends = measured + [end for pair in intervals if pair for end in pair]
     floor, roof = (min([0.0, *ends]), max(ends)) if ends else (0.0, 1.0)
     span = (roof - floor) or 1.0
-    order = sorted(set(known), key=lambda v: -v * column.better) if column.better and rank and len(known) > 1 else []
-    ranks = dict(zip(order[:2], ("best", "second"), strict=False))
+    ranked = column.better and rank and len(set(measured)) > 1
+    order = sorted(set(measured), key=lambda v: -v * column.better) if ranked else []
+    ranks = dict(zip(order[: 2 if len(measured) > 2 else 1], ("best", "second"), strict=False))
     cells = []
     for value, pair in zip(values, intervals, strict=True):
         if value is None:
@@ -187,37 +214,39 @@ def _cells(rows: list[Row], column: Column, *, rank: bool) -> list[Cell]:
     return cells
 
 
-def first(rows: list[Row], role: str) -> Row | None:
+def first_with_role(rows: list[Row], role: str) -> Row | None:
+    """The first row of a role, if there is one."""
     return next((row for row in rows if row.role == role), None)
 
 
 def focus_of(rows: list[Row]) -> Row | None:
-    """The row the page is about: the first zero-label one, else the first trained one."""
+    """The row that the page is about: the first that was trained without labels, else the first trained one."""
     for role in ("zero", "gt", "trained", "supervised", "other", "control"):
-        if (row := first(rows, role)) is not None:
+        if (row := first_with_role(rows, role)) is not None:
             return row
     return None
 
 
 def percent(fraction: float | None) -> str:
+    """A fraction as a whole percentage; a dash for None."""
     return "–" if fraction is None else f"{100 * fraction:.0f} %".replace("-0 %", "0 %").replace("-", "−")
 
 
 def headline(rows: list[Row], columns: list[Column], images: int) -> tuple[str, list[dict[str, Any]]]:
     """The sentence at the top and its two or three key figures (label, value, detail)."""
-    base, ceiling, focus = first(rows, "base"), first(rows, "supervised"), focus_of(rows)
+    base, ceiling, focus = first_with_role(rows, "base"), first_with_role(rows, "supervised"), focus_of(rows)
     main = next((c for c in columns if c.better == 1), None)
-    on = f"on {images:,} images" if images else "on these images"
+    on = f"on {images:,} image{'s' * (images != 1)}" if images else "on these images"
     if main is None:
         return "No scores were recorded, so there is nothing to compare yet.", []
     if focus is None:
         return f"Only the base captioner was scored, {on}.", _figures(rows[0], columns[:3])
     if base is None:
         scored = "One captioner was" if len(rows) == 1 else f"{len(rows)} captioners were"
-        return f"{scored} scored {on}; without a base row there is no gain to state.", _figures(rows[0], columns[:3])
+        return f"{scored} scored {on}; a gain needs a base row to compare with.", _figures(rows[0], columns[:3])
     before, after = value_of(base, main), value_of(focus, main)
     if before is None or after is None:
-        return f"“{focus.name}” and “{base.name}” were not scored alike, so there is no gain to state.", []
+        return f"“{focus.name}” and “{base.name}” have no score in common, so their difference is unknown.", []
     how = {"zero": "Without a single label, ", "gt": "With labels for the mapper only, "}.get(focus.role, "")
     verb = "moved" if after == before else "raised" if after > before else "lowered"
     d = main.digits

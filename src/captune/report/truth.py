@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 DRAWN_SIZE = 224  # storybook scenes are drawn afresh at this size
 THUMBNAIL = 256  # longest side of a photo's thumbnail
 _TOLERANCE = {"storybook": 0.005, "cider": 0.1}  # a change of at most this counts as unchanged
+FIGURES = {"storybook": "fact F1", "cider": "CIDEr-D"}  # what they give each caption
 _STOP = frozenset(  # function words state nothing; as one text, because a list of them would be a page long
     re.findall(
         r"\w+",
@@ -88,10 +89,11 @@ def _scene(text: str) -> Any:
     return Scene.from_json(text)
 
 
-def picture(truth: Truth, image_id: str) -> str:
-    """The image as a data URI: a storybook scene drawn anew, or a thumbnail.
+def image_uri(truth: Truth, image_id: str) -> str:
+    """The image as a data URI: a storybook scene drawn again, or a thumbnail.
 
-    Raises LookupError, OSError or ValueError with the reason when the image cannot be shown.
+    Raises:
+        LookupError, OSError, ValueError: the image cannot be shown; the message says why.
     """
     if (scene := truth.scenes.get(image_id)) is not None:
         from captune.storybook.draw import draw
@@ -104,6 +106,14 @@ def picture(truth: Truth, image_id: str) -> str:
     except KeyError as error:
         raise LookupError("the source has no image of this id") from error
     return _uri(image, drawn=False)
+
+
+def try_image_uri(truth: Truth, image_id: str) -> tuple[str, str]:
+    """(data URI, ""), or ("", why the image cannot be shown)."""
+    try:
+        return image_uri(truth, image_id), ""
+    except (LookupError, OSError, ValueError, ImportError) as error:
+        return "", str(error) or type(error).__name__
 
 
 def _uri(image: Image.Image, *, drawn: bool) -> str:
@@ -156,8 +166,8 @@ def tolerance(scorer: str) -> float:
     return _TOLERANCE[scorer]
 
 
-def mark(truth: Truth, image_id: str, caption: str, base: str | None) -> list[Segment]:
-    """The caption cut into marked stretches.
+def highlight(truth: Truth, image_id: str, caption: str, base: str | None) -> list[Segment]:
+    """The caption cut into segments, some of them highlighted.
 
     Storybook: "wrong" is a statement that the scene contradicts, "added" a true one that `base` did not make.
     Photos: "wrong" is a content word in none of the references, "added" a word of theirs that `base` lacks.

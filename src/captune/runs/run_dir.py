@@ -220,7 +220,7 @@ class RunDir:
         row: dict[str, Any] = {"name": name, "scores": {key: _score(value) for key, value in scores.items()}}
         if captions is not None:
             inside = captions.resolve().is_relative_to(self.path.resolve())
-            row["captions"] = os.path.relpath(captions, self.path) if inside else str(captions)
+            row["captions"] = os.path.relpath(captions, self.path) if inside else os.path.abspath(captions)
         if images_per_second is not None:
             row["images_per_second"] = plain(images_per_second)
         if role is not None:

@@ -1,4 +1,4 @@
-"""The report shows what the watch marked, with captions of before and now."""
+"""The report shows what the monitor flagged, with captions of before and now."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ def write_run(folder: Path, marks: list[dict[str, Any]]) -> Path:
 
 
 def shown(html: str) -> list[str]:
-    """The watch's cards, as text."""
-    section = html[html.index('<section id="watch">') : html.index('<section id="scores">')]
+    """The monitor's cards, as text."""
+    section = html[html.index('<section id="monitor">') : html.index('<section id="curves">')]
     return [" ".join(unescape(re.sub(r"<[^>]+>", " ", card)).split()) for card in section.split("<article")[1:]]
 
 
-def test_a_mark_is_shown_with_the_captions_that_fell_most(tmp_path: Path) -> None:
+def test_a_flag_is_shown_with_the_captions_that_fell_most(tmp_path: Path) -> None:
     mark = {"figure": "clip", "since": 0, "text": "clip fell"}
     html = page(write_run(tmp_path / "run", [mark]))
-    assert "2 evaluations, 1 marked, the first at step 10." in html
+    assert "2 evaluations, 1 flagged, the first at step 10." in html
     assert "step 10: the reward rose &lt;sharply&gt;, but" in html
-    assert '<a href="#watch">' in html and html.count("data:image/png") == 4
+    assert '<a href="#monitor">' in html and html.count("data:image/png") == 4
     cards = shown(html)
     assert [next(i for i in IDS if i in card) for card in cards] == IDS[:4]
     for expected in (
@@ -79,7 +79,7 @@ def test_a_mark_is_shown_with_the_captions_that_fell_most(tmp_path: Path) -> Non
     assert "a third" not in cards[0] and "a house" not in cards[0].split("sampled, step 0")[1]
 
 
-def test_a_vital_sign_is_shown_with_the_captions_that_changed_most(tmp_path: Path) -> None:
+def test_a_health_metric_is_shown_with_the_captions_that_changed_most(tmp_path: Path) -> None:
     marks = [{"figure": "repetition", "since": 0, "text": "repetition of greedy captions went up"}]
     cards = shown(page(write_run(tmp_path / "run", marks)))
     assert [next(i for i in IDS if i in card) for card in cards] == IDS[:3:-1]
@@ -88,16 +88,16 @@ def test_a_vital_sign_is_shown_with_the_captions_that_changed_most(tmp_path: Pat
     assert "greedy, step 10: length +14.00" in shown(page(write_run(tmp_path / "cut", cut)))[0]
 
 
-def test_a_run_without_marks_says_so_and_one_without_a_watch_says_nothing(tmp_path: Path) -> None:
+def test_a_run_without_flags_says_so_and_one_without_a_monitor_says_nothing(tmp_path: Path) -> None:
     healthy = write_run(tmp_path / "healthy", [])
     html = page(healthy)
-    assert "Held out: clip. 2 evaluations, none marked." in html and not shown(html)
+    assert "Held out: clip. 2 evaluations, none flagged." in html and not shown(html)
     (healthy / "watch.jsonl").unlink()
-    assert 'id="watch"' not in page(healthy)
+    assert 'id="monitor"' not in page(healthy)
 
 
 @pytest.mark.parametrize("line", ['{"step": 20}', '{"step": 20, "marks": [{"text": "x"}], "sampled": {}}', "[1]", "{"])
-def test_a_broken_watch_is_a_note(tmp_path: Path, line: str) -> None:
+def test_a_broken_monitor_file_is_a_note(tmp_path: Path, line: str) -> None:
     folder = write_run(tmp_path / "run", [])
     with (folder / "watch.jsonl").open("a") as file:
         file.write(line + "\n")
@@ -108,5 +108,5 @@ def test_captions_that_are_gone_are_a_note(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", [{"figure": "clip", "since": 0, "text": "clip fell"}])
     (folder / "captions" / "watch-0.jsonl").unlink()
     html = page(folder)
-    assert "1 marked" in html and not shown(html)
-    assert "The captions that the watch judged at step 0 (captions/watch-0.jsonl) are missing" in html
+    assert "1 flagged, the first" in html and not shown(html)
+    assert "The captions that the monitor judged at step 0 (captions/watch-0.jsonl) are missing" in html
