@@ -18,6 +18,7 @@ from captune.report.reading import group_rows, read_run, role_of
 from captune.report.table import build_table, columns_of, percent
 from captune.report.truth import Truth, highlight
 from captune.runs.run_dir import RunDir
+from captune.storybook.source import SOURCE as SOURCE_SCHEME
 
 SOURCE = "storybook:test?n=12&seed=5"
 VOID = {"meta", "link", "img", "input", "br", "path", "circle", "polyline"}
@@ -170,7 +171,7 @@ def test_marks_of_a_scene() -> None:
             storybook.Thing("car", None, "blue", "small", 0.7, 0.3),
         ),
     )
-    truth = Truth(scenes={"i": scene})
+    truth = Truth(facts={"i": scene.to_json()}, scheme=SOURCE_SCHEME)
     segments = highlight(truth, "i", "a red ball left of a green car in the snow", "a red cat and a ball")
     assert "".join(s.text for s in segments) == "a red ball left of a green car in the snow"
     assert [(s.text, s.mark) for s in segments if s.mark] == [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from captune.report import truth
 from captune.report.reading import Row
-from captune.report.table import first_with_role, focus_of
+from captune.report.table import first_with_role, focus_of, label
 from captune.report.truth import Segment, Truth
 
 EXTREMES = 10  # gains shown, and regressions shown
@@ -94,7 +94,7 @@ def build(rows: list[Row], source_truth: Truth, *, limit: int = 60) -> Gallery:
         limit: the largest number of images.
     """
     captioned = [row for row in rows if row.captions]
-    gallery = Gallery(images=len({i for row in captioned for i in row.captions}), facts=bool(source_truth.scenes))
+    gallery = Gallery(images=len({i for row in captioned for i in row.captions}), facts=bool(source_truth.facts))
     if not captioned:
         gallery.notes.append("No captions were found in these runs, so there are no examples to show.")
         return gallery
@@ -132,13 +132,16 @@ def pick(ids: list[str], delta: dict[str, float], scorer: str, limit: int) -> tu
 
 
 def _scores(gallery: Gallery, rows: list[Row], source_truth: Truth) -> dict[str, dict[str, float]]:
-    gallery.scorer = "storybook" if source_truth.scenes else "cider" if source_truth.references else ""
+    gallery.scorer = source_truth.scorer
     if not gallery.scorer:
         gallery.notes.append("No references are known for these images: captions are shown without scores.")
         return {}
-    gallery.tolerance, gallery.figure = truth.tolerance(gallery.scorer), truth.FIGURES[gallery.scorer]
+    gallery.tolerance, gallery.figure = (
+        truth.tolerance(gallery.scorer),
+        label(gallery.scorer, "fact_f1" if source_truth.facts else gallery.scorer),
+    )
     try:
-        return {row.name: truth.per_caption(source_truth, row.captions, gallery.scorer) for row in rows}
+        return {row.name: truth.per_caption(source_truth, row.captions) for row in rows}
     except (ImportError, ValueError, OSError) as error:
         gallery.notes.append(f"Captions could not be scored one by one with {gallery.scorer}: {error}")
         return {}
@@ -160,8 +163,8 @@ def _note_uneven(gallery: Gallery, rows: list[Row], source_truth: Truth) -> None
     for row in rows:
         if lacking := sorted(every - row.captions.keys()):
             gallery.notes.append(f"“{row.name}” has no caption for {_some(lacking, len(every))}.")
-    if source_truth.references or source_truth.scenes:
-        unknown = sorted(every - source_truth.references.keys() - source_truth.scenes.keys())
+    if source_truth.references or source_truth.facts:
+        unknown = sorted(every - source_truth.references.keys() - source_truth.facts.keys())
         if unknown:
             gallery.notes.append(f"The source has neither references nor facts for {_some(unknown, len(every))}.")
 

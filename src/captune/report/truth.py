@@ -1,4 +1,4 @@
-"""What is known about the images of a source: references, scenes, pictures, and which words of a caption are true."""
+"""What is known about the images of a source: references, exact truth, pixels, and which words of a caption hold."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import base64
 import io
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
+from captune.data.schemes import Scheme, scheme_of
+
 log = logging.getLogger(__name__)
 
-DRAWN_SIZE = 224  # storybook scenes are drawn afresh at this size
-THUMBNAIL = 256  # longest side of a photo's thumbnail
-_TOLERANCE = {"storybook": 0.005, "cider": 0.1}  # a change of at most this counts as unchanged
-FIGURES = {"storybook": "fact F1", "cider": "CIDEr-D"}  # what they give each caption
-_STOP = frozenset(  # function words state nothing; as one text, because a list of them would be a page long
+DRAWN_SIZE = 224  # pixels, of images that their source draws again
+THUMBNAIL = 256  # pixels, the longest side of a photo's thumbnail
+_STOP = frozenset(  # function words, which state nothing
     re.findall(
         r"\w+",
         """a an the and or but of in on at to by for with from as is are was were be being been it its this that these
@@ -31,17 +30,31 @@ _STOP = frozenset(  # function words state nothing; as one text, because a list 
 
 @dataclass
 class Truth:
-    """References (image_id -> list), storybook scenes (image_id -> Scene), and how to get at an image."""
+    """What is known about a source.
+
+    Attributes:
+        references: {image_id: reference captions}.
+        facts: {image_id: the exact truth, as the source's scheme writes it}.
+        scheme: what the source offers; it reads the facts.
+        open_image: gives the image of an id.
+        notes: sentences for the reader of the page.
+    """
 
     references: dict[str, list[str]] = field(default_factory=dict)
-    scenes: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    scheme: Scheme = field(default_factory=Scheme)
     open_image: Callable[[str], Image.Image] | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def scorer(self) -> str:
+        """The scorer that compares captions one by one: with the exact truth, else with references; "" for neither."""
+        return self.scheme.truth_scorer if self.facts else "cider" if self.references else ""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a caption; `mark` is "added", "wrong" or ""; `title` says what the stretch states."""
+    """A part of a caption; `mark` is "added", "wrong" or ""; `title` says what it states."""
 
     text: str
     mark: str = ""
@@ -49,7 +62,7 @@ class Segment:
 
 
 def load_truth(source: str) -> Truth:
-    """Everything known about a source. What cannot be loaded is a note: the page is still worth having without it."""
+    """Everything known about a source; what cannot be loaded becomes a note."""
     truth = Truth()
     if not source:
         return truth
@@ -67,38 +80,34 @@ def _load(source: str, truth: Truth) -> None:
     from captune.data import load_images
 
     dataset = load_images(source)
-    plain = dataset.with_format(None) if isinstance(dataset, Dataset) else dataset  # no picture is drawn or decoded
-    columns = [name for name in ("references", "scene") if name in (plain.column_names or [])]
+    plain = dataset.with_format(None) if isinstance(dataset, Dataset) else dataset  # no image is drawn or decoded
+    names = plain.column_names or []
+    truth.scheme = scheme_of(source, names)
+    column = truth.scheme.truth_column
+    columns = [name for name in ("references", column) if name and name in names]
     positions: dict[str, int] = {}
     for position, record in enumerate(plain.select_columns(["image_id", *columns])):
         image_id = str(record["image_id"])
         positions[image_id] = position
         if record.get("references"):
             truth.references[image_id] = [str(text) for text in record["references"]]
-        if record.get("scene"):
-            truth.scenes[image_id] = _scene(record["scene"])
+        if record.get(column):
+            truth.facts[image_id] = record[column]
     if isinstance(dataset, Dataset):
         truth.open_image = lambda image_id: dataset[positions[image_id]]["image"]
     else:
         truth.notes.append(f"The source {source} is a stream, so single images cannot be fetched from it.")
 
 
-def _scene(text: str) -> Any:
-    from captune.storybook.world import Scene
-
-    return Scene.from_json(text)
-
-
 def image_uri(truth: Truth, image_id: str) -> str:
-    """The image as a data URI: a storybook scene drawn again, or a thumbnail.
+    """The image as a data URI: drawn again by its source, or a thumbnail.
 
     Raises:
         LookupError, OSError, ValueError: the image cannot be shown; the message says why.
     """
-    if (scene := truth.scenes.get(image_id)) is not None:
-        from captune.storybook.draw import draw
-
-        return _uri(draw(scene, size=DRAWN_SIZE), drawn=True)
+    facts = truth.facts.get(image_id)
+    if facts is not None and (drawn := truth.scheme.draw(facts, DRAWN_SIZE)) is not None:
+        return _uri(drawn, drawn=True)
     if truth.open_image is None:
         raise LookupError("the image source is not known")
     try:
@@ -128,22 +137,20 @@ def _uri(image: Image.Image, *, drawn: bool) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def per_caption(truth: Truth, captions: dict[str, str], scorer: str) -> dict[str, float]:
-    """A score for each caption whose image has what the scorer needs ("storybook": a scene; "cider": references)."""
+def per_caption(truth: Truth, captions: dict[str, str]) -> dict[str, float]:
+    """{image_id: score} by the truth's scorer, of the captions whose image has facts or references."""
     from captune.scorers import load_scorer
 
-    if scorer == "storybook":
-        ids = [i for i in captions if i in truth.scenes]
-        columns: dict[str, Any] = {"scene": [truth.scenes[i].to_json() for i in ids]}
-    else:
-        ids = [i for i in captions if i in truth.references]
-        columns = {"references": [truth.references[i] for i in ids]}
+    known: dict[str, Any] = truth.facts or truth.references
+    scorer, column = truth.scorer, truth.scheme.truth_column if truth.facts else "references"
+    ids = [i for i in captions if i in known]
+    columns = {column: [known[i] for i in ids]}
     if not ids:
         return {}
-    judge: Any = load_scorer(scorer)
+    scorer_object: Any = load_scorer(scorer)
     if scorer == "cider":  # the same document frequencies for every row, whatever images it has captions for
-        judge.fit(list(truth.references.values()))
-    values = judge.per_caption(judge.rows([captions[i] for i in ids], **columns))
+        scorer_object.fit(list(truth.references.values()))
+    values = scorer_object.per_caption(scorer_object.rows([captions[i] for i in ids], **columns))
     return {i: float(value) for i, value in zip(ids, values, strict=True)}
 
 
@@ -158,50 +165,54 @@ def health_of_references(truth: Truth, image_ids: Iterable[str]) -> dict[str, fl
 
 def change(delta: float, scorer: str) -> str:
     """ "improved", "worsened" or "unchanged"."""
-    tolerance = _TOLERANCE[scorer]
-    return "improved" if delta > tolerance else "worsened" if delta < -tolerance else "unchanged"
+    limit = tolerance(scorer)
+    return "improved" if delta > limit else "worsened" if delta < -limit else "unchanged"
 
 
 def tolerance(scorer: str) -> float:
-    return _TOLERANCE[scorer]
+    """The change of a caption's score up to which it counts as unchanged; CIDEr-D goes to 10, other scores to 1."""
+    return 0.1 if scorer == "cider" else 0.005
 
 
 def highlight(truth: Truth, image_id: str, caption: str, base: str | None) -> list[Segment]:
     """The caption cut into segments, some of them highlighted.
 
-    Storybook: "wrong" is a statement that the scene contradicts, "added" a true one that `base` did not make.
-    Photos: "wrong" is a content word in none of the references, "added" a word of theirs that `base` lacks.
-    `base` is None for the base row itself, which can add nothing.
+    Where the source knows the facts, "wrong" is a statement that they contradict, and "added" a true one that the base
+    caption does not make. Elsewhere "wrong" is a content word in none of the references, and "added" a word of theirs
+    that the base caption lacks.
+
+    Args:
+        truth: what is known about the source.
+        image_id: the image.
+        caption: its caption.
+        base: the base caption of the same image; None for the base row itself, which can add nothing.
     """
-    if (scene := truth.scenes.get(image_id)) is not None:
-        return _cut(caption, _facts(scene, caption, base))
+    if (facts := truth.facts.get(image_id)) is not None:
+        return _cut(caption, _facts(truth.scheme, facts, caption, base))
     if image_id in truth.references:
         return _cut(caption, _words(truth.references[image_id], caption, base))
     return [Segment(caption)] if caption else []
 
 
-def _facts(scene: Any, caption: str, base: str | None) -> Iterable[tuple[int, int, str, str]]:
-    from captune.storybook.parser import canonical, judged
-
-    known = Counter((fact.type, canonical(fact.value)) for fact, true in judged(base or "", scene) if true)
-    for fact, true in judged(caption, scene):
-        stated = f"{fact.type} ({' '.join(word for word in fact.value if word)})"
-        if not true:
-            yield fact.start, fact.end, "wrong", f"{stated}: not so"
-        elif base is not None and not known[fact.type, canonical(fact.value)]:
-            yield fact.start, fact.end, "added", f"{stated}: true, and new"
+def _facts(scheme: Scheme, facts: str, caption: str, base: str | None) -> Iterable[tuple[int, int, str, str]]:
+    in_base = {statement.key for statement in scheme.statements(base or "", facts) if statement.true}
+    for statement in scheme.statements(caption, facts):
+        if not statement.true:
+            yield statement.start, statement.end, "wrong", f"{statement.text}: false"
+        elif base is not None and statement.key not in in_base:
+            yield statement.start, statement.end, "added", f"{statement.text}: true, and not in the base caption"
 
 
 def _words(references: list[str], caption: str, base: str | None) -> Iterable[tuple[int, int, str, str]]:
     supported = {_stem(word) for text in references for word in re.findall(r"\w+", text)}
-    known = {_stem(word) for word in re.findall(r"\w+", base or "")}
+    in_base = {_stem(word) for word in re.findall(r"\w+", base or "")}
     for match in re.finditer(r"\w+", caption):
         stem = _stem(match.group())
         if match.group().lower() in _STOP:
             continue
         if stem not in supported:
             yield match.start(), match.end(), "wrong", "in no reference caption"
-        elif base is not None and stem not in known:
+        elif base is not None and stem not in in_base:
             yield match.start(), match.end(), "added", "in a reference caption, and not in the base caption"
 
 
