@@ -91,12 +91,12 @@ def _enlarge(model: Any) -> None:
 
 def prefix_captioner(folder: Path, image_encoder: str = "clip", lm: str = "mistral", **settings: Any) -> Path:
     """A saved prefix captioner."""
-    from captune.models.prefix_captioner.modeling import PrefixForConditionalGeneration
+    from captune.models.prefix_captioner import assemble
 
     parts = (encoder(image_encoder, folder / "encoder"), language_model(lm, folder / "lm"))
     torch.manual_seed(2)
     settings = {"num_prefix_tokens": 4, **settings}
-    model, processor = PrefixForConditionalGeneration.from_pretrained_parts(*parts, **settings)
+    model, processor = assemble(*parts, **settings)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -17,7 +17,8 @@ from rows import LABELLED, REWARDS, Corpus, Spec, Training
 
 from captune.corpus import Corpus as Index
 from captune.models.captioner import Captioner
-from captune.models.loading import load_adapter, resolve
+from captune.models.hub import resolve
+from captune.models.loading import load_adapter
 from captune.scorers import load_scorer
 from captune.scorers.image.retrieval import GRC, QIR
 from captune.training.grpo.train import train_with_reward

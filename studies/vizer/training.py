@@ -21,7 +21,7 @@ from study import SHORT, Spec
 
 from captune.cli.config import build
 from captune.models.captioner import Captioner
-from captune.models.loading import resolve
+from captune.models.hub import resolve
 from captune.models.vizer_mapper import Mapper
 from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer

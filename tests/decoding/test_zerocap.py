@@ -218,5 +218,5 @@ def test_a_missing_language_model_is_answered_in_one_sentence(tmp_path: Any) -> 
     with pytest.raises(CaptionerError, match="does not exist"):
         FrozenPair.load(tmp_path / "none", "storybook-clip")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CaptionerError, match="cannot be loaded"):
+    with pytest.raises(CaptionerError, match="it has no config.json"):
         FrozenPair.load(tmp_path / "empty", "storybook-clip")

@@ -33,7 +33,7 @@ def test_missing_folder() -> None:
 
 
 def test_shipped_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("captune.storybook.model_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("captune.storybook.shipped.CAPTIONER", tmp_path / "storybook")
     with pytest.raises(CaptionerError, match="shipped model 'storybook' is not in"):
         Captioner.load("storybook")
 

@@ -20,14 +20,14 @@ from captune.corpus.index import EXACT, INDEXES, make_index
 from captune.data import ImageSource, load_images, open_image
 from captune.data.columns import undecoded
 from captune.errors import BadImage, CorpusError
-from captune.models.encoders.pairs import (
+from captune.models.encoders import (
     DEFAULT_IMAGE_ENCODER,
     DEFAULT_TEXT_ENCODER,
     EncodesImages,
     EncodesTexts,
     load_image_encoder,
     load_text_encoder,
-    unit,
+    unit_vectors,
 )
 from captune.utils.versions import versions
 
@@ -164,15 +164,15 @@ class _Job:
             shard.skipped += now.skipped
             if now.images:
                 shard.images += now.images
-                images.append(unit(self.pictures.encode_images(now.pictures), now.images))
+                images.append(unit_vectors(self.pictures.encode_images(now.pictures), now.images))
             shard.entries += now.entries
             waiting += [caption for _, caption in now.entries]
             while len(waiting) >= _TEXTS_AT_ONCE:
                 part, waiting = waiting[:_TEXTS_AT_ONCE], waiting[_TEXTS_AT_ONCE:]
-                texts.append(unit(self.texts.encode_texts(part), part))
+                texts.append(unit_vectors(self.texts.encode_texts(part), part))
             bar.update(now.rows)
         if waiting:
-            texts.append(unit(self.texts.encode_texts(waiting), waiting))
+            texts.append(unit_vectors(self.texts.encode_texts(waiting), waiting))
         if images:
             shard.image_vectors = np.concatenate(images)
         if texts:

@@ -13,13 +13,13 @@ import numpy as np
 from captune.corpus import files
 from captune.corpus.index import EXACT, INDEXES, OnDevice, nearest, open_index
 from captune.errors import CorpusError
-from captune.models.encoders.pairs import (
+from captune.models.encoders import (
     DEFAULT_IMAGE_ENCODER,
     EncodesImages,
     EncodesTexts,
     load_image_encoder,
     load_text_encoder,
-    unit,
+    unit_vectors,
 )
 from captune.utils.files import read_jsonl
 
@@ -164,12 +164,12 @@ class Corpus:
         """
         own = self._excluded(exclude, len(queries))
         if isinstance(queries, np.ndarray):
-            return self._search(unit(queries, [f"query {i}" for i in range(len(queries))]), k, own, distinct)
+            return self._search(unit_vectors(queries, [f"query {i}" for i in range(len(queries))]), k, own, distinct)
         keys = [(text, int(image), k, distinct) for text, image in zip(queries, own, strict=True)]
         known = {key: self._found[key] for key in keys if key in self._found}  # GRC and QIR ask the same
         new = [key for key in dict.fromkeys(keys) if key not in known]
         if new:
-            vectors = unit(self.text_encoder.encode_texts([key[0] for key in new]), [key[0] for key in new])
+            vectors = unit_vectors(self.text_encoder.encode_texts([key[0] for key in new]), [key[0] for key in new])
             found = self._search(vectors, k, np.array([key[1] for key in new]), distinct)
             known.update(zip(new, zip(*found, strict=True), strict=True))
             self._found.update(known)

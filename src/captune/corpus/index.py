@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from captune.corpus.files import open_vectors, replacing_file
 from captune.errors import CorpusError
+from captune.utils.device import pick_device
 
 if TYPE_CHECKING:
     import faiss
@@ -64,7 +65,7 @@ class OnDevice:
     """The exact search as matrix products in float32 on an accelerator, 4 bytes of its memory for each number."""
 
     def __init__(self, vectors: np.ndarray, device: str | None) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(pick_device(device))
         self.vectors = torch.empty(vectors.shape, device=self.device)
         for start in range(0, len(vectors), _ROWS):
             part = np.array(vectors[start : start + _ROWS])  # a copy: torch takes no read-only memory

@@ -43,10 +43,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Logi
 from transformers.cache_utils import DynamicLayer
 
 from captune.errors import CaptionerError, first_line
-from captune.models import loading
+from captune.models import hub
 from captune.models.captioning import NEUTRAL
 from captune.models.encoders.clip import Encoder
-from captune.storybook import model_path
+from captune.utils.device import pick_device
 
 MAX_NEW_TOKENS = 15  # the paper's, for language models that name no number
 
@@ -80,13 +80,13 @@ class FrozenPair:
             CaptionerError, EncoderError: say what is missing.
         """
         name = str(language_model)
-        source = str(model_path(name)) if name == "storybook-lm" else loading.resolve(name)
+        source = hub.resolve(name, what="language model", example="openai-community/gpt2")
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CaptionerError(f"language model {name!r} cannot be loaded: {first_line(error)}") from error
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = pick_device(device)
         encoder = Encoder.load(image_encoder, device=device)
         return cls(
             cast(nn.Module, model).to(device), tokenizer, encoder, name=f"{name} + {image_encoder}", prompt=prompt or ""

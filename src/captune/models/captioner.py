@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import BatchFeature, PreTrainedModel
 
 from captune.errors import CaptionerError
-from captune.models import captioning, loading
+from captune.models import captioning, hub, loading
 from captune.models import image_inputs as image_units
 from captune.models import inputs as batches
 from captune.models.caching import vision
@@ -36,7 +36,7 @@ class Captioner:
             processor.chat_template = self.family.chat_template
         self.tokenizer = processor.tokenizer
         self.prompt = (
-            prompt if prompt is not None else (self.family.prompt if self._turns() else self.family.base_prompt)
+            prompt if prompt is not None else (self.family.prompt if self.has_turns() else self.family.base_prompt)
         )
         self._memo: vision.VisionCache | None = None
         self.eos_ids = self._eos_ids()
@@ -63,7 +63,7 @@ class Captioner:
         :param prompt: the text beside the image; default: the family's.
         :raises CaptionerError: says what is missing and what to do about it.
         """
-        source = loading.resolve(name_or_path)
+        source = hub.resolve(name_or_path, bare=False)
         model, processor = loading.load_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
         captioner = cls(model, processor, name=str(name_or_path), prompt=prompt)
         if adapter is not None:
@@ -96,7 +96,7 @@ class Captioner:
             messages[0]["content"] = [part for part in messages[0]["content"] if part["type"] != "image"]
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    def _turns(self) -> bool:
+    def has_turns(self) -> bool:
         """Whether the chat template opens a turn for the assistant; base models' templates do not."""
         messages = [{"role": "user", "content": [{"type": "image"}]}]
         texts = [
@@ -116,7 +116,7 @@ class Captioner:
             raise CaptionerError(f"{self.name or self.family.name}: neither tokenizer nor generation config has an EOS")
         return ids
 
-    def _specials(self, text: str) -> bool:
+    def adds_special_tokens(self, text: str) -> bool:
         """Whether the tokenizer should add its special tokens: not where the template wrote BOS already."""
         return not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
 
@@ -138,6 +138,26 @@ class Captioner:
 
     # -- batches -------------------------------------------------------------------------------------------------------
 
+    def encode(self, texts: Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
+        """Return model inputs of texts that went through the chat template, one image to each, LEFT padded.
+
+        Args:
+            texts: such as `prompt_text()`; each holds the image token once.
+            images: PIL images of any mode and size.
+
+        Returns:
+            `input_ids` and `attention_mask` (B, P) and the image's tensors, on the captioner's device and dtype.
+        """
+        batch = self.processor(
+            text=list(texts),
+            images=[[image if image.mode == "RGB" else image.convert("RGB")] for image in images],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=self.adds_special_tokens(texts[0]),
+            return_tensors="pt",
+        )
+        return batch.to(self.device, dtype=self.dtype)
+
     def prepare(self, images: Sequence[Image.Image], captions: Sequence[str] | None = None) -> BatchFeature:
         """Model inputs on the device: the prompt for each image, LEFT padded; with captions see `append`.
 
@@ -146,19 +166,11 @@ class Captioner:
         if not images:
             raise CaptionerError("prepare() was given no images")
         distinct = list({id(image): image for image in images}.values())
-        place = {id(image): i for i, image in enumerate(distinct)}
-        text = self.prompt_text()
-        batch = self.processor(
-            text=[text] * len(distinct),
-            images=[[image if image.mode == "RGB" else image.convert("RGB")] for image in distinct],
-            padding=True,
-            padding_side="left",
-            add_special_tokens=self._specials(text),
-            return_tensors="pt",
-        )
+        index = {id(image): i for i, image in enumerate(distinct)}
+        batch = self.encode([self.prompt_text()] * len(distinct), distinct)
         if len(distinct) < len(images):
-            batch = batches.repeat(batch, [place[id(image)] for image in images], self._image_tokens(batch))
-        batch = batch.to(self.device, dtype=self.dtype)
+            rows = [index[id(image)] for image in images]
+            batch = batches.repeat(batch, rows, self._image_tokens(batch))
         return batch if captions is None else self.append(batch, captions)
 
     def append(self, batch: BatchFeature, captions: Sequence[str]) -> BatchFeature:
@@ -227,7 +239,7 @@ class Captioner:
         counts = mask.sum(-1)
         if blind:
             tails = [ids[m].tolist() for ids, m in zip(batch["input_ids"], mask, strict=True)]
-            head = self._blind_ids()
+            head = self.blind_prompt_ids()
             rows = torch.tensor([head] * len(tails), device=self.device)
             text = BatchFeature({"input_ids": rows, "attention_mask": torch.ones_like(rows)})
             text = batches.append_ids(text, tails, pad_id=self.tokenizer.pad_token_id, right=True)
@@ -244,9 +256,9 @@ class Captioner:
         places = (starts[:, None] + steps[None] - int(shift)).clamp(max=hidden.shape[1] - 1)
         return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])), valid
 
-    def _blind_ids(self) -> list[int]:
+    def blind_prompt_ids(self) -> list[int]:
         text = self.prompt_text(image=False)
-        ids = self.tokenizer(text, add_special_tokens=self._specials(text))["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=self.adds_special_tokens(text))["input_ids"]
         bos = self.tokenizer.bos_token_id
         return ids or [bos if bos is not None else self.eos_ids[0]]
 

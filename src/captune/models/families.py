@@ -95,7 +95,7 @@ FAMILIES: dict[str, Family] = {
         ("model.multi_modal_projector", "model.image_newline"),
     ),
     "internvl": Family("internvl", "model.language_model", "model.vision_tower", ("model.multi_modal_projector",)),
-    "prefix_captioner": Family(  # captune.models.prefix_captioner.modeling
+    "prefix_captioner": Family(  # captune.models.prefix_captioner
         "prefix_captioner",
         "model.language_model",
         "model.vision_tower",

@@ -13,41 +13,15 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-import captune.models.prefix_captioner.modeling  # noqa: F401  registers its model with the Auto classes
+import captune.models.prefix_captioner  # noqa: F401  registers its model with the Auto classes
 from captune.errors import CaptionerError, first_line
 
 logger = logging.getLogger(__name__)
-
-EMBEDDED = ("storybook",)  # captioners shipped with the package
-
-
-def resolve(name_or_path: str | Path) -> str:
-    """The folder of a shipped model, the path of a folder, or the hub name unchanged."""
-    name = str(name_or_path)
-    if name in EMBEDDED:
-        from captune.storybook import model_path
-
-        shipped = model_path(name)
-        if not (shipped / "config.json").is_file():
-            raise CaptionerError(f"the shipped model {name!r} is not in {shipped}: reinstall captune, or rebuild it")
-        return str(shipped)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path)
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or path.parent.is_dir()
-    if looks_local:
-        raise CaptionerError(
-            f"model folder {name!r} does not exist. Give a folder saved with save_pretrained, a hub name such as "
-            f"HuggingFaceTB/SmolVLM-Base, or one of: {', '.join(EMBEDDED)}."
-        )
-    return name
 
 
 def load_model(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
     """Model (on the CPU, safetensors only) and processor of a resolved source."""
     folder = Path(source) if Path(source).is_dir() else None
-    if folder and not (folder / "config.json").is_file():
-        raise CaptionerError(f"{source} is not a model folder: it has no config.json")
     remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     config = _try(lambda: AutoConfig.from_pretrained(source, **remote), source, folder, "configuration")
     known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

@@ -12,11 +12,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from captune.errors import first_line
+from captune.errors import ScorerError, first_line
+from captune.models import hub
 from captune.scene_graphs.graph import SceneGraph
 from captune.scene_graphs.phrases import sentences
 from captune.scene_graphs.tagger import tag, words
 from captune.scene_graphs.wordnet import wordnet
+from captune.utils.device import pick_device
 
 DEFAULT_MODEL = "lizhuang144/flan-t5-base-VG-factual-sg"
 _PROMPT = "Generate Scene Graph: "
@@ -42,9 +44,7 @@ class FactualParser:
         return f"factual/{self.name}@{weights_digest(self._model()[0].state_dict())}/beams-{_BEAMS}/wordnet-3.0"
 
     def check(self) -> None:
-        from captune.models.answerers.base import check_model
-
-        check_model(self.name, "the scene-graph parser", DEFAULT_MODEL)
+        hub.check(self.name, what="scene-graph parser", example=DEFAULT_MODEL, error=ScorerError)
 
     def parse(self, texts: Sequence[str]) -> list[SceneGraph]:
         split = [sentences(text) for text in texts]
@@ -59,12 +59,9 @@ class FactualParser:
 
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            import torch
             from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-            from captune.errors import ScorerError
-
-            device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+            device = pick_device(self._device)
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.name)
                 model = AutoModelForSeq2SeqLM.from_pretrained(self.name, use_safetensors=True)

@@ -3,7 +3,7 @@
     stage 1, alignment     maximum likelihood, equation 1: the projector W_proj, and the language model by LoRA or whole
     stage 2, refinement    self-critical training on a reward, equation 2 (`captune.training.scst`)
 
-The captioner is `captune.models.prefix_captioner.modeling`: an image encoder, an MLP projector to a soft prefix, a causal language model. Each
+The captioner is `captune.models.prefix_captioner`: an image encoder, an MLP projector to a soft prefix, a causal language model. Each
 stage is a run of its own, so that a killed pipeline goes on where it was:
 
     <output>/parts       the captioner as it is put together, its projector fresh
@@ -28,7 +28,7 @@ from typing import Any, Literal
 from transformers import set_seed
 
 from captune.models.captioner import Captioner
-from captune.models.prefix_captioner.modeling import PrefixForConditionalGeneration
+from captune.models.prefix_captioner import assemble
 from captune.runs.run_dir import RunDir
 from captune.training import scst, sft
 from captune.training.method import Method
@@ -112,7 +112,7 @@ def run(config: HARConfig) -> RunDir:
             shutil.rmtree(folder, ignore_errors=True)
     if not _saved(parts):
         set_seed(config.seed)
-        model, processor = PrefixForConditionalGeneration.from_pretrained_parts(
+        model, processor = assemble(
             config.image_encoder,
             config.language_model,
             num_prefix_tokens=config.num_prefix_tokens,

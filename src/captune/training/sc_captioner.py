@@ -171,7 +171,7 @@ class Corrections:
 
 def second_turn(captioner: Captioner, images: Sequence[Image.Image], captions: Sequence[str]) -> BatchFeature:
     """A prompt batch that asks for the correction of each image's caption, LEFT padded, on the device."""
-    turns, texts = captioner._turns(), []
+    turns, texts = captioner.has_turns(), []
     for caption in captions:
         for token in captioner.tokenizer.all_special_tokens:  # a caption holds no image and ends no turn
             caption = caption.replace(token, " ")
@@ -182,11 +182,7 @@ def second_turn(captioner: Captioner, images: Sequence[Image.Image], captions: S
         else:
             messages[0]["content"].insert(0, {"type": "text", "text": f"{caption}\n"})
         texts.append(captioner.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    batch = captioner.processor(
-        text=texts, images=[[image.convert("RGB")] for image in images], padding=True, padding_side="left",
-        add_special_tokens=captioner._specials(texts[0]), return_tensors="pt",
-    )  # fmt: skip
-    return batch.to(captioner.device, dtype=captioner.dtype)
+    return captioner.encode(texts, images)
 
 
 def correct(captioner: Captioner, images: Sequence[Image.Image], captions: Sequence[str], **settings: Any) -> list[str]:

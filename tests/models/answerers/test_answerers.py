@@ -16,14 +16,9 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from captune.errors import ScorerError
-from captune.models.answerers.base import (
-    LanguageModel,
-    Question,
-    file_and_answerer,
-    load_answerer,
-    match_answer,
-    one_line,
-)
+from captune.models.answerers import Question, file_and_answerer, load_answerer, one_line
+from captune.models.answerers.base import match_answer
+from captune.models.answerers.local import LanguageModel
 from captune.models.answerers.server import Server
 
 YES_NO = ("Yes", "No", "Unknown")

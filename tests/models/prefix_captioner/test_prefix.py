@@ -18,7 +18,7 @@ from captune.errors import CaptionerError
 from captune.models.caching.prefill import PrefillCache
 from captune.models.caching.preprocessing import PreprocessingCache
 from captune.models.captioner import Captioner
-from captune.models.prefix_captioner.modeling import PrefixConfig, PrefixForConditionalGeneration, PrefixProcessor
+from captune.models.prefix_captioner import PrefixConfig, PrefixForConditionalGeneration, PrefixProcessor, assemble
 
 PAIRS = [
     ("clip", "mistral", "pooled"),
@@ -114,7 +114,7 @@ def test_the_weights_in_memory_are_those_on_disk(make: Make, tmp_path: Path) -> 
     for lm in ("gpt2", "phi"):
         parts = make("clip", lm, "pooled")
         torch.manual_seed(5)
-        model, processor = PrefixForConditionalGeneration.from_pretrained_parts(parts / "encoder", parts / "lm")
+        model, processor = assemble(parts / "encoder", parts / "lm")
         assert model.config.num_prefix_tokens == 16 and not model.training
         assert not any(p.requires_grad for p in model.model.vision_tower.parameters())
         model.save_pretrained(tmp_path / lm)
@@ -272,19 +272,18 @@ def test_the_projector_learns_and_the_encoder_does_not(make: Make, images: list,
 def test_parts_that_do_not_fit_are_refused(make: Make, tmp_path: Path) -> None:
     parts = make("clip", "gpt2", "pooled")
     encoder, lm = parts / "encoder", parts / "lm"
-    build = PrefixForConditionalGeneration.from_pretrained_parts
-    with pytest.raises(CaptionerError, match="language model .*nowhere' cannot be loaded"):
-        build(encoder, tmp_path / "nowhere")
-    with pytest.raises(CaptionerError, match="image encoder .*nowhere' cannot be loaded"):
-        build(tmp_path / "nowhere", lm)
+    with pytest.raises(CaptionerError, match="language model folder .*nowhere' does not exist"):
+        assemble(encoder, tmp_path / "nowhere")
+    with pytest.raises(CaptionerError, match="image encoder folder .*nowhere' does not exist"):
+        assemble(tmp_path / "nowhere", lm)
     with pytest.raises(CaptionerError, match="Gemma2ForCausalLM.* does more to its logits than a linear head"):
-        build(encoder, tiny_prefix.language_model("gemma2", tmp_path / "gemma2"))
+        assemble(encoder, tiny_prefix.language_model("gemma2", tmp_path / "gemma2"))
     with pytest.raises(CaptionerError, match="MambaForCausalLM.* keeps no cache"):
-        build(encoder, tiny_prefix.language_model("mamba", tmp_path / "mamba"))
+        assemble(encoder, tiny_prefix.language_model("mamba", tmp_path / "mamba"))
     with pytest.raises(CaptionerError, match="GPT2Model.* cannot be used: no patch_size|cannot be loaded"):
-        build(lm, lm)
+        assemble(lm, lm)
     with pytest.raises(ValueError, match='"patches" needs a square num_prefix_tokens'):
-        build(encoder, lm, image_feature="patches", num_prefix_tokens=10)
+        assemble(encoder, lm, image_feature="patches", num_prefix_tokens=10)
     with pytest.raises(ValueError, match="at least 1"):
         PrefixConfig(projector_depth=0)
 
@@ -293,7 +292,7 @@ def test_a_reserved_token_as_the_image_token(make: Make) -> None:
     parts = make("clip", "gpt2", "pooled")
     lm = AutoModelForCausalLM.from_pretrained(parts / "lm")
     settings: dict[str, Any] = {"image_token": "~", "num_prefix_tokens": 3}
-    model, processor = PrefixForConditionalGeneration.from_pretrained_parts(parts / "encoder", parts / "lm", **settings)
+    model, processor = assemble(parts / "encoder", parts / "lm", **settings)
     assert model.config.text_config.vocab_size == lm.config.vocab_size
     captioner = Captioner(model, processor)
     assert captioner.prompt_text() == "~\n" and captioner.prepare([tiny.picture(0)])["input_ids"].shape == (1, 4)

@@ -183,8 +183,8 @@ def test_what_is_missing_is_said(tmp_path: Path, clip: Path, monkeypatch: pytest
         load_scorer(f"cycle:some/model?encoder={clip}").rows(["a"], image=IMAGES[:1])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "diffusers" else found(name))
     load_scorer(f"cycle:some/model?encoder={clip}").check()
-    for folder in (tmp_path, tmp_path / "no"):
-        with pytest.raises(ScorerError, match="no model_index.json"):
+    for folder, says in ((tmp_path, "no model_index.json"), (tmp_path / "no", "pipeline folder .* does not exist")):
+        with pytest.raises(ScorerError, match=says):
             load_scorer(f"cycle:{folder}?encoder={clip}").check()
 
 

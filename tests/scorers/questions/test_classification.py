@@ -11,7 +11,7 @@ import tiny_llm
 
 from captune.errors import ScorerError
 from captune.evaluation.statistics import evaluate
-from captune.models.answerers.base import Question
+from captune.models.answerers import Question
 from captune.scorers import load_scorer
 from captune.scorers.questions.classification import NOT_STATED, Species
 

@@ -12,7 +12,7 @@ import tiny_llm
 
 from captune.errors import ScorerError
 from captune.evaluation.statistics import evaluate, paired
-from captune.models.answerers.base import Question
+from captune.models.answerers import Question
 from captune.scorers import load_scorer
 from captune.scorers.questions.relation_qa import RelationQA
 

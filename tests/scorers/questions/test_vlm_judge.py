@@ -12,10 +12,11 @@ import tiny_llm
 import torch
 
 from captune.errors import MissingColumn, ScorerError
-from captune.models.answerers.base import Question
+from captune.models.answerers import Question
+from captune.models.answerers.vision import VisionModel
 from captune.models.captioner import Captioner
 from captune.scorers import load_scorer
-from captune.scorers.questions.vlm_judge import Judge, VisionModel, prompt
+from captune.scorers.questions.vlm_judge import OPENING, Judge, prompt
 
 CAPTIONS = ["a red ball", "two green fish on the beach", "", "一只狗 😀\u2028(a house)"]
 IMAGES = [tiny.picture(0), tiny.picture(1, (80, 50)), tiny.picture(2), tiny.picture(0)]
@@ -130,7 +131,7 @@ def test_an_image_met_again_is_encoded_once(captioner, monkeypatch: pytest.Monke
 def test_no_answer_is_an_error_not_a_zero(captioner) -> None:
     with torch.no_grad():
         captioner.core.get_output_embeddings().weight.zero_()  # every token is as probable as any other
-    scorer = Judge("tiny", answerer=VisionModel("tiny", captioner=captioner))
+    scorer = Judge("tiny", answerer=VisionModel("tiny", captioner=captioner, opening=OPENING))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("captune.models.answerers.base.MIN_MASS", 0.2)
         with pytest.raises(ScorerError, match="tiny gave no answer about caption 'a red ball': A, B, C, D, E hold 1"):

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from captune.errors import ScorerError
 from captune.evaluation.statistics import evaluate
-from captune.models.encoders.text import TokenEncoder
+from captune.models.encoders.token import TokenEncoder
 from captune.scorers import load_scorer
 from captune.scorers.reference.bertscore import BertScore
 

@@ -14,9 +14,10 @@ from transformers import AutoModel, AutoProcessor
 
 from captune.data.images import open_image
 from captune.errors import EncoderError, first_line
+from captune.models.hub import how_to_get, resolve_encoder
+from captune.utils.device import pick_device
 from captune.utils.hashing import weights_digest
 
-EMBEDDED = ("storybook-clip",)  # shipped with the package
 _SILENT_BATCHES = 100  # fewer show no progress bar: a reward is asked for as many at every step
 
 
@@ -52,15 +53,14 @@ class Encoder:
         Images are prepared with Pillow, so that the features do not depend on whether torchvision is installed.
         """
         name = str(name_or_path)
-        source = resolve(name)
+        source = resolve_encoder(name)
         try:
             processor = AutoProcessor.from_pretrained(source, backend="pil")
             model = AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True)
         except (OSError, ValueError, SafetensorError) as error:
-            reason = first_line(error)
-            fetch = "" if Path(source).is_dir() else f" Where the hub can be reached, run: hf download {name}"
-            raise EncoderError(f"encoder {name!r} cannot be loaded: {reason}{fetch}") from error
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            reason = first_line(error).rstrip(".") + how_to_get(name, source)
+            raise EncoderError(f"encoder {name!r} cannot be loaded: {reason}") from error
+        device = pick_device(device)
         return cls(model.to(device), processor, name=name)
 
     @property
@@ -121,25 +121,6 @@ class Encoder:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         pooled = encode(**inputs).pooler_output.float()
         return torch.nn.functional.normalize(pooled, dim=-1).cpu()
-
-
-def resolve(name: str) -> str:
-    """The folder or hub name that a name stands for; raises EncoderError for a folder that is none."""
-    if name in EMBEDDED:
-        from captune.storybook import model_path
-
-        folder = model_path(name)
-        if not (folder / "config.json").is_file():
-            raise EncoderError(f"the shipped encoder {name!r} is not in {folder}: reinstall captune, or rebuild it")
-        return str(folder)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise EncoderError(f"{name} is not a model folder: it has no config.json")
-        return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise EncoderError(f"encoder folder {name!r} does not exist")
-    return name
 
 
 def _batches(items: Sequence[Any], size: int, what: str) -> Iterator[Sequence[Any]]:

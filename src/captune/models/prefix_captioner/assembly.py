@@ -14,10 +14,11 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from captune.errors import CaptionerError, first_line
+from captune.models import hub
 from captune.models.families import PLAIN_TEMPLATE
-from captune.models.prefix_captioner.modeling import PrefixConfig, PrefixForConditionalGeneration, PrefixProjector
+from captune.models.prefix_captioner.configuration import PrefixConfig
+from captune.models.prefix_captioner.modeling import PrefixForConditionalGeneration, PrefixProjector
 from captune.models.prefix_captioner.processing import PrefixProcessor
-from captune.storybook import model_path
 
 
 @torch.no_grad()
@@ -82,18 +83,14 @@ def assemble(
     return model, processor
 
 
-def _source(name: str) -> str:
-    """The folder of a shipped model, or the name as it is."""
-    shipped = model_path(name)
-    return str(shipped) if (shipped / "config.json").is_file() else name
-
-
 def _language_model(name: str, dtype: Any) -> tuple[Any, Any]:
+    source = hub.resolve(name, what="language model", example="mistralai/Mistral-7B-v0.3")
     try:
-        lm = AutoModelForCausalLM.from_pretrained(_source(name), dtype=dtype, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(_source(name))
+        lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CaptionerError(f"language model {name!r} cannot be loaded: {first_line(error)}{_fetch(name)}") from error
+        reason = first_line(error).rstrip(".") + hub.how_to_get(name, source)
+        raise CaptionerError(f"language model {name!r} cannot be loaded: {reason}") from error
     if lm.base_model is lm or type(lm.get_output_embeddings()) is not nn.Linear:
         raise CaptionerError(f"language model {name!r} ({type(lm).__name__}) has no linear head on a model of its own")
     if tokenizer.eos_token is None:
@@ -104,13 +101,13 @@ def _language_model(name: str, dtype: Any) -> tuple[Any, Any]:
 
 
 def _image_encoder(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    source = hub.resolve(name, what="image encoder", example="openai/clip-vit-large-patch14")
     try:
-        whole, info = AutoModel.from_pretrained(
-            _source(name), dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-        image_processor = AutoImageProcessor.from_pretrained(_source(name))
+        whole, info = AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        image_processor = AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CaptionerError(f"image encoder {name!r} cannot be loaded: {first_line(error)}{_fetch(name)}") from error
+        reason = first_line(error).rstrip(".") + hub.how_to_get(name, source)
+        raise CaptionerError(f"image encoder {name!r} cannot be loaded: {reason}") from error
     tower = whole.get_encoder(modality="image")  # the whole where the folder holds no text side
     lacking = sorted(map(str, info["missing_keys"])) or ([] if hasattr(tower.config, "patch_size") else ["patch_size"])
     if lacking:
@@ -164,7 +161,3 @@ def _check(model: Any, lm: Any, processor: PrefixProcessor, names: tuple[str, st
             f"language model {language_model!r} ({type(lm).__name__}) does more to its logits than a linear head "
             "(Gemma 2's soft cap, for instance), which a prefix captioner would leave out"
         )
-
-
-def _fetch(name: str | Path) -> str:
-    return "" if Path(name).is_dir() else f" Where the hub can be reached, run: hf download {name}"

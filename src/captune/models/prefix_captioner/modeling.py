@@ -1,86 +1,24 @@
-"""HAR's captioner as an ordinary transformers model: frozen image encoder, MLP projector, causal language model.
+"""The model of a prefix captioner: image encoder, projector, language model.
 
-    v = E(I)                    the encoder's visual embedding of an image           (B, D_v), or (B, k, D_v)
-    p = W_proj(v)               the soft visual prefix, k tokens as wide as the LM's (B, k, D_h)
-    P(y_t | y_<t, p)            the language model continues  p, prompt
-
-HAR's section III-A, with CLIP ViT-L/14 and Mistral-7B; here E is the image side of any CLIP, SigLIP, DINOv2 or similar
-folder, and the LM whatever `AutoModelForCausalLM` loads. Both come from pretrained folders in one call:
-
-    model, processor = PrefixForConditionalGeneration.from_pretrained_parts("storybook-clip", "path/of/an/lm")
-    model.save_pretrained("captioner"); processor.save_pretrained("captioner")
-    captioner = captune.Captioner.load("captioner")
-
-Importing this module registers the model with AutoConfig, AutoModel, AutoModelForImageTextToText and AutoProcessor.
-The layout is LLaVA's: `model.vision_tower`, `model.projector`, `model.language_model` and `lm_head`. `docs/prefix.md`
-says what the paper leaves open and what is chosen here.
+The layout is LLaVA's: `model.vision_tower`, `model.projector`, `model.language_model` and `lm_head`.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.configuration_utils import SubConfigSpec
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import torch_compilable_check
 
-from captune.models.prefix_captioner.processing import PrefixProcessor
+from captune.models.prefix_captioner.configuration import PrefixConfig
 
 NEVER = -1e4  # the logit of the image token: its probability is exactly 0, without infinities in entropies and KL
-
-
-class PrefixConfig(PreTrainedConfig):
-    """Settings of a prefix captioner.
-
-    Args:
-        vision_config, text_config: of the two parts, as their own folders have them.
-        image_token_id: the placeholder; an image takes `num_prefix_tokens` of them.
-        num_prefix_tokens: k.
-        image_feature: "pooled": v is the encoder's one embedding of the image, which the MLP maps to k tokens;
-            "patches": the patches are averaged over a grid of k cells (k a square), and the MLP maps each.
-        projector_width: hidden width of the MLP; default: the encoder's.
-        projector_depth: its linear layers.
-        head_bias: whether the language model's head has one.
-    """
-
-    model_type = "prefix_captioner"
-    sub_configs_defaults = {  # noqa: RUF012
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="mistral"),
-    }
-
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    image_token_id: int = 32000
-    num_prefix_tokens: int = 16
-    image_feature: Literal["pooled", "patches"] = "pooled"
-    projector_width: int | None = None
-    projector_depth: int = 2
-    head_bias: bool = False
-    tie_word_embeddings: bool = False
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        k = self.num_prefix_tokens
-        if self.projector_depth < 1 or k < 1:
-            raise ValueError(f"projector_depth and num_prefix_tokens must be at least 1: {self.projector_depth}, {k}")
-        if self.image_feature == "patches" and math.isqrt(k) ** 2 != k:
-            raise ValueError(f'image_feature="patches" needs a square num_prefix_tokens (a grid), not {k}')
 
 
 class PrefixProjector(nn.Module):
@@ -282,18 +220,3 @@ class PrefixForConditionalGeneration(PrefixPreTrainedModel, GenerationMixin):
             vocabulary = logits.shape[-1]
             loss = self.loss_function(logits, labels, vocab_size=vocabulary, num_items_in_batch=num_items_in_batch)
         return CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
-
-    @classmethod
-    def from_pretrained_parts(
-        cls, image_encoder: str | Path, language_model: str | Path, **settings: Any
-    ) -> tuple[PrefixForConditionalGeneration, PrefixProcessor]:
-        """The captioner of two pretrained folders, with a fresh projector; `captune.models.prefix_captioner.assembly.assemble`."""
-        from captune.models.prefix_captioner.assembly import assemble
-
-        return assemble(image_encoder, language_model, **settings)
-
-
-AutoConfig.register(PrefixConfig.model_type, PrefixConfig, exist_ok=True)
-AutoModel.register(PrefixConfig, PrefixModel, exist_ok=True)
-AutoModelForImageTextToText.register(PrefixConfig, PrefixForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(PrefixConfig, PrefixProcessor, exist_ok=True)

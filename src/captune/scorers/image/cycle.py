@@ -8,14 +8,15 @@ import importlib.util
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from captune.errors import ScorerError, first_line
+from captune.models import hub
 from captune.scorers import Scorer
 from captune.scorers.image.self_retrieval import check_encoder, whole
+from captune.utils.device import pick_device
 from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
@@ -91,18 +92,14 @@ class Cycle(Scorer):
         if importlib.util.find_spec("diffusers") is None:
             raise ScorerError(f"scorer {self.name!r} draws with diffusers, which is not installed; "
                               "run: pip install diffusers")  # fmt: skip
-        path = Path(self.model).expanduser()
-        local = path.is_absolute() or self.model.startswith((".", "~")) or self.model.count("/") != 1
-        if (path.is_dir() or local) and not (path / "model_index.json").is_file():
-            raise ScorerError(f"scorer {self.name!r}: {self.model} is no folder of a diffusers pipeline, it has no "
-                              "model_index.json; get one with: hf download OWNER/NAME --local-dir FOLDER")  # fmt: skip
+        self._source()
 
     @property
     def encoder(self) -> Any:
         """Loaded at first use."""
         if self._encoder is None:
             from captune.errors import EncoderError
-            from captune.models.encoders.pairs import load_image_encoder
+            from captune.models.encoders import load_image_encoder
 
             try:
                 self._encoder = load_image_encoder(self.encoder_name, self.device)
@@ -166,17 +163,25 @@ class Cycle(Scorer):
             drawer += f"|dtype:{getattr(self.pipeline, 'dtype', 'unknown')}"
         return f"cycle|t2i:{drawer}|seed:{self.seed}|encoder:{self.encoder.name}@{self.encoder.digest}|cosine"
 
+    def _source(self) -> str:
+        return hub.resolve(
+            self.model,
+            what=f"scorer {self.name!r}: diffusers pipeline",
+            example="stabilityai/sd-turbo",
+            files=("model_index.json",),
+            bare=False,
+            error=ScorerError,
+        )
+
     def _load(self) -> Any:
         self.check()
         import torch
         from diffusers import DiffusionPipeline
 
-        path = Path(self.model).expanduser()
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = pick_device(self.device)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16  # float16 overflows in some decoders
         try:
-            pipeline = DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else self.model, torch_dtype=dtype,
-                                                         use_safetensors=True)  # fmt: skip
+            pipeline = DiffusionPipeline.from_pretrained(self._source(), torch_dtype=dtype, use_safetensors=True)
         except (OSError, ValueError, ImportError) as error:
             reason = first_line(error)
             raise ScorerError(f"scorer {self.name!r}: {self.model} cannot be loaded: {reason}") from error

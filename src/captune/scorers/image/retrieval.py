@@ -180,10 +180,10 @@ class QIR(_Retrieval):
 
     def _image_vectors(self, images: Sequence[Any]) -> np.ndarray:
         """(Q, D)"""
-        from captune.models.encoders.pairs import unit
+        from captune.models.encoders import unit_vectors
 
         _, vectors = self._images(images)
-        return unit(vectors, ["an image"] * len(images)).astype(np.float64)
+        return unit_vectors(vectors, ["an image"] * len(images)).astype(np.float64)
 
 
 @lru_cache(maxsize=1)

@@ -140,9 +140,9 @@ def whole(key: str, value: str, least: int = 1) -> int:
 def check_encoder(name: str) -> None:
     """Raises ScorerError where an encoder's folder is not there. Loads nothing."""
     from captune.errors import EncoderError
-    from captune.models.encoders.clip import resolve
+    from captune.models.hub import resolve_encoder
 
     try:
-        resolve(name)
+        resolve_encoder(name)
     except EncoderError as error:
         raise ScorerError(str(error)) from error

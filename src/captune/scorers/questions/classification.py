@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from captune.errors import ScorerError
-from captune.models.answerers.base import Answerer, Question, file_and_answerer, one_line
+from captune.models.answerers import Answerer, Question, file_and_answerer, one_line
 from captune.scorers import Scorer
 from captune.utils.hashing import fingerprint
 

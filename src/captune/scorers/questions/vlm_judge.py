@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from captune.errors import ScorerError
-from captune.models.answerers.base import (
-    Answerer,
-    Question,
-    Vocabulary,
-    check_length,
-    check_model,
-    is_server,
-    load_answerer,
-    one_line,
-)
+from captune.models.answerers import Answerer, Question, is_server, load_answerer, one_line
+from captune.models.answerers.vision import VisionModel
 from captune.scorers import Scorer
-from captune.utils.hashing import fingerprint, weights_digest
+from captune.utils.hashing import fingerprint
 from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
@@ -85,7 +75,11 @@ class Judge(Scorer):
             self.needs = ("image", "references")  # type: ignore[misc]
         if answerer is None:
             server = captioner is None and is_server(model)
-            answerer = load_answerer(model) if server else VisionModel(model, captioner=captioner, device=device)
+            answerer = (
+                load_answerer(model)
+                if server
+                else VisionModel(model, captioner=captioner, device=device, opening=OPENING)
+            )
         self.answerer = answerer
 
     def check(self) -> None:
@@ -123,65 +117,3 @@ def prompt(caption: str, references: Sequence[str] = ()) -> str:
     """The paper's prompt for one caption; without references that line is left out."""
     known = "".join(REFERENCE.format(text=one_line(text)) for text in references)
     return PROMPT.format(reference=known, caption=one_line(caption))
-
-
-class VisionModel:
-    """Any model that `Captioner` loads, in the slot for a model that answers."""
-
-    def __init__(self, name: str, *, captioner: Captioner | None = None, device: str | None = None) -> None:
-        self.name = name or (captioner.name if captioner is not None else "")
-        self._device, self._given = device, captioner
-
-    def check(self) -> None:
-        from captune.models.loading import EMBEDDED
-
-        if self._given is None and self.name not in EMBEDDED:
-            check_model(self.name, "judge", "Qwen/Qwen2.5-VL-7B-Instruct")
-
-    @cached_property
-    def captioner(self) -> Captioner:
-        from captune.errors import CaptionerError
-        from captune.models.captioner import Captioner
-
-        try:
-            return self._given or Captioner.load(self.name, device=self._device)
-        except CaptionerError as error:
-            raise ScorerError(f"the judge cannot be loaded: {error}") from error
-
-    @cached_property
-    def label(self) -> str:
-        return f"{self.name}@{weights_digest(self.captioner.core.state_dict())}"
-
-    @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.captioner.tokenizer)
-
-    def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
-        """One batch; an image that several questions are about is encoded once."""
-        import torch
-
-        from captune.models import inputs as batches
-
-        judge = self.captioner
-        texts = [self._text(question) for question in questions]
-        batch = judge.processor(
-            text=texts,
-            images=[[question.image] for question in questions],
-            padding=True,
-            padding_side="left",
-            add_special_tokens=judge._specials(texts[0]),
-            return_tensors="pt",
-        ).to(judge.device, dtype=judge.dtype)
-        check_length(batch["input_ids"].shape[1], judge.core.config, questions[0], self.name)
-        with torch.inference_mode(), judge.share_vision(max_images=64):
-            logits = judge.model(**batches.inputs_of(batch), use_cache=False, logits_to_keep=1).logits[:, -1].cpu()
-        return [self._vocabulary.probabilities(own, q, self.name) for own, q in zip(logits, questions, strict=True)]
-
-    def _text(self, question: Question) -> str:
-        parts = [{"type": "image"}, {"type": "text", "text": self._vocabulary.plain(question.text)}]
-        processor = self.captioner.processor
-        thinking = {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
-        text = processor.apply_chat_template(
-            [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False, **thinking
-        )
-        return text + OPENING if text.endswith(("\n", " ")) else f"{text}\n{OPENING}"

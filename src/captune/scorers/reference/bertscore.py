@@ -21,7 +21,7 @@ from captune.utils.files import replace_file
 from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
-    from captune.models.encoders.text import TokenEncoder
+    from captune.models.encoders.token import TokenEncoder
 
 _log = logging.getLogger(__name__)
 _FIGURES = ("bertscore", "bertscore_precision", "bertscore_recall")
@@ -137,7 +137,7 @@ class BertScore(Scorer):
         """Loaded at first use."""
         if self._encoder is None:
             from captune.errors import EncoderError
-            from captune.models.encoders.text import TokenEncoder
+            from captune.models.encoders.token import TokenEncoder
 
             try:
                 self._encoder = TokenEncoder.load(self._model, layer=self._layer, device=self._device)
@@ -163,11 +163,11 @@ class BertScore(Scorer):
 
     def check(self) -> None:
         from captune.errors import EncoderError
-        from captune.models.encoders.text import find_model
+        from captune.models.hub import resolve_text_encoder
 
         try:
             if self._encoder is None:
-                find_model(self._model)
+                resolve_text_encoder(self._model)
         except EncoderError as error:
             raise ScorerError(f"bertscore: {error}") from error
         if self._idf_file and not Path(self._idf_file).is_file():

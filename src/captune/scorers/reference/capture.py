@@ -18,7 +18,7 @@ from captune.scorers.reference.bleu import check_references
 from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
-    from captune.models.encoders.text import TextEncoder
+    from captune.models.encoders.sentence import TextEncoder
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 PARTS = ("object", "attribute", "relation")
@@ -57,7 +57,7 @@ class GraphScorer(Scorer):
         """Loaded at first use."""
         if isinstance(self._encoder, str):
             from captune.errors import EncoderError
-            from captune.models.encoders.text import TextEncoder
+            from captune.models.encoders.sentence import TextEncoder
 
             try:
                 self._encoder = TextEncoder.load(self._encoder, device=self._device)
@@ -67,7 +67,7 @@ class GraphScorer(Scorer):
 
     def check(self) -> None:
         from captune.errors import EncoderError
-        from captune.models.encoders.text import TextEncoder
+        from captune.models.encoders.sentence import TextEncoder
 
         self.parser.check()
         try:

@@ -19,7 +19,7 @@ from captune.storybook.scorer import ratio
 from captune.utils.hashing import fingerprint
 
 if TYPE_CHECKING:
-    from captune.models.encoders.text import TextEncoder
+    from captune.models.encoders.sentence import TextEncoder
 
 _log = logging.getLogger(__name__)
 Truth = Mapping[str, Sequence[str]] | Sequence[str]  # of one image: {object: attributes}, or objects

@@ -13,7 +13,7 @@ from captune.scorers.reference.bleu import check_references
 from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
-    from captune.models.encoders.text import TextEncoder
+    from captune.models.encoders.sentence import TextEncoder
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
@@ -53,7 +53,7 @@ class SbertSimilarity(Scorer):
         """Loaded at first use."""
         if self._encoder is None:
             from captune.errors import EncoderError
-            from captune.models.encoders.text import TextEncoder
+            from captune.models.encoders.sentence import TextEncoder
 
             try:
                 self._encoder = TextEncoder.load(self._model, device=self._device)
@@ -63,7 +63,7 @@ class SbertSimilarity(Scorer):
 
     def check(self) -> None:
         from captune.errors import EncoderError
-        from captune.models.encoders.text import TextEncoder
+        from captune.models.encoders.sentence import TextEncoder
 
         try:
             if self._encoder is None:

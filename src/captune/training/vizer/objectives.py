@@ -67,7 +67,7 @@ def straight_through_loss(
     valid = steps[None] < counts[:, None]
     places = (starts[:, None] + steps[None]).clamp(max=embeddings.shape[1] - 1)
     tail = embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[-1]))
-    head = embed(torch.tensor([captioner._blind_ids()] * len(images), device=mask.device))
+    head = embed(torch.tensor([captioner.blind_prompt_ids()] * len(images), device=mask.device))
     attention = torch.cat([valid.new_ones(head.shape[:2]), valid], dim=1).long()
     with captioner.disable_adapter():
         hidden = attribute(captioner.core, captioner.family.language_model)(

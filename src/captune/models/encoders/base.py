@@ -1,0 +1,55 @@
+"""What every encoder is: something with a name and a digest that turns texts, or images, into unit vectors.
+
+A corpus has a slot for each; torch is not imported here, so that a corpus can be opened and checked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from captune.errors import EncoderError
+from captune.models.hub import DEFAULT_TEXT_ENCODER
+
+#: CIM used laion/CLIP-ViT-H-14-laion2B-s32B-b79K; this one needs no download
+DEFAULT_IMAGE_ENCODER = "storybook-clip"
+
+__all__ = ["DEFAULT_IMAGE_ENCODER", "DEFAULT_TEXT_ENCODER", "EncodesImages", "EncodesTexts", "unit_vectors"]
+
+
+class EncodesTexts(Protocol):
+    """The text slot: `TextEncoder`, `Encoder`, or anything of this shape."""
+
+    name: str
+
+    @property
+    def digest(self) -> str: ...
+    def encode_texts(self, texts: Sequence[str]) -> Any: ...
+
+
+class EncodesImages(Protocol):
+    """The image slot: `Encoder`, `VisionEncoder`, or anything of this shape."""
+
+    name: str
+
+    @property
+    def digest(self) -> str: ...
+    def encode_images(self, images: Sequence[Any]) -> Any: ...
+
+
+def unit_vectors(vectors: Any, names: Sequence[str]) -> np.ndarray:
+    """(N, D) contiguous float32 with unit rows; EncoderError names the first item that has no direction."""
+    array = np.ascontiguousarray(vectors, dtype=np.float32)
+    wrong = None
+    if array.ndim != 2 or len(array) != len(names):
+        wrong = f"the encoder gives an array of shape {array.shape} for {len(names)} items"
+    else:
+        norms = np.linalg.norm(array, axis=1, keepdims=True)
+        lost = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
+        if len(lost):
+            wrong = f"the encoder gives {names[lost[0]]!r} a vector of length {norms[lost[0], 0]}"
+    if wrong is not None:
+        raise EncoderError(wrong)
+    return array / norms

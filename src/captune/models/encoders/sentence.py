@@ -1,0 +1,108 @@
+"""Frozen encoders of sentences (sentence-transformers): a unit vector for each text."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from captune.errors import EncoderError, first_line
+from captune.models.hub import DEFAULT_TEXT_ENCODER, how_to_get, resolve_text_encoder
+from captune.utils.device import pick_device
+from captune.utils.hashing import weights_digest
+
+_SILENT_TEXTS = 2_000  # fewer texts than this show no progress bar
+
+
+class TextEncoder:
+    """A sentence encoder: the text side of `captune.models.encoders.clip.Encoder`, for any sentence-transformers model.
+
+    Texts longer than the model's `max_seq_length` are cut; `texts` and `truncated` count what has been encoded and
+    what was cut.
+    """
+
+    def __init__(self, model: Any, *, name: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        limit = model.get_max_seq_length()
+        self.context_length: int | None = None if limit is None or limit == float("inf") else int(limit)
+        self.texts = self.truncated = 0
+
+    @classmethod
+    def load(
+        cls, name_or_path: str | Path = DEFAULT_TEXT_ENCODER, device: str | torch.device | None = None
+    ) -> TextEncoder:
+        """Load a folder or hub name of a sentence-transformers model; a local folder asks no network.
+
+        A plain transformers folder is read as sentence-transformers does: the mean over its tokens.
+        """
+        name = str(name_or_path)
+        source = cls.check(name)
+        from sentence_transformers import SentenceTransformer
+
+        local = Path(source).is_dir()
+        device = pick_device(device)
+        try:
+            model = SentenceTransformer(source, device=str(device), local_files_only=local,
+                                        model_kwargs={"use_safetensors": True, "dtype": torch.float32})  # fmt: skip
+        except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
+            reason = first_line(error).rstrip(".") + how_to_get(name, source)
+            raise EncoderError(f"text encoder {name!r} cannot be loaded: {reason}") from error
+        return cls(model, name=name)
+
+    @staticmethod
+    def check(name_or_path: str | Path) -> str:
+        """`resolve_text_encoder`; raises EncoderError too where sentence-transformers is not installed. Loads nothing."""
+        if importlib.util.find_spec("sentence_transformers") is None:
+            raise EncoderError(f"text encoder {str(name_or_path)!r} needs sentence-transformers, which is not "
+                               "installed; run: pip install 'captune[scorers]'")  # fmt: skip
+        return resolve_text_encoder(name_or_path)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @cached_property
+    def digest(self) -> str:
+        return weights_digest(self.model.state_dict())
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> torch.Tensor:
+        """(N, D) float32 unit vectors on the CPU; equal texts are encoded once, in batches of like length."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        place: dict[str, int] = {}
+        for text in texts:
+            place.setdefault(text, len(place))
+        if not place:
+            return torch.empty(0, 0)
+        distinct = list(place)
+        vectors = self.model.encode(distinct, batch_size=batch_size, convert_to_tensor=True, normalize_embeddings=True,
+                                    show_progress_bar=len(distinct) >= _SILENT_TEXTS)  # fmt: skip
+        vectors = vectors.float().cpu()
+        if not bool(vectors.isfinite().all()):
+            bad = int((~vectors.isfinite().all(dim=-1)).nonzero()[0])
+            raise EncoderError(f"text encoder {self.name!r} has no finite vector for the text {distinct[bad]!r}")
+        cut = self._longer(distinct)
+        rows = [place[text] for text in texts]
+        self.texts += len(rows)
+        self.truncated += sum(cut[row] for row in rows)
+        return vectors[rows]
+
+    @property
+    def truncation_rate(self) -> float:
+        """The share of the texts encoded so far that were longer than the context."""
+        return self.truncated / self.texts if self.texts else 0.0
+
+    def _longer(self, texts: Sequence[str]) -> list[bool]:
+        tokenizer = self.model.tokenizer
+        if self.context_length is None or not callable(tokenizer):
+            return [False] * len(texts)
+        prompt = self.model.prompts.get(self.model.default_prompt_name or "", "")
+        ids = tokenizer([prompt + text for text in texts], truncation=False, verbose=False)["input_ids"]
+        return [len(i) > self.context_length for i in ids]

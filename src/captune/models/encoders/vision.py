@@ -1,0 +1,53 @@
+"""Frozen encoders of images alone (DINOv2, DINOv3, ViT): a unit vector for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModel
+
+from captune.errors import EncoderError, first_line
+from captune.models.hub import how_to_get, resolve_encoder
+from captune.utils.device import pick_device
+from captune.utils.hashing import weights_digest
+
+
+class VisionEncoder:
+    """A vision model without a text side (DINOv2, DINOv3, ViT).
+
+    Its feature is the pooled output, the [CLS] token's, or the mean over the tokens of a model that has none.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, name: str) -> None:
+        self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, *, device: str | None = None) -> VisionEncoder:
+        """A folder saved with `save_pretrained` (model and image processor), or a hub name."""
+        name = str(name_or_path)
+        source = resolve_encoder(name, "image encoder")
+        try:
+            processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+            model = AutoModel.from_pretrained(source, use_safetensors=True)
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
+            reason = first_line(error).rstrip(".") + how_to_get(name, source)
+            raise EncoderError(f"image encoder {name!r} cannot be loaded: {reason}") from error
+        return cls(model.to(pick_device(device)), processor, name=name)
+
+    @cached_property
+    def digest(self) -> str:
+        return weights_digest(self.model.state_dict())
+
+    def encode_images(self, images: Sequence[Any]) -> Any:
+        """(N, D) float32 unit vectors on the CPU."""
+        with torch.inference_mode():
+            inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
+            output = self.model(**inputs)
+            pooled = getattr(output, "pooler_output", None)
+            pooled = output.last_hidden_state.mean(dim=1) if pooled is None else pooled
+            return torch.nn.functional.normalize(pooled.float(), dim=-1).cpu()

