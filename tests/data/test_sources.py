@@ -208,9 +208,9 @@ def test_what_is_wrong_is_said(tmp_path: Path, name: str, text: str, reason: str
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("{}?n=0", "whole number"),
+        ("{}?n=0", "n: '0' must be at least 1"),
         ("{}?n=x", "whole number"),
-        ("{}?size=3", "'size=3' is not understood"),
+        ("{}?size=3", "unknown setting 'size'"),
         ("{}?split=test", "takes only"),
         ("{}/empty", "no image files"),
         ("{}/nowhere", "does not exist"),

@@ -20,6 +20,7 @@ from captune.data import load_images, open_image, read_jsonl
 from captune.errors import MissingColumn
 from captune.models.captioner import Captioner
 from captune.scene_graphs import SceneGraph
+from captune.storybook.facts import FactElements
 from captune.storybook.world import Scene, Thing
 from captune.training import lifecycle as training
 from captune.training import sc_captioner
@@ -27,7 +28,6 @@ from captune.training.lifecycle import training_arguments
 from captune.training.sc_captioner import (
     REQUEST,
     Corrections,
-    FactElements,
     GraphElements,
     SCConfig,
     SCTrainer,

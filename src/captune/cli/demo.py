@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.cli.config import build
+from captune.data.schemes import scheme_of
 from captune.evaluation.run import evaluate_files
 from captune.report import render
 from captune.runs.run_dir import RunDir
@@ -69,7 +70,7 @@ def demo(
     systems = {name: run for run in (supervised, gt, zero) for name in captioned(run)}  # the base's comes from zero
     order = sorted(systems, key=lambda name: (name != "base", systems[name] is not zero, systems[name] is not gt))
     files = [systems[name].path / captioned(systems[name])[name]["captions"] for name in order]
-    scorers = [name for name in SCORERS if test.startswith("storybook:") or name not in ("storybook", "clip")]
+    scorers = [name for name in SCORERS if name not in ("storybook", "clip") or name in scheme_of(test).scorers]
     scored = evaluate_files(files, references=test, images=test, scorers=[*scorers, f"vizer:{zero.mapper}"])
     together = RunDir(output).start({"method": "demo", **common}, overwrite=True)
     for name, file, report in zip(order, files, [scored, *scored["others"]], strict=True):

@@ -19,6 +19,7 @@ from captune.corpus.files import Shard
 from captune.corpus.index import EXACT, INDEXES, make_index
 from captune.data import ImageSource, load_images, open_image
 from captune.data.columns import undecoded
+from captune.data.schemes import scheme_of
 from captune.errors import BadImage, CorpusError
 from captune.models.encoders import (
     DEFAULT_IMAGE_ENCODER,
@@ -57,14 +58,17 @@ def build(
             raise CorpusError(f"{name} must be at least 1, not {number}")
     if index not in INDEXES:
         raise CorpusError(f"there is no index {index!r}; there are {', '.join(INDEXES)}")
-    storybook = str(source).startswith("storybook:")
-    if text_encoder is None:  # storybook's own encoder is as good a reward there (studies/cim), ten times as fast
-        text_encoder = DEFAULT_IMAGE_ENCODER if storybook else DEFAULT_TEXT_ENCODER
+    offered = scheme_of(source)
+    if text_encoder is None:
+        text_encoder = offered.text_encoder or DEFAULT_TEXT_ENCODER
     texts = load_text_encoder(text_encoder, device) if isinstance(text_encoder, str) else text_encoder
     pictures = load_image_encoder(image_encoder, device) if isinstance(image_encoder, str) else image_encoder
-    if pictures.name == DEFAULT_IMAGE_ENCODER and not storybook:
-        logger.warning("%s knows storybook's pictures only; for photographs name an image encoder such as "
-                       "openai/clip-vit-base-patch32", DEFAULT_IMAGE_ENCODER)  # fmt: skip
+    if pictures.name == DEFAULT_IMAGE_ENCODER != offered.image_encoder:
+        logger.warning(
+            "%s was trained on storybook images alone; for photographs name an image encoder such as "
+            "openai/clip-vit-base-patch32",
+            DEFAULT_IMAGE_ENCODER,
+        )
     dataset = load_images(source, decode=False, stream=True) if isinstance(source, str) else undecoded(source)
     settings: dict[str, Any] = {
         "format": files.FORMAT,

@@ -14,58 +14,87 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
+from typing import Annotated, Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
+from pydantic import Field
 
 from captune.data.columns import ImageSource, column, decoded
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.readers import TEXT_SUFFIXES, Entry, find_image_folder, image_paths, read_entries
+from captune.data.schemes import Scheme, scheme_of
 from captune.data.tables import FEATURES, load_hub, load_saved, load_shards, normalise
 from captune.errors import SourceError
+from captune.utils.spec import parse
 
 logger = logging.getLogger(__name__)
 
 COLUMN_KEYS = ("config", "image", "caption", "id", "streaming")
-KEYS = ("n", "seed", "skip", "split", "images", *COLUMN_KEYS)
-STORYBOOK = "storybook:"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source as written: ``where`` is a path, a `datasets` name or storybook:<split>."""
+    """A source as written: ``where?key=value&…``.
+
+    Attributes:
+        where: a path, a pattern, the name of a dataset, or ``scheme:name``.
+        n: take so many images.
+        seed: sample them at random; without it the first `n` are taken.
+        skip: leave out so many before: ``?skip=500`` and ``?n=500`` share no image.
+        split: a split of a dataset or of Karpathy's files; several: ``train+restval``.
+        images: the image folder of a captions file.
+        config: a configuration of a dataset.
+        image: the column of its images, if it is not found by itself.
+        caption: the column of its references.
+        id: the column of its ids.
+        streaming: read shards and datasets as they come.
+    """
 
     where: str
-    n: int | None = None
-    seed: int | None = None
-    skip: int | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+    skip: Annotated[int, Field(ge=0)] | None = None
     split: str | None = None
     images: str | None = None
-    columns: dict[str, str] | None = None  # config, image, caption, id, streaming
+    config: str | None = None
+    image: str | None = None
+    caption: str | None = None
+    id: str | None = None
+    streaming: bool | None = None
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Raises SourceError for an unknown key or a number that is none."""
-        where, mark, query = str(text).rpartition("?")
+        """Read a source as written; an existing path is taken as it is.
+
+        Raises:
+            SourceError: for an unknown key, with the nearest, or a value of the wrong type.
+        """
+        text = str(text)
+        where, mark, query = text.rpartition("?")
         if not mark or os.path.exists(text):
-            return cls(str(text))
-        values: dict[str, Any] = {}
-        for part in filter(None, query.split("&")):
-            key, equals, value = part.partition("=")
-            if key not in KEYS or not equals or not value:
-                raise SourceError(
-                    f"{text!r}: {part!r} is not understood; known: {', '.join(KEYS)}, as in ?n=500&seed=1"
-                )
-            values[key] = unquote(value)
-        for key in ("n", "seed", "skip"):
-            if key in values:
-                if not values[key].isdecimal() or (key == "n" and int(values[key]) == 0):
-                    raise SourceError(f"{text!r}: {key} must be a whole number, found {values[key]!r}")
-                values[key] = int(values[key])
-        columns = {key: values.pop(key) for key in COLUMN_KEYS if key in values}
-        return cls(where, columns=columns or None, **values)
+            return cls(text)
+        query = query.replace("+", "%2B")  # a plus is itself here, as in train+restval
+        return parse(
+            f"{where}?{query}",
+            cls,
+            what=f"source {text!r}",
+            positional=("where",),
+            example="photos?n=500&seed=1",
+            error=SourceError,
+            query="last",
+        )
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What is set of the keys that only datasets and tables take."""
+        return {key: getattr(self, key) for key in COLUMN_KEYS if getattr(self, key) is not None}
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """The scheme of ``scheme:name``; None for any other source."""
+        scheme = scheme_of(self.where)
+        return scheme if scheme.name else None
 
 
 def load_images(source: str, *, limit: int | None = None, decode: bool = True, stream: bool = False) -> ImageSource:
@@ -81,8 +110,8 @@ def load_images(source: str, *, limit: int | None = None, decode: bool = True, s
     if limit is not None and limit < 1:
         raise SourceError(f"limit must be at least 1, not {limit}")
     parsed = Source.parse(source)
-    if parsed.where.startswith(STORYBOOK):
-        return _storybook(parsed, limit)
+    if (scheme := parsed.scheme) is not None:
+        return _by_scheme(parsed, scheme, limit)
     entries = _entries(parsed, limit, with_images=True)
     if entries is not None:
         rows, paths = entries
@@ -105,8 +134,8 @@ def load_references(source: str, *, limit: int | None = None) -> dict[str, list[
     Raises SourceError.
     """
     parsed = Source.parse(source)
-    if parsed.where.startswith(STORYBOOK):
-        return _by_id(_storybook(parsed, limit), "references")
+    if (scheme := parsed.scheme) is not None:
+        return _by_id(_by_scheme(parsed, scheme, limit), "references")
     entries = _entries(parsed, limit, with_images=False)
     if entries is not None:
         return {row.image_id: row.references for row in entries[0]}
@@ -115,14 +144,9 @@ def load_references(source: str, *, limit: int | None = None) -> dict[str, list[
 
 def load_scenes(source: str, *, limit: int | None = None) -> dict[str, str]:
     """{image_id: scene as JSON} of a source that knows what is in its images (storybook)."""
-    parsed = Source.parse(source)
-    dataset = (
-        _storybook(parsed, limit)
-        if parsed.where.startswith(STORYBOOK)
-        else load_images(source, limit=limit, decode=False)
-    )
+    dataset = load_images(source, limit=limit, decode=False)
     if "scene" not in (dataset.column_names or []):
-        raise SourceError(f"{source} has no scenes; only the embedded world does: storybook:test")
+        raise SourceError(f"{source} has no scenes; only the embedded world has them, such as storybook:test")
     return _by_id(dataset, "scene")
 
 
@@ -146,17 +170,12 @@ def choose(total: int, source: Source, limit: int | None) -> Sequence[int]:
     return np.random.default_rng(source.seed).permutation(total)[first:last].tolist()
 
 
-# -------------------------------------------------------------------- sources
-
-
-def _storybook(source: Source, limit: int | None) -> Dataset:
-    from captune import storybook
-
-    for key in ("skip", "split", "images", "columns"):
-        if getattr(source, key) is not None:
-            raise SourceError(f"{source.where} takes only ?n= and ?seed= (the split is the name: storybook:test)")
-    given = {key: value for key, value in (("n", source.n), ("seed", source.seed)) if value is not None}
-    dataset = storybook.load(source.where.removeprefix(STORYBOOK), **given)
+def _by_scheme(source: Source, scheme: Scheme, limit: int | None) -> Dataset:
+    """The dataset of ``scheme:name``; its split is its name."""
+    if source.columns or any(value is not None for value in (source.skip, source.split, source.images)):
+        raise SourceError(f"{source.where} takes only ?n= and ?seed= (the split is the name: {scheme.name}:test)")
+    name = source.where.partition(":")[2]
+    dataset = scheme.load(name, n=source.n, seed=source.seed)
     return dataset if limit is None or limit >= len(dataset) else dataset.select(range(limit))
 
 
@@ -224,8 +243,8 @@ def list_images(folder: Path) -> list[str]:
 
 def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -> ImageSource:
     """What `datasets` reads: parquet, webdataset shards, saved datasets and names on the hub."""
-    options = source.columns or {}
-    stream = options.get("streaming", "0").lower() in ("1", "true", "yes") or stream
+    options = {key: str(value) for key, value in source.columns.items() if key != "streaming"}
+    stream = bool(source.streaming) or stream
     path = Path(source.where).expanduser()
     base = path if path.is_dir() else path.parent
     if path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()):
@@ -236,8 +255,7 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
         reason = "is of no kind that is known here" if path.exists() else "does not exist"
         raise SourceError(f"{source.where} {reason}; {_KINDS}")
     else:
-        streaming = options.get("streaming", "0").lower() in ("1", "true", "yes")
-        dataset = load_hub(source.where, options.get("config"), source.split, streaming)
+        dataset = load_hub(source.where, source.config, source.split, bool(source.streaming))
         source = replace(source, split=None)
     if source.split is not None and not path.is_dir():
         raise SourceError(f"{source.where} has no splits; leave ?split={source.split} out")

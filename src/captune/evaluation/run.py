@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from captune.data import load_images, load_references, load_scenes, read_captions
 from captune.data.columns import column
+from captune.data.schemes import SOURCES, scheme_of, source_of
 from captune.errors import EvaluationError, MissingColumn, ScorerError, SourceError
 from captune.evaluation.cache import Cache
 from captune.evaluation.statistics import Result, evaluate, holm, paired
@@ -41,7 +42,7 @@ def match(captions: Mapping[str, str], references: Iterable[str]) -> list[str]:
 
 
 def _advice(captioned: list[str], expected: list[str]) -> str:
-    made, asked = _storybook_source(captioned), _storybook_source(expected)
+    made, asked = source_of(captioned), source_of(expected)
     if made and asked:
         return (
             f'The captions are of other pictures: --references "{made}" belongs to them; to evaluate on "{asked}", '
@@ -51,16 +52,6 @@ def _advice(captioned: list[str], expected: list[str]) -> str:
         "Caption the images that the references belong to, or name the references of the captioned images; ids are "
         "what the source calls image_id (for a folder, the file's path inside it)."
     )
-
-
-def _storybook_source(ids: list[str]) -> str | None:
-    """The storybook source that ids of the form split-seed-index come from."""
-    parts = [re.fullmatch(r"([a-z]+)-(\d+)-(\d+)", i) for i in ids]
-    first = parts[0]
-    if first is None or None in parts:
-        return None
-    count = max(int(p.group(3)) for p in parts if p) + 1
-    return f"storybook:{first.group(1)}?n={count}&seed={first.group(2)}"
 
 
 def evaluate_files(
@@ -141,8 +132,8 @@ def _all_scorers(
         have.add("references")
     pictures = images or references
     if pictures is not None:
-        if pictures.startswith("storybook:"):
-            have.add("scene")
+        if offered := scheme_of(pictures).truth_column:
+            have.add(offered)
         try:
             load_images(pictures, limit=1)
             have.add("image")
@@ -179,10 +170,10 @@ def _columns(
     for need in ("image", "scene"):
         if need in needed and pictures is None:
             raise EvaluationError(f"scorer {needed[need]!r} needs the {need} of each caption: add --images SOURCE")
-    if "scene" in needed and not str(pictures).startswith("storybook:"):
+    if "scene" in needed and scheme_of(pictures).truth_column != "scene":
         raise EvaluationError(
-            f"scorer {needed['scene']!r} needs the scene behind each image, which only storybook sources know; "
-            f"{pictures} is none"
+            f"scorer {needed['scene']!r} needs the scene behind each image, which only sources of "
+            f"{' and '.join(SOURCES)} know, not {pictures}"
         )
 
     by_id: dict[str, Mapping[str, Any]] = {}

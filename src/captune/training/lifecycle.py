@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from captune.data.schemes import scheme_of
 from captune.decoding import Decoder
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
@@ -232,7 +233,7 @@ def load_training_images(config: TrainingConfig, *, references: bool = False, so
 
 def held_out(config: TrainingConfig) -> str:
     """The source of the images that a run is judged on."""
-    return config.evaluation or ("storybook:val" if config.images.startswith("storybook:") else config.images)
+    return config.evaluation or scheme_of(config.images).held_out or config.images
 
 
 def conclude(
@@ -270,8 +271,7 @@ def measure(
                        len(lacking), len(references), lacking[0])  # fmt: skip
     if has_references := bool(references) and not lacking:
         scorers += ["cider", "bleu", "rouge"]
-    if source.startswith("storybook:"):
-        scorers += ["storybook", "clip"]
+    scorers += scheme_of(source).scorers
     if run_dir.mapper.is_dir():
         scorers.append(f"vizer:{run_dir.mapper}")
     scored = evaluate_files([captions], references=source if has_references else None, images=source, scorers=scorers)

@@ -45,13 +45,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
+from captune.data.schemes import SOURCES, scheme_of
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scene_graphs import Parser, SceneGraph, merged
 from captune.scorers import check_needs
 from captune.scorers.reference.capture import DEFAULT_ENCODER, Capture
-from captune.storybook import parser as facts
-from captune.storybook.world import Scene, relations
 from captune.training.lifecycle import TrainingConfig, conclude, held_out, load_training_images, measure, start
 from captune.training.method import Method
 from captune.training.scst import SCSTTrainer, fit, leave_one_out, scst_loss, starting_captioner
@@ -88,41 +87,15 @@ class GraphElements:
         return float(self.scorer.matcher.cosines([element], truth).max())
 
 
-class FactElements:
-    """The exact facts of storybook captions (`captune.storybook.parser`); a background is an object."""
-
-    needs: tuple[str, ...] = ("scene",)
-    punished: tuple[str, ...] = ("object", "attribute", "relation")
-
-    def graphs(self, captions: Sequence[str]) -> list[SceneGraph]:
-        return [self._graph([(fact.type, fact.value) for fact in facts.parse(caption)]) for caption in captions]
-
-    def truth(self, scene: Sequence[str], **columns: Any) -> list[SceneGraph]:
-        return [self._graph(self._facts(Scene.from_json(text))) for text in scene]
-
-    def support(self, element: Any, truth: Sequence[Any]) -> float:
-        return float(element in truth)
-
-    @staticmethod
-    def _facts(scene: Scene) -> list[tuple[str, tuple[str, ...]]]:
-        found: list[tuple[str, tuple[str, ...]]] = [("background", (scene.background,))]
-        for thing in scene.things:
-            found.append(("object", (thing.kind,)))
-            found += [("attribute", (thing.kind, word)) for word in (thing.colour, thing.size, thing.subkind) if word]
-            found += [("relation", (thing.kind, r, o.kind)) for o in scene.things for r in relations(thing, o)]
-        return found
-
-    @staticmethod
-    def _graph(found: Sequence[tuple[str, tuple[str, ...]]]) -> SceneGraph:
-        parts: dict[str, dict[Any, None]] = {"object": {}, "attribute": {}, "relation": {}}
-        same = {"background": "object", "size": "attribute", "subkind": "attribute"}
-        for kind, value in found:
-            value = facts.canonical(value)
-            parts[same.get(kind, kind)][value if len(value) > 1 else value[0]] = None
-        return SceneGraph(*(tuple(part) for part in parts.values()))
+Elements = GraphElements | Any  # or what a source offers: `Scheme.fact_reader`
 
 
-Elements = GraphElements | FactElements
+def load_elements(spec: str) -> Elements:
+    """What reads captions: a scene-graph parser, or the exact facts of the source scheme of this name."""
+    reader = SOURCES[spec].fact_reader() if spec in SOURCES else None
+    return reader if reader is not None else GraphElements(spec)
+
+
 Change = tuple[str, bool, float]  # the kind of an element, whether it is added (or removed), its support
 
 
@@ -232,7 +205,8 @@ class SCConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.elements == "auto":
-            self.elements = "storybook" if self.images.startswith("storybook:") else "grammar"
+            scheme = scheme_of(self.images)
+            self.elements = scheme.name if scheme.fact_reader() is not None else "grammar"
         if self.num_generations < 1 + (self.baseline == "mean") or self.max_new_tokens < 1:
             raise ValueError("--num-generations must be at least 2 (1 with --baseline none), --max-new-tokens 1")
         if self.temperature <= 0 or self.beta < 0:
@@ -278,7 +252,7 @@ class SCTrainer(SCSTTrainer):
 def run(config: SCConfig) -> RunDir:
     """Trains, saves `adapter/`, evaluates both turns, writes the report; see `TrainingConfig`."""
     run_dir, captioner = start(config, "sc-captioner")
-    elements = FactElements() if config.elements == "storybook" else GraphElements(config.elements)
+    elements = load_elements(config.elements)
     images = load_training_images(config, references="references" in elements.needs)
     reward = Corrections(elements, config.unchanged)
     check_needs([cast(Any, reward)], {name: images[name] for name in images.column_names}, len(images))

@@ -18,7 +18,8 @@ from captune import storybook
 from captune.errors import ScorerError
 from captune.evaluation.statistics import evaluate
 from captune.scorers import load_scorer
-from captune.scorers.image.cycle import Cycle, scene_of
+from captune.scorers.image.cycle import Cycle
+from captune.storybook.drawer import scene_of
 from captune.storybook.parser import count, judged
 from captune.storybook.world import Scene, Thing
 

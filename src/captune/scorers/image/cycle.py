@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from captune.data.schemes import SOURCES, Scheme
 from captune.errors import ScorerError, first_line
 from captune.models import hub
 from captune.scorers import Scorer
@@ -22,16 +22,8 @@ from captune.utils.spec import read_argument
 if TYPE_CHECKING:
     from PIL import Image
 
-    from captune.storybook.world import Scene
-
-STORYBOOK = "storybook"
-_STORYBOOK_ENCODER = "storybook-clip"
+DEFAULT_MODEL = "storybook"
 _log = logging.getLogger(__name__)
-
-# What a storybook picture shows where the caption says nothing.
-_GROUND, _COLOUR, _SIZE = "snow", "white", "small"
-_CELLS = ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73))
-_BETWEEN = ((0.5, 0.27), (0.5, 0.73), (0.27, 0.5), (0.73, 0.5), (0.5, 0.5))
 
 
 class Cycle(Scorer):
@@ -44,17 +36,12 @@ class Cycle(Scorer):
     settings. The noise of an image comes from the seed and the caption, one caption is drawn at a time: the figure does
     not depend on what else is scored. Captions longer than G's context are cut by G.
 
-        cycle, cycle:storybook           the storybook drawing program, fed by its parser
+        cycle, cycle:storybook           a source's own drawing program (`captune.data.schemes.Scheme.drawer`)
         cycle:FOLDER-OR-HUB-NAME?encoder=MODEL&seed=0&steps=30&guidance=7.5&size=512
                                          a diffusers pipeline; steps, guidance and size are its own defaults otherwise
 
     MODEL is a CLIP, a SigLIP or an image-only transformer such as DINOv2 (the features of its CLS token); a pipeline
     needs one to be named, for the storybook encoder knows no photographs.
-
-    The drawing program gets the things that the caption names with what it says of them, placed on the 2 x 2 grid so
-    that most of the stated relations hold, in reading order otherwise. Unstated: colour white, size small, the first
-    sub-kind, the snow ground, whose layout is the seed's. A fifth to ninth thing stands between the cells; what is said
-    of no thing is not drawn; a caption that states nothing is an empty ground.
     """
 
     name = "cycle"
@@ -65,10 +52,11 @@ class Cycle(Scorer):
 
     def __init__(self, argument: str | None = None, *, pipeline: Any = None, encoder: Any = None,
                  device: str | None = None, batch_size: int = 32) -> None:  # fmt: skip
-        self.model = (argument or "").partition("?")[0] or STORYBOOK
-        known = ("encoder", "seed") if self.model == STORYBOOK else ("encoder", "seed", "steps", "guidance", "size")
+        self.model = (argument or "").partition("?")[0] or DEFAULT_MODEL
+        source = SOURCES[self.model] if self.model in SOURCES else Scheme()
+        known = ("encoder", "seed") if source.drawer() else ("encoder", "seed", "steps", "guidance", "size")
         _, settings = read_argument("cycle", argument, known, "cycle:storybook?seed=1")
-        self.encoder_name = settings.get("encoder") or (_STORYBOOK_ENCODER if self.model == STORYBOOK else "")
+        self.encoder_name = settings.get("encoder") or source.image_encoder
         if encoder is None and not self.encoder_name:
             raise ValueError(f"say which encoder compares the images: 'cycle:{self.model}?encoder=MODEL', a folder or "
                              "hub name of a CLIP, SigLIP or DINOv2")  # fmt: skip
@@ -82,12 +70,13 @@ class Cycle(Scorer):
             self.options |= dict.fromkeys(("height", "width"), whole("size", settings["size"]))
         self.device, self.batch_size = device, batch_size
         self._pipeline, self._encoder = pipeline, encoder
+        self._drawer = source.drawer(self.seed) if pipeline is None else None
         self._weights = ""
 
     def check(self) -> None:
         if self._encoder is None:
             check_encoder(self.encoder_name)
-        if self.model == STORYBOOK or self._pipeline is not None:
+        if self._drawer is not None or self._pipeline is not None:
             return
         if importlib.util.find_spec("diffusers") is None:
             raise ScorerError(f"scorer {self.name!r} draws with diffusers, which is not installed; "
@@ -131,11 +120,8 @@ class Cycle(Scorer):
 
     def draw(self, caption: str) -> Image.Image:
         """The caption as an image; depends on nothing but the caption, the model and the settings."""
-        if self.model == STORYBOOK and self._pipeline is None:
-            from captune.storybook import IMAGE_SIZE
-            from captune.storybook.draw import draw
-
-            return draw(scene_of(caption, self.seed), IMAGE_SIZE)
+        if self._drawer is not None:
+            return self._drawer(caption)
         import torch
 
         digest = hashlib.blake2b(f"{self.seed}/{caption}".encode(), digest_size=8).digest()
@@ -151,10 +137,8 @@ class Cycle(Scorer):
 
     @property
     def signature(self) -> str:
-        if self.model == STORYBOOK and self._pipeline is None:
-            from captune import __version__
-
-            drawer = f"{STORYBOOK}@{__version__}|unstated:{_COLOUR},{_SIZE},{_GROUND}"
+        if self._drawer is not None:
+            drawer = self._drawer.signature
         else:
             if not self._weights:
                 self._weights = _weights(self.pipeline)
@@ -200,43 +184,6 @@ class _Drawn(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.draw(self.captions[index])
-
-
-def scene_of(caption: str, variation: int = 0) -> Scene:
-    """The storybook scene that a caption describes, completed as `Cycle` says."""
-    from captune.storybook.parser import parse, read
-    from captune.storybook.world import BACKGROUNDS, COLOURS, KINDS, SIZES, Scene, Thing, relations
-
-    things: list[dict[str, Any]] = []
-    named: dict[str, int] = {}  # kind -> the thing named last
-    for mention in read(caption)[1]:
-        if not (mention.definite and mention.kind in named):
-            named[mention.kind] = len(things)
-            things.append({"kind": mention.kind})
-        thing = things[named[mention.kind]]
-        for word, _, _ in mention.modifiers:
-            if word in COLOURS or word in SIZES:
-                thing.setdefault("colour" if word in COLOURS else "size", word)
-            elif word in KINDS[mention.kind]:
-                thing.setdefault("subkind", word)
-    unstated = {"colour": _COLOUR, "size": _SIZE}
-    made = [
-        Thing(**{"subkind": next(iter(KINDS[t["kind"]]), None), **unstated, **t}, x=x, y=y)
-        for t, (x, y) in zip(things, _CELLS + _BETWEEN, strict=False)
-    ]
-    facts = parse(caption)
-    stated = [fact.value for fact in facts if fact.type == "relation"]
-
-    def places(order: tuple[tuple[float, float], ...]) -> list[Thing]:
-        return [Thing(t.kind, t.subkind, t.colour, t.size, x, y) for t, (x, y) in zip(made, order, strict=False)]
-
-    def held(order: tuple[tuple[float, float], ...]) -> int:
-        there = {thing.kind: thing for thing in reversed(places(order))}
-        return sum(a in there and b in there and r in relations(there[a], there[b]) for a, r, b in stated)
-
-    best = max(itertools.permutations(_CELLS), key=held)  # the first of the best
-    grounds = [fact.value[0] for fact in facts if fact.type == "background" and fact.value[0] in BACKGROUNDS]
-    return Scene(grounds[0] if grounds else _GROUND, variation, tuple(places(best + _BETWEEN)))
 
 
 def _weights(pipeline: Any) -> str:

@@ -31,6 +31,7 @@ import torch
 from datasets import Dataset
 
 from captune.data import load_images, load_references, without_bad
+from captune.data.schemes import scheme_of
 from captune.errors import ScorerError
 from captune.evaluation.run import Images
 from captune.models.captioner import Captioner
@@ -38,7 +39,6 @@ from captune.runs.run_dir import RunDir, plain
 from captune.scorers import Scorer, check_needs, load_reward, load_scorer
 from captune.scorers.expression import Expression
 from captune.scorers.text.health import Health
-from captune.storybook.scorer import StorybookScorer
 from captune.training.monitor.rules import Row, find_marks
 from captune.utils.files import jsonl_line, read_jsonl, replace_file
 
@@ -107,7 +107,10 @@ class Watch:
         for scorer in self.scorers.values():
             scorer.check()
         self.primary = f"eval_{next(iter(self.scorers))}" if self.scorers else None
-        self._knows_truth = "scene" in self.columns and "storybook" not in {_name(part) for part in climbed}
+        scheme = scheme_of(source, self.columns)  # health needs the truth, and may not be the reward
+        known = scheme.truth_column in self.columns and scheme.truth_scorer not in {_name(part) for part in climbed}
+        self._facts = load_scorer(scheme.truth_scorer) if known else None
+        self._hallucination = scheme.hallucination
         self._people = self._health([own[0] for own in self.columns.get("references", [])])
         self.path = run_dir.path / FILE
         self.rows: list[Row] = read_jsonl(self.path) if self.path.is_file() else []
@@ -203,10 +206,9 @@ class Watch:
         health["cut"] = float(
             np.mean([len(self.captioner.caption_ids(caption)) >= self.max_new_tokens for caption in captions])
         )
-        if self._knows_truth:
-            facts = StorybookScorer()
-            rows = facts.rows(captions, scene=self.columns["scene"])
-            health["hallucinated"] = facts.corpus(rows)["hallucinated_per_fact"]
+        if self._facts is not None:
+            rows = self._facts.measure(captions, {need: self.columns[need] for need in self._facts.needs})
+            health["hallucinated"] = self._facts.corpus(rows)[self._hallucination]
         return health
 
     def _mark(self, row: Row) -> None:
@@ -237,8 +239,9 @@ def default_watch(reward: Reward, source: str) -> list[str]:
     """
     climbed = parts_of(reward)
     names = {_name(part) for part in climbed}
-    if source.startswith("storybook:") and "clip" not in names:
-        return ["clip"]
+    offered = [name for name in scheme_of(source).monitor_scorers if name not in names]
+    if offered:
+        return offered[:1]
     references = load_references(source, limit=64).values()
     if "cider" not in names and references and all(references):
         given = reward if isinstance(reward, (list, tuple)) else [reward]
