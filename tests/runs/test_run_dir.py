@@ -91,7 +91,7 @@ def test_a_run_with_other_settings_is_not_overwritten(run: RunDir) -> None:
     assert run.config["learning_rate"] == 2e-5
 
 
-def test_the_same_settings_start_afresh_and_leave_strange_files(run: RunDir) -> None:
+def test_the_same_settings_start_again_and_leave_other_files(run: RunDir) -> None:
     finish(run)
     (run.path / "checkpoint-20").mkdir()
     (run.path / "adapter").mkdir()
@@ -116,9 +116,9 @@ def test_resume_keeps_everything_and_tells_what_differs(run: RunDir, caplog: pyt
     assert again.metrics()
 
 
-def test_a_folder_that_is_no_run_is_not_taken_over(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("my project")
-    with pytest.raises(RunError, match=r"is no run but holds README\.md"):
+    with pytest.raises(RunError, match=r"is not a run folder but holds README\.md"):
         RunDir(tmp_path).start(Config())
     assert (tmp_path / "README.md").read_text() == "my project"
     (tmp_path / "file").write_text("")
@@ -193,6 +193,11 @@ def test_model_card(run: RunDir) -> None:
     for part in ("# g\n", "ViZer, latent", "`./photos`", table, "Licence"):
         assert part in text
     assert "captune vizer --seed 7" in text
+    (model,) = head["model-index"]
+    assert model["name"] == "g"
+    assert [(r["dataset"]["name"], [(m["type"], m["value"]) for m in r["metrics"]]) for r in model["results"]] == [
+        ("storybook:test", [("cider_d", 0.5), ("words", 9)])
+    ]
     assert "base_model" not in run.card(method="m", base="storybook", data="d")
 
 

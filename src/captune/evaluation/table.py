@@ -7,7 +7,11 @@ from typing import Any
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result of `evaluate_files` as text: a line per figure, a column per caption file, intervals in brackets."""
+    """The result of `captune.evaluation.run.evaluate_files` as aligned text.
+
+    Args:
+        result: the report; it has a line per figure, a column per caption file and intervals in brackets.
+    """
     systems = [result, *result["others"]]
     lines = [["", *(str(s["captions"]) for s in systems)]]
     for spec, score in result["scores"].items():
@@ -15,7 +19,9 @@ def table(result: Mapping[str, Any]) -> str:
             cells = [_cell(s["scores"][spec], key) for s in systems]
             lines.append([key if key.startswith(spec) else f"{spec} {key}", *cells])
             if "paired" in systems[-1]:
-                lines.append(["  against the first", "", *(_difference(s["paired"][spec][key]) for s in systems[1:])])
+                lines.append(
+                    ["  difference to system 1", "", *(_difference(s["paired"][spec][key]) for s in systems[1:])]
+                )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     text += ["", f"{result['matched']} images; 95% intervals in brackets", *_corrected(systems), ""]
@@ -27,7 +33,9 @@ def table(result: Mapping[str, Any]) -> str:
 def _corrected(systems: list[Mapping[str, Any]]) -> list[str]:
     if "paired" not in systems[-1]:
         return []
-    return ["p: paired permutation test against the first file; p_holm: corrected (Holm) for all the tests shown"]
+    return [
+        "p: paired permutation test of the difference to system 1; p_holm: corrected (Holm) for all the tests shown"
+    ]
 
 
 def _cell(score: Mapping[str, Any], key: str) -> str:

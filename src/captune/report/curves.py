@@ -1,4 +1,4 @@
-"""Training curves as inline SVG, drawn by hand so that they follow the page's colours in light and dark."""
+"""Training curves as inline SVG, which follows the page's colours in light and dark."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 24
 _POINTS = 300  # per line; more cannot be seen at this size and would swell the page
 _FOREMOST = 9  # plots shown at once; the others can be unfolded
 _MAIN = ("loss", "reward", "kl", "eval", "entropy", "cosine", "mean_length")
-_DULL = re.compile(r"learning_rate|grad_norm|epoch|time|per_second|num_tokens|clip_ratio|flos|std$")
+_SECONDARY = re.compile(r"learning_rate|grad_norm|epoch|time|per_second|num_tokens|clip_ratio|flos|std$")
 
 
 @dataclass(frozen=True)
 class Plot:
+    """One quantity over the steps of all runs, drawn."""
+
     quantity: str
     svg: str
     main: bool
@@ -28,6 +30,8 @@ class Plot:
 
 @dataclass(frozen=True)
 class Series:
+    """One quantity of one run: (step, value) by step."""
+
     run: int  # position of the run on the page: its colour and dash
     points: list[tuple[float, float]]
     broken: int = 0  # values that were not finite
@@ -52,7 +56,7 @@ def plots(runs: list[Run]) -> list[Plot]:
 
 def _order(quantity: str) -> int:
     name = quantity.lower()
-    if _DULL.search(name):
+    if _SECONDARY.search(name):
         return len(_MAIN)
     if name.startswith(("eval", "val")):
         return _MAIN.index("eval")
@@ -60,16 +64,16 @@ def _order(quantity: str) -> int:
 
 
 def _series(run: Run, position: int) -> dict[str, Series]:
-    found: dict[str, dict[float, Any]] = {}
+    logged: dict[str, dict[float, Any]] = {}
     for record in run.metrics:
         step = record.get("step")
         if not is_number(step):
             continue
         for key, value in record.items():
             if key != "step" and (value is None or isinstance(value, int | float)) and not isinstance(value, bool):
-                found.setdefault(key, {})[float(step)] = value  # a resumed run logs a step again: the last counts
+                logged.setdefault(key, {})[float(step)] = value  # a resumed run logs a step again: the last counts
     series = {}
-    for key, values in found.items():
+    for key, values in logged.items():
         points = sorted((step, float(value)) for step, value in values.items() if is_number(value))
         series[key] = Series(position, points, len(values) - len(points))
     return series
@@ -140,7 +144,9 @@ def _svg(quantity: str, lines: list[Series], runs: list[Run]) -> str:
         last_x, last_y = at(*points[-1]).split(",")
         parts.append(f'<circle class="end {tone}" cx="{last_x}" cy="{last_y}" r="2.6"/>')
         start, end = line.points[0], line.points[-1]
-        summary.append(f"{runs[line.run].name}: {_number(start[1])} at step {_number(start[0])}, "
-                       f"{_number(end[1])} at step {_number(end[0])}")  # fmt: skip
+        summary.append(
+            f"{runs[line.run].name}: {_number(start[1])} at step {_number(start[0])}, "
+            f"{_number(end[1])} at step {_number(end[0])}"
+        )
     spoken = escape(f"{quantity} over training steps. " + "; ".join(summary), quote=True)
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{spoken}">{"".join(parts)}</svg>'

@@ -164,7 +164,7 @@ def health_of_references(truth: Truth, image_ids: Iterable[str]) -> dict[str, fl
 
 
 def change(delta: float, scorer: str) -> str:
-    """ "improved", "worsened" or "unchanged"."""
+    """What a change of a caption's score amounts to: improved, worsened or unchanged."""
     limit = tolerance(scorer)
     return "improved" if delta > limit else "worsened" if delta < -limit else "unchanged"
 

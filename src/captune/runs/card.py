@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import TYPE_CHECKING, Any
 
-import yaml
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 
 def model_card(
@@ -17,44 +19,71 @@ def model_card(
     command: str,
     versions: Mapping[str, Any],
     figures: Mapping[str, Mapping[str, Any]] | None = None,
+    trained: str | None = None,
     source: str | None = None,
     description: str = "",
 ) -> str:
-    """What the model is, where it comes from, what it was measured to do, and how to make and use it, as Markdown."""
-    head: dict[str, Any] = {
-        "library_name": "peft",
-        "pipeline_tag": "image-to-text",
-        "tags": ["captune", "image-captioning"],
-    }
-    if base.count("/") == 1 and not base.startswith((".", "/", "~")):
-        head["base_model"] = base  # a name on the hub
-    paragraphs = [
-        f"# {name}",
-        description or f"A LoRA adapter for the image captioner `{base}`, trained with captune.",
-        f"- Base model: `{base}`\n- Method: {method}\n- Training data: `{data}`",
-        "## Figures\n\n" + (_table(figures, source) if figures else "Not measured in this run."),
-        f"## Make it again\n\n```\n{command}\n```\n\n`config.yaml` holds every setting.  Made with {_with(versions)}.",
-        f"## Use it\n\n```\ncaptune caption --model {base} --adapter {name}/adapter --images ./photos "
-        "--output caps.jsonl\n```",
-        "## Licence\n\nThe adapter is of use only with its base model; the licences of the base model and of the "
-        "training data apply to it.  See there before you pass it on.",
-    ]
-    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n" + "\n\n".join(paragraphs) + "\n"
+    """What the model is, where it comes from, what it was measured to do, and how to make and use it, as Markdown.
+
+    Args:
+        name: the model's name.
+        method: how it was trained.
+        base: the captioner that it was trained from, a folder or a name on the hub.
+        data: the training data.
+        command: the command that made it.
+        versions: of the libraries; see `captune.utils.versions`.
+        figures: {row: {figure: number}}, a table with a column for each row.
+        trained: the row of this model, whose figures go into the metadata as evaluation results.
+        source: what `figures` were measured on.
+        description: the first paragraph; by default that it is an adapter of `base`.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    figures = figures or {}
+    results = list(_results(figures.get(trained or "", {}), source))
+    card_data = ModelCardData(
+        library_name="peft",
+        pipeline_tag="image-to-text",
+        tags=["captune", "image-captioning"],
+        base_model=base if base.count("/") == 1 and not base.startswith((".", "/", "~")) else None,  # a hub name
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_str=(resources.files("captune.runs") / "card.md.j2").read_text(encoding="utf-8"),
+        name=name,
+        description=description,
+        base=base,
+        method=method,
+        data=data,
+        figures=figures,
+        names=list(dict.fromkeys(figure for row in figures.values() for figure in row)),
+        number=lambda value: f"{value:.3f}" if isinstance(value, int | float) else "–",
+        source=source,
+        command=command,
+        made_with=_made_with(versions),
+    )
+    return f"{card}\n"
 
 
-def _with(versions: Mapping[str, Any]) -> str:
+def _results(figures: Mapping[str, Any], source: str | None) -> Iterator[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    for figure, value in figures.items():
+        if source and isinstance(value, int | float):
+            yield EvalResult(
+                task_type="image-to-text",
+                dataset_type=source.partition("?")[0],
+                dataset_name=source,
+                metric_type=figure,
+                metric_value=value,
+            )
+
+
+def _made_with(versions: Mapping[str, Any]) -> str:
     names = ("captune", "torch", "transformers", "trl", "peft")
     parts = [f"{name} {versions[name]}" for name in names if versions.get(name)]
     if versions.get("git_commit"):
         parts[0] = f"{parts[0]} (commit {versions['git_commit']})"
     return ", ".join(parts) or "unknown versions"
-
-
-def _table(figures: Mapping[str, Mapping[str, Any]], source: str | None) -> str:
-    """A line for each figure, a column for each captioner: there are dozens of figures and few captioners."""
-    lines = [f"| | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
-    for figure in dict.fromkeys(figure for row in figures.values() for figure in row):
-        values = (row.get(figure) for row in figures.values())
-        cells = (f"{value:.3f}" if isinstance(value, int | float) else "–" for value in values)
-        lines.append(f"| {figure} | {' | '.join(cells)} |")
-    return "\n".join(lines) + (f"\n\nMeasured on `{source}`." if source else "")

@@ -3,7 +3,7 @@
     config.yaml  versions.json  metrics.jsonl  captions/<name>.jsonl  scores.json  adapter/  mapper/  checkpoint-*/
     report.html  README.md (the model card, written last: a run that has one is finished)
 
-Files are replaced in one step, so a crash leaves the old one or the new one.  None holds a time of day: the same seed
+Files are replaced in one step, so a crash leaves the old one or the new one. None holds a time of day: the same seed
 on the same machine gives the same bytes.
 """
 
@@ -28,9 +28,19 @@ from captune.utils.versions import command_line, versions
 
 logger = logging.getLogger(__name__)
 
-OWN = ("config.yaml", "versions.json", "metrics.jsonl", "watch.jsonl", "captions", "scores.json", "adapter", "mapper",
-       "report.html")  # fmt: skip
 CARD = "README.md"
+# What a run writes besides its card and its checkpoints.
+FILES = (
+    "config.yaml",
+    "versions.json",
+    "metrics.jsonl",
+    "watch.jsonl",
+    "captions",
+    "scores.json",
+    "adapter",
+    "mapper",
+    "report.html",
+)
 NOT_SETTINGS = frozenset(("output", "resume", "overwrite"))
 # The part that a row of scores.json plays in a comparison. Whoever writes the row knows it.
 ROLES = {
@@ -45,12 +55,17 @@ ROLES = {
 
 
 class RunDir:
-    """A run folder.  Making the object touches nothing; `start` writes, everything else needs a started run.
+    """A run folder. Making the object touches nothing; `start` writes, everything else needs a started run.
 
-    run = RunDir("runs/g").start(config, resume=config.resume, overwrite=config.overwrite)
-    run.log(step=10, loss=0.3)
-    model.save_pretrained(run.adapter)
-    run.finish(run.card(method="ViZer", base="storybook", data="storybook:unlabelled", command=command_line()))
+    ::
+
+        run = RunDir("runs/g").start(config, resume=config.resume, overwrite=config.overwrite)
+        run.log(step=10, loss=0.3)
+        model.save_pretrained(run.adapter)
+        run.finish(run.card(method="ViZer", base="storybook", data="storybook:unlabelled"))
+
+    Args:
+        path: the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -62,31 +77,34 @@ class RunDir:
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
 
-    # -------------------------------------------------------------- places
+    # -------------------------------------------------------------- paths
 
     @property
     def adapter(self) -> Path:
+        """The folder of the LoRA adapter."""
         return self.path / "adapter"
 
     @property
     def mapper(self) -> Path:
+        """The folder of ViZer's mapper."""
         return self.path / "mapper"
 
     def captions(self, name: str) -> Path:
-        """captions/<name>.jsonl; a name with other characters than letters, digits, "._-" gets "-" for them."""
+        """captions/<name>.jsonl; characters other than letters, digits and "._-" become "-"."""
         safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "captions"
         (self.path / "captions").mkdir(parents=True, exist_ok=True)
         return self.path / "captions" / f"{safe}.jsonl"
 
     def checkpoints(self) -> list[Path]:
         """checkpoint-<step> folders by step, the last one last."""
-        found = [
+        steps = [
             (int(p.name[11:]), p) for p in self.path.glob("checkpoint-*") if p.is_dir() and p.name[11:].isdecimal()
         ]
-        return [path for _, path in sorted(found)]
+        return [path for _, path in sorted(steps)]
 
     @property
     def finished(self) -> bool:
+        """Whether the run has its model card, which is written last."""
         return (self.path / CARD).is_file()
 
     # --------------------------------------------------------------- start
@@ -100,12 +118,18 @@ class RunDir:
         may_change: Collection[str] = (),
         command: str | None = None,
     ) -> RunDir:
-        """Begin (or with ``resume`` go on with) a run with these settings, a dataclass or a mapping.
+        """Start or resume a run: write config.yaml and versions.json.
 
-        Writes config.yaml and versions.json.  Without ``resume`` what an earlier run left here is removed first, by the
-        names that a run uses; other files stay.  Without ``overwrite`` a folder is refused that holds a run with other
-        settings (when resuming, those named in ``may_change`` may differ), or that is no run but holds such names:
-        RunError.
+        Args:
+            config: the settings, a dataclass or a mapping.
+            resume: keep what an earlier run left here; otherwise it is removed by the names that a run uses, and other
+                files stay.
+            overwrite: take a folder that holds a run with other settings, or no run but such names.
+            may_change: the settings that may differ when a run is resumed.
+            command: the command to record; default: the one that is running.
+
+        Raises:
+            RunError: the folder may not be taken.
         """
         settings = plain(config)
         if not isinstance(settings, dict):
@@ -117,11 +141,13 @@ class RunDir:
             if changed and resume and changed.keys() <= set(may_change):
                 logger.warning("%s is resumed with other settings: %s", self.path, "; ".join(changed.values()))
             elif changed and not overwrite:
-                what = ("a finished run" if self.finished else "a run") + " with other settings"
-                told = "; ".join(changed.values())
-                raise RunError(f"{self.path} holds {what} ({told}); name another --output, or say --overwrite")
+                what = "a finished run" if self.finished else "a run"
+                raise RunError(
+                    f"{self.path} holds {what} with other settings ({'; '.join(changed.values())}); "
+                    "name another --output, or pass --overwrite"
+                )
         elif not overwrite and (taken := self._present()):
-            raise RunError(f"{self.path} is no run but holds {', '.join(taken)}; name another --output")
+            raise RunError(f"{self.path} is not a run folder but holds {', '.join(taken)}; name another --output")
         if not resume:
             self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -130,12 +156,12 @@ class RunDir:
         return self
 
     def _present(self) -> list[str]:
-        return [name for name in (*OWN, CARD) if (self.path / name).exists()]
+        return [name for name in (*FILES, CARD) if (self.path / name).exists()]
 
     def _clear(self) -> None:
-        # the card first and config.yaml last: a run that dies in between is unfinished, and still known as a run
+        # the card first and config.yaml last: a run that is killed in between is unfinished, and still a run
         parts = [*self.checkpoints(), *self.path.glob("round-*")]
-        names = [CARD, *(p.name for p in parts), *reversed(OWN)]
+        names = [CARD, *(p.name for p in parts), *reversed(FILES)]
         for path in (self.path / name for name in names):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -144,11 +170,20 @@ class RunDir:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Raises RunError when it is missing or broken."""
+        """The settings in config.yaml.
+
+        Raises:
+            RunError: the file is missing or broken.
+        """
         return self._read("config.yaml", yaml.safe_load)
 
     @property
     def versions(self) -> dict[str, Any]:
+        """The library versions and the command in versions.json.
+
+        Raises:
+            RunError: the file is missing or broken.
+        """
         return self._read("versions.json", json.loads)
 
     def _read(self, name: str, parse: Any) -> dict[str, Any]:
@@ -166,7 +201,7 @@ class RunDir:
     # ------------------------------------------------------------- metrics
 
     def log(self, step: float, **numbers: Any) -> None:
-        """One line in metrics.jsonl: {"step", name: number…}; one-element tensors become numbers, NaN null."""
+        """Append {"step", name: number…} to metrics.jsonl; one-element tensors become numbers, NaN becomes null."""
         path = self.path / "metrics.jsonl"
         if path.exists():
             cut_torn_line(path)
@@ -174,17 +209,19 @@ class RunDir:
             file.write(json.dumps(plain({"step": step, **numbers}), ensure_ascii=False, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
         path = self.path / "metrics.jsonl"
         return read_jsonl(path) if path.exists() else []
 
     def rewind(self, step: int, keep: str | None = None) -> None:
-        """Drop what was logged after ``step``, but for the number ``keep``: a run that goes on will log it again."""
+        """Drop what was logged after `step`, except rows with the number `keep`: a run that resumes logs it again."""
         kept = [row for row in self.metrics() if row.get("step", 0) <= step or keep in row]
         replace_file(self.path / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
     # -------------------------------------------------------------- scores
 
     def scores(self) -> dict[str, Any]:
+        """The content of scores.json: {"rows": [...], "source", "bad_images"}."""
         path = self.path / "scores.json"
         return self._read("scores.json", json.loads) if path.exists() else {"rows": []}
 
@@ -200,7 +237,7 @@ class RunDir:
         bad_images: Sequence[tuple[str, str]] = (),
         **extra: Any,
     ) -> None:
-        """Put a row into scores.json; a row of the same name is replaced.
+        """Write a row to scores.json; a row of the same name is replaced.
 
         Args:
             name: the row's name in tables.
@@ -228,16 +265,16 @@ class RunDir:
         row.update(plain(extra))
         content = self.scores()
         rows = content.setdefault("rows", [])
-        places = [place for place, old in enumerate(rows) if old.get("name") == name]
-        if places:
-            rows[places[0]] = row
+        names = [old.get("name") for old in rows]
+        if name in names:
+            rows[names.index(name)] = row
         else:
             rows.append(row)
         if source is not None and content.setdefault("source", source) != source:
             row["source"] = source
         if bad_images:
-            known = {bad["item"] for bad in content.setdefault("bad_images", [])}
-            content["bad_images"] += [{"item": item, "why": why} for item, why in bad_images if item not in known]
+            listed = {bad["item"] for bad in content.setdefault("bad_images", [])}
+            content["bad_images"] += [{"item": item, "why": why} for item, why in bad_images if item not in listed]
         replace_file(self.path / "scores.json", _json(content))
 
     # --------------------------------------------------------------- finish
@@ -257,14 +294,25 @@ class RunDir:
         command: str | None = None,
         description: str = "",
     ) -> str:
-        """A model card in Markdown.  ``figures``: {row: {name: number}}; default: the values in scores.json."""
+        """A model card in Markdown.
+
+        Args:
+            method: how the model was trained.
+            base: the captioner that it was trained from.
+            data: the training data.
+            figures: {row: {name: number}}; default: the values in scores.json.
+            command: the command that made it; default: the recorded one.
+            description: the first paragraph.
+        """
         from captune.runs.card import model_card
 
+        rows = self.scores()["rows"]
         if figures is None:
             figures = {
                 row["name"]: {k: v for score in row["scores"].values() for k, v in (score.get("values") or {}).items()}
-                for row in self.scores()["rows"]
+                for row in rows
             }
+        trained = [row["name"] for row in rows if row.get("role") not in ("base", "control")]
         return model_card(
             name=self.path.resolve().name,
             method=method,
@@ -272,6 +320,7 @@ class RunDir:
             data=data,
             description=description,
             figures=plain(figures),
+            trained=trained[-1] if trained else None,
             source=self.scores().get("source"),
             command=command or self.versions.get("command") or command_line(),
             versions=self.versions,
@@ -282,7 +331,7 @@ class RunDir:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, paths, tuples, sets, numpy and torch values as what YAML and JSON hold; NaN and infinity as None."""
+    """Dataclasses, paths, tuples, sets, numpy and torch values as YAML and JSON hold them; NaN and infinity as None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -305,7 +354,7 @@ def plain(value: Any) -> Any:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """{name: "name: old then, new now"} of the settings that differ; where the run is written to is no setting."""
+    """{name: "name: old then, new now"} of the settings that differ; the output folder is not a setting."""
     keys = sorted((old.keys() | new.keys()) - NOT_SETTINGS)
     return {key: f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)}
 
