@@ -27,7 +27,6 @@ MOVING = {
     "captune.scorers.reference.chair",
     "captune.scorers.reference.scene_graph_f1",
     "captune.scorers.registry",
-    "captune.cli.demo",
     "captune.training.vizer.train",
     "captune.training.vizer.objectives",
     "captune.training.vizer.mapper_fit",

@@ -1,31 +1,33 @@
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 from captune.cli import demo
+from captune.cli.command import print_table
 
 
 def scores(**figures: float) -> dict:
     return {scorer: {"values": {scorer: value}} for scorer, value in figures.items()}
 
 
-def test_the_table_has_a_line_per_row_and_marks_what_was_not_measured_now():
+def test_the_table_has_a_line_per_row_and_marks_what_was_not_measured_now(capsys):
     rows = [
         {"name": "base", "scores": scores(cider=0.25), "images_per_second": 99.6},
         {"name": "length reward", "role": "control", "scores": scores(cider=0.03), "source": "storybook:test?seed=1"},
     ]
-    head, base, control, note = demo.table(rows).splitlines()
+    print_table(demo.table(rows))
+    head, base, control, *_ = [line for line in capsys.readouterr().out.splitlines() if line]
     assert head.split()[:2] == ["CIDEr-D", "BLEU-4"]
     assert base.split()[:2] == ["base", "0.250"] and base.split()[-1] == "100"
     assert control.startswith("length reward *") and "0.030" in control
-    assert "storybook:test?seed=1" in note and "not measured now" in note
-    assert len(head) == len(base) == len(control)
+    note = demo.note(rows)
+    assert "storybook:test?seed=1" in note and "measured before" in note
+    assert len(head) == len(base)
+    assert demo.note(rows[:1]) == ""
 
 
-def test_controls_come_from_the_study_or_are_left_out(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(demo, "CONTROLS", tmp_path / "controls.json")
-    assert demo.controls() == []
-    assert "controls.json" in caplog.text
-    rows = [{"name": "best of 8", "role": "control", "scores": scores(cider=0.1)}]
-    (tmp_path / "controls.json").write_text(json.dumps({"rows": rows, "source": "s"}))
-    assert demo.controls() == [{**rows[0], "source": "s"}]
+def test_the_controls_are_those_of_the_study():
+    study = Path(__file__).parents[2] / "studies" / "vizer" / "results" / "controls.json"
+    assert demo.CONTROLS.read_bytes() == study.read_bytes()
+    assert [row["role"] for row in demo.controls()] == ["control"] * 4
+    assert all(row["source"].startswith("storybook:test") for row in demo.controls())

@@ -11,8 +11,10 @@ from typing import Literal
 import pytest
 import tiny
 
-from captune.cli import commands
-from captune.cli.main import VERBS, main
+import captune
+from captune.cli import train
+from captune.cli.main import COMMANDS, command, main, verbs
+from captune.errors import CaptuneError
 
 
 @pytest.fixture(scope="session")
@@ -45,38 +47,37 @@ def test_help_needs_no_torch():
     code = "import sys; from captune.cli.main import main; main(['--help']); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_env()).stdout
     assert out.splitlines()[-1] == "False"
-    assert all(verb in out for verb in VERBS)
+    assert all(f"  {verb} " in out for verb in verbs())
 
 
 def _env() -> dict[str, str]:
     import os
 
-    return {**os.environ, "PYTHONPATH": str(Path(commands.__file__).parents[2])}
+    return {**os.environ, "PYTHONPATH": str(Path(captune.__file__).parents[1])}
 
 
-@pytest.mark.parametrize("verb", ["caption", "evaluate", "report", "demo", "doctor", "storybook", "scorers"])
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_explains_itself_with_an_example(verb, capsys):
     assert main([verb, "--help"]) == 0
     out = capsys.readouterr().out
-    assert VERBS[verb].example in out
+    assert COMMANDS[verb].example in out
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", verbs())
 def test_the_example_of_a_verb_starts_with_the_verb(verb):
-    assert VERBS[verb].example.split()[:2] == ["captune", verb]
+    assert command(verb).example.split()[:2] == ["captune", verb]
+    assert command(verb).summary == command(verb, load=False).summary
 
 
 def test_wrong_usage_is_code_2_and_names_the_nearest_verb(capsys):
     assert main(["captoin"]) == 2
-    assert "did you mean 'caption'?" in capsys.readouterr().err
+    assert "did you mean 'caption' or" in capsys.readouterr().err
     assert main(["caption"]) == 2
     assert "--model" in capsys.readouterr().err
     assert main([]) == 2
 
 
 def test_version(capsys):
-    import captune
-
     assert main(["--version"]) == 0
     assert captune.__version__ in capsys.readouterr().out
 
@@ -135,6 +136,80 @@ def test_expected_failures_are_one_sentence_and_no_traceback(words, needle, tmp_
     assert needle in err and "Traceback" not in err
 
 
+@pytest.fixture
+def broken(monkeypatch):
+    """`broken(error)`: what `captune doctor` then raises."""
+
+    def put(error: BaseException) -> None:
+        def run(args: object) -> int:
+            raise error
+
+        monkeypatch.setitem(COMMANDS, "doctor", COMMANDS["doctor"]._replace(run=run))
+
+    return put
+
+
+def test_a_bug_is_called_one_and_its_traceback_goes_to_a_file(broken, capsys):
+    broken(ValueError("too many values to unpack\nand more"))
+    assert main(["doctor"]) == 1
+    err = capsys.readouterr().err
+    assert "captune: internal error (ValueError: too many values to unpack); please report it with the log " in err
+    assert err.count("\n") == 1
+    log = Path(err.split("the log ")[1].strip())
+    assert "Traceback" in log.read_text() and "captune doctor" in log.read_text()
+    log.unlink()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (CaptuneError("no such thing"), 1, "no such thing"),
+        (OSError(28, "No space left on device", "/data/x"), 1, "the disk is full: /data/x"),
+        (PermissionError(13, "Permission denied", "/root/x"), 1, "permission denied: /root/x"),
+        (FileNotFoundError(2, "No such file or directory", "/x"), 1, "no such file or folder: /x"),
+        (MemoryError(), 1, "there is not enough memory; use a smaller --batch-size or a smaller model"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_what_the_machine_refuses_is_a_sentence(broken, capsys, error, code, sentence):
+    broken(error)
+    assert main(["doctor"]) == code
+    assert capsys.readouterr().err == f"captune: {sentence}\n"
+
+
+def test_a_missing_package_and_a_full_accelerator_are_sentences(broken, capsys):
+    import torch
+
+    broken(ModuleNotFoundError("No module named 'bitsandbytes'", name="bitsandbytes"))
+    assert main(["doctor"]) == 1
+    assert "the Python package 'bitsandbytes' is not installed" in capsys.readouterr().err
+    broken(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert main(["doctor"]) == 1
+    assert "the accelerator's memory is full" in capsys.readouterr().err
+
+
+def test_a_reward_that_needs_java_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    words = ["--model", "storybook", "--images", "storybook:train?n=2", "--output", str(tmp_path / "run")]
+    assert main(["grpo", "--reward", "meteor", "--device", "cpu", *words]) == 1
+    err = capsys.readouterr().err
+    assert "ava" in err and "Traceback" not in err and "internal error" not in err
+
+
+def test_a_former_verb_works_and_warns(capsys):
+    with pytest.warns(FutureWarning, match="`captune storybook` is now called `captune build-storybook`"):
+        assert main(["storybook", "--help"]) == 0
+    assert "captune build-storybook" in capsys.readouterr().out
+
+
+def test_a_warning_is_one_line(tmp_path):
+    out = subprocess.run(
+        [sys.executable, "-m", "captune", "storybook", "--help"], capture_output=True, text=True, check=True, env=_env()
+    )
+    assert out.stderr == "captune: warning: `captune storybook` is now called `captune build-storybook`\n"
+
+
 def test_debug_raises(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="no split"):
@@ -155,12 +230,16 @@ class Config:
 
 @pytest.fixture
 def method(monkeypatch):
-    """A method module that remembers the config it was run with."""
-    module = SimpleNamespace(Config=Config, PRESETS={"paper": {"rate": 0.5}, "captune": {"blind": True}}, ran=[])
-    module.run = lambda config: module.ran.append(config) or SimpleNamespace(path=Path(config.output))
-    monkeypatch.setitem(commands.METHODS, "sft", ("a_method", "Config"))
-    monkeypatch.setitem(sys.modules, "a_method", module)
-    return module
+    """A method that remembers the config it was run with."""
+    ran: list[Config] = []
+    found = SimpleNamespace(
+        summary="fit", description="Fits.", example="captune sft --model m", config=Config, ran=ran,
+        presets={"paper": {"rate": 0.5}, "captune": {"blind": True}},
+        run=lambda config: ran.append(config) or SimpleNamespace(path=Path(config.output)),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "a_method", SimpleNamespace(METHOD=found))
+    monkeypatch.setitem(train.METHODS._targets, "sft", "a_method:METHOD")
+    return found
 
 
 def test_a_method_gets_its_config_from_preset_file_and_flags(method, tmp_path, capsys):

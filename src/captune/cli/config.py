@@ -162,7 +162,7 @@ def _flag(name: str) -> str:
 
 
 def _default(field: dataclasses.Field) -> str:
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[operator]
     return "" if value == "" else f" (default: {'none' if value is None else value})"
 
 

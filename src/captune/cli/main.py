@@ -1,4 +1,4 @@
-"""The command line: one thin function per verb that parses, calls and prints. The work is done elsewhere.
+"""The command line: a table of commands, one parser, and one place where errors become sentences.
 
 Nothing heavy is imported before a verb is known, so that ``captune --help`` answers at once.
 """
@@ -6,157 +6,51 @@ Nothing heavy is imported before a verb is known, so that ``captune --help`` ans
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import logging
 import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 from captune import __version__
-from captune.cli import commands as do
-from captune.cli.commands import say
-from captune.errors import UsageError
+from captune.cli import build_storybook, caption, corpus, demo, doctor, evaluate, merge, report, scorers, train
+from captune.cli.command import SOURCES, Command, echo
+from captune.errors import CaptuneError, UsageError, first_line
 from captune.utils.registry import nearest
 
-USES_SOURCES = ("caption", "vizer", "sft", "grpo", "scst", "har", "sc-captioner", "evaluate", "corpus", "demo")
-SOURCES = """
-Images and references are named by a source: a folder (searched recursively), a COCO or Karpathy JSON,
-Flickr8k/30k text or CSV, JSONL, parquet, webdataset shards, any `datasets` name, or the embedded world:
-storybook:train, :unlabelled, :val, :test, :ood, with ?n=500&seed=91 for fresh images (quote it in a shell)."""
-
-
-# -------------------------------------------------------------------- parser
-
-
-class Verb(NamedTuple):
-    line: str
-    about: str
-    example: str
-    arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
-
-
-VERBS = {
-    "caption": Verb(
-        "caption images with any model, into a JSONL file",
-        "Captions every image of a source, in batches, writing each caption as it is made. Run it again after an "
-        "interruption and it goes on where it stopped. Unreadable images are skipped, named and counted, and the "
-        "exit code is then 1.",
-        "captune caption --model storybook --images storybook:test --output caps.jsonl",
-        do.add_caption,
-        do.run_caption,
-    ),
-    "vizer": Verb(
-        "improve a captioner with unlabelled images (ViZer)",
-        "Fits a mapper from captions to visual features, then trains the captioner (LoRA) so that its own captions "
-        "agree with the images: no label needed. --preset paper is the literal reading of the paper, --preset "
-        "captune the settings that measured best.",
-        "captune vizer --model storybook --images storybook:unlabelled --seed 7 --output runs/g",
-        do.add_method("vizer"),
-        do.run_method("vizer"),
-    ),
-    "sft": Verb(
-        "fine-tune a captioner on references (the supervised ceiling)",
-        "Plain supervised LoRA fine-tuning on images with reference captions.",
-        "captune sft --model storybook --images storybook:train --seed 7 --output runs/sft",
-        do.add_method("sft"),
-        do.run_method("sft"),
-    ),
-    "grpo": Verb(
-        "train a captioner with any scorer as the reward (GRPO)",
-        "Samples captions of each image, scores them, and makes the better ones likelier. The reward is a scorer or a "
-        "weighted sum of scorers (captune scorers lists them); its parts are logged separately.",
-        "captune grpo --model storybook --images storybook:train --reward cider --output runs/cider",
-        do.add_method("grpo"),
-        do.run_method("grpo"),
-    ),
-    "scst": Verb(
-        "self-critical training on references (SCST)",
-        "Samples captions of each image and makes those likelier that score above the captioner's own greedy caption "
-        "(or above the other samples). Usually goes on from `captune sft`'s adapter, with CIDEr-D as the reward.",
-        "captune scst --model storybook --adapter runs/sft/adapter --images storybook:train --reward cider "
-        "--output runs/scst",
-        do.add_method("scst"),
-        do.run_method("scst"),
-    ),
-    "har": Verb(
-        "build a captioner of an image encoder and a language model (HAR)",
-        "Puts a frozen image encoder, a projector and a causal language model together, trains them on references by "
-        "maximum likelihood, then refines them by self-critical training on a reward.",
-        "captune har --image-encoder storybook-clip --language-model storybook-lm --images storybook:train "
-        "--output runs/har",
-        do.add_method("har"),
-        do.run_method("har"),
-    ),
-    "sc-captioner": Verb(
-        "train a captioner to correct its own captions (SC-Captioner)",
-        "The captioner writes a caption, is asked to correct it, and is rewarded for each object, attribute and "
-        "relation that the correction rightly adds or removes. `--decoder self-correct` captions in two turns.",
-        "captune sc-captioner --model storybook --adapter runs/sft/adapter --images storybook:train --output runs/sc",
-        do.add_method("sc-captioner"),
-        do.run_method("sc-captioner"),
-    ),
-    "evaluate": Verb(
-        "score caption files, with intervals and paired tests",
-        "Scores captions, made by captune or by anything else, against references and images. Captions and "
-        "references are matched by image_id; what does not match is reported.",
-        'captune evaluate caps.jsonl --references "storybook:test?n=500&seed=0" --scorers cider,storybook,clip --json',
-        do.add_evaluate,
-        do.run_evaluate,
-    ),
-    "scorers": Verb(
-        "list the scorers and what each needs",
-        "Lists the scorers; each is usable in `captune evaluate` and as a reward.",
-        "captune scorers",
-        do.add_scorers,
-        do.run_scorers,
-    ),
-    "corpus": Verb(
-        "build a retrieval corpus, for the scorers grc and qir",
-        "`captune corpus build` encodes every caption and image of a source, piece by piece with resume, into a folder "
-        "that grc:<folder> and qir:<folder> search. The exit code is 1 when images could not be read.",
-        "captune corpus build --captions storybook:train --output runs/corpus",
-        do.add_corpus,
-        do.run_corpus,
-    ),
-    "report": Verb(
-        "make one HTML page out of run directories",
-        "One self-contained page: table with intervals, training curves, captions side by side, settings.",
-        "captune report runs/g runs/sft --output report.html",
-        do.add_report,
-        do.run_report,
-    ),
-    "demo": Verb(
-        "the main job on the embedded default, in minutes",
-        "Captions storybook images with the embedded captioner, improves it with unlabelled images, trains the "
-        "supervised ceiling, evaluates all of them and makes the report.",
-        "captune demo",
-        do.add_demo,
-        do.run_demo,
-    ),
-    "doctor": Verb(
-        "what is installed, what is missing, how to get it",
-        "Looks at Python, libraries, embedded models, accelerators, the hub and the disk. Exit code 1 when "
-        "something that captune needs is missing.",
-        "captune doctor",
-        do.add_doctor,
-        do.run_doctor,
-    ),
-    "storybook": Verb(
-        "rebuild the embedded models from nothing",
-        "Trains the captioner, the CLIP-style encoder and the language model that are shipped with captune again, on "
-        "the CPU, in about twenty-five minutes on two cores.",
-        "captune storybook --output /tmp/models",
-        do.add_storybook,
-        do.run_storybook,
-    ),
+#: The verbs by the heading they stand under; the methods of `captune.cli.train` stand between the two.
+JUDGE = {
+    "caption": caption.COMMAND,
+    "evaluate": evaluate.COMMAND,
+    "scorers": scorers.COMMAND,
+    "corpus": corpus.COMMAND,
+    "report": report.COMMAND,
 }
+OTHERS = {
+    "demo": demo.COMMAND,
+    "merge": merge.COMMAND,
+    "doctor": doctor.COMMAND,
+    "build-storybook": build_storybook.COMMAND,
+}
+COMMANDS = JUDGE | OTHERS
+ALIASES = {"storybook": "build-storybook"}
+
+
+def verbs() -> list[str]:
+    """List the verbs in the order of the help."""
+    return [*JUDGE, *train.METHODS, *OTHERS]
+
+
+def command(verb: str, load: bool = True) -> Command:
+    """Return a verb's command; unless `load`, a method's has its summary only."""
+    return COMMANDS[verb] if verb in COMMANDS else train.command(verb, load)
 
 
 def parser(verb: str | None = None) -> argparse.ArgumentParser:
-    """The parser; only `verb` gets its flags, because reading a method's settings imports torch."""
+    """Make the parser; only `verb` gets its flags, because reading a method's settings imports torch."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and logs")
     top = argparse.ArgumentParser(
@@ -164,52 +58,128 @@ def parser(verb: str | None = None) -> argparse.ArgumentParser:
         parents=[common],
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Improve image captioners, with or without labels, and measure what changed.",
+        description="Improve image captioners, with or without labels, and measure what changed.\n\n" + _listing(),
         epilog="`captune VERB --help` explains a verb and gives an example. To see it work: captune demo",
     )
     top.add_argument("--version", action="version", version=f"captune {__version__}")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
-    for name, v in VERBS.items():
-        p = verbs.add_parser(
+    actions = top.add_subparsers(dest="verb", metavar="VERB", required=True, help="one of the above")
+    for name in verbs() if verb is None else [verb]:
+        chosen = command(name, load=name == verb)
+        made = actions.add_parser(
             name,
-            help=v.line,
-            description=textwrap.fill(v.about, 100),
-            epilog=f"example:\n  {v.example}\n" + (SOURCES if name in USES_SOURCES else ""),
+            description=textwrap.fill(chosen.description, 100),
+            epilog=f"example:\n  {chosen.example}\n" + (SOURCES if chosen.reads_sources else ""),
             parents=[common],
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        if name == verb:
-            v.arguments(p)
+        chosen.add_arguments(made)
     return top
 
 
+def _listing() -> str:
+    """The verbs with their summaries, under three headings."""
+    lines = []
+    for heading, names in (
+        ("caption and measure", JUDGE),
+        ("train", train.METHODS),
+        ("other", OTHERS),
+    ):
+        lines += [f"{heading}:", *(f"  {name:<16} {command(name, load=False).summary}" for name in names), ""]
+    return "\n".join(lines).rstrip()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 for work that failed or is incomplete, 2 for wrong usage."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0; 1 for work that failed or is incomplete; 2 for wrong usage; 130 when interrupted.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in argv
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice
-    if not debug:
-        warnings.filterwarnings("ignore", module=r"(transformers|peft|trl|torch|datasets|huggingface_hub)\b")
-    verb = next((a for a in argv if not a.startswith("-")), None)
     try:
-        if verb is not None and verb not in VERBS:
-            raise UsageError(nearest(verb, VERBS, "verb"))
-        args = parser(verb).parse_args(argv)
-        return VERBS[args.verb].run(args)
-    except SystemExit as e:
-        return e.code if isinstance(e.code, int) else 2
+        with contextlib.nullcontext() if debug else _short_warnings():
+            return _run(argv)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 2
     except KeyboardInterrupt:
-        say("stopped")
+        echo("captune: stopped")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError) as e:
+    except Exception as error:
         if debug:
             raise
-        where = "" if isinstance(e, UsageError) else " (--debug shows where)"
-        say(f"captune: {e or type(e).__name__}{where}")
-        return 2 if isinstance(e, UsageError) else 1
+        echo(f"captune: {_sentence(error, argv)}")
+        return error.exit_code if isinstance(error, CaptuneError) else 1
+
+
+def _run(argv: list[str]) -> int:
+    place = next((i for i, word in enumerate(argv) if not word.startswith("-")), None)
+    verb = None if place is None else argv[place]
+    if place is not None and verb in ALIASES:
+        new = ALIASES[verb]
+        warnings.warn(f"`captune {verb}` is now called `captune {new}`", FutureWarning, stacklevel=2)
+        argv[place] = verb = new
+    if verb is not None and verb not in COMMANDS and verb not in train.METHODS:
+        raise UsageError(nearest(verb, verbs(), "verb"))
+    args = parser(verb).parse_args(argv)
+    return command(args.verb).run(args)
+
+
+@contextlib.contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Inside, a warning is one line without its place in the code, and those of other libraries are hidden."""
+    whole = warnings.formatwarning
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|trl|torch|datasets|huggingface_hub)\b")
+    warnings.formatwarning = lambda message, *_, **__: f"captune: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = whole
+
+
+def _sentence(error: Exception, argv: Sequence[str]) -> str:
+    """What went wrong, in a sentence: captune's own errors as they are, the machine's in words, the rest as a bug."""
+    if isinstance(error, CaptuneError):
+        return str(error) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "captune").startswith("captune"):
+        return f"the Python package {error.name!r} is not installed; `captune doctor` says how to get what is missing"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "there is not enough memory; use a smaller --batch-size or a smaller model"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's: of the accelerator
+        return "the accelerator's memory is full; use a smaller --batch-size, --dtype bfloat16 or a smaller model"
+    if isinstance(error, OSError):
+        file = f": {error.filename}" if error.filename else ""
+        known = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EACCES: "permission denied",
+            errno.EPERM: "not permitted",
+            errno.EROFS: "the file system is read-only",
+            errno.ENOENT: "no such file or folder",
+        }
+        return f"{known.get(error.errno or 0) or error.strerror or first_line(error)}{file}"
+    log = _write_log(error, argv)
+    return f"internal error ({type(error).__name__}: {first_line(error)}); please report it with the log {log}"
+
+
+def _write_log(error: Exception, argv: Sequence[str]) -> str:
+    """Write the traceback to a file in the folder for temporary files; return its path."""
+    import tempfile
+    import traceback
+
+    text = f"captune {__version__}, Python {sys.version}\ncaptune {' '.join(argv)}\n\n"
+    text += "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="captune-", suffix=".log", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.write(text)
+        return file.name
+    except OSError:
+        return "of --debug"

@@ -1,0 +1,86 @@
+"""`captune caption`: images into a caption file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from captune.cli.command import Command, echo, hide_loading_bars
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `captune caption`."""
+    required = parser.add_argument_group("required")
+    required.add_argument("--model", help="a folder, a name on the hub, or storybook (zerocap needs none)")
+    required.add_argument("--images", required=True, metavar="SOURCE", help="the images (see below)")
+    required.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the JSONL file to write or resume"
+    )
+    job = parser.add_argument_group("job")
+    job.add_argument("--adapter", type=Path, metavar="FOLDER", help="a PEFT adapter, such as runs/g/adapter")
+    job.add_argument("--overwrite", action="store_true", help="start the output again instead of resuming it")
+    job.add_argument("--limit", type=int, metavar="N", help="caption only the first N images")
+    job.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    job.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    job.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best available)")
+    job.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    text = parser.add_argument_group("generation")
+    text.add_argument("--prompt", metavar="TEXT", help="the text beside the image (default: the model family's)")
+    text.add_argument("--max-new-tokens", type=int, metavar="N", help="longest caption (default: the model family's)")
+    text.add_argument("--num-beams", type=int, default=1, metavar="N", help="width of beam search (default: 1, greedy)")
+    text.add_argument(
+        "--temperature", type=float, metavar="X", help="sample at this temperature (default: do not sample)"
+    )
+    text.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of sampling (default: 0)")
+    text.add_argument(
+        "--decoder", metavar="SPEC", help="cfg:2.0, contrastive:0.5, best-of:8:clip, self-correct or zerocap"
+    )
+    zerocap = parser.add_argument_group(
+        "decoder zerocap", "captions without a captioner: give these instead of --model"
+    )
+    zerocap.add_argument("--language-model", metavar="NAME", help="storybook-lm, gpt2, ...")
+    zerocap.add_argument("--image-encoder", metavar="NAME", help="storybook-clip, openai/clip-vit-base-patch32, ...")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Caption the images; 1 where some could not be read."""
+    from captune.inference.job import caption_to_file
+
+    hide_loading_bars()
+    sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature is not None else {}
+    report = caption_to_file(
+        args.model,
+        args.images,
+        args.output,
+        adapter=args.adapter,
+        prompt=args.prompt,
+        decoder=args.decoder,
+        language_model=args.language_model,
+        image_encoder=args.image_encoder,
+        dtype=args.dtype,
+        device=args.device,
+        trust_remote_code=args.trust_remote_code,
+        overwrite=args.overwrite,
+        limit=args.limit,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        max_new_tokens=args.max_new_tokens,
+        num_beams=args.num_beams,
+        **sampling,
+    )
+    for image, why in report.bad:
+        echo(f"skipped {image}: {why}")
+    echo(report.sentence())
+    return 1 if report.bad else 0
+
+
+COMMAND = Command(
+    summary="caption images with any model, into a JSONL file",
+    description="Captions every image of a source, in batches, and writes each batch as it is made. After an "
+    "interruption the same command resumes. Unreadable images are skipped, named and counted, and the exit code is "
+    "then 1.",
+    example="captune caption --model storybook --images storybook:test --output caps.jsonl",
+    add_arguments=add_arguments,
+    run=run,
+    reads_sources=True,
+)

@@ -1,0 +1,63 @@
+"""What every command of the command line is made of, and how it speaks.
+
+Answers go to stdout, progress and warnings to stderr. A command imports what it needs when it runs, so that no command
+waits for another's libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SOURCES = """
+Images and references are named by a source: a folder (searched recursively), a COCO or Karpathy JSON file,
+Flickr8k/30k text or CSV, JSONL, parquet, webdataset shards, the name of a dataset on the Hugging Face hub, or the
+embedded world: storybook:train, :unlabelled, :val, :test, :ood. storybook:test?n=500&seed=91 draws 500 new images;
+quote it in a shell."""
+
+
+class Command(NamedTuple):
+    """One verb of the command line.
+
+    Attributes:
+        summary: one line for `captune --help`.
+        description: a paragraph for the command's own help.
+        example: a whole command line.
+        add_arguments: declares the flags.
+        run: does the work and returns the exit code.
+        reads_sources: whether the help ends with what a SOURCE is.
+    """
+
+    summary: str
+    description: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], Any]
+    run: Callable[[argparse.Namespace], int]
+    reads_sources: bool = False
+
+
+def echo(sentence: str) -> None:
+    """Print something for the person, not for a pipe."""
+    print(sentence, file=sys.stderr)
+
+
+def print_table(table: Table) -> None:
+    """Print a table of rich: as wide as the terminal, or unwrapped and without colours where stdout is no terminal."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, emoji=False)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def hide_loading_bars() -> None:
+    """Hide transformers' bars for reading and writing weights; those of downloads, training and captioning stay."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,62 @@
+"""`captune corpus build`: a retrieval corpus out of a captioned source."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from captune.cli.command import SOURCES, Command, echo, hide_loading_bars
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `captune corpus build`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="build")
+    build = actions.add_parser(
+        "build",
+        help="encode a captioned source; resumes a build that was stopped",
+        epilog=SOURCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    build.add_argument("--captions", required=True, metavar="SOURCE", help="images with captions (see below)")
+    build.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the corpus to write")
+    encoders = "default: all-MiniLM-L6-v2, for storybook storybook-clip"
+    build.add_argument("--text-encoder", metavar="MODEL", help=f"a sentence encoder, or a CLIP ({encoders})")
+    build.add_argument("--image-encoder", metavar="MODEL", help="CLIP, SigLIP, DINOv2, ... (default: storybook-clip)")
+    build.add_argument("--index", choices=["flat", "ivf", "hnsw"], default="flat", help="default: flat, exact search")
+    build.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    build.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best available)")
+    build.add_argument("--overwrite", action="store_true", help="replace a corpus that was made with other settings")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the corpus; 1 where images could not be read."""
+    from captune.corpus import Corpus
+
+    hide_loading_bars()
+    encoders = {name: getattr(args, name) for name in ("text_encoder", "image_encoder") if getattr(args, name)}
+    corpus = Corpus.build(
+        args.captions,
+        args.output,
+        index=args.index,
+        batch_size=args.batch_size,
+        device=args.device,
+        overwrite=args.overwrite,
+        **encoders,
+    )
+    skipped = corpus.config["skipped"]
+    echo(f"done: {len(corpus)} captions of {len(corpus.image_ids)} images, {skipped} images skipped")
+    print(f"corpus: {args.output}")
+    return 1 if skipped else 0
+
+
+COMMAND = Command(
+    summary="build a retrieval corpus, for the scorers grc and qir",
+    description="`captune corpus build` encodes every caption and image of a source into a folder that grc:FOLDER and "
+    "qir:FOLDER search. The same command resumes a build that was stopped. The exit code is 1 when images could not be "
+    "read.",
+    example="captune corpus build --captions storybook:train --output runs/corpus",
+    add_arguments=add_arguments,
+    run=run,
+    reads_sources=True,
+)

@@ -1,0 +1,79 @@
+"""`captune evaluate`: caption files against references and images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from captune.cli.command import Command, echo, hide_loading_bars
+from captune.errors import UsageError
+
+SCORERS = "bleu,rouge,cider,health"
+CACHE = "~/.cache/captune/scores"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `captune evaluate`."""
+    parser.add_argument("captions", nargs="+", type=Path, help="caption files: JSONL or COCO results")
+    parser.add_argument("--references", metavar="SOURCE", help="where the references are (see below)")
+    parser.add_argument("--images", metavar="SOURCE", help="where the images are, when --references has none")
+    parser.add_argument(
+        "--scorers",
+        default=SCORERS,
+        metavar="A,B",
+        help="comma-separated, or all; `captune scorers` lists them, and weighted sums such as 'cider + 0.5*rouge' are "
+        f"scorers too (default: {SCORERS})",
+    )
+    parser.add_argument("--paired", action="store_true", help="test each further file against the first, by image")
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="resamples per interval (default: 1000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the resampling (default: 0)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(CACHE),
+        metavar="FOLDER",
+        help=f"keeps the results of costly scorers, by content (default: {CACHE})",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="score everything again and keep nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the files and print the result; 1 where a scorer failed."""
+    from captune.evaluation.run import evaluate_files
+    from captune.evaluation.table import table
+    from captune.scorers import split_specs
+
+    if args.paired and len(args.captions) < 2:
+        raise UsageError("--paired needs at least two caption files: captune evaluate a.jsonl b.jsonl --paired ...")
+    hide_loading_bars()
+    result = evaluate_files(
+        args.captions,
+        references=args.references,
+        images=args.images,
+        scorers=split_specs(args.scorers),
+        bootstrap=args.bootstrap,
+        seed=args.seed,
+        paired=args.paired,
+        cache=None if args.no_cache else args.cache,
+    )
+    for warning in result["warnings"]:
+        echo(f"warning: {warning}")
+    print(json.dumps(result, ensure_ascii=False, indent=1) if args.json else table(result))
+    for spec, why in result["failed"].items():
+        echo(f"{spec} failed: {why}")
+    return 1 if result["failed"] else 0
+
+
+COMMAND = Command(
+    summary="score caption files, with intervals and paired tests",
+    description="Scores captions, made by captune or by anything else, against references and images. Captions and "
+    "references are matched by image_id; what does not match is reported.",
+    example='captune evaluate caps.jsonl --references "storybook:test?n=500&seed=0" --scorers cider,storybook,clip',
+    add_arguments=add_arguments,
+    run=run,
+    reads_sources=True,
+)

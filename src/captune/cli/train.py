@@ -1,0 +1,71 @@
+"""The training methods as commands: each name of the registry ``captune.methods`` is a verb.
+
+A package adds a method, and with it a verb, through an entry point that names an object with the attributes of
+`captune.training.method.Method`: name, summary, description, example, config, run and presets.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from captune.cli.command import Command, echo, hide_loading_bars
+from captune.cli.config import add_fields, build
+from captune.utils.registry import Registry
+
+METHODS = Registry(
+    "captune.methods",
+    "method",
+    {
+        "vizer": "captune.training.vizer.train:METHOD",
+        "grpo": "captune.training.grpo.train:METHOD",
+        "sft": "captune.training.sft:METHOD",
+        "scst": "captune.training.scst:METHOD",
+        "har": "captune.training.har:METHOD",
+        "sc-captioner": "captune.training.sc_captioner:METHOD",
+    },
+)
+
+# For `captune --help`, which must not import a method: that imports torch. A test compares them with the methods' own.
+SUMMARIES = {
+    "vizer": "improve a captioner with unlabelled images (ViZer)",
+    "grpo": "train a captioner with any scorer as the reward (GRPO)",
+    "sft": "fine-tune a captioner on references (the supervised ceiling)",
+    "scst": "self-critical training on references (SCST)",
+    "har": "build a captioner of an image encoder and a language model (HAR)",
+    "sc-captioner": "train a captioner to correct its own captions (SC-Captioner)",
+}
+
+
+def command(name: str, load: bool) -> Command:
+    """Make a method's command; unless `load`, only its summary, without importing the method."""
+    if not load:
+        summary = SUMMARIES.get(name, "a method of another package")
+        return Command(summary, "", "", lambda parser: None, lambda args: 2, reads_sources=True)
+    method = METHODS[name]
+    return Command(
+        method.summary,
+        method.description,
+        method.example,
+        partial(add_arguments, method),
+        partial(run, method),
+        reads_sources=True,
+    )
+
+
+def add_arguments(method: Any, parser: argparse.ArgumentParser) -> None:
+    """Declare a flag per setting of the method."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML file of the settings below; flags win")
+    add_fields(parser, method.config)
+
+
+def run(method: Any, args: argparse.Namespace) -> int:
+    """Train, and print where the adapter lies."""
+    config = build(method.config, vars(args), args.config, method.presets)
+    hide_loading_bars()
+    folder = method.run(config).path
+    echo(f"done: {folder}")
+    print(f"adapter: {folder / 'adapter'}")
+    return 0
