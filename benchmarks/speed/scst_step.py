@@ -35,7 +35,7 @@ from captune import storybook
 from captune.models import inputs as batches
 from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
-from captune.models.captioning import NEUTRAL
+from captune.models.captioner import NEUTRAL
 from captune.models.loading import load_adapter
 from captune.scorers import load_reward
 from captune.training.lifecycle import training_arguments

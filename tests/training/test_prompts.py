@@ -117,7 +117,7 @@ def test_what_cannot_share_goes_the_other_way(tiny_folder: Any, tmp_path: Path, 
 
 def test_a_prompt_that_ends_in_its_image_is_not_shared(captioner: Captioner) -> None:
     prompts = captioner.prepare([tiny.picture(0)] * 2)
-    assert PromptCache.of_rows(captioner, prompts) is not None
+    assert PromptCache.of_rows(captioner.core, prompts) is not None
     end = 1 + (prompts["input_ids"][0] == captioner.core.config.image_token_id).nonzero().max()
     cut = {name: value[:, :end] if name in batches.TOKEN_KEYS else value for name, value in prompts.items()}
-    assert PromptCache.of_rows(captioner, BatchFeature(cut)) is None
+    assert PromptCache.of_rows(captioner.core, BatchFeature(cut)) is None

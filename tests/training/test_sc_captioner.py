@@ -207,7 +207,11 @@ def test_the_decoder_makes_both_turns(captioner: Captioner, images: list) -> Non
     first = captioner.generate(images, max_new_tokens=6)
     second = SelfCorrection()(captioner, images, max_new_tokens=6)
     assert second == correct(captioner, images, first, max_new_tokens=6) and second != first
-    assert captioner._memo is not None and captioner._memo.depth == 0 and REQUEST in SelfCorrection().signature
+    assert (
+        captioner.vision_cache is not None
+        and captioner.vision_cache.depth == 0
+        and REQUEST in SelfCorrection().signature
+    )
 
 
 # -- equation 1

@@ -44,7 +44,7 @@ from transformers.cache_utils import DynamicLayer
 
 from captune.errors import CaptionerError, first_line
 from captune.models import hub
-from captune.models.captioning import NEUTRAL
+from captune.models.captioner import NEUTRAL
 from captune.models.encoders.clip import Encoder
 from captune.utils.device import pick_device
 

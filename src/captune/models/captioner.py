@@ -1,31 +1,54 @@
 """A vision-language model, its processor and its prompt, as one captioner.
 
-ViZer's symbols: F_I is `image_features`, f_psi(.) is `caption_hidden_states`."""
+ViZer's symbols: F_I is `Captioner.image_features`, f_psi(.) is `Captioner.caption_hidden_states`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from PIL import Image
+from torch import nn
+from tqdm.auto import tqdm
 from transformers import BatchFeature, PreTrainedModel
 
-from captune.errors import CaptionerError
-from captune.models import captioning, hub, loading
-from captune.models import image_inputs as image_units
+from captune.errors import CaptionerError, SettingError
+from captune.models import hub, image_inputs, loading
 from captune.models import inputs as batches
 from captune.models.caching import vision
-from captune.models.families import Family, family_for, lora_targets
+from captune.models.families import Family, attribute, family_for, lora_targets
+from captune.utils.device import pick_device
+
+#: Decoding follows the caller alone: without these, a checkpoint's generation_config.json (Qwen2-VL ships top_k=1) would
+#: change it.
+NEUTRAL = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
 class Captioner:
-    """Loads frozen; `add_lora` makes adapters of the language model trainable, the vision side never is.
+    """A captioner, loaded frozen; `make_trainable` says what learns.
 
-    `model` is the PreTrainedModel, or the PeftModel around it; `core` is always the former.
+    Attributes:
+        model: the PreTrainedModel, or the PeftModel around it.
+        core: the PreTrainedModel.
+        processor: image processor and tokenizer, with a chat template.
+        name: what the user called it.
+        family: where its parts are, and its prompt; see `captune.models.families`.
+        prompt: the text beside the image.
+        eos_ids: the tokens that end a caption; training appends the first.
+        vision_cache: what `share_vision` installed last, if anything.
+
+    Args:
+        model: of `AutoModelForImageTextToText`.
+        processor: of `AutoProcessor`.
+        name: what the user calls it; saved in adapters.
+        prompt: the text beside the image; default: the family's.
     """
 
     def __init__(self, model: PreTrainedModel, processor: Any, *, name: str = "", prompt: str | None = None) -> None:
@@ -35,10 +58,9 @@ class Captioner:
         if getattr(processor, "chat_template", None) is None:
             processor.chat_template = self.family.chat_template
         self.tokenizer = processor.tokenizer
-        self.prompt = (
-            prompt if prompt is not None else (self.family.prompt if self.has_turns() else self.family.base_prompt)
-        )
-        self._memo: vision.VisionCache | None = None
+        default = self.family.prompt if self.has_turns() else self.family.base_prompt
+        self.prompt = default if prompt is None else prompt
+        self.vision_cache: vision.VisionCache | None = None
         self.eos_ids = self._eos_ids()
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.eos_ids[0])
@@ -56,48 +78,69 @@ class Captioner:
         *,
         prompt: str | None = None,
         adapter_trainable: bool = False,
+        load_in_4bit: bool = False,
     ) -> Captioner:
         """Load a folder, a hub name or a shipped model ("storybook"), with an adapter if one is named.
 
-        :param device: default: cuda where there is one, else cpu.
-        :param prompt: the text beside the image; default: the family's.
-        :raises CaptionerError: says what is missing and what to do about it.
+        Args:
+            name_or_path: see `captune.models.hub`.
+            adapter: a PEFT adapter's folder or hub name.
+            dtype: of the weights; default: as saved.
+            device: default: cuda where there is one, else cpu.
+            trust_remote_code: run the Python code that a model folder brings.
+            prompt: the text beside the image; default: the family's.
+            adapter_trainable: whether the adapter's weights require a gradient.
+            load_in_4bit: load the language model's linear layers in 4 bits (NF4, by bitsandbytes).
+
+        Raises:
+            CaptionerError: says what is missing and what to do about it.
         """
         source = hub.resolve(name_or_path, bare=False)
-        model, processor = loading.load_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        device = torch.device(pick_device(device))
+        model, processor = loading.load_model(
+            source,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            four_bit_device=device if load_in_4bit else None,
+        )
         captioner = cls(model, processor, name=str(name_or_path), prompt=prompt)
         if adapter is not None:
             captioner.model = loading.load_adapter(captioner.core, adapter, trainable=adapter_trainable)
             captioner.model.eval()
-        cast(torch.nn.Module, captioner.core).to(
-            torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        )
+        if not load_in_4bit:  # which places the weights itself
+            cast(nn.Module, captioner.core).to(device)
         return captioner
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.core.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the weights that are no 4-bit ones."""
         return self.core.dtype
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
     def conversation(self) -> list[dict[str, Any]]:
-        """The prompt as messages, with a place for the image: what TRL's GRPOTrainer takes as `prompt`."""
+        """Return the prompt as messages, with a place for the image: what TRL's GRPOTrainer takes as `prompt`."""
         text = [{"type": "text", "text": self.prompt}] if self.prompt else []
         return [{"role": "user", "content": [{"type": "image"}, *text]}]
 
     def prompt_text(self, *, image: bool = True) -> str:
-        """The prompt through the chat template, up to where the caption starts; without the image if asked."""
+        """Return the prompt as the chat template writes it, up to where the caption starts.
+
+        Args:
+            image: whether the image's place is part of it.
+        """
         messages = self.conversation()
         if not image:
             messages[0]["content"] = [part for part in messages[0]["content"] if part["type"] != "image"]
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def has_turns(self) -> bool:
-        """Whether the chat template opens a turn for the assistant; base models' templates do not."""
+        """Return whether the chat template opens a turn for the assistant; those of base models do not."""
         messages = [{"role": "user", "content": [{"type": "image"}]}]
         texts = [
             self.processor.apply_chat_template(messages, add_generation_prompt=flag, tokenize=False)
@@ -109,31 +152,31 @@ class Captioner:
         """Ids that end a caption; the first is the one that training appends."""
         named = self.core.generation_config.eos_token_id if self.core.generation_config else None
         ids = [] if named is None else [named] if isinstance(named, int) else list(named)
-        own = self.tokenizer.eos_token_id
-        if own is not None:
-            ids = [own, *(i for i in ids if i != own)]
+        eos = self.tokenizer.eos_token_id
+        if eos is not None:
+            ids = [eos, *(i for i in ids if i != eos)]
         if not ids:
             raise CaptionerError(f"{self.name or self.family.name}: neither tokenizer nor generation config has an EOS")
         return ids
 
     def adds_special_tokens(self, text: str) -> bool:
-        """Whether the tokenizer should add its special tokens: not where the template wrote BOS already."""
+        """Return whether the tokenizer should add its special tokens to a prompt: not if the template wrote BOS."""
         return not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
 
     def caption_ids(self, caption: str) -> list[int]:
-        """A caption's tokens as the model would generate them after the prompt, without EOS."""
+        """Return a caption's tokens as the model would generate them after the prompt, without EOS."""
         text = caption.strip()
-        if self.prompt_text().endswith(":") and not self._marks_words():
+        if self.prompt_text().endswith(":") and not self._tokenizer_adds_space():
             text = " " + text  # "Assistant:" and the like: the answer starts with a space
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def _marks_words(self) -> bool:
+    def _tokenizer_adds_space(self) -> bool:
         """Whether the tokenizer itself puts the space before a first word (SentencePiece)."""
         ids = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         return self.tokenizer.convert_ids_to_tokens(ids[:1])[0].startswith("▁")
 
     def decode(self, ids: torch.Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Token ids (N, T) to captions: special tokens dropped, stripped."""
+        """Turn token ids (N, T) into captions, stripped, without special tokens."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     # -- batches -------------------------------------------------------------------------------------------------------
@@ -159,9 +202,19 @@ class Captioner:
         return batch.to(self.device, dtype=self.dtype)
 
     def prepare(self, images: Sequence[Image.Image], captions: Sequence[str] | None = None) -> BatchFeature:
-        """Model inputs on the device: the prompt for each image, LEFT padded; with captions see `append`.
+        """Return model inputs: the prompt for each image, LEFT padded, or with captions, RIGHT padded.
 
         An image object that occurs several times in the list is preprocessed once.
+
+        Args:
+            images: PIL images of any mode and size.
+            captions: one for each image; see `append`.
+
+        Returns:
+            `input_ids` and `attention_mask` (B, P) and the images' tensors, on the captioner's device and dtype.
+
+        Raises:
+            CaptionerError: no images, or another number of captions.
         """
         if not images:
             raise CaptionerError("prepare() was given no images")
@@ -174,9 +227,17 @@ class Captioner:
         return batch if captions is None else self.append(batch, captions)
 
     def append(self, batch: BatchFeature, captions: Sequence[str]) -> BatchFeature:
-        """Add a caption and EOS to each row of a prompt batch; the images are not touched. RIGHT padded.
+        """Add a caption and EOS to each row of a prompt batch, RIGHT padded; the images' tensors are shared.
 
-        Adds `caption_mask` (B, T), 1 on caption tokens and EOS, and `labels` (B, T), -100 elsewhere.
+        Args:
+            batch: from `prepare(images)` or `encode`.
+            captions: one for each row.
+
+        Returns:
+            The batch with `caption_mask` (B, T), 1 on the caption's tokens and EOS, and `labels` (B, T), -100 elsewhere.
+
+        Raises:
+            CaptionerError: another number of captions.
         """
         rows = batch["input_ids"].shape[0]
         if len(captions) != rows:
@@ -189,13 +250,133 @@ class Captioner:
 
     # -- captions ------------------------------------------------------------------------------------------------------
 
-    def generate(self, images: Sequence[Image.Image] | BatchFeature, **settings: Any) -> Any:
-        """Captions, `num_return_sequences` per image, grouped by image; settings: `captioning.generate`."""
-        return captioning.generate(self, images, **settings)
+    @overload
+    def generate(
+        self, images: Sequence[Image.Image] | BatchFeature, *, return_logprob: Literal[False] = False, **settings: Any
+    ) -> list[str]: ...
+    @overload
+    def generate(
+        self, images: Sequence[Image.Image] | BatchFeature, *, return_logprob: Literal[True], **settings: Any
+    ) -> tuple[list[str], torch.Tensor, torch.Tensor]: ...
+    @torch.no_grad()
+    def generate(
+        self,
+        images: Sequence[Image.Image] | BatchFeature,
+        *,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        num_return_sequences: int = 1,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        forced_opening: str | None = None,
+        return_logprob: bool = False,
+        **kwargs: Any,
+    ) -> list[str] | tuple[list[str], torch.Tensor, torch.Tensor]:
+        """Caption a batch.
 
-    def caption(self, images: Any, **settings: Any) -> Iterator[tuple[str, str]]:
-        """Stream (image_id, caption) for a stream of (image_id, image); settings: `captioning.caption`."""
-        return captioning.caption(self, images, **settings)
+        Args:
+            images: B images, or a prompt batch from `prepare` or `encode`.
+            do_sample: sample, instead of taking the likeliest token or beam.
+            temperature: of sampling; 0 is refused, use do_sample=False.
+            num_return_sequences: captions per image; the image is encoded once for all of them.
+            max_new_tokens: default: the checkpoint's generation config, else the family's.
+            num_beams: of beam search.
+            forced_opening: a text that every caption starts with; it is part of what is returned.
+            return_logprob: also return log-probabilities.
+            kwargs: further generation settings of transformers (top_p, repetition_penalty, ...).
+
+        Returns:
+            B * num_return_sequences captions, grouped by image. With `return_logprob` also the mean per token and the
+            sum of log p(generated tokens, EOS included) under the model itself (temperature 1, no truncation), float32
+            (B * num_return_sequences,); a forced opening is not generated and does not count.
+
+        Raises:
+            CaptionerError: the batch has captions.
+        """
+        batch = images if isinstance(images, BatchFeature) else self.prepare(images)
+        if "caption_mask" in batch:
+            raise CaptionerError("generate() needs a batch without captions: use prepare(images)")
+        opening: list[int] = []
+        if forced_opening:
+            opening = self.caption_ids(forced_opening)
+            tails = [opening] * len(batch["input_ids"])
+            batch = batches.append_ids(batch, tails, pad_id=self.tokenizer.pad_token_id, right=False)
+        inputs = batches.inputs_of(batch)
+        settings: dict[str, Any] = {**NEUTRAL, **kwargs, "do_sample": do_sample, "num_beams": num_beams}
+        if do_sample:
+            settings["temperature"] = temperature
+        else:
+            settings = {key: value for key, value in settings.items() if key not in ("top_k", "top_p") or key in kwargs}
+        configured = self.core.generation_config.max_new_tokens
+        settings.update(
+            num_return_sequences=num_return_sequences,
+            max_new_tokens=max_new_tokens or configured or self.family.max_new_tokens,
+            eos_token_id=self.eos_ids,
+            pad_token_id=self.tokenizer.pad_token_id,
+            suppress_tokens=[self.core.config.image_token_id],  # a caption holds no image
+            return_dict_in_generate=True,
+            output_logits=return_logprob,
+        )
+        training = self.model.training
+        self.model.eval()
+        try:
+            model: Any = self.model
+            output = model.generate(**inputs, **settings)
+        finally:
+            self.model.train(training)
+        generated = output.sequences[:, batch["input_ids"].shape[1] :]
+        ids = [[*opening, *row] for row in generated.tolist()]
+        captions = self.decode(ids)
+        if not return_logprob:
+            return captions
+        mean, total = _logprob(output, generated, self.eos_ids)
+        return captions, mean, total
+
+    def caption(
+        self,
+        images: Iterable[tuple[str, Image.Image]],
+        *,
+        batch_size: int = 16,
+        window: int = 16,
+        progress: bool = True,
+        total: int | None = None,
+        **settings: Any,
+    ) -> Iterator[tuple[str, str]]:
+        """Stream (image_id, caption) for (image_id, image) pairs; every input appears exactly once.
+
+        Batches are formed within a window of `window * batch_size` images, sorted by their number of pixels, the
+        largest first: it sets the number of image tokens, and so of padded ones.
+
+        Args:
+            images: pairs of a name and a PIL image.
+            batch_size: images captioned together.
+            window: batches sorted together.
+            progress: show a progress bar.
+            total: the number of images, for the bar; default: `len(images)` if it has one.
+            settings: those of `generate`.
+
+        Yields:
+            (image_id, caption), in the order of processing.
+
+        Raises:
+            CaptionerError: settings that give several captions for an image.
+        """
+        if settings.get("num_return_sequences", 1) != 1 or settings.get("return_logprob"):
+            raise CaptionerError(
+                "caption() gives one caption per image; use generate() for several or for log-probabilities"
+            )
+        if total is None and hasattr(images, "__len__"):
+            total = len(cast(Sized, images))
+        stream = iter(images)
+        with tqdm(total=total, desc="captions", unit="image", disable=not progress) as bar:
+            while pending := list(itertools.islice(stream, window * batch_size)):
+                pending.sort(key=lambda item: -(item[1].width * item[1].height))
+                for start in range(0, len(pending), batch_size):
+                    chunk = pending[start : start + batch_size]
+                    captions = self.generate([image for _, image in chunk], **settings)
+                    for (image_id, _), text in zip(chunk, captions, strict=True):
+                        yield image_id, text
+                    bar.update(len(chunk))
 
     # -- features ------------------------------------------------------------------------------------------------------
 
@@ -206,34 +387,45 @@ class Captioner:
         where: Literal["connector", "tower"] = "connector",
         pool: Literal["mean", "quarters"] = "mean",
     ) -> torch.Tensor:
-        """F_I: frozen visual features after the connector or before it, (B, H) or (B, 4 H) float32.
+        """Compute F_I: frozen visual features after the connector or before it.
 
-        :param pool: "mean" over an image's tokens, or over each quarter of the picture, so that place survives.
-        :raises CaptionerError: "quarters" of fewer than 4 tokens.
+        Args:
+            images: B images, or a batch from `prepare`.
+            where: "connector", what the language model reads, or "tower", what the connector reads.
+            pool: "mean" over an image's tokens, or over each quarter of the image, so that positions survive.
+
+        Returns:
+            (B, H) or, for quarters, (B, 4 H), float32.
+
+        Raises:
+            CaptionerError: "quarters" of fewer than 4 tokens.
         """
         if where not in ("connector", "tower") or pool not in ("mean", "quarters"):
             raise CaptionerError(f'where is "connector" or "tower", pool "mean" or "quarters"; not {where!r}, {pool!r}')
         batch = images if isinstance(images, BatchFeature) else self.prepare(images)
         arguments = batches.images_of(batch)
-        memo = self._memo if self._memo is not None and self._memo.serves(where) else None
-        if memo is not None:
-            encoded = memo.encode(arguments)
+        cache = self.vision_cache
+        if cache is not None and cache.serves(where):
+            features = cache.encode(arguments)
         else:
-            encoded = vision.encode(self.core, self.family, arguments, tower=where == "tower")
-        sizes = image_units.inputs_per_image(self._image_tokens(batch), len(encoded))
-        states = [e.pooled if where == "connector" else e.tower for e in encoded]
-        return image_units.pool(states, sizes, pool)
+            features = vision.encode(self.core, self.family, arguments, tower=where == "tower")
+        sizes = image_inputs.inputs_per_image(self._image_tokens(batch), len(features))
+        states = [f.pooled if where == "connector" else f.tower for f in features]
+        return image_inputs.pool(states, sizes, pool)
 
     def caption_hidden_states(
         self, batch: BatchFeature, *, blind: bool = False, shift: bool = False, mm: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """f_psi(.): last hidden states (before lm_head) at the caption's positions, EOS included.
+        """Compute f_psi(.): the last hidden states (before lm_head) at the caption's positions, EOS included.
 
-        :param batch: from `prepare(images, captions)` or `append`.
-        :param blind: read the caption without an image: prompt text (or BOS) and caption only.
-        :param shift: the states that predict each caption token, i.e. from the last prompt position on.
-        :param mm: visual features computed before (what `get_image_features` returns), in place of the pixels.
-        :return: hidden (B, T, H) and mask (B, T), T the longest caption in tokens; gradients flow.
+        Args:
+            batch: from `prepare(images, captions)` or `append`.
+            blind: read the caption without an image: prompt text (or BOS) and caption only.
+            shift: the states that predict each caption token, i.e. from the last prompt position on.
+            mm: visual features computed before (what `get_image_features` returns), in place of the pixels.
+
+        Returns:
+            hidden (B, T, H) and mask (B, T), T the longest caption in tokens; gradients flow.
         """
         mask = batch["caption_mask"].bool()
         counts = mask.sum(-1)
@@ -257,60 +449,212 @@ class Captioner:
         return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])), valid
 
     def blind_prompt_ids(self) -> list[int]:
+        """Return the prompt's tokens without the image, or BOS if the prompt has no other text."""
         text = self.prompt_text(image=False)
         ids = self.tokenizer(text, add_special_tokens=self.adds_special_tokens(text))["input_ids"]
         bos = self.tokenizer.bos_token_id
         return ids or [bos if bos is not None else self.eos_ids[0]]
 
     def share_vision(self, *, tower: bool = False, **settings: Any) -> vision.VisionCache:
-        """From now on encode each distinct image once; see `vision.VisionCache`. Ends with `remove()` or `with`."""
-        if self._memo is None or self._memo.depth == 0:
-            self._memo = vision.VisionCache(self.core, self.family, tower=tower, **settings)
-        elif tower and not self._memo.tower:
-            raise CaptionerError(
-                "the vision memo in place keeps no tower features: start with share_vision(tower=True)"
-            )
-        return self._memo.install()
+        """Encode each distinct image once from now on, until `remove()` or the end of a `with`; calls nest.
 
-    # -- adapters ------------------------------------------------------------------------------------------------------
+        Args:
+            tower: also keep the features before the connector.
+            settings: those of `vision.VisionCache`.
+
+        Raises:
+            CaptionerError: the vision side is trainable, or the cache in place keeps no tower features.
+        """
+        if self.vision_cache is None or self.vision_cache.depth == 0:
+            self.vision_cache = vision.VisionCache(self.core, self.family, tower=tower, **settings)
+        elif tower and not self.vision_cache.tower:
+            raise CaptionerError(
+                "the vision cache in place keeps no tower features: start with share_vision(tower=True)"
+            )
+        return self.vision_cache.install()
+
+    # -- what learns ---------------------------------------------------------------------------------------------------
+
+    def make_trainable(
+        self,
+        *,
+        adapter: str | Path | None = None,
+        full: bool = False,
+        connector: bool = False,
+        r: int = 32,
+        alpha: int = 64,
+        dropout: float = 0.1,
+    ) -> PeftModel:
+        """Say what learns: a new LoRA of the language model, an adapter to continue from, or whole modules.
+
+        What learns is always a PEFT adapter, so that `save_adapter` writes it and `disable_adapter` is the base model.
+
+        Args:
+            adapter: continue from this PEFT adapter (a folder or hub name); a connector that it brings is used frozen
+                unless `connector` is set.
+            full: all weights of the language model, head included, instead of LoRA.
+            connector: the connector as well; the vision tower never learns.
+            r, alpha, dropout: of a new LoRA.
+
+        Raises:
+            CaptionerError: there is an adapter already, or `adapter` cannot be loaded.
+            SettingError: the settings exclude each other.
+        """
+        if isinstance(self.model, PeftModel):
+            raise CaptionerError("this captioner has an adapter already; load it without one, or merge it first")
+        if full and self.in_4bit:
+            raise SettingError("weights in 4 bits cannot be trained: leave out load-in-4bit, or train LoRA")
+        if adapter is not None:
+            self.model = loading.load_adapter(self.core, adapter, trainable=True)
+            modules = set(self.model.peft_config["default"].modules_to_save or ())
+            for asked, paths, what in (
+                (full, [self.family.language_model], "all weights of the language model"),
+                (connector, self.family.connector, "the connector"),
+            ):
+                if asked and not modules.intersection(paths):
+                    raise SettingError(f"the adapter {adapter} does not hold {what}, so these cannot be trained in it")
+            if not connector:
+                self.freeze_vision()
+            return self.model
+        if not (full or connector):
+            return self.add_lora(r, alpha, dropout)
+        # a connector's stray parameters (LLaVA-NeXT's newline) are no modules, and stay as they are
+        modules_to_save = [p for p in self.family.connector if isinstance(attribute(self.core, p), nn.Module)]
+        if not connector:
+            modules_to_save = []
+        if full:
+            names = {module: name for name, module in self.core.named_modules()}
+            modules_to_save += [self.family.language_model, names[cast(nn.Module, self.core.get_output_embeddings())]]
+        return self._wrap(
+            LoraConfig(
+                r=r,
+                lora_alpha=alpha,
+                lora_dropout=dropout,
+                target_modules=DUMMY_TARGET_MODULES if full else lora_targets(self.core, self.family),
+                modules_to_save=modules_to_save,
+            )
+        )
 
     def add_lora(
         self, r: int = 32, alpha: int = 64, dropout: float = 0.1, bias: Literal["none", "all", "lora_only"] = "none"
     ) -> PeftModel:
-        """Put trainable LoRA adapters on the linear layers of the language model; all else is frozen."""
+        """Put trainable LoRA adapters on the linear layers of the language model; all else is frozen.
+
+        Raises:
+            CaptionerError: there is an adapter already.
+        """
+        targets = lora_targets(self.core, self.family)
+        return self._wrap(LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias=bias, target_modules=targets))
+
+    def _wrap(self, config: LoraConfig) -> PeftModel:
         if isinstance(self.model, PeftModel):
             raise CaptionerError("this captioner has an adapter already; load it without one, or merge it first")
-        targets = lora_targets(self.core, self.family)
-        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias=bias, target_modules=targets)
         self.model = get_peft_model(self.core, config)
         config.base_model_name_or_path = self.name  # what the user called it, not where it happens to lie
         return self.model
 
+    def freeze_vision(self) -> None:
+        """Freeze tower and connector, also a connector that an adapter brought."""
+        for part in self.family.parts(self.core):
+            part.requires_grad_(False)
+
+    # -- adapters ------------------------------------------------------------------------------------------------------
+
+    @property
+    def in_4bit(self) -> bool:
+        """Whether the language model's weights are in 4 bits."""
+        return bool(getattr(self.core, "is_loaded_in_4bit", False))
+
     def merge_adapter(self) -> None:
-        """Write the adapter's change into the weights and drop it: the result is a new base (nothing to do without)."""
-        if isinstance(self.model, PeftModel):
-            self.model = self.model.merge_and_unload()
-            self.model.requires_grad_(False)
+        """Merge the adapter into the base weights and unload it. No-op without an adapter.
+
+        Raises:
+            CaptionerError: the base weights are in 4 bits.
+        """
+        if not isinstance(self.model, PeftModel):
+            return
+        if self.in_4bit:
+            raise CaptionerError(
+                "an adapter cannot be merged into weights in 4 bits without loss: load the captioner without "
+                "load-in-4bit, then merge"
+            )
+        self.model = self.model.merge_and_unload()
+        self.model.requires_grad_(False)
+
+    def merge(self, output: str | Path) -> Path:
+        """Merge the adapter and save model and processor as a plain transformers folder.
+
+        `AutoModelForImageTextToText` and `AutoProcessor` load it, and so does `Captioner.load`.
+
+        Args:
+            output: a folder, made if needed.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CaptionerError: the base weights are in 4 bits.
+        """
+        self.merge_adapter()
+        _untie(self.core)
+        self.core.save_pretrained(output)
+        self.processor.save_pretrained(output)
+        return Path(output)
 
     def save_adapter(self, folder: str | Path) -> Path:
-        """Write adapter_config.json and adapter_model.safetensors."""
+        """Write adapter_config.json and adapter_model.safetensors.
+
+        Raises:
+            CaptionerError: there is no adapter.
+        """
         if not isinstance(self.model, PeftModel):
-            raise CaptionerError("there is no adapter to save: call add_lora() first")
+            raise CaptionerError("there is no adapter to save: call make_trainable() first")
         # False: "auto" would ask the hub about the base model's vocabulary
         self.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         return Path(folder)
 
     def load_adapter_weights(self, folder: str | Path) -> None:
-        """Put the weights that `save_adapter` wrote into this captioner's adapter, which must have the same shape."""
+        """Put the weights that `save_adapter` wrote into this captioner's adapter, which must have the same shape.
+
+        Raises:
+            CaptionerError: there is no adapter.
+        """
         if not isinstance(self.model, PeftModel):
-            raise CaptionerError("there is no adapter to load weights into: call add_lora() first")
+            raise CaptionerError("there is no adapter to load weights into: call make_trainable() first")
         set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device=str(self.device)))
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Inside, the captioner is its base model (nothing to switch off where there is no adapter)."""
+        """Within the context the captioner is its base model. No-op without an adapter."""
         if not isinstance(self.model, PeftModel):
             yield
             return
         with self.model.disable_adapter():
             yield
+
+
+def _logprob(output: Any, generated: torch.Tensor, eos_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    beams = getattr(output, "beam_indices", None)
+    ended = torch.isin(generated, torch.tensor(eos_ids, device=generated.device)).long().cumsum(-1)
+    counted = (ended - torch.isin(generated, torch.tensor(eos_ids, device=generated.device)).long()) == 0
+    steps = []
+    for t in range(generated.shape[1]):
+        logits = output.logits[t]
+        if beams is not None:
+            logits = logits[beams[:, t].clamp(min=0)]
+        steps.append(logits.float().log_softmax(-1).gather(1, generated[:, t : t + 1]))
+    total = (torch.cat(steps, 1) * counted).sum(-1)
+    return total / counted.sum(-1), total
+
+
+def _untie(core: PreTrainedModel) -> None:
+    """Tell the config that the head has weights of its own, if training gave it some: loading would drop them."""
+    head, embeddings = core.get_output_embeddings(), core.get_input_embeddings()
+    if head is None or not isinstance(embeddings, nn.Module):
+        return
+    ours, theirs = cast(torch.Tensor, head.weight), cast(torch.Tensor, embeddings.weight)
+    if ours.data_ptr() == theirs.data_ptr() or torch.equal(ours, theirs):
+        return
+    for config in (core.config, core.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False

@@ -1,7 +1,8 @@
-"""From a name or a folder to a model, its processor and its adapter; every failure is one sentence that helps."""
+"""Load a model, its processor and its adapter; every failure is one sentence that says what to do."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -10,17 +11,31 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 import captune.models.prefix_captioner  # noqa: F401  registers its model with the Auto classes
 from captune.errors import CaptionerError, first_line
+from captune.models.families import FAMILIES
 
 logger = logging.getLogger(__name__)
 
 
-def load_model(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
-    """Model (on the CPU, safetensors only) and processor of a resolved source."""
+def load_model(
+    source: str, *, dtype: str | torch.dtype, trust_remote_code: bool, four_bit_device: torch.device | None = None
+) -> tuple[PreTrainedModel, Any]:
+    """Load the model, from safetensors only, and the processor of a resolved source.
+
+    Args:
+        source: from `captune.models.hub.resolve`.
+        dtype: of the weights.
+        trust_remote_code: run the code that the folder brings.
+        four_bit_device: load the language model's linear layers in 4 bits on this device; default: all as saved, on
+            the CPU.
+
+    Raises:
+        CaptionerError: says what is missing and what to do about it.
+    """
     folder = Path(source) if Path(source).is_dir() else None
     remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     config = _try(lambda: AutoConfig.from_pretrained(source, **remote), source, folder, "configuration")
@@ -38,6 +53,8 @@ def load_model(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool
             f"{source} has no complete processor: {' and '.join(missing)} missing. Save it there with "
             "AutoProcessor.from_pretrained(<original model>).save_pretrained(<folder>)."
         )
+    if four_bit_device is not None:
+        remote |= {"quantization_config": _four_bit(config.model_type), "device_map": {"": four_bit_device}}
     model, info = _try(
         lambda: AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **remote
@@ -55,8 +72,29 @@ def load_model(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool
     return model, processor
 
 
+def _four_bit(model_type: str) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise CaptionerError(
+            "load-in-4bit needs bitsandbytes, which is not installed; run: pip install bitsandbytes (it needs a GPU)"
+        )
+    row = FAMILIES.get(model_type)
+    # the vision side stays as it is: its features are shared, and small beside the language model
+    skipped = [row.vision, *row.connector, "lm_head"] if row else None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=skipped,
+    )
+
+
 def load_adapter(model: PreTrainedModel, adapter: str | Path, *, trainable: bool) -> PeftModel:
-    """Wrap the model with the PEFT adapter saved in a folder (or on the hub)."""
+    """Wrap the model with the PEFT adapter saved in a folder or on the hub.
+
+    Raises:
+        CaptionerError: the adapter does not exist, is damaged, or belongs to another model.
+    """
     name = str(adapter)
     folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else None
     if folder is None and (name.count("/") != 1 or Path(name).is_absolute() or Path(name).parent.is_dir()):

@@ -20,8 +20,7 @@ from transformers import BatchFeature
 from captune.models import inputs as batches
 from captune.models.caching.prefill import copyable, select_rope
 from captune.models.caching.prompts import PromptCache
-from captune.models.captioner import Captioner
-from captune.models.captioning import NEUTRAL
+from captune.models.captioner import NEUTRAL, Captioner
 
 LEAVE = 0.75  # of the rows in the batch: when fewer have not ended, the others leave
 
@@ -107,10 +106,10 @@ def caption_logits(captioner: Captioner, prompt: BatchFeature, tails: list[list[
 
 
 def _shared(captioner: Captioner, prompt: BatchFeature, rows: list[int], ids: Tensor, mask: Tensor) -> Tensor | None:
-    prompts = PromptCache.of(captioner, prompt, rows)
+    prompts = PromptCache.of(captioner.core, prompt, rows)
     if prompts is None:
         return None
-    own = prompts.place
+    own = prompts.prompt_index
     tail = torch.cat([prompt["input_ids"][own, -1:], ids[:, :-1]], dim=1)
     attention_mask = torch.cat([prompt["attention_mask"][own], mask[:, :-1]], dim=1)
     return prompts.forward(captioner.model, slice(None), tail, attention_mask).logits

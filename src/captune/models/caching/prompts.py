@@ -12,52 +12,51 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, DynamicCache
+from transformers import BatchFeature, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from captune.models import inputs as batches
 from captune.models.caching.prefill import copyable
-from captune.models.captioner import Captioner
 
 
 class PromptCache:
     """The distinct prompts of a batch, evaluated up to their last token; what the captions go on from.
 
     Args:
-        captioner: its language model runs here, with a gradient where one is wanted.
+        core: the model, which runs here, with a gradient where one is wanted.
         cache: of the distinct prompts.
-        place: (B,) which of them is that of each caption.
+        prompt_index: (B,), which of them is that of each caption.
     """
 
-    def __init__(self, captioner: Captioner, cache: DynamicCache, place: Tensor) -> None:
-        self.captioner, self.place = captioner, place
+    def __init__(self, core: PreTrainedModel, cache: DynamicCache, prompt_index: Tensor) -> None:
+        self.core, self.prompt_index = core, prompt_index
         layers = cast(list[DynamicLayer], cache.layers)
         self.states = [(cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in layers]
-        self.rope_deltas: Any = getattr(captioner.core.base_model, "rope_deltas", None)  # M-RoPE's, of each prompt
+        self.rope_deltas: Any = getattr(core.base_model, "rope_deltas", None)  # M-RoPE's, of each prompt
 
     @classmethod
-    def of_rows(cls, captioner: Captioner, batch: BatchFeature) -> PromptCache | None:
+    def of_rows(cls, core: PreTrainedModel, batch: BatchFeature) -> PromptCache | None:
         """Of a row for each caption: its prompt (B, P), left padded, and its image. None if all differ."""
-        image_token = captioner.core.config.image_token_id
+        image_token = core.config.image_token_id
         index = batches.equal_rows(batch, image_token)
         distinct = sorted(set(index))
         if len(distinct) == len(index):
             return None
-        own = batches.repeat(batch, distinct, (batch["input_ids"] == image_token).sum(-1).tolist())
-        return cls.of(captioner, own, [distinct.index(row) for row in index])
+        distinct_prompts = batches.repeat(batch, distinct, (batch["input_ids"] == image_token).sum(-1).tolist())
+        return cls.of(core, distinct_prompts, [distinct.index(row) for row in index])
 
     @classmethod
-    def of(cls, captioner: Captioner, prompts: BatchFeature, place: list[int]) -> PromptCache | None:
+    def of(cls, core: PreTrainedModel, prompts: BatchFeature, prompt_index: list[int]) -> PromptCache | None:
         """None where a prompt ends in its image, or the model's cache cannot be copied."""
-        core: Any = captioner.core
+        model: Any = core
         ids = prompts["input_ids"]
         if bool((ids[:, -1] == core.config.image_token_id).any()):
             return None  # the last token, read again by each caption, would need its image again
         inputs = batches.inputs_of(prompts)
         head = {name: value[:, :-1] if name in batches.TOKEN_KEYS else value for name, value in inputs.items()}
-        places = core._prepare_position_ids_for_generation(head["input_ids"], dict(head))
-        cache = core.base_model(**head, position_ids=places, use_cache=True).past_key_values
-        return cls(captioner, cache, torch.tensor(place, device=ids.device)) if copyable(cache) else None
+        places = model._prepare_position_ids_for_generation(head["input_ids"], dict(head))
+        cache = model.base_model(**head, position_ids=places, use_cache=True).past_key_values
+        return cls(core, cache, torch.tensor(prompt_index, device=ids.device)) if copyable(cache) else None
 
     def forward(self, model: Any, rows: slice, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
         """`model` on these rows' captions, each behind its prompt's last token.
@@ -65,7 +64,7 @@ class PromptCache:
         :param input_ids: (rows, 1 + T)
         :param attention_mask: (rows, P + T), the prompt's included
         """
-        place, core = self.place[rows], cast(Any, self.captioner.core)
+        place, core = self.prompt_index[rows], cast(Any, self.core)
         cache = DynamicCache([(keys[place], values[place]) for keys, values in self.states])
         if self.rope_deltas is not None:
             core.base_model.rope_deltas = self.rope_deltas[place]

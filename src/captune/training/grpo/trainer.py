@@ -121,7 +121,7 @@ class CaptionGRPOTrainer(Watched, GRPOTrainer):
         batch = {name: value[:, :last] for name in batches.TOKEN_KEYS if (value := inputs.get(name)) is not None}
         batch |= {n: v for n, v in images.items() if n.startswith(batches.IMAGE_ARGUMENTS) and v is not None}
         with self.accelerator.autocast():
-            prompts = PromptCache.of_rows(self.captioner, BatchFeature(batch))
+            prompts = PromptCache.of_rows(self.captioner.core, BatchFeature(batch))
         if prompts is None:
             return plain(model, input_ids, attention_mask, **images)
         return plain(prompts.model(model, attention_mask), input_ids[:, last - 1 :], attention_mask[:, last - 1 :])
