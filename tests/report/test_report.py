@@ -14,10 +14,11 @@ from captune import storybook
 from captune.errors import RunError
 from captune.report import curves, render
 from captune.report.gallery import pick
-from captune.report.reading import group_rows, read_run, role_of
+from captune.report.reading import Row, group_rows, read_run, role_of
 from captune.report.table import build_table, columns_of, percent
 from captune.report.truth import Truth, highlight
 from captune.runs.run_dir import RunDir
+from captune.scorers.registry import SCORERS, scorer_class
 from captune.storybook.source import SOURCE as SOURCE_SCHEME
 
 SOURCE = "storybook:test?n=12&seed=5"
@@ -338,3 +339,32 @@ def test_captions_outside_the_run_are_found_from_anywhere(run: Path, tmp_path: P
     other.add_scores("base", {}, role="base", source=SOURCE, captions=Path("g/captions/0.jsonl"))
     monkeypatch.chdir("/")
     assert len(read_run(tmp_path / "together").rows[0].captions) == 12
+
+
+@pytest.mark.parametrize(
+    ("scorer", "figure", "better", "label"),
+    [
+        ("cider", "cider", 1, "CIDEr-D"),
+        ("bleu", "bleu_4", 1, "BLEU-4"),
+        ("chair", "chair_i", -1, "CHAIRi"),
+        ("chair", "chair_s", -1, "CHAIRs"),
+        ("self_bleu", "self_bleu", -1, "Self-BLEU"),
+        ("bias", "unsupported", -1, "Unsupported group words"),
+        ("storybook", "hallucinated_per_fact", -1, "Hallucination rate"),
+        ("storybook", "size_precision", 1, "Size precision"),
+        ("self_retrieval", "recall_5", 1, "Recall 5"),
+        ("health", "empty", -1, "Empty captions"),
+        ("health", "length", 0, "Words per caption"),
+        ("nobody_knows", "error_rate", 0, "Error rate"),
+    ],
+)
+def test_direction_and_label_come_from_the_scorer(scorer: str, figure: str, better: int, label: str) -> None:
+    row = Row("x", "other", "", "", {scorer: {"values": {figure: 0.5}}}, {})
+    (column,) = columns_of([row], every=True) or columns_of([row], health=True)
+    assert (column.better, column.label) == (better, label)
+
+
+def test_every_scorer_declares_figures_that_it_gives() -> None:
+    for name in SCORERS:
+        declared = scorer_class(name).higher_is_better
+        assert declared or name == "length", name

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from captune.data.schemes import SOURCES
 from captune.report.reading import ROLE_LABELS, Row, is_number
+from captune.scorers import registry
 
-_LABELS = {
-    "cider": "CIDEr-D",
-    "cider_d": "CIDEr-D",
-    "rouge": "ROUGE-L",
-    "rouge_l": "ROUGE-L",
-    "clip": "CLIPScore",
-    "clip_score": "CLIPScore",
-    "ref_clip": "RefCLIPScore",
-    "ref_clip_score": "RefCLIPScore",
-    "fact_f1": "Fact F1",
-    "hallucinated_per_fact": "Hallucinated",
-    "hallucinated_per_caption": "Hallucinated per caption",
-    "vizer": "ViZer cosine",
-}
-_DETAILS = {"hallucinated_per_fact": "share of facts stated", "fact_f1": "storybook", "length": "words per caption"}
-_LOWER_IS_BETTER = re.compile(r"halluc|wrong|error|truncat|bad_ending|repet|empty")
-_NO_DIRECTION = re.compile(r"length|vocab|words|count|distinct")
+HALLUCINATION = ("hallucinated_per_fact", "hallucinated_per_caption")  # the first that a row has is shown
 HEALTH = ("health", "length")
 
 
@@ -77,15 +62,9 @@ class Table:
 
 
 def label(scorer: str, key: str) -> str:
-    """A heading for a figure: "CIDEr-D", "BLEU-4", "Hallucinated per caption"."""
-    if key.startswith("bleu_"):
-        return "BLEU-" + key[5:]
-    if key in _LABELS:
-        return _LABELS[key]
-    if key in ("score", "value", "mean", scorer):
-        name = scorer.split(":")[0]
-        return _LABELS.get(name, name.replace("_", " ").capitalize())
-    return key.replace("_", " ").capitalize()
+    """The heading of a figure, as its scorer declares it: "CIDEr-D", "Hallucination rate"."""
+    text = registry.label(scorer, key)
+    return text[:1].upper() + text[1:]
 
 
 def value_of(row: Row, column: Column) -> float | None:
@@ -104,7 +83,7 @@ def interval_of(row: Row, column: Column) -> tuple[float, float] | None:
 
 def columns_of(rows: list[Row], *, health: bool = False, every: bool = False) -> list[Column]:
     """The table's columns: each scorer's first figure (BLEU: bleu_4) and its hallucination figures, or every figure."""
-    found: dict[tuple[str, str], list[float]] = {}
+    figures: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         for scorer, result in row.scores.items():
             if (scorer.split(":")[0] in HEALTH) != health:
@@ -113,18 +92,16 @@ def columns_of(rows: list[Row], *, health: bool = False, every: bool = False) ->
             keys = list(values)
             if not (every or health):
                 primary = "bleu_4" if "bleu_4" in values else next(iter(keys), "")
-                wrong = next(
-                    (key for key in sorted(keys, reverse=True) if "halluc" in key), ""
-                )  # per fact, else per caption
-                keys = [key for key in keys if key in (primary, wrong)]
+                hallucination = next((key for key in HALLUCINATION if key in values), "")
+                keys = [key for key in keys if key in (primary, hallucination)]
             for key in keys:
-                found.setdefault((scorer, key), []).append(float(values[key]))
+                figures.setdefault((scorer, key), []).append(float(values[key]))
     columns = []
-    for (scorer, key), numbers in found.items():
+    for (scorer, key), numbers in figures.items():
         size = max(abs(number) for number in numbers)
         digits = 0 if size >= 20 and all(n == round(n) for n in numbers) else 1 if size >= 20 else 2 if size >= 2 else 3
-        better = 0 if _NO_DIRECTION.search(key) else -1 if _LOWER_IS_BETTER.search(key) else 1
-        detail = _DETAILS.get(key, scorer.split(":")[0] if every and scorer.split(":")[0] not in _LABELS else "")
+        better = {True: 1, False: -1, None: 0}[registry.direction(scorer, key)]
+        detail = scorer.partition(":")[0] if every else ""
         columns.append(Column(scorer, key, label(scorer, key), better, digits, detail))
     order = {scorer: position for position, scorer in enumerate(dict.fromkeys(column.scorer for column in columns))}
     return sorted(columns, key=lambda column: order[column.scorer])
@@ -146,9 +123,10 @@ def gap_closed(row: Row, base: Row | None, ceiling: Row | None, column: Column) 
 
 
 def gap_columns(columns: list[Column]) -> list[Column]:
-    """The figures whose gap is worth a column: CIDEr-D and the storybook's facts, else the first with a direction."""
+    """The figures whose gap is shown: CIDEr-D and facts compared with a source's truth, else the first one."""
     directed = [column for column in columns if column.better == 1]
-    chosen = [c for c in directed if c.scorer.split(":")[0] in ("cider", "storybook")]
+    names = {"cider", *(scheme.truth_scorer for scheme in SOURCES.values())}
+    chosen = [c for c in directed if c.scorer.partition(":")[0] in names]
     return chosen[:2] or directed[:1]
 
 
@@ -260,17 +238,13 @@ def headline(rows: list[Row], columns: list[Column], images: int) -> tuple[str, 
         sentence += f", {way} supervised training"
         detail = f"of the {main.label} gap between base and supervised"
         figures.append({"label": "Gap closed", "before": "", "after": percent(gap), "detail": detail})
-    wrong = next((c for c in columns if c.better == -1 and "halluc" in c.key), None)
+    wrong = next((c for c in columns if c.key in HALLUCINATION), None)
     if wrong is not None and (x := value_of(base, wrong)) is not None and (y := value_of(focus, wrong)) is not None:
         d = wrong.digits
         turn = "fell" if y < x else "rose" if y > x else "stayed"
         join = "and" if (y < x) == (after > before) else "but"
-        what = (
-            "the hallucinated share of what it states" if wrong.key == "hallucinated_per_fact" else wrong.label.lower()
-        )
-        sentence += f", {join} {what} {turn} from {x:.{d}f} to {y:.{d}f}"
-        detail = f"{wrong.detail}; lower is better" if wrong.detail else "lower is better"
-        figures.append(_figure(wrong.label, x, y, d, detail))
+        sentence += f", {join} its {wrong.label[0].lower()}{wrong.label[1:]} {turn} from {x:.{d}f} to {y:.{d}f}"
+        figures.append(_figure(wrong.label, x, y, d, "lower is better"))
     return sentence.replace(" %", "\u202f%") + ".", figures
 
 

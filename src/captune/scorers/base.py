@@ -29,6 +29,9 @@ class Scorer:
     uses: ClassVar[tuple[str, ...]] = ()  # columns that add figures where they are there
     cached: bool = False  # costly rows that depend on nothing but caption, columns and signature are kept
     cache: Cache | None = None  # where they are kept
+    # {figure: whether more of it is better}; a figure without an entry has no direction; "recall_*" stands for several
+    higher_is_better: ClassVar[Mapping[str, bool]] = {}
+    labels: ClassVar[Mapping[str, str]] = {}  # {figure: its name in tables}; default: the key without underscores
     no_interval: ClassVar[tuple[str, ...]] = ()  # figures of the whole corpus that resampling says nothing about
 
     def __init__(self, argument: str | None = None) -> None:

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from captune.errors import UnknownScorer
@@ -53,6 +54,25 @@ def scorer_class(name: str) -> type[Scorer]:
         raise UnknownScorer(f"no scorer is called {name!r}. {hint}The scorers are {', '.join(SCORERS)}.")
     module, _, attribute = SCORERS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _declared(spec: str, table: str, figure: str) -> Any:
+    """What a scorer's class declares about a figure; None for a figure or a scorer that is not known."""
+    name = spec.strip().partition(":")[0]
+    if name not in SCORERS:
+        return None
+    declared = getattr(scorer_class(name), table)
+    return next((value for pattern, value in declared.items() if fnmatchcase(figure, pattern)), None)
+
+
+def direction(spec: str, figure: str) -> bool | None:
+    """Whether more of a scorer's figure is better; None where neither is, or where nobody declares it."""
+    return _declared(spec, "higher_is_better", figure)
+
+
+def label(spec: str, figure: str) -> str:
+    """A figure's name in tables."""
+    return _declared(spec, "labels", figure) or figure.replace("_", " ")
 
 
 def load_scorer(spec: str, *, cache: Cache | None = None, **context: Any) -> Scorer:

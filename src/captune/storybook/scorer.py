@@ -17,7 +17,7 @@ Needs: `scene`, the scene's JSON. As a reward: the F1 of the caption alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,18 @@ class StorybookScorer(Scorer):
     """
 
     name = "storybook"
+    higher_is_better: ClassVar = {
+        "*_f1": True,
+        "*_precision": True,
+        "*_recall": True,
+        "hallucinated_per_caption": False,
+        "hallucinated_per_fact": False,
+    }
+    labels: ClassVar = {
+        "fact_f1": "fact F1",
+        "hallucinated_per_fact": "hallucination rate",
+        "hallucinated_per_caption": "false facts per caption",
+    }
     source = "captune"
     cost = "0.1 ms"
     needs = ("scene",)

@@ -109,6 +109,8 @@ class Bias(Scorer):
     """
 
     name = "bias"
+    higher_is_better: ClassVar = {"bias": True, "unsupported": False}
+    labels: ClassVar = {"unsupported": "unsupported group words", "mentioned": "group words mentioned"}
     source = "captune; HAR, future work"
     cost = "the scorer that is asked, for each caption with a mention and each counterfactual"
     needs: ClassVar[tuple[str, ...]] = ("image",)

@@ -36,6 +36,8 @@ class ClipScore(Scorer):
     """
 
     name = "clip"
+    higher_is_better: ClassVar = {"clip": True, "ref_clip": True}
+    labels: ClassVar = {"clip": "CLIPScore", "ref_clip": "RefCLIPScore"}
     source = "Hessel et al., EMNLP 2021"
     cost = "one pass of the encoder for the caption and each reference, one for each new image"
     needs: ClassVar = ("image",)

@@ -45,6 +45,8 @@ class Cycle(Scorer):
     """
 
     name = "cycle"
+    higher_is_better: ClassVar = {"cycle": True}
+    labels: ClassVar = {"cycle": "cycle consistency"}
     source: ClassVar = "Krestenitis et al., 2026; Huang et al., 2024"
     cost: ClassVar = "one image drawn (storybook: 10 ms), two passes of the encoder"
     needs: ClassVar = ("image",)

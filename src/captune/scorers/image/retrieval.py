@@ -144,6 +144,8 @@ class GRC(_Retrieval):
     """
 
     name = "grc"
+    higher_is_better: ClassVar = {"grc": True}
+    labels: ClassVar = {"grc": "GRC"}
     cost = "one text encoding, one search"
 
     def rows(self, captions: Sequence[str], *, image_id: Sequence[str] | None = None, **columns: Any) -> np.ndarray:
@@ -164,6 +166,8 @@ class QIR(_Retrieval):
     """
 
     name = "qir"
+    higher_is_better: ClassVar = {"qir": True}
+    labels: ClassVar = {"qir": "QIR"}
     needs: ClassVar = ("image",)
     cost = "one text and one image encoding, one search"
 

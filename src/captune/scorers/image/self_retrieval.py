@@ -44,6 +44,8 @@ class SelfRetrieval(Scorer):
     """
 
     name = "self_retrieval"
+    higher_is_better: ClassVar = {"recall_*": True, "mrr": True}
+    labels: ClassVar = {"mrr": "mean reciprocal rank"}
     source: ClassVar = "Luo et al., CVPR 2018; Liu et al., ECCV 2018"
     cost: ClassVar = "one pass of the encoder"
     needs: ClassVar = ("image",)

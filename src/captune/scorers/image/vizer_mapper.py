@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class ViZerScorer(Scorer):
     """
 
     name = "vizer"
+    higher_is_better: ClassVar = {"vizer": True}
+    labels: ClassVar = {"vizer": "ViZer cosine"}
     source = "Byun et al., ViZer"
     cost = "one pass of the captioner that reads"
     needs = ("image",)

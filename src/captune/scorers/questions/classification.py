@@ -50,6 +50,7 @@ class Species(Scorer):
     """
 
     name = "species"
+    higher_is_better: ClassVar = {"*_acc": True, "*_acc_stated": True}
     source = "Jia et al., 2026 (CIM), Table 1"
     cost = "2 to 4 answers of a language model"
     needs: ClassVar = ("image_id",)

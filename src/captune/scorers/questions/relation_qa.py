@@ -43,6 +43,14 @@ class RelationQA(Scorer):
     """
 
     name = "relation_qa"
+    higher_is_better: ClassVar = {
+        "relation_qa": True,
+        "accuracy_stated": True,
+        "balanced": True,
+        "yes": True,
+        "no": True,
+    }
+    labels: ClassVar = {"relation_qa": "relation QA"}
     source = "Zhang et al., ICCV 2025 (SC-Captioner); Jia et al., 2026 (CIM)"
     cost = "5 answers of a language model"
     needs: ClassVar = ("image_id",)

@@ -50,6 +50,8 @@ class Judge(Scorer):
     """
 
     name = "judge"
+    higher_is_better: ClassVar = {"judge": True}
+    labels: ClassVar = {"judge": "judge's score"}
     source = "ViZer, section 4.2.1"
     cost = "one pass of a vision-language model"
     needs: ClassVar[tuple[str, ...]] = ("image",)

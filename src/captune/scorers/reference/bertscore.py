@@ -109,6 +109,8 @@ class BertScore(Scorer):
     """
 
     name = "bertscore"
+    higher_is_better: ClassVar = {"bertscore*": True}
+    labels: ClassVar = {"bertscore": "BERTScore"}
     source: ClassVar = "Zhang et al., ICLR 2020"
     cost: ClassVar = "one pass of the text encoder per text"
     needs: ClassVar = ("references",)

@@ -29,6 +29,8 @@ class Bleu(Scorer):
     """
 
     name = "bleu"
+    higher_is_better: ClassVar = {"bleu_*": True}
+    labels: ClassVar = {"bleu_4": "BLEU-4", "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3"}
     source: ClassVar = "Papineni et al., ACL 2002"
     cost: ClassVar = "0.04 ms"
     needs: ClassVar = ("references",)

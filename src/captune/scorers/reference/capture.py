@@ -145,6 +145,8 @@ class Capture(GraphScorer):
     """
 
     name = "capture"
+    higher_is_better: ClassVar = {"capture*": True}
+    labels: ClassVar = {"capture": "CAPTURE"}
     source: ClassVar = "Dong et al., 2024 (arXiv 2405.19092)"
 
     def __init__(self, argument: str | None = None, *, parser: str | Parser = "grammar",

@@ -49,6 +49,13 @@ class Chair(Scorer):
     """
 
     name = "chair"
+    higher_is_better: ClassVar = {"chair_i": False, "chair_s": False, "recall": True}
+    labels: ClassVar = {
+        "chair_i": "CHAIRi",
+        "chair_s": "CHAIRs",
+        "recall": "object recall",
+        "mentions": "objects mentioned",
+    }
     source: ClassVar = "Rohrbach et al., EMNLP 2018"
     cost: ClassVar = "0.1 ms"
     needs: ClassVar = ("references",)  # of an object with a file: image_id, and references where there are any

@@ -115,6 +115,8 @@ class Cider(Scorer):
     """
 
     name = "cider"
+    higher_is_better: ClassVar = {"cider": True}
+    labels: ClassVar = {"cider": "CIDEr-D"}
     source: ClassVar = "Vedantam et al., CVPR 2015"
     cost: ClassVar = "0.03 ms"
     needs: ClassVar = ("references",)

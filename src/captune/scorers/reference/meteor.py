@@ -43,6 +43,8 @@ class Meteor(Scorer):
     """
 
     name = "meteor"
+    higher_is_better: ClassVar = {"meteor": True}
+    labels: ClassVar = {"meteor": "METEOR"}
     source: ClassVar = "Denkowski and Lavie, WMT 2014"
     cost: ClassVar = "2 ms in Java"
     needs: ClassVar = ("references",)

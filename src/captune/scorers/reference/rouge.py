@@ -24,6 +24,8 @@ class Rouge(Scorer):
     """
 
     name = "rouge"
+    higher_is_better: ClassVar = {"rouge": True}
+    labels: ClassVar = {"rouge": "ROUGE-L"}
     source: ClassVar = "Lin, ACL 2004 workshop"
     cost: ClassVar = "0.02 ms"
     needs: ClassVar = ("references",)

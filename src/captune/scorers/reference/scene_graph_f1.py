@@ -128,6 +128,8 @@ class Objects(_Elements):
     """
 
     name = element = "objects"
+    higher_is_better: ClassVar = {"objects_f1": True, "objects_precision": True, "objects_recall": True}
+    labels: ClassVar = {"objects_f1": "object F1"}
     example: ClassVar = '{"image id": ["object", ...]}'
 
     def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
@@ -165,6 +167,8 @@ class Attributes(_Elements):
     """
 
     name = element = "attributes"
+    higher_is_better: ClassVar = {"attributes_f1": True, "attributes_precision": True, "attributes_recall": True}
+    labels: ClassVar = {"attributes_f1": "attribute F1"}
     example: ClassVar = '{"image id": {"object": ["attribute", ...]}}'
 
     def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
@@ -199,6 +203,8 @@ class Relations(_Elements):
     """
 
     name = element = "relations"
+    higher_is_better: ClassVar = {"relations_f1": True, "relations_precision": True, "relations_recall": True}
+    labels: ClassVar = {"relations_f1": "relation F1"}
 
     def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
         self.embed([" ".join(relation) for relation in (*graph.relations, *truth.relations)])

@@ -34,6 +34,8 @@ class SbertSimilarity(Scorer):
     """
 
     name = "sbert"
+    higher_is_better: ClassVar = {"sbert": True}
+    labels: ClassVar = {"sbert": "sentence similarity"}
     source: ClassVar = "Reimers and Gurevych, EMNLP 2019; mean over references: Zhou et al., ICASSP 2022"
     cost: ClassVar = "one pass of the sentence encoder per text"
     needs: ClassVar = ("references",)

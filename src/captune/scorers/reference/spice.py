@@ -46,6 +46,8 @@ class Spice(Scorer):
     """
 
     name = "spice"
+    higher_is_better: ClassVar = {"spice*": True}
+    labels: ClassVar = {"spice": "SPICE"}
     source: ClassVar = "Anderson et al., ECCV 2016"
     cost: ClassVar = "0.1 s or more in Java"
     needs: ClassVar = ("references",)

@@ -34,6 +34,8 @@ class Diversity(Scorer):
     """
 
     name = "diversity"
+    higher_is_better: ClassVar = {"distinct_1": True, "distinct_2": True, "unique": True}
+    labels: ClassVar = {"distinct_1": "distinct-1", "distinct_2": "distinct-2", "unique": "unique captions"}
     source: ClassVar = "Li et al., NAACL 2016"
     cost: ClassVar = "0.02 ms"
     no_interval: ClassVar = ("distinct_1", "distinct_2", "vocabulary", "unique")
@@ -87,6 +89,8 @@ class SelfBleu(Scorer):
     """
 
     name = "self_bleu"
+    higher_is_better: ClassVar = {"self_bleu": False}
+    labels: ClassVar = {"self_bleu": "Self-BLEU"}
     source: ClassVar = "Zhu et al., SIGIR 2018"
     cost: ClassVar = "0.05 ms"
     no_interval: ClassVar = ("self_bleu",)  # a resample holds captions twice, which are each other's references

@@ -33,6 +33,8 @@ class Health(Scorer):
     """
 
     name = "health"
+    higher_is_better: ClassVar = {"repetition": False, "bad_endings": False, "empty": False}
+    labels: ClassVar = {"length": "words per caption", "bad_endings": "bad endings", "empty": "empty captions"}
     source = "captune"
     cost = "below 0.1 ms"
     no_interval: ClassVar = ("vocabulary",)
@@ -66,6 +68,7 @@ class Length(Scorer):
     """Words per caption: as a reward, the control that shows what a mere length preference achieves."""
 
     name = "length"
+    labels: ClassVar = {"length": "words per caption"}
     source = "captune"
     cost = "below 0.1 ms"
 
@@ -85,6 +88,7 @@ class Repetition(Scorer):
     """
 
     name = "repetition"
+    higher_is_better: ClassVar = {"repetition": False}
     source = "Welleck et al., ICLR 2020"
     cost = "below 0.1 ms"
 
