@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
-import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -104,15 +105,40 @@ def test_help_imports_no_method_and_nothing_heavy():
 # ------------------------------------------------------------------- wheel
 
 
-def test_a_wheel_holds_every_file_that_is_no_python():
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["captune"]
-    packed = {path for pattern in patterns for path in SOURCE.glob(pattern) if path.is_file()}
-    tracked = subprocess.run(["git", "ls-files", "src/captune"], cwd=ROOT, capture_output=True, text=True).stdout
-    if not tracked:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A folder with what `pip install` of a wheel would put into site-packages."""
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(SOURCE, folder / "src" / "captune", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    words = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", *words], check=True, capture_output=True)
+    with zipfile.ZipFile(next(folder.glob("captune-*.whl"))) as file:
+        file.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_a_wheel_holds_every_file_of_the_package(wheel):
+    listed = subprocess.run(["git", "ls-files", "src/captune"], cwd=ROOT, capture_output=True, text=True).stdout
+    if not listed:
         pytest.skip("not a git checkout")
-    files = {ROOT / line for line in tracked.splitlines() if not line.endswith(".py")}
-    assert {path for path in files if path.is_file()} <= packed
+    tracked = [Path(line).relative_to("src") for line in listed.splitlines() if (ROOT / line).is_file()]
+    assert [str(path) for path in tracked if not (wheel / path).is_file()] == []
+
+
+def test_an_installed_wheel_works_outside_the_repository(wheel, tmp_path):
+    code = (
+        "import captune; from captune.cli import demo; from captune.cli.main import main\n"
+        "from captune.storybook.shipped import CAPTIONER\n"
+        "assert len(demo.controls()) == 4 and (CAPTIONER / 'model.safetensors').is_file()\n"
+        "main(['--help']); print(captune.__file__)\n"
+    )
+    env = _env() | {"PYTHONPATH": str(wheel)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(wheel / "captune" / "__init__.py")
 
 
 def test_the_package_reads_nothing_outside_itself():
