@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from captune.report import truth
 from captune.report.reading import Row
-from captune.report.table import first_with_role, focus_of, label
+from captune.report.table import first_with_role, focus_of, primary_label
 from captune.report.truth import Segment, Truth
 
 EXTREMES = 10  # gains shown, and regressions shown
@@ -138,7 +138,7 @@ def _scores(gallery: Gallery, rows: list[Row], source_truth: Truth) -> dict[str,
         return {}
     gallery.tolerance, gallery.figure = (
         truth.tolerance(gallery.scorer),
-        label(gallery.scorer, "fact_f1" if source_truth.facts else gallery.scorer),
+        primary_label(rows, gallery.scorer),
     )
     try:
         return {row.name: truth.per_caption(source_truth, row.captions) for row in rows}

@@ -129,7 +129,7 @@ def _controls(rows: list[Row]) -> dict[str, object] | None:
 
 def _gap_note(rows: list[Row]) -> str:
     lacking = [role for role in ("base", "supervised") if table.first_with_role(rows, role) is None]
-    if not lacking or len(rows) < 2:
+    if not lacking or len(rows) < 3:
         return ""
     return f"“Gap closed” is not shown: it needs a {' and a '.join(lacking)} row."
 

@@ -67,6 +67,12 @@ def label(scorer: str, key: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def primary_label(rows: list[Row], scorer: str) -> str:
+    """The name of a scorer's primary figure, which is the first that it gives."""
+    values = next((row.scores[scorer].get("values") for row in rows if scorer in row.scores), None)
+    return registry.label(scorer, next(iter(values or {}), scorer))
+
+
 def value_of(row: Row, column: Column) -> float | None:
     """The figure of a row; None where it was not measured."""
     value = (row.scores.get(column.scorer, {}).get("values") or {}).get(column.key)
@@ -82,7 +88,13 @@ def interval_of(row: Row, column: Column) -> tuple[float, float] | None:
 
 
 def columns_of(rows: list[Row], *, health: bool = False, every: bool = False) -> list[Column]:
-    """The table's columns: each scorer's first figure (BLEU: bleu_4) and its hallucination figures, or every figure."""
+    """The figures to show.
+
+    Args:
+        rows: the table's rows.
+        health: the health metrics instead of the scores.
+        every: every figure, not only each scorer's primary one, which comes first, and its hallucination rate.
+    """
     figures: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         for scorer, result in row.scores.items():
@@ -91,7 +103,7 @@ def columns_of(rows: list[Row], *, health: bool = False, every: bool = False) ->
             values = {k: v for k, v in (result.get("values") or {}).items() if is_number(v)}
             keys = list(values)
             if not (every or health):
-                primary = "bleu_4" if "bleu_4" in values else next(iter(keys), "")
+                primary = next(iter(keys), "")
                 hallucination = next((key for key in HALLUCINATION if key in values), "")
                 keys = [key for key in keys if key in (primary, hallucination)]
             for key in keys:
@@ -156,7 +168,7 @@ def build_table(
             cells=[cells[column][position] for column in columns],
             gaps=["" if row in (base, ceiling) else percent(gap_closed(row, base, ceiling, c)) for c in wanted],
             speed=f"{row.images_per_second:.3g}" if row.images_per_second else "–",
-            focus=row is focus and len(rows) > 1,
+            focus=row is focus and row.role != "control" and len(rows) > 1,
         )
         for position, row in enumerate(rows)
     ]
