@@ -75,7 +75,7 @@ def load_model(
 def _four_bit(model_type: str) -> BitsAndBytesConfig:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise CaptionerError(
-            "load-in-4bit needs bitsandbytes, which is not installed; run: pip install bitsandbytes (it needs a GPU)"
+            "load-in-4bit needs bitsandbytes, which is not installed; run: pip install bitsandbytes"
         )
     row = FAMILIES.get(model_type)
     # the vision side stays as it is: its features are shared, and small beside the language model
