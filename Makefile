@@ -63,17 +63,11 @@ doctor: $(STAMP)  ## what is installed, what is missing, how to get it
 storybook: $(STAMP)  ## rebuild the embedded models from nothing
 	$(PY) -m captune storybook
 
-study: $(STAMP)  ## run the ViZer study again
-	$(PY) studies/vizer/run.py
+study: $(STAMP)  ## run what a study misses: make study NAME=vizer (cim, har, zero_label, scorers)
+	$(PY) -m studies $(or $(NAME),vizer) $(ARGS)
 
-cim: $(STAMP)  ## run the CIM study again
-	$(PY) studies/cim/run.py
-
-zero-label: $(STAMP)  ## run the zero-label study again
-	$(PY) studies/zero-label/run.py
-
-har: $(STAMP)  ## run the HAR study again
-	$(PY) studies/har/run.py
+cim har zero-label: $(STAMP)
+	$(PY) -m studies $@ $(ARGS)
 
 lint: $(STAMP)  ## lint, format check and types
 	$(PY) -m ruff check .

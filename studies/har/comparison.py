@@ -39,7 +39,7 @@ from systems import (
 
 from captune.evaluation.statistics import Estimate
 
-GUIDANCE = Path(__file__).parents[2] / "benchmarks" / "decoding_guidance.json"
+GUIDANCE = Path(__file__).parents[2] / "benchmarks" / "speed" / "decoding_guidance.json"
 SPLITS = {"test": "in distribution", "ood": "out of distribution"}
 COLUMNS = {  # heading -> (figure, digits)
     "CLIPScore, held-out encoder": ("held_out_clip", 3),

@@ -2,67 +2,57 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "vizer"))
-
-import measuring
-import probing
-import run as study_run
-import study
-import table
-import training
-
 from captune.storybook.parser import judged
 from captune.storybook.world import sample_scene
 from captune.training.vizer.train import ViZerConfig
+from studies.vizer import evaluate, experiments, probing, tables, train
 
 
 @pytest.fixture
-def bench(tiny_folder: Any, tmp_path: Path) -> training.Bench:
-    return training.Bench(str(tiny_folder("idefics3")), 7, tmp_path / "work")
+def bench(tiny_folder: Any, tmp_path: Path) -> train.Bench:
+    return train.Bench(str(tiny_folder("idefics3")), 7, tmp_path / "work")
 
 
 # -- what is run ---------------------------------------------------------------------------------------------------
 
 
-def test_every_row_has_a_config_and_rows_of_a_section_differ(bench: training.Bench) -> None:
-    for section in study.SECTIONS:
-        keys = [bench.key(spec) for spec in study.specs(section)]
+def test_every_row_has_a_config_and_rows_of_a_section_differ(bench: train.Bench) -> None:
+    for section in experiments.SECTIONS:
+        keys = [bench.key(spec) for spec in experiments.specs(section)]
         assert len(set(keys)) == len(keys), section
 
 
-def test_choices_change_one_setting_of_the_first_but_the_last_is_the_preset(bench: training.Bench) -> None:
-    preset, *changed, _ = [bench.config(spec) for spec in study.choices()]
+def test_choices_change_one_setting_of_the_first_but_the_last_is_the_preset(bench: train.Bench) -> None:
+    preset, *changed, _ = [bench.config(spec) for spec in experiments.specs("choices")]
     for config in changed:
         different = {n for n in vars(config) if getattr(config, n) != getattr(preset, n)} - {"output"}
         assert len(different) == 1, different
 
 
-def test_the_preset_of_main_is_one_of_the_choices(bench: training.Bench) -> None:
-    zero = next(spec for spec in study.main() if spec.name == study.ZERO)
-    assert bench.key(zero) == bench.key(list(study.choices())[-1])
+def test_the_preset_of_main_is_one_of_the_choices(bench: train.Bench) -> None:
+    zero = next(spec for spec in experiments.specs("main") if spec.name == experiments.ZERO)
+    assert bench.key(zero) == bench.key(experiments.specs("choices")[-1])
 
 
-def test_the_sweep_holds_the_papers_setting(bench: training.Bench) -> None:
-    keys = {bench.key(spec) for spec in study.sweep()}
-    papers = [spec for spec in study.main() if spec.name in (study.PAPER_G, study.PAPER_GT)]
+def test_the_sweep_holds_the_papers_setting(bench: train.Bench) -> None:
+    keys = {bench.key(spec) for spec in experiments.specs("sweep")}
+    papers = [spec for spec in experiments.specs("main") if spec.name in (experiments.PAPER_G, experiments.PAPER_GT)]
     assert all(bench.key(spec) in keys for spec in papers)
     configs = [bench.config(spec) for spec in papers]
     assert all(isinstance(c, ViZerConfig) and (c.objective, c.blind, c.beta) == ("latent", False, 0.0) for c in configs)
 
 
-def test_results_depend_on_the_seed_and_the_weights(bench: training.Bench, tiny_folder: Any, tmp_path: Path) -> None:
-    spec = next(spec for spec in study.main() if spec.kind == "vizer")
-    other = training.Bench(bench.base, 8, tmp_path)
+def test_results_depend_on_the_seed_and_the_weights(bench: train.Bench, tiny_folder: Any, tmp_path: Path) -> None:
+    spec = next(spec for spec in experiments.specs("main") if spec.kind == "vizer")
+    other = train.Bench(bench.base, 8, tmp_path)
     assert other.key(spec) != bench.key(spec)
-    bigger = training.Bench(str(tiny_folder("idefics3", layers=3)), 7, tmp_path)
+    bigger = train.Bench(str(tiny_folder("idefics3", layers=3)), 7, tmp_path)
     assert bigger.key(spec) != bench.key(spec)
 
 
@@ -76,7 +66,7 @@ def test_a_wrong_image_is_never_the_own_one_and_always_the_same() -> None:
         def __getitem__(self, key: Any) -> Any:
             return names if key == "image_id" else {"image": names[key]}
 
-    reward = training.reward_of("wrong image", lambda texts, image: image, Images())  # type: ignore[arg-type, return-value]
+    reward = train.reward_of("wrong image", lambda texts, image, **_: image, Images())
     given = reward(["a"] * 18, image_id=names * 2, image=names * 2)
     assert all(a != b for a, b in zip(given, names * 2, strict=True))
     assert given[:9] == given[9:] and sorted(given[:9]) == names
@@ -86,23 +76,24 @@ def test_a_wrong_image_is_never_the_own_one_and_always_the_same() -> None:
 
 
 @pytest.fixture
-def started(bench: training.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def started(bench: train.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A study whose rows take no time, and the list of those that ran."""
     ran: list[str] = []
 
-    def quickly(spec: study.Spec, *_: Any) -> dict[str, Any]:
+    def quickly(spec: experiments.Spec, *_: Any) -> dict[str, Any]:
         if spec.name in broken:
             raise RuntimeError("as if killed")
         ran.append(spec.name)
         return {"scores": {}}
 
     broken: set[str] = set()
-    monkeypatch.setattr(study_run, "run", quickly)
-    monkeypatch.setattr(study_run.Study, "exam", lambda self, split: None)
+    monkeypatch.setattr(evaluate, "measure", quickly)
+    monkeypatch.setattr(evaluate.Study, "exam", lambda *_: None)
 
-    def start(*only: str, budget: float = 1.0) -> study_run.Study:
-        options = {"bases": [bench.base], "seeds": [7], "only": only, "budget_minutes": budget, "quick": True}
-        return study_run.Study(argparse.Namespace(**options, results=tmp_path / "results", work=tmp_path / "work"))
+    def start(*only: str, budget: float = 1.0) -> evaluate.Study:
+        folders = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+        options = ["--bases", bench.base, "--only", *only, f"--budget-minutes={budget}", "--quick", *folders]
+        return evaluate.Study(evaluate.Study.arguments(options))
 
     return start, ran, broken
 
@@ -114,23 +105,25 @@ def test_finished_rows_are_not_run_again(started: Any) -> None:
     assert len(ran) == 6
 
 
-def test_a_torn_line_costs_one_row(started: Any) -> None:
+def test_a_torn_file_costs_one_row(started: Any) -> None:
     start, ran, _ = started
     start("main").run()
-    file = start("main").ledger.file
+    row = start("main").store.rows[-1]
+    file = start("main").store.file(row)
+    assert row["name"] == "references"
     file.write_bytes(file.read_bytes()[:-9])
     start("main").run()
     assert len(ran) == 7 and ran[-1] == "references"
-    assert all(json.loads(line) for line in file.read_text().splitlines())
+    assert json.loads(file.read_text())["versions"]["torch"]
 
 
 def test_a_row_that_fails_is_named_and_the_others_go_on(started: Any) -> None:
     start, ran, broken = started
-    broken.add(study.PAPER_GT)
-    assert f"1 of 6 rows failed: main: {study.PAPER_GT}" in start("main").run()
+    broken.add(experiments.PAPER_GT)
+    assert f"1 of 6 rows failed: main: {experiments.PAPER_GT}" in start("main").run()
     broken.clear()
     assert "all 6 rows" in start("main").run()
-    assert sorted(ran) == sorted({*study.MAIN_ROWS, "references"})
+    assert sorted(ran) == sorted({*experiments.MAIN_ROWS, "references"})
 
 
 def test_no_budget_no_row(started: Any) -> None:
@@ -202,18 +195,18 @@ ROWS = [
 
 
 def test_gaps_are_closed_per_base() -> None:
-    runs = table.Runs(ROWS)
+    runs = tables.Runs(ROWS)
     assert runs.gaps("main", "zero-label", "test", "CIDEr-D") == pytest.approx([0.9, 0.5])
     assert runs.gaps("controls", 'forced opening "b"', "test", "CIDEr-D") == pytest.approx([0.1])
 
 
 def test_the_last_run_of_a_row_counts() -> None:
-    runs = table.Runs([*ROWS, row("zero-label", 5.0)])
+    runs = tables.Runs([*ROWS, row("zero-label", 5.0)])
     assert sorted(runs.gaps("main", "zero-label", "test", "CIDEr-D")) == pytest.approx([0.5, 1.0])
 
 
 def test_tables_plots_and_controls_are_written_and_stay_the_same(tmp_path: Path) -> None:
-    files = table.write(ROWS, tmp_path, order=study.MAIN_ROWS)
+    files = tables.write(ROWS, tmp_path)
     before = [file.read_bytes() for file in files]
     text = (tmp_path / "tables.md").read_text()
     assert "| zero-label closes >= 0.85 of the CIDEr-D gap on test | 0.700 (0.500 to 0.900) | **no** |" in text
@@ -221,11 +214,11 @@ def test_tables_plots_and_controls_are_written_and_stay_the_same(tmp_path: Path)
     controls = json.loads((tmp_path / "controls.json").read_text())["rows"]
     assert [c["name"] for c in controls] == ['forced opening "b"']  # the better one on val
     assert controls[0]["role"] == "control" and controls[0]["scores"]["cider"]["values"]["cider"] == 1.4
-    assert [file.read_bytes() for file in table.write(ROWS, tmp_path, order=study.MAIN_ROWS)] == before
+    assert [file.read_bytes() for file in tables.write(ROWS, tmp_path)] == before
 
 
 def test_several_captions_of_an_image_have_no_interval() -> None:
-    exam = measuring.Exam.of("test", "storybook:test?n=3&seed=1")
+    exam = evaluate.exam_of("storybook:test?n=3&seed=1")
     captions = ["a red ball", "a fish"] * 3
-    assert "interval" not in exam.score(captions, None, only=("health",))["health"]
-    assert "interval" in exam.score(captions[:3], None, only=("health",))["health"]
+    assert "interval" not in exam.score(captions, only=("health",))["health"]
+    assert "interval" in exam.score(captions[:3], only=("health",))["health"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "zero-label"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "zero_label"))
 
 import contenders
 import measured

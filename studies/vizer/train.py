@@ -6,10 +6,6 @@ a mapper is fitted on, the fitted mapper) is made once per base and kept in `wor
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import SHORT, Spec
 
 from captune.cli.config import build
 from captune.models.captioner import Captioner
-from captune.models.hub import resolve
 from captune.models.vizer_mapper import Mapper
 from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.training.lifecycle import TrainingConfig, load_training_images, start
-from captune.training.sft import SFTConfig, SFTTrainer
+from captune.training.sft import SFTConfig
 from captune.training.vizer.mapper_fit import fit_mapper, own_captions
 from captune.training.vizer.objectives import ViZerTrainer
 from captune.training.vizer.train import PRESETS, ViZerConfig, mapper_images, train_by_reward
+from studies._lib.train import UNSAVED, clean, cycle, digest_of, key_of, on_wrong_image, once, supervise
+
+from .experiments import Spec, specs
 
 # What does not decide a result. The model is in the key by the digest of its weights.
 NOT_IN_KEY = {"prompt", "model", "output", "evaluation", "overwrite", "save_steps", "device"}
@@ -40,11 +37,6 @@ MAPPER_FIELDS = (
 )  # fmt: skip
 QUICK = {"max_steps": 2, "limit": 24, "batch_size": 4, "save_steps": 2}
 QUICK_VIZER = {"num_generations": 2, "mapper_samples": 2, "mapper_epochs": 1, "max_new_tokens": 8}
-
-
-def key_of(content: Any) -> str:
-    """16 hexadecimal digits that stand for any JSON content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 class Bench:
@@ -59,21 +51,14 @@ class Bench:
 
     def __init__(self, base: str, seed: int, work: Path, *, quick: bool = False) -> None:
         self.base, self.seed, self.work, self.quick = base, seed, work, quick
-        self.label = Path(base).name
-        folder = Path(resolve(base))
-        digest = hashlib.sha256()
-        for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-            if file.name != "build.json":
-                digest.update(file.read_bytes())
-        self.digest = digest.hexdigest()[:16]
+        self.label, self.digest = Path(base).name, digest_of(base)
 
     def load(self, adapter: Path | None = None) -> Captioner:
         return Captioner.load(self.base, adapter=adapter)
 
     def config(self, spec: Spec) -> TrainingConfig:
         """The method's config with the spec's settings, presets applied as on the command line."""
-        flags = {"model": self.base, "output": self.work, "seed": self.seed, "save_steps": 10**6, "overwrite": True}
-        flags |= spec.settings
+        flags = {"model": self.base, "output": self.work, "seed": self.seed, **UNSAVED, **spec.settings}
         if self.quick:
             flags |= QUICK if spec.kind == "sft" else QUICK | QUICK_VIZER
             flags |= {name: min(8, value) for name, value in spec.settings.items() if name == "whitened"}
@@ -83,7 +68,7 @@ class Bench:
 
     def key(self, spec: Spec, config: TrainingConfig | None = None) -> str:
         """What the row's result depends on, but for the images of the evaluation."""
-        if config is None and spec.kind in ("vizer", "sft"):
+        if config is None and spec.trains:
             config = self.config(spec)
         settings = spec.settings if config is None else {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
         settings = {k: v for k, v in settings.items() if v or k not in LATER}
@@ -93,11 +78,9 @@ class Bench:
     def trained(self, spec: Spec) -> tuple[Path, Mapper | None, float]:
         """The adapter of a row, its mapper, and the seconds that training took, now or when it was done."""
         config = self.config(spec)
-        done = config.output / "seconds.json"
-        if not done.is_file():
-            write(done, self.train(spec, config))
+        seconds = once(config.output / "seconds.json", lambda: self.train(spec, config))
         mapper = self.mapper(self.load(), config)[0] if isinstance(config, ViZerConfig) else None
-        return config.output / "adapter", mapper, json.loads(done.read_text())
+        return config.output / "adapter", mapper, seconds
 
     def train(self, spec: Spec, config: TrainingConfig) -> float:
         """Trains and leaves the adapter in the config's output; the seconds it took, the mapper's fit included."""
@@ -111,8 +94,7 @@ class Bench:
             torch.manual_seed(config.seed)  # as `captune vizer` does
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
         if isinstance(config, SFTConfig):
-            with captioner.share_vision():
-                SFTTrainer.fit(captioner, images, config, run_dir)
+            supervise(captioner, images, config, run_dir)
         elif isinstance(config, ViZerConfig) and mapper is None:
             if spec.reward == "length":  # which has no use for the mapper
                 config = replace(config, mapper_size=128, mapper_samples=1)
@@ -121,8 +103,7 @@ class Bench:
             with captioner.share_vision():
                 ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, vizer_config=config)
         captioner.save_adapter(run_dir.adapter)
-        for checkpoint in [*run_dir.path.glob("checkpoint-*"), *run_dir.path.glob("round-*/checkpoint-*")]:
-            shutil.rmtree(checkpoint)
+        clean(run_dir.path)
         return seconds + time.perf_counter() - started
 
     def mapper(self, captioner: Captioner, config: ViZerConfig) -> tuple[Mapper, float]:
@@ -130,18 +111,18 @@ class Bench:
         settings = asdict(config.mapper_config()) | {name: getattr(config, name) for name in MAPPER_FIELDS}
         settings |= {"epochs": config.mapper_epochs, "lr": config.mapper_learning_rate, "images": config.images}
         folder = self.work / "mappers" / key_of([self.digest, settings])
-        if not (folder / "done.json").is_file():
+
+        def fit() -> dict[str, float]:
             captions, images, seconds = self.mapper_captions(captioner, config)
             started = time.perf_counter()
-            mapper, losses = fit_mapper(
-                captioner, images, captions, config.mapper_config(),
-                epochs=config.mapper_epochs, lr=config.mapper_learning_rate, seed=config.seed,
-            )  # fmt: skip
+            more = {"epochs": config.mapper_epochs, "lr": config.mapper_learning_rate, "seed": config.seed}
+            mapper, losses = fit_mapper(captioner, images, captions, config.mapper_config(), **more)
             mapper.save(folder)
             seconds += time.perf_counter() - started
-            (folder / "done.json").write_text(json.dumps({"seconds": seconds, "loss": losses[-1], "first": losses[0]}))
-        mapper = Mapper.load(folder).to(captioner.device)
-        return mapper, json.loads((folder / "done.json").read_text())["seconds"]
+            return {"seconds": seconds, "loss": losses[-1], "first": losses[0]}
+
+        seconds = once(folder / "done.json", fit)["seconds"]
+        return Mapper.load(folder).to(captioner.device), seconds
 
     def mapper_captions(self, captioner: Captioner, config: ViZerConfig) -> tuple[list[list[str]], Any, float]:
         """The captions that the mapper is fitted on, with their images and the seconds that writing them took."""
@@ -149,41 +130,25 @@ class Bench:
         if not config.zero_label:
             return list(images["references"]), images, 0.0
         settings = {name: getattr(config, name) for name in MAPPER_FIELDS}
-        file = self.work / "mapper-captions" / f"{key_of([self.digest, settings, config.images])}.json"
-        if not file.is_file():
+
+        def write() -> dict[str, Any]:
             started = time.perf_counter()
             captions = own_captions(captioner, images, config)
-            write(file, {"seconds": time.perf_counter() - started, "captions": captions})
-        content = json.loads(file.read_text())
+            return {"seconds": time.perf_counter() - started, "captions": captions}
+
+        file = self.work / "mapper-captions" / f"{key_of([self.digest, settings, config.images])}.json"
+        content = once(file, write)
         return content["captions"], images, content["seconds"]
 
     def judge(self, captioner: Captioner) -> Mapper:
         """A mapper fitted on the base's plain samples: what judges rows that have no mapper of their own."""
-        config = self.config(Spec("", "", "vizer", SHORT))
+        config = self.config(specs("choices")[0])
         assert isinstance(config, ViZerConfig)
         return self.mapper(captioner, config)[0]
 
 
 def reward_of(kind: str, mapper: ViZerScorer, images: Any) -> Callable[..., list[float]]:
     """The reward function of a run. "wrong image": each image has another one, always the same and never itself."""
-    if kind == "mapper":
-        return mapper
-    if kind == "length":
-        return load_scorer("length")
-    order = list(range(len(images)))
-    random.Random(0).shuffle(order)
-    names = images["image_id"]
-    other = {names[i]: j for i, j in zip(order, [*order[1:], order[0]], strict=True)}  # one cycle through all
-
-    def wrong_image(completions: list[Any], *, image_id: list[str], **_: Any) -> list[float]:
-        return mapper(completions, image=[images[other[name]]["image"] for name in image_id])
-
-    return wrong_image
-
-
-def write(file: Path, content: Any) -> None:
-    """JSON, in one step."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".tmp")
-    partial.write_text(json.dumps(content))
-    partial.replace(file)
+    if kind == "wrong image":
+        return on_wrong_image(mapper, images, cycle(len(images["image_id"])))
+    return load_scorer("length") if kind == "length" else mapper

@@ -1,0 +1,1 @@
+"""Experiments with their settings and results: `python -m studies NAME`, or `make study NAME=...`."""

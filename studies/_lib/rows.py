@@ -1,0 +1,51 @@
+"""The rows of a study: read from its `experiments.yaml`, one mapping a row, in the order in which they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What every row has.
+
+    Args:
+        seeds: of the training runs: all that the command names, the first alone (with the first base), or these.
+        base: the captioner that the row starts from.
+    """
+
+    name: str
+    section: str = ""
+    seeds: Literal["all", "first"] | Sequence[int] = "all"
+    seed: int = 7
+    base: str = "storybook"
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """{method: settings}, as `captune METHOD --config` takes them, where the row is one run of a command."""
+        return {}
+
+
+COMMON = {field.name for field in fields(Row)}
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+def read(file: Path, kind: type[AnyRow]) -> list[AnyRow]:
+    """All rows of a file, `{section: [row, ...]}`; a section that begins with a dot holds what rows share."""
+    sections = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return [kind(section=name, **row) for name, rows in sections.items() if name[0] != "." for row in rows]
+
+
+def expand(rows: Iterable[AnyRow], seeds: Sequence[int], bases: Sequence[str]) -> Iterator[AnyRow]:
+    """Every row on the bases and seeds that it is for."""
+    rows = list(rows)
+    for base in bases:
+        for seed in seeds:
+            first = base == bases[0] and seed == seeds[0]
+            for row in rows:
+                if row.seeds == "all" or (first if row.seeds == "first" else seed in row.seeds):
+                    yield replace(row, base=base, seed=seed)

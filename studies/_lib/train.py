@@ -1,0 +1,77 @@
+"""What trainings of studies share: names for what results depend on, work that is done once, the wrong image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from captune.models.hub import resolve
+from captune.training.sft import SFTTrainer
+from captune.utils.files import replace_file
+
+Reward = Callable[..., list[float]]
+UNSAVED = {"save_steps": 10**6, "overwrite": True}  # no checkpoint, and what an unfinished run left is removed
+
+
+def key_of(content: Any) -> str:
+    """16 hexadecimal digits that stand for any JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def digest_of(base: str) -> str:
+    """16 hexadecimal digits that stand for the files of a captioner."""
+    folder, digest = Path(resolve(base)), hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        if file.name != "build.json":
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def once(file: Path, make: Callable[[], Any]) -> Any:
+    """The JSON content of a file; where it is missing it is made."""
+    if not file.is_file():
+        content = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, json.dumps(content) + "\n")
+    return json.loads(file.read_text())
+
+
+def supervise(captioner: Any, images: Any, config: Any, run_dir: Any) -> None:
+    """As `captune sft` does."""
+    with captioner.share_vision():
+        SFTTrainer.fit(captioner, images, config, run_dir)
+
+
+def clean(folder: Path, *patterns: str) -> None:
+    """Removes checkpoints, and what else is named."""
+    for pattern in ("**/checkpoint-*", *patterns):
+        for left in list(folder.glob(pattern)):
+            shutil.rmtree(left)
+
+
+def cycle(n: int) -> list[int]:
+    """Another index for each of n, in a random order that is always the same: one cycle through all of them."""
+    order = list(range(n))
+    random.Random(0).shuffle(order)
+    other = [0] * n
+    for a, b in zip(order, order[1:] + order[:1], strict=True):
+        other[a] = b
+    return other
+
+
+def on_wrong_image(reward: Any, images: Any, other: Sequence[int]) -> Reward:
+    """The reward of each caption as if it described another image: image i is judged as image `other[i]`."""
+    names = images["image_id"]
+    index = dict(zip(names, other, strict=True))
+
+    def judge(completions: list[Any], *, image_id: list[str], **_: Any) -> list[float]:
+        chosen = [index[name] for name in image_id]
+        return reward(completions, image=[images[i]["image"] for i in chosen], image_id=[names[i] for i in chosen])
+
+    judge.__name__ = f"{getattr(reward, 'name', 'reward')}_of_another_image"
+    return judge

@@ -1,0 +1,1 @@
+"""ViZer on storybook: zero-label training against supervision, with controls."""

@@ -1,0 +1,145 @@
+"""The ViZer study: what a row's captioner writes of the evaluation images, sees and states, and its scores.
+
+python -m studies vizer                                    # the shipped base
+python -m studies vizer --bases storybook B C              # and two others: folders of captioners
+python -m studies vizer --only main controls --budget-minutes 60
+python -m studies vizer --tables                           # nothing is run
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captune import storybook
+from captune.models.captioner import Captioner
+from captune.scorers import Scorer
+from captune.scorers.image.vizer_mapper import ViZerScorer
+from studies._lib import runner
+from studies._lib.evalset import NO_REFERENCES, Exam, best
+from studies._lib.train import key_of, once
+
+from . import probing, tables
+from .experiments import BY_NAME, SECTIONS, Spec, specs
+from .train import Bench
+
+# Test images of a seed that nothing was tuned on; choices are made on val alone.
+SOURCES = {
+    "test": "storybook:test?n=500&seed=1",
+    "ood": "storybook:ood?n=500&seed=1",
+    "val": "storybook:val?n=300&seed=5",
+}
+QUICK_SOURCES = {split: source.partition("?")[0] + "?n=20&seed=1" for split, source in SOURCES.items()}
+PROBED = 200  # validation images of the section `learning`
+
+
+def exam_of(source: str) -> Exam:
+    clip = (storybook.model_path("storybook-clip") / "config.json").is_file()
+    return Exam.of(source, ["cider", "bleu", "rouge", "storybook", "health", *["clip"] * clip])
+
+
+def measure(spec: Spec, bench: Bench, exams: dict[str, Exam], keep: Path | None) -> dict[str, Any]:
+    """Makes a row: trains if it has to, captions the images of all exams, scores.
+
+    Args:
+        keep: where to keep the captions of the test images.
+    """
+    record: dict[str, Any] = {}
+    adapter = mapper = None
+    if spec.trains:
+        adapter, mapper, seconds = bench.trained(spec)
+        record["training_seconds"] = round(seconds, 1)
+    captioner = bench.load(adapter)
+    judge = ViZerScorer(captioner=captioner, mapper=mapper or bench.judge(captioner))
+    captioned = seconds = 0.0
+    record["scores"] = {}
+    for split, exam in exams.items():
+        started = time.perf_counter()
+        captions = written(spec, bench, captioner, exam, judge)
+        seconds += time.perf_counter() - started
+        captioned += len(captions)
+        only = NO_REFERENCES if spec.kind == "references" else ()
+        record["scores"][split] = exam.score(captions, [judge], only=only, bootstrap=0 if split == "val" else 1000)
+        if keep and split == "test" and len(captions) == len(exam.columns["image_id"]):
+            exam.keep(captions, keep)
+    if spec.trains or spec.kind == "greedy":
+        record["images_per_second"] = round(captioned / seconds, 1)
+    record["sources"] = {split: exam.source for split, exam in exams.items()}
+    return record
+
+
+def written(spec: Spec, bench: Bench, captioner: Captioner, exam: Exam, judge: Scorer) -> list[str]:
+    """The captions of a row for the images of an exam."""
+    if spec.kind == "references":
+        return [refs[0] for refs in exam.columns["references"]]
+    if spec.kind == "opening":
+        return exam.captions(captioner, forced_opening=spec.settings["text"])
+    if spec.kind == "best_of":
+        return best_of(spec, bench, captioner, exam, judge)
+    return exam.captions(captioner)
+
+
+def best_of(spec: Spec, bench: Bench, captioner: Captioner, exam: Exam, judge: Scorer) -> list[str]:
+    """One of n samples per image, chosen by the model's own log-likelihood or the mapper; or all of them."""
+    n, pick = spec.settings["n"], spec.settings["pick"]
+    file = bench.work / "samples" / f"{key_of([bench.digest, exam.source, n, bench.seed])}.json"
+    made = once(file, lambda: exam.samples(captioner, n, bench.seed, batch_size=32))
+    if pick == "all":
+        return made["captions"]
+    if pick == "mapper":
+        made[pick] = judge(made["captions"], image=[image for image in exam.columns["image"] for _ in range(n)])
+    return best(made["captions"], made[pick], n)
+
+
+def learn(spec: Spec, bench: Bench, exam: Exam) -> dict[str, Any]:
+    """A row of the section `learning`: what a captioner of `main` sees, slot by slot, and states."""
+    row = BY_NAME[spec.settings["row"]]
+    captioner = bench.load(bench.trained(row)[0] if row.trains else None)
+    images, scenes = exam.columns["image"][:PROBED], exam.columns["scene"][:PROBED]
+    captions = Exam("", {"image": images}, {}).captions(captioner)
+    slots = probing.probe(captioner, images, scenes)
+    return {"slots": slots, "spoken": probing.spoken(captions, scenes), "source": exam.source}
+
+
+class Study(runner.Study):
+    name, about = "vizer", __doc__ or ""
+    sections, seeds = SECTIONS, {"": (7,)}
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - a study lives as long as its process
+    def bench(self, base: str, seed: int) -> Bench:
+        return Bench(base, seed, self.args.work, quick=self.args.quick)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        return QUICK_SOURCES if self.args.quick else SOURCES
+
+    def rows(self, section: str) -> list[Spec]:
+        return specs(section)
+
+    def depends(self, row: Spec) -> str:
+        bench = self.bench(row.base, row.seed)
+        behind = row.kind == "probe" and bench.key(BY_NAME[row.settings["row"]])
+        return key_of([bench.key(row), self.sources, behind])
+
+    def key(self, row: Spec) -> dict[str, Any]:
+        return {**super().key(row), "base": Path(row.base).name}
+
+    def make(self, row: Spec) -> dict[str, Any]:
+        bench = self.bench(row.base, row.seed)
+        torch.manual_seed(row.seed)
+        exams = {split: self.exam(source, lambda s=source: exam_of(s)) for split, source in self.sources.items()}
+        if row.kind == "probe":
+            return learn(row, bench, exams["val"])
+        named = "".join(c if c.isalnum() else "-" for c in f"{row.name}-{bench.label}-{row.seed}")
+        keep = self.args.results / "captions" / f"{named}.jsonl" if row.section == "main" else None
+        return measure(row, bench, exams, keep)
+
+    def write(self) -> list[Path]:
+        return tables.write(self.store.rows, self.args.results) if self.store.rows else []
+
+
+main = Study.main
