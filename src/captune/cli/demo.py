@@ -29,16 +29,16 @@ SHORT = {"rounds": 1, "max_steps": 30, "mapper_samples": 2}
 # The rows of four controls, a copy of studies/vizer/results/controls.json: to train them takes longer than a demo may.
 CONTROLS = Path(__file__).with_name("demo_controls.json")
 
-# The printed table: heading, scorer, figure (none: the scorer's primary one). The report has every figure.
+# The printed table: scorer, figure. The report has every figure.
 COLUMNS = (
-    ("CIDEr-D", "cider", None),
-    ("BLEU-4", "bleu", "bleu_4"),
-    ("ROUGE-L", "rouge", None),
-    ("CLIPScore", "clip", None),
-    ("mapper", "vizer", None),
-    ("fact F1", "storybook", "fact_f1"),
-    ("hallucination rate", "storybook", "hallucinated_per_fact"),
-    ("words", "health", "length"),
+    ("cider", "cider"),
+    ("bleu", "bleu_4"),
+    ("rouge", "rouge"),
+    ("clip", "clip"),
+    ("vizer", "vizer"),
+    ("storybook", "fact_f1"),
+    ("storybook", "hallucinated_per_fact"),
+    ("health", "length"),
 )
 
 
@@ -146,14 +146,15 @@ def table(rows: list[dict[str, Any]]) -> Table:
     """Make the printed table; a star marks a control."""
     from rich.table import Table
 
+    from captune.scorers.registry import label
+
     made = Table("", box=None, pad_edge=False)
-    for heading, *_ in (*COLUMNS, ("images/s",)):
+    for heading in (*(label(scorer, figure) for scorer, figure in COLUMNS), "images/s"):
         made.add_column(heading, justify="right")
     for row in rows:
         cells = [row["name"] + (" *" if row.get("role") == "control" else "")]
-        for _, scorer, key in COLUMNS:
-            values = row["scores"].get(scorer, {}).get("values", {})
-            value = values.get(key or next(iter(values), ""))
+        for scorer, figure in COLUMNS:
+            value = row["scores"].get(scorer, {}).get("values", {}).get(figure)
             cells.append("-" if value is None else f"{value:.3f}")
         speed = row.get("images_per_second")
         made.add_row(*cells, f"{speed:.0f}" if speed else "-")
