@@ -6,7 +6,7 @@
     node,
     text: (node.dataset.image + " " + node.textContent).toLowerCase().replace(/\s+/g, " "),
   }));
-  const found = document.getElementById("found");
+  const matches = document.getElementById("matches");
   const more = document.getElementById("more");
   const apply = () => {
     const state = tools.elements.state ? tools.elements.state.value : "";
@@ -14,12 +14,12 @@
     const words = tools.elements.query.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const { node, text } of cards) {
-      const its = row === null ? node.dataset.state : node.getAttribute("data-row-" + row);
-      const visible = (!state || its === state) && words.every((word) => text.includes(word));
+      const current = row === null ? node.dataset.state : node.getAttribute("data-row-" + row);
+      const visible = (!state || current === state) && words.every((word) => text.includes(word));
       node.hidden = !visible;
       shown += visible;
     }
-    found.textContent = shown === cards.length ? `${shown} images` : `${shown} of ${cards.length} images`;
+    matches.textContent = shown === cards.length ? `${shown} images` : `${shown} of ${cards.length} images`;
   };
   tools.addEventListener("input", () => {
     if (more) more.open = true; // the filter looks at every card

@@ -229,7 +229,7 @@ def is_number(value: Any) -> TypeGuard[float]:
 def group_rows(runs: list[Run]) -> dict[str, list[Row]]:
     """Rows by source, in table order (base first, controls last); a row that several runs share appears once.
 
-    Rows of the same name that differ are told apart by their run's name. The source with most rows that are no
+    Rows of the same name that differ get their run's name in theirs. The source with most rows that are no
     controls comes first: it is the one the page is about.
     """
     groups: dict[str, list[Row]] = {}

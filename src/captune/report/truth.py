@@ -141,10 +141,10 @@ def per_caption(truth: Truth, captions: dict[str, str]) -> dict[str, float]:
     """{image_id: score} by the truth's scorer, of the captions whose image has facts or references."""
     from captune.scorers import load_scorer
 
-    known: dict[str, Any] = truth.facts or truth.references
+    given: dict[str, Any] = truth.facts or truth.references
     scorer, column = truth.scorer, truth.scheme.truth_column if truth.facts else "references"
-    ids = [i for i in captions if i in known]
-    columns = {column: [known[i] for i in ids]}
+    ids = [i for i in captions if i in given]
+    columns = {column: [given[i] for i in ids]}
     if not ids:
         return {}
     scorer_object: Any = load_scorer(scorer)
