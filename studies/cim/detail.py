@@ -19,14 +19,15 @@ import random
 from typing import Any
 
 import numpy as np
-from rows import Corpus, Spec
-from workshop import Workshop
 
 from captune.data import load_images
 from captune.scorers.image.retrieval import GRC, QIR
 from captune.storybook.changes import changed, fact_vector, scene_vector
 from captune.storybook.grammar import PLACE, noun_phrase, reference, salience
 from captune.storybook.world import Scene, Thing, relations, sample_scene
+
+from .experiments import Spec
+from .train import Workshop
 
 SOURCE = "storybook:test?n=500&seed=92"
 LEVELS = ("kind", "colour", "thing", "place", "two things", "everything")
@@ -73,7 +74,8 @@ def above(values: list[float], others: list[float]) -> float | None:
     return round(float(((a > b) + 0.5 * (a == b)).mean()), 4)
 
 
-def run(spec: Spec, shop: Workshop) -> dict[str, Any]:
+def measure(spec: Spec, shop: Workshop) -> dict[str, Any]:
+    """The figures of GRC, QIR and their sum on one gallery."""
     dataset = load_images(SOURCE.replace("500", "20") if shop.quick else SOURCE)
     captions: list[tuple[int, str, str]] = []  # (image, level, caption)
     scenes = [Scene.from_json(text) for text in dataset["scene"]]
@@ -86,8 +88,7 @@ def run(spec: Spec, shop: Workshop) -> dict[str, Any]:
         n = 400 if shop.quick else spec.settings["scenes"]
         found = exactly(texts, [scenes[i] for i, _, _ in captions], n)
     else:
-        corpus = Corpus(**spec.settings["corpus"])
-        index = shop.gallery(corpus, judged=[dataset] if corpus.image == "facts" else ())
+        index = shop.gallery(spec.corpus, judged=[dataset] if spec.corpus.image == "facts" else ())
         argument = f"?distinct={int(spec.settings['distinct'])}"
         images, ids = dataset["image"], dataset["image_id"]
         columns = {"image": [images[i] for i, _, _ in captions], "image_id": [ids[i] for i, _, _ in captions]}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import CLIP, MINILM, TFIDF, TOWER, Corpus
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from captune.corpus import Corpus as Index
@@ -18,6 +17,8 @@ from captune.models.captioner import Captioner
 from captune.storybook.changes import fact_vector, scene_vector
 from captune.storybook.world import Scene
 from captune.utils.hashing import fingerprint, pixels_digest, weights_digest
+
+from .experiments import TFIDF, TOWER, Corpus
 
 ALIKE = 1e-3  # a last component that all vectors share, so that a text without a known word has a direction too
 
@@ -88,6 +89,3 @@ def gallery(corpus: Corpus, work: Path, *, base: str, judged: Sequence[Any] = ()
         image = Tower(base)
     folder = work / "corpora" / fingerprint(repr(asdict(corpus)) + base * (corpus.image == TOWER))
     return Index.build(corpus.source, folder, text_encoder=text, image_encoder=image, progress=False)
-
-
-__all__ = ["CLIP", "MINILM", "Facts", "TfIdf", "Tower", "gallery"]

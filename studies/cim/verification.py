@@ -11,28 +11,45 @@ measure prefer it? 0.5 is chance, ties count half.
 
 from __future__ import annotations
 
-import json
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from exams import captions_of, told
-from rows import BASE, BOTH, SUPERVISED, Corpus, Spec, grpo
 from transformers import set_seed
-from workshop import Workshop, key_of, write
 
 from captune.data import load_images
 from captune.scorers import load_scorer
 from captune.storybook.changes import CHANGES, changed
 from captune.storybook.parser import is_true, parse
-from captune.storybook.world import Scene
+from captune.storybook.world import KINDS, Scene
+from studies._lib.evalset import Exam
+from studies._lib.train import key_of, once
+
+from .experiments import BASE, BOTH, SUPERVISED, Spec
+from .train import Workshop
 
 SOURCES = {"scenes": "storybook:test?n=600&seed=92", "one thing": "storybook:test?n=4000&seed=92"}
 SAMPLES = 4  # captions of an image
 QUICK_SOURCES = {"scenes": "storybook:test?n=40&seed=92", "one thing": "storybook:test?n=200&seed=92"}
 BIN = 100
 MARGIN = 0.1  # of fact F1 between the captions of a pair
+
+
+def mentioned(caption: str, scene: Scene) -> tuple[int, int, int]:
+    """Of the scene's things that have a sub-kind: how many there are, how many the caption names by their kind
+    ("species"), and how many by their sub-kind too ("breed"), and by no other one."""
+    stated = {(fact.type, fact.value) for fact in parse(caption) if fact.type in ("object", "subkind")}
+    things = [thing for thing in scene.things if thing.subkind]
+    kinds = [thing for thing in things if ("object", (thing.kind,)) in stated]
+    breeds = [t for t in kinds if [s for s in KINDS[t.kind] if ("subkind", (t.kind, s)) in stated] == [t.subkind]]
+    return len(things), len(kinds), len(breeds)
+
+
+def hierarchy(captions: list[str], scenes: list[str]) -> dict[str, float]:
+    """CIM's Table 1: the shares of kinds and of sub-kinds that can be told from the captions alone."""
+    counts = [mentioned(caption, Scene.from_json(scene)) for caption, scene in zip(captions, scenes, strict=True)]
+    there, kinds, breeds = (sum(column) for column in zip(*counts, strict=True))
+    return {"species_acc": round(kinds / there, 5), "breed_acc": round(breeds / there, 5)}
 
 
 def images_of(population: str, quick: bool) -> Any:
@@ -49,14 +66,16 @@ def captions(writer: str, shop: Workshop, dataset: Any, population: str, seed: i
     """`SAMPLES` captions of each image, grouped."""
     if writer == "changed references":
         return [text for i, own in enumerate(dataset["references"]) for text in spoilt(own, random.Random(i))]
-    specs = {SUPERVISED: Spec("", "", "sft", seed), BOTH: grpo("", "", seed)}
-    key = [shop.key(specs[writer]) if writer != BASE else shop.digest, SOURCES[population], SAMPLES, len(dataset)]
-    file = shop.work / "samples" / f"{key_of(key)}.json"
-    if not file.is_file():
-        captioner = shop.load() if writer == BASE else shop.load(shop.adapter(specs[writer])[0])
+    spec = None if writer == BASE else Spec(name="", kind={SUPERVISED: "sft", BOTH: "grpo"}[writer], seed=seed)
+    key = [shop.key(spec) if spec else shop.digest, SOURCES[population], SAMPLES, len(dataset)]
+
+    def sample() -> list[str]:
+        captioner = shop.load(shop.adapter(spec)[0] if spec else None)
         set_seed(seed)
-        write(file, captions_of(captioner, dataset["image"], do_sample=True, num_return_sequences=SAMPLES))
-    return json.loads(file.read_text())
+        exam = Exam("", {"image": dataset["image"]}, {})
+        return exam.captions(captioner, do_sample=True, num_return_sequences=SAMPLES)
+
+    return once(shop.work / "samples" / f"{key_of(key)}.json", sample)
 
 
 def spoilt(references: list[str], rng: random.Random) -> list[str]:
@@ -73,7 +92,7 @@ def correlation(values: np.ndarray, there: np.ndarray, right: np.ndarray, size: 
     """Pearson's r over bins, and the bins' points.
 
     Args:
-        values: (N,) a measure; there, right: (N,) sub-kinds to tell and told.
+        values: (N,) a measure; there, right: (N,) sub-kinds to mention and mentioned.
     """
     order = np.argsort(values, kind="stable")
     bins = [order[at : at + size] for at in range(0, len(order) - size + 1, size)]
@@ -116,11 +135,11 @@ def judged(spec: Spec, shop: Workshop, population: str) -> dict[str, Any]:
     dataset = images_of(population, shop.quick)
     said = captions(spec.settings["writer"], shop, dataset, population, spec.seed)
     columns = {name: [v for v in dataset[name] for _ in range(SAMPLES)] for name in ("image", "image_id", "scene")}
-    measures = shop.measures(Corpus(**spec.settings["corpus"]))
+    measures = shop.measures(spec.corpus)
     values = {name: np.asarray(m.per_caption(m.measure(said, columns))) for name, m in measures.items()}
     values["grc + qir"] = values["grc"] + values["qir"]
     scenes = [Scene.from_json(text) for text in columns["scene"]]
-    counts = np.array([told(text, scene) for text, scene in zip(said, scenes, strict=True)])
+    counts = np.array([mentioned(text, scene) for text, scene in zip(said, scenes, strict=True)])
     exact = load_scorer("storybook")
     f1 = exact.per_caption(exact.measure(said, columns))
     there, kinds, breeds = counts.T
@@ -142,5 +161,5 @@ def judged(spec: Spec, shop: Workshop, population: str) -> dict[str, Any]:
     return figures
 
 
-def run(spec: Spec, shop: Workshop, results: Path) -> dict[str, Any]:
+def measure(spec: Spec, shop: Workshop) -> dict[str, Any]:
     return {"populations": {population: judged(spec, shop, population) for population in SOURCES}}

@@ -2,70 +2,51 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "cim"))
-
-import detail
-import exams
-import galleries
-import rows
-import summary
-import verification
-import workshop
 
 from captune.corpus import Corpus
 from captune.scorers.image.retrieval import GRC, QIR
 from captune.storybook import load
 from captune.storybook.parser import judged
 from captune.storybook.world import Scene, Thing, sample_scene
+from studies.cim import detail, evaluate, experiments, galleries, tables, train, verification
 
 SEEDS = (7, 8)
 
 
-@pytest.fixture(scope="module")
-def study_run() -> ModuleType:
-    """studies/cim/run.py, under a name that the other studies' run.py do not have."""
-    spec = importlib.util.spec_from_file_location("cim_study", Path(rows.__file__).parent / "run.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def shop(tiny_folder: Any, tmp_path: Path) -> workshop.Workshop:
-    return workshop.Workshop(str(tiny_folder("idefics3")), tmp_path / "work")
+def shop(tiny_folder: Any, tmp_path: Path) -> train.Workshop:
+    return train.Workshop(str(tiny_folder("idefics3")), tmp_path / "work")
 
 
 # -- what is run ---------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_a_section_differ(shop: workshop.Workshop) -> None:
-    for section in rows.SECTIONS:
-        keys = [shop.key(spec) for spec in rows.specs(section, SEEDS)]
+def test_rows_of_a_section_differ(shop: train.Workshop) -> None:
+    for section in experiments.SECTIONS:
+        keys = [shop.key(spec) for spec in experiments.specs(section, SEEDS)]
         assert len(set(keys)) == len(keys) > 1, section
 
 
 def test_the_papers_settings_hold_for_every_row() -> None:
-    trained = [s.training for section in rows.SECTIONS for s in rows.specs(section, SEEDS) if s.kind == "grpo"]
+    trained = [
+        s.training for section in experiments.SECTIONS for s in experiments.specs(section, SEEDS) if s.kind == "grpo"
+    ]
     assert {t.generations for t in trained} == {5} and {(t.steps, t.images) for t in trained} == {(60, 16)}
     assert GRC("runs/corpus").k == QIR("runs/corpus").k == 5
 
 
-def test_a_row_that_two_sections_have_is_one_run(shop: workshop.Workshop) -> None:
-    both = next(s for s in rows.specs("ablation", SEEDS) if s.name == rows.BOTH)
-    same = [s for name in ("scaling", "robustness") for s in rows.specs(name, SEEDS) if shop.key(s) == shop.key(both)]
-    assert [s.name for s in same] == ["2000 images", f"text: {rows.MINILM}"]
+def test_a_row_that_two_sections_have_is_one_run(shop: train.Workshop) -> None:
+    both = next(s for s in experiments.specs("ablation", SEEDS) if s.name == experiments.BOTH)
+    same = [
+        s for name in ("scaling", "robustness") for s in experiments.specs(name, SEEDS) if shop.key(s) == shop.key(both)
+    ]
+    assert [s.name for s in same] == ["2000 images", f"text: {experiments.MINILM}"]
 
 
 def test_another_image_is_never_the_own_one_and_always_the_same() -> None:
@@ -85,7 +66,9 @@ def test_another_image_is_never_the_own_one_and_always_the_same() -> None:
             assert image == [name.upper() for name in image_id]
             return image_id
 
-    given: list[Any] = workshop.wrong_image(Reward(), Images())(["a"] * 18, image_id=names * 2, image=names * 2)
+    given: list[Any] = train.on_wrong_image(Reward(), Images(), train.cycle(len(names)))(
+        ["a"] * 18, image_id=names * 2, image=names * 2
+    )
     assert all(a != b for a, b in zip(given, names * 2, strict=True))
     assert given[:9] == given[9:] and sorted(given[:9]) == names
 
@@ -100,12 +83,12 @@ def scene(*things: tuple[str, str | None, str]) -> Scene:
 
 def test_kinds_and_sub_kinds_told() -> None:
     seen = scene(("fish", "striped", "red"), ("tree", "palm", "green"), ("cup", None, "blue"))
-    assert exams.told("a striped fish and a pine tree and a cup", seen) == (2, 2, 1)
-    assert exams.told("a palm", seen) == (2, 1, 1)
-    assert exams.told("a striped fish and a spotted fish", seen) == (2, 1, 0)
-    assert exams.told("a spotted bird", seen) == (2, 0, 0)
+    assert verification.mentioned("a striped fish and a pine tree and a cup", seen) == (2, 2, 1)
+    assert verification.mentioned("a palm", seen) == (2, 1, 1)
+    assert verification.mentioned("a striped fish and a spotted fish", seen) == (2, 1, 0)
+    assert verification.mentioned("a spotted bird", seen) == (2, 0, 0)
     texts = [seen.to_json()] * 2
-    assert exams.hierarchy(["a striped fish", "a tree"], texts) == {"species_acc": 0.5, "breed_acc": 0.25}
+    assert verification.hierarchy(["a striped fish", "a tree"], texts) == {"species_acc": 0.5, "breed_acc": 0.25}
 
 
 def test_correlation_over_bins() -> None:
@@ -172,22 +155,23 @@ def test_exact_facts_retrieve_by_what_is_true(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def started(shop: workshop.Workshop, study_run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def started(shop: train.Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A study whose rows take no time, and the list of those that ran."""
     ran: list[str] = []
     broken: set[str] = set()
 
-    def quickly(self: Any, spec: rows.Spec) -> dict[str, Any]:
+    def quickly(self: Any, spec: experiments.Spec) -> dict[str, Any]:
         if spec.name in broken:
             raise RuntimeError("as if killed")
         ran.append(spec.name)
         return {"scores": {}}
 
-    monkeypatch.setattr(study_run.Study, "made", quickly)
+    monkeypatch.setattr(evaluate.Study, "make", quickly)
 
     def start(*only: str, budget: float = 1.0) -> Any:
-        options = {"base": shop.base, "seeds": [7, 8], "only": only, "budget_minutes": budget, "quick": True}
-        return study_run.Study(argparse.Namespace(**options, results=tmp_path / "results", work=tmp_path / "work"))
+        folders = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+        options = ["--base", shop.base, "--seeds", "7", "8", "--only", *only, f"--budget-minutes={budget}", "--quick"]
+        return evaluate.Study(evaluate.Study.arguments([*options, *folders]))
 
     return start, ran, broken
 
@@ -201,14 +185,14 @@ def test_finished_rows_and_rows_of_other_sections_are_not_run_again(started: Any
     assert len(ran) == 3 + 4 + 5  # the gallery of 2000 images with MiniLM once
 
 
-def test_a_torn_line_costs_one_row(started: Any) -> None:
+def test_a_torn_file_costs_one_row(started: Any) -> None:
     start, ran, _ = started
     start("sft").run()
-    file = start("sft").ledger.file
+    file = start("sft").store.file(start("sft").store.rows[-1])
     file.write_bytes(file.read_bytes()[:-9])
     start("sft").run()
     assert len(ran) == 4
-    assert all(json.loads(line) for line in file.read_text().splitlines())
+    assert json.loads(file.read_text())["versions"]["torch"]
 
 
 def test_a_row_that_fails_is_named_and_the_others_go_on(started: Any) -> None:
@@ -230,16 +214,19 @@ def row(name: str, f1: float, *, seed: int = 7, section: str = "ablation", role:
 
 
 ROWS = [
-    row("base", 0.1, role="base"), row("supervised", 0.9, role="supervised"), row(rows.BOTH, 0.7), row(rows.QIR, 0.8),
-    row("supervised", 0.6, role="supervised", seed=8), row(rows.BOTH, 0.2, seed=8),
+    row("base", 0.1, role="base"), row("supervised", 0.9, role="supervised"),
+    row(experiments.BOTH, 0.7), row(experiments.QIR, 0.8),
+    row("supervised", 0.6, role="supervised", seed=8), row(experiments.BOTH, 0.2, seed=8),
     row('forced opening "a"', 0.12, role="control"), row('forced opening "b"', 0.5, role="control"),
 ]  # fmt: skip
 
 
 def test_gaps_are_closed_per_training_seed() -> None:
-    runs = summary.Runs(ROWS)
-    assert runs.gaps("ablation", rows.BOTH, "test", "fact F1") == pytest.approx([0.75, 0.2])
-    assert summary.Runs([*ROWS, row(rows.BOTH, 0.5)]).gaps("ablation", rows.BOTH, "test", "fact F1")[0] < 0.75
+    runs = tables.Runs(ROWS)
+    assert runs.gaps("ablation", experiments.BOTH, "test", "fact F1") == pytest.approx([0.75, 0.2])
+    assert (
+        tables.Runs([*ROWS, row(experiments.BOTH, 0.5)]).gaps("ablation", experiments.BOTH, "test", "fact F1")[0] < 0.75
+    )
 
 
 def test_tables_and_plots_are_written_and_stay_the_same(tmp_path: Path) -> None:
@@ -249,11 +236,11 @@ def test_tables_and_plots_are_written_and_stay_the_same(tmp_path: Path) -> None:
         "breed_acc": 0.4,
         "fact_f1": 0.3,
         "of_things_there": {key: {"stated": 1, "true": 0.5} for key in ("attribute", "size", "subkind", "relation")},
-        "measures": dict.fromkeys(summary.MEASURES, found),
+        "measures": dict.fromkeys(tables.MEASURES, found),
     }
     verify = {"section": "verification", "name": "base, MiniLM", "seed": 7, "role": "",
               "populations": {"one thing": own, "scenes": own}}  # fmt: skip
-    files = summary.write([*ROWS, verify], tmp_path)
+    files = tables.write([*ROWS, verify], tmp_path)
     before = [file.read_bytes() for file in files]
     text = (tmp_path / "tables.md").read_text()
     claim = "GRC + QIR closes >= 0.5 of the fact-F1 gap to supervision"
@@ -262,4 +249,4 @@ def test_tables_and_plots_are_written_and_stay_the_same(tmp_path: Path) -> None:
     assert '| forced opening "b" closes <= 0.25 of it | 0.500 | **no** |' in text
     assert "| base, MiniLM | 0.90 | 0.40 | 0.30 | 0.50 |" in text
     assert [file.name for file in files] == ["tables.md", "verification.svg", "ablation.svg"]
-    assert [file.read_bytes() for file in summary.write([*ROWS, verify], tmp_path)] == before
+    assert [file.read_bytes() for file in tables.write([*ROWS, verify], tmp_path)] == before
