@@ -61,7 +61,7 @@ doctor: $(STAMP)  ## what is installed, what is missing, how to get it
 	$(PY) -m captune doctor
 
 storybook: $(STAMP)  ## rebuild the embedded models from nothing
-	$(PY) -m captune storybook
+	$(PY) -m captune build-storybook
 
 study: $(STAMP)  ## run what a study misses: make study NAME=vizer (cim, har, zero_label, scorers)
 	$(PY) -m studies $(or $(NAME),vizer) $(ARGS)

@@ -354,3 +354,53 @@ def test_report_and_doctor(tmp_path, capsys):
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
     assert checks["torch"]["state"] == checks["python"]["state"] == "ok"
     assert "HF_HUB_OFFLINE" in checks["hub"]["found"]
+
+
+# --------------------------------------------------------------------- scorers
+
+
+def test_the_scorers_are_listed_by_group(capsys):
+    from captune.scorers import SCORERS
+
+    assert main(["scorers"]) == 0
+    out = capsys.readouterr().out
+    assert out.index("reference: compare") < out.index("  cider ") < out.index("image: compare") < out.index("  clip ")
+    assert all(f"  {name} " in out for name in SCORERS)
+    assert main(["scorers", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(SCORERS)
+
+
+def test_one_scorer_is_described(capsys):
+    assert main(["scorers", "health"]) == 0
+    out = capsys.readouterr().out
+    assert "bad_endings  bad endings" in out and "lower" in out and "captions only" in out
+    assert main(["scorers", "health", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert {"figure": "empty", "label": "empty captions", "better": "lower"} in about["figures"]
+    assert main(["scorers", "cidre"]) == 1
+    assert "did you mean 'cider'" in capsys.readouterr().err.lower()
+
+
+# ----------------------------------------------------------------------- merge
+
+
+def test_merge_writes_a_plain_folder(model, photos, tmp_path, capsys):
+    import torch
+
+    from captune import Captioner
+
+    captioner = Captioner.load(model, device="cpu")
+    captioner.add_lora(4, 8, 0.0)
+    torch.manual_seed(3)
+    for name, weight in captioner.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    captioner.save_adapter(tmp_path / "adapter")
+    words = ["--model", model, "--adapter", tmp_path / "adapter", "--output", tmp_path / "merged"]
+    assert main(["merge", *map(str, words)]) == 0
+    assert f"model: {tmp_path / 'merged'}" in capsys.readouterr().out
+    assert not list((tmp_path / "merged").glob("adapter*"))
+    assert caption(model, photos, tmp_path / "a.jsonl", "--adapter", str(tmp_path / "adapter")) == 0
+    assert caption(tmp_path / "merged", photos, tmp_path / "b.jsonl") == 0
+    assert caption(model, photos, tmp_path / "c.jsonl") == 0
+    assert captions(tmp_path / "a.jsonl") == captions(tmp_path / "b.jsonl") != captions(tmp_path / "c.jsonl")

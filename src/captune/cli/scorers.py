@@ -3,32 +3,138 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import inspect
 import json
+from typing import TYPE_CHECKING, Any
 
 from captune.cli.command import Command, print_table
+
+if TYPE_CHECKING:
+    from captune.scorers import Scorer
+
+GROUPS = {
+    "reference": "compare a caption with references",
+    "image": "compare a caption with its image",
+    "questions": "ask a model about a caption",
+    "text": "look at the caption alone",
+    "other": "from the embedded world and from other packages",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captune scorers`."""
-    parser.add_argument("name", nargs="?", help="describe this scorer: its settings, figures and needs")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("name", nargs="?", help="describe this scorer: what it needs, its figures and its settings")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the list, or the description of one scorer."""
+    from captune.scorers import SCORERS, describe, scorer_class
+
+    if args.name is None:
+        rows = [row._asdict() for row in describe()]
+        if args.json:
+            print(json.dumps(rows, indent=1))
+        else:
+            _print_list([row | {"group": group_of(SCORERS, row["name"])} for row in rows])
+        return 0
+    scorer = scorer_class(args.name)
+    about = {
+        "name": args.name,
+        "group": group_of(SCORERS, args.name),
+        "measures": (inspect.getdoc(scorer) or "").partition("\n")[0],
+        "needs": list(scorer.needs),
+        "uses": list(scorer.uses),
+        "source": scorer.source,
+        "cost": scorer.cost,
+        "figures": figures(scorer),
+        "settings": settings(scorer),
+    }
+    if args.json:
+        print(json.dumps(about, indent=1))
+    else:
+        _print_one(about, inspect.getdoc(scorer) or "")
+    return 0
+
+
+def group_of(registry: Any, name: str) -> str:
+    """Return the group of a scorer: the folder that its module stands in."""
+    parts = getattr(registry, "builtin", registry).get(name, "").split(".")
+    return parts[2] if parts[:2] == ["captune", "scorers"] else "other"
+
+
+def figures(scorer: type[Scorer]) -> list[dict[str, str]]:
+    """Return what a scorer says of its figures: name, label and which way is better."""
+    words = {True: "higher", False: "lower", None: "-"}
+    names = dict.fromkeys([*scorer.higher_is_better, *scorer.labels])
+    return [
+        {
+            "figure": name,
+            "label": scorer.labels.get(name, name.replace("_", " ")),
+            "better": words[scorer.higher_is_better.get(name)],
+        }
+        for name in names
+    ]
+
+
+def settings(scorer: type[Scorer]) -> list[dict[str, str]]:
+    """Return the fields of a scorer's dataclass of settings: name, type, default and meaning."""
+    from captune.utils.spec import describe
+
+    kind = getattr(scorer, "Settings", None)
+    if kind is None:
+        return []
+    hints = inspect.get_annotations(kind, eval_str=True)
+    found = []
+    for field in dataclasses.fields(kind):
+        hint = hints.get(field.name, field.type)
+        default = "required" if field.default is dataclasses.MISSING else str(field.default)
+        texts = [
+            extra.description for extra in getattr(hint, "__metadata__", ()) if getattr(extra, "description", None)
+        ]
+        found.append({"setting": field.name, "type": describe(hint), "default": default, "meaning": " ".join(texts)})
+    return found
+
+
+def _print_list(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    from captune.scorers import describe
+    for group, text in GROUPS.items():
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(min_width=18, no_wrap=True)
+        table.add_column(min_width=10)
+        table.add_column()
+        for row in rows:
+            if row["group"] == group:
+                table.add_row(f"  {row['name']}", " and ".join(row["needs"]) or "captions", row["measures"])
+        if table.row_count:
+            print(f"{group}: {text}")
+            print_table(table)
+            print()
+    print(
+        "The second column is what a scorer needs. `captune scorers NAME` describes one: its settings, its figures and its source."
+    )
 
-    rows = describe()
-    if args.json:
-        print(json.dumps([row._asdict() for row in rows], indent=1))
-        return 0
-    table = Table("scorer", "measures", "needs", "cost", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row.name, row.measures, " and ".join(row.needs) or "captions only", row.cost)
-    print_table(table)
-    return 0
+
+def _print_one(about: dict[str, Any], text: str) -> None:
+    from rich.table import Table
+
+    print(f"{about['name']} ({about['group']}: {GROUPS[about['group']]})\n\n{text}\n")
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_row("needs", " and ".join(about["needs"]) or "captions only")
+    if about["uses"]:
+        facts.add_row("uses, if given", " and ".join(about["uses"]))
+    facts.add_row("source", about["source"])
+    facts.add_row("cost", about["cost"])
+    print_table(facts)
+    for title in ("figures", "settings"):
+        if about[title]:
+            table = Table(*about[title][0], box=None, pad_edge=False)
+            for row in about[title]:
+                table.add_row(*row.values())
+            print()
+            print_table(table)
 
 
 COMMAND = Command(
