@@ -113,7 +113,7 @@ def _print_list(rows: list[dict[str, Any]]) -> None:
             print_table(table)
             print()
     print(
-        "The second column is what a scorer needs. `captune scorers NAME` describes one: its settings, its figures and its source."
+        "The second column: what a scorer needs. `captune scorers NAME` describes one, with its settings and figures."
     )
 
 
