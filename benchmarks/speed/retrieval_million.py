@@ -105,7 +105,7 @@ def exact(corpus, queries: np.ndarray, repeats: int) -> dict:
         "product, numpy": lambda: product("numpy", queries, matrix),
         "product, torch": lambda: product("torch", queries, matrix),
         "top-5": lambda: corpus.search(queries, K),
-        "top-5 images, own excluded": lambda: corpus.search(queries, K, exclude=own, distinct=True),
+        "top-5 images, own excluded": lambda: corpus.search(queries, K, exclude=own, unique_images=True),
         "96: product, numpy": lambda: product("numpy", queries[:96], matrix),
         "96: product, torch": lambda: product("torch", queries[:96], matrix),
         "96: top-5": lambda: corpus.search(queries[:96], K),
@@ -158,7 +158,7 @@ def approximate(folder: Path, index: str, queries: np.ndarray, efforts: tuple[in
     _, truth = corpus.search(queries, K)
     found = {"exact_seconds": round(time.perf_counter() - start, 2)}
     for effort in efforts:
-        corpus = Corpus.open(folder, index=index, effort=effort)
+        corpus = Corpus.open(folder, index=index, search_effort=effort)
         corpus.search(queries[:8], K)
         start = time.perf_counter()
         _, rows = corpus.search(queries, K)

@@ -121,7 +121,7 @@ def test_caption_does_not_mix_two_captioners_in_a_file(model, photos, tmp_path, 
             ["--model", "storybook", "--images", "/nowhere/photos", "--output", "o.jsonl"],
             "/nowhere/photos does not exist",
         ),
-        (["--model", "storybook", "--images", "storybook:tset", "--output", "o.jsonl"], "no split 'tset'"),
+        (["--model", "storybook", "--images", "storybook:tset", "--output", "o.jsonl"], "unknown storybook split 'tset'; did you mean 'test'"),
         (
             ["--model", "nobody/nothing", "--images", "storybook:test?n=2", "--output", "o.jsonl"],
             "hf download nobody/noth",
@@ -212,7 +212,7 @@ def test_a_warning_is_one_line(tmp_path):
 
 def test_debug_raises(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="no split"):
+    with pytest.raises(ValueError, match="unknown storybook split"):
         main(["caption", "--debug", "--model", "storybook", "--images", "storybook:tset", "--output", "o.jsonl"])
 
 

@@ -135,7 +135,7 @@ def test_another_corpus_is_not_overwritten_unless_asked(source: str, tmp_path: P
     assert len(build(f"{source}?n=3", tmp_path, overwrite=True)) == 6
     assert (tmp_path / "mine.txt").read_text() == "kept"
     (tmp_path / "config.json").unlink()
-    with pytest.raises(CorpusError, match="no corpus but holds texts.npy"):
+    with pytest.raises(CorpusError, match="not a corpus but holds texts.npy"):
         build(source, tmp_path)
 
 

@@ -24,7 +24,7 @@ def test_a_corpus_is_opened_with_its_own_encoders_only(corpus: Corpus) -> None:
 
 
 def test_damaged_files_are_refused(corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="is no corpus; make one: captune corpus build"):
+    with pytest.raises(CorpusError, match="is not a corpus; build one: captune corpus build"):
         Corpus.open(tmp_path / "nowhere")
     for name, size in (("texts.npy", -100), ("owners.npy", 40), ("images.npy", 0), ("config.json", 30),
                        ("images.json", -4)):  # fmt: skip
@@ -60,12 +60,12 @@ def test_search_is_exact(corpus: Corpus, k: int, distinct: bool, index: str, mon
     texts = [*(own[0] for own in corpora.captions_of(40)), "", "whale"]  # 30 of them, and duplicates, are in the corpus
     vectors = corpora.Bag().encode_texts(texts)
     own = [f"{i:03d}.png" if i % 3 else None for i in range(len(texts))]  # some are of no image of the corpus
-    scores, rows = corpus.search(vectors, k, exclude=own, distinct=distinct)
+    scores, rows = corpus.search(vectors, k, exclude=own, unique_images=distinct)
     wanted = [expected(corpus, v, k, o, distinct) for v, o in zip(vectors, own, strict=True)]
     assert rows.tolist() == wanted
     np.testing.assert_allclose(scores, [corpus.text_vectors[r] @ v for r, v in zip(wanted, vectors, strict=True)],
                                atol=1e-6)  # fmt: skip
-    one_by_one = [corpus.search(vectors[i : i + 1], k, exclude=own[i : i + 1], distinct=distinct)[1][0].tolist()
+    one_by_one = [corpus.search(vectors[i : i + 1], k, exclude=own[i : i + 1], unique_images=distinct)[1][0].tolist()
                   for i in range(len(texts))]  # fmt: skip
     assert one_by_one == wanted
 
@@ -74,13 +74,13 @@ def test_an_own_image_with_most_of_the_entries(tmp_path: Path) -> None:
     corpus = build(corpora.source(tmp_path / "s", [["red ball"] * 40, *CAPTIONS[:6]]), tmp_path / "c")
     _, rows = corpus.search(["red ball"], 5, exclude=["000.png"])
     assert (rows >= 40).all() and len(set(rows[0])) == 5
-    _, rows = corpus.search(["red ball"], 5, distinct=True)
+    _, rows = corpus.search(["red ball"], 5, unique_images=True)
     assert rows[0, 0] == 0 and len(set(corpus.owners[rows[0]])) == 5
     assert corpus.search(["red ball"], 12, exclude=["000.png"])[1].shape == (1, 12)
     with pytest.raises(CorpusError, match="12 entries to retrieve.*k = 13"):
         corpus.search(["red ball"], 13, exclude=["000.png"])
     with pytest.raises(CorpusError, match="6 images to retrieve.*k = 7"):
-        corpus.search(["red ball"], 7, exclude=["000.png"], distinct=True)
+        corpus.search(["red ball"], 7, exclude=["000.png"], unique_images=True)
     with pytest.raises(CorpusError, match="k = 0"):
         corpus.search(["red ball"], 0)
 
@@ -151,8 +151,8 @@ def test_an_approximate_index_is_added(source: str, tmp_path: Path, kind: str) -
 def test_an_index_that_finds_too_few_is_helped(tmp_path: Path) -> None:
     texts = [[" ".join([word] * n)] for word in corpora.WORDS for n in range(1, 16)]
     corpus = build(corpora.source(tmp_path / "s", texts), tmp_path / "c", index="ivf", shard_size=500)
-    narrow = Corpus.open(tmp_path / "c", index="ivf", effort=1, text_encoder=corpora.Bag())
-    assert narrow.effort == 1 and "index:ivf-1" in narrow.signature
+    narrow = Corpus.open(tmp_path / "c", index="ivf", search_effort=1, text_encoder=corpora.Bag())
+    assert narrow.search_effort == 1 and "index:ivf-1" in narrow.signature
     asked = {"k": 205, "exclude": ["000.png", "other"]}
     rows = narrow.search(["red ball", "sky"], **asked)[1]  # no list of the index has that many
     exact = Corpus.open(corpus.folder, text_encoder=corpora.Bag())

@@ -187,7 +187,7 @@ def test_plain_json_and_results(tmp_path: Path) -> None:
         ("x.json", '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]}', "without captions"),
         ("x.json", '{"a": 3}', "expected a caption or a list"),
         ("x.json", "{}", "names no image"),
-        ("x.txt", "hello\n", "no caption table"),
+        ("x.txt", "hello\n", "not a known caption table"),
         ("x.csv", "image,caption\na.jpg\n", "line 2: expected an image and a caption"),
         ("x.token", "a.jpg#0\tx\nbroken\n", "line 2: expected 'name.jpg#0"),
         ("x.jsonl", '{"text": "a"}\n', "line 1: needs an 'image' or an 'image_id'"),
@@ -196,7 +196,7 @@ def test_plain_json_and_results(tmp_path: Path) -> None:
             '{"image_id": 1, "image": "a"}\n{"image_id": 1, "image": "b"}\n',
             "two images share the image_id '1'",
         ),
-        ("x.bin", "?", "is of no kind that is known here"),
+        ("x.bin", "?", "is of no known kind"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, name: str, text: str, reason: str) -> None:

@@ -103,5 +103,5 @@ def test_merged_says_everything_once() -> None:
 
 
 def test_unknown_parser() -> None:
-    with pytest.raises(ValueError, match="no scene-graph parser is called 'stanza'"):
+    with pytest.raises(ValueError, match="unknown scene-graph parser 'stanza'"):
         load_parser("stanza")

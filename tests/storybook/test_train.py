@@ -31,14 +31,14 @@ def build(storybook_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) ->
     scenes = [sample_scene("pretrain", 0, i) for i in range(12)]
     drawn = [np.asarray(draw(scene, 64)) for scene in scenes]
 
-    def draw_pictures(config: train.BuildConfig) -> tuple[list[Scene], np.ndarray]:
+    def draw_images(config: train.BuildConfig) -> tuple[list[Scene], np.ndarray]:
         places = list(itertools.islice(itertools.cycle(range(12)), config.num_images))
         return [scenes[i] for i in places], np.stack([drawn[i] for i in places])
 
     def make(name: str, **settings: Any) -> tuple[Path, dict[str, Any]]:
         folder = tmp_path_factory.mktemp(name) / "model"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "draw_pictures", draw_pictures)
+            patch.setattr(train, "draw_images", draw_images)
             patch.setattr(train, "build_tokenizer", lambda: storybook_tokenizer)
             patch.setattr(train, "greedy_figures", functools.partial(train.greedy_figures, n=2))
             return folder, train.build(train.BuildConfig(**(TINY | settings)), folder)
@@ -177,7 +177,7 @@ def test_relations_alone_are_true() -> None:
 
 def test_the_pictures_are_those_of_the_split() -> None:
     config = train.BuildConfig(seed=5, num_images=3)
-    scenes, pixels = train.draw_pictures(config)
+    scenes, pixels = train.draw_images(config)
     assert scenes == [sample_scene("pretrain", 5, i) for i in range(3)]
     assert pixels.shape == (3, 64, 64, 3) and pixels.dtype == np.uint8
     assert np.array_equal(pixels[2], np.asarray(draw(scenes[2], 64)))

@@ -8,6 +8,6 @@ corpus.image_vectors[corpus.owners[rows]]                   # (1, 5, D): the ret
 from __future__ import annotations
 
 from captune.corpus.corpus import Corpus
-from captune.corpus.files import CorpusError
+from captune.errors import CorpusError
 
 __all__ = ["Corpus", "CorpusError"]

@@ -1,4 +1,4 @@
-"""Building a corpus: the source read once, piece by piece, each piece on the disk before the next is begun."""
+"""Build a corpus: the source is read once, piece by piece, and each piece is on the disk before the next begins."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from captune.models.encoders import (
     load_text_encoder,
     unit_vectors,
 )
+from captune.utils.registry import nearest
 from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -51,19 +52,19 @@ def build(
     progress: bool = True,
     device: str | None = None,
 ) -> None:
-    """The work of `Corpus.build`."""
+    """Build a corpus in the folder `output`; see `Corpus.build`."""
     folder = Path(output)
     for name, number in (("batch_size", batch_size), ("shard_size", shard_size)):
         if number < 1:
             raise CorpusError(f"{name} must be at least 1, not {number}")
     if index not in INDEXES:
-        raise CorpusError(f"there is no index {index!r}; there are {', '.join(INDEXES)}")
+        raise CorpusError(nearest(index, INDEXES, "index"))
     offered = scheme_of(source)
     if text_encoder is None:
         text_encoder = offered.text_encoder or DEFAULT_TEXT_ENCODER
-    texts = load_text_encoder(text_encoder, device) if isinstance(text_encoder, str) else text_encoder
-    pictures = load_image_encoder(image_encoder, device) if isinstance(image_encoder, str) else image_encoder
-    if pictures.name == DEFAULT_IMAGE_ENCODER != offered.image_encoder:
+    text_model = load_text_encoder(text_encoder, device) if isinstance(text_encoder, str) else text_encoder
+    image_model = load_image_encoder(image_encoder, device) if isinstance(image_encoder, str) else image_encoder
+    if image_model.name == DEFAULT_IMAGE_ENCODER != offered.image_encoder:
         logger.warning(
             "%s was trained on storybook images alone; for photographs name an image encoder such as "
             "openai/clip-vit-base-patch32",
@@ -75,18 +76,18 @@ def build(
         "complete": False,
         "source": source if isinstance(source, str) else f"a dataset of {_count(dataset) or 'unknown'} rows",
         "rows": _count(dataset),
-        "text_encoder": {"name": texts.name, "digest": texts.digest},
-        "image_encoder": {"name": pictures.name, "digest": pictures.digest},
+        "text_encoder": {"name": text_model.name, "digest": text_model.digest},
+        "image_encoder": {"name": image_model.name, "digest": image_model.digest},
         "shard_size": shard_size,
     }
     folder.mkdir(parents=True, exist_ok=True)
     with files.only_builder(folder):
         begun = _begin(folder, settings, overwrite)
         if not begun.get("complete"):
-            job = _Job(texts, pictures, folder, batch_size, begun["shard_size"], progress)
+            job = _Job(text_model, image_model, folder, batch_size, begun["shard_size"], progress)
             count = job.run(dataset)
-            files.write_config(folder, {**begun, **files.merge(folder, count), "complete": True,
-                                        "versions": versions()})  # fmt: skip
+            merged = files.merge(folder, count)
+            files.write_config(folder, {**begun, **merged, "complete": True, "versions": versions()})
         shutil.rmtree(folder / files.SHARDS, ignore_errors=True)
         if index not in EXACT:
             make_index(folder, index, progress=progress)
@@ -97,41 +98,52 @@ def _count(dataset: ImageSource) -> int | None:
 
 
 def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """The config of the build that goes on here; CorpusError where another one lies here."""
+    """The config of the build that starts or resumes here; CorpusError if the folder holds another one."""
     if overwrite:
         files.clear(folder)
     begun = files.read_config(folder)
     if begun is None:
         taken = [name for name in (files.SHARDS, *files.OWN) if (folder / name).exists()]
         if taken:
-            raise CorpusError(f"{folder} is no corpus but holds {', '.join(taken)}; name another folder")
+            raise CorpusError(f"{folder} is not a corpus but holds {', '.join(taken)}; name another folder")
         files.write_config(folder, settings)
         return settings
-    said = {"source": "source", "rows": "number of rows"}
-    other = [f"{what} {begun.get(key)!r}, not {settings[key]!r}" for key, what in said.items()
-             if begun.get(key) != settings[key]]  # fmt: skip
+    differences = [
+        f"{what} {begun.get(key)!r}, not {settings[key]!r}"
+        for key, what in {"source": "source", "rows": "number of rows"}.items()
+        if begun.get(key) != settings[key]
+    ]
     for slot in ("text_encoder", "image_encoder"):
         if begun[slot]["digest"] != settings[slot]["digest"]:
             then, now = ("{name}@{digest}".format(**c[slot]) for c in (begun, settings))
-            other.append(f"{slot.replace('_', ' ')} {then}, not {now}")
-    if other:
+            differences.append(f"{slot.replace('_', ' ')} {then}, not {now}")
+    if differences:
         what = "a corpus" if begun.get("complete") else "an unfinished corpus"
-        raise CorpusError(f"{folder} holds {what} made otherwise ({'; '.join(other)}); name another folder, or "
-                          "overwrite it")  # fmt: skip
+        raise CorpusError(
+            f"{folder} holds {what} made with other settings ({'; '.join(differences)}); name another folder, or pass "
+            "--overwrite"
+        )
     return begun
 
 
 class _Job:
     """One pass over the source."""
 
-    def __init__(self, texts: EncodesTexts, pictures: EncodesImages, folder: Path, batch_size: int, shard_size: int,
-                 progress: bool) -> None:  # fmt: skip
-        self.texts, self.pictures, self.folder = texts, pictures, folder
+    def __init__(
+        self,
+        text_model: EncodesTexts,
+        image_model: EncodesImages,
+        folder: Path,
+        batch_size: int,
+        shard_size: int,
+        progress: bool,
+    ) -> None:
+        self.text_model, self.image_model, self.folder = text_model, image_model, folder
         self.batch_size, self.shard_size, self.show = batch_size, shard_size, progress
         self.known: set[str] = set()  # the images that earlier shards have
 
     def run(self, dataset: ImageSource) -> int:
-        """How many shards there are now."""
+        """Encode what no shard has yet; return how many shards there are."""
         reader = _Reader(dataset)
         with (
             tqdm(total=reader.total, desc="corpus", unit="image", disable=not self.show) as bar,
@@ -143,7 +155,7 @@ class _Job:
                 shard = files.read_shard(path)
                 if shard is None:
                     if path.exists():
-                        logger.warning("%s is cut off; its part of the source is done again", path)
+                        logger.warning("%s is damaged; its part of the source is encoded again", path)
                     shard = self._shard(reader.rows(number * self.shard_size, self.shard_size), pool, bar)
                     if not shard.rows:
                         return number
@@ -168,15 +180,15 @@ class _Job:
             shard.skipped += now.skipped
             if now.images:
                 shard.images += now.images
-                images.append(unit_vectors(self.pictures.encode_images(now.pictures), now.images))
+                images.append(unit_vectors(self.image_model.encode_images(now.opened), now.images))
             shard.entries += now.entries
             waiting += [caption for _, caption in now.entries]
             while len(waiting) >= _TEXTS_AT_ONCE:
                 part, waiting = waiting[:_TEXTS_AT_ONCE], waiting[_TEXTS_AT_ONCE:]
-                texts.append(unit_vectors(self.texts.encode_texts(part), part))
+                texts.append(unit_vectors(self.text_model.encode_texts(part), part))
             bar.update(now.rows)
         if waiting:
-            texts.append(unit_vectors(self.texts.encode_texts(waiting), waiting))
+            texts.append(unit_vectors(self.text_model.encode_texts(waiting), waiting))
         if images:
             shard.image_vectors = np.concatenate(images)
         if texts:
@@ -195,7 +207,7 @@ class _Job:
                 continue
             if image_id not in self.known and image_id not in seen:
                 try:
-                    batch.pictures.append(open_image(row["image"], image_id))
+                    batch.opened.append(open_image(row["image"], image_id))
                 except BadImage as error:
                     batch.skipped.append((image_id, error.why))
                     continue
@@ -210,11 +222,11 @@ class _Opened(Shard):
 
     def __init__(self, rows: int) -> None:
         super().__init__(rows)
-        self.pictures: list[Any] = []
+        self.opened: list[Any] = []
 
 
 class _Reader:
-    """Rows of a source by their number; a stream is asked in rising order and passes over what is not asked for."""
+    """Rows of a source by their number; a stream is read in rising order and skips the others."""
 
     def __init__(self, dataset: ImageSource) -> None:
         self.dataset = dataset

@@ -6,11 +6,11 @@
     owners.npy       (N,) int64: the row of each entry's image
     entries.jsonl    N lines: image_id, caption
     images.json      M image ids
-    skipped.jsonl    the images that are not in it: image_id, why
-    index-ivf.faiss  where an approximate index was asked for
-    shards/          while it is built: finished pieces of the source, so that a killed build goes on
+    skipped.jsonl    the images that were left out: image_id, why
+    index-ivf.faiss  the approximate index, if one was built
+    shards/          during a build: finished pieces of the source, so that a killed build resumes
 
-Every file is replaced in one step. config.json says "complete" after all others lie there; what is never read before.
+Every file is replaced in one step. config.json is marked complete last; an incomplete corpus is never opened.
 """
 
 from __future__ import annotations
@@ -31,17 +31,25 @@ from captune.utils.files import jsonl_line, lock, replace_file, replacing
 
 FORMAT = 1
 CONFIG = "config.json"
-_AFRESH = "build the corpus afresh: captune corpus build … --overwrite"
+_AGAIN = "build the corpus again: captune corpus build … --overwrite"
 SHARDS = "shards"
-OWN = ("texts.npy", "images.npy", "owners.npy", "entries.jsonl", "images.json", "skipped.jsonl",
-       "index-ivf.faiss", "index-hnsw.faiss")  # fmt: skip
+OWN = (
+    "texts.npy",
+    "images.npy",
+    "owners.npy",
+    "entries.jsonl",
+    "images.json",
+    "skipped.jsonl",
+    "index-ivf.faiss",
+    "index-hnsw.faiss",
+)
 
 
 @dataclass
 class Shard:
-    """A finished piece of the source: `rows` source rows from its start on, in one file, so it is there or it is not.
+    """A finished piece of the source, `rows` rows of it, in one file.
 
-    An entry names its image by id, because an id may come again after its image is in an earlier shard.
+    An entry names its image by id, because an id may occur again after its image is in an earlier shard.
     """
 
     rows: int
@@ -53,30 +61,38 @@ class Shard:
 
 
 def shard_path(folder: Path, number: int) -> Path:
+    """Return the file of a shard."""
     return folder / SHARDS / f"{number:06d}.safetensors"
 
 
 def write_shard(path: Path, shard: Shard) -> None:
+    """Write a shard in one step."""
     from safetensors.numpy import save_file
 
     about = {"rows": shard.rows, "images": shard.images, "entries": shard.entries, "skipped": shard.skipped}
     text = json.dumps(about).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing_file(path) as temporary:
-        save_file({"images": shard.image_vectors, "texts": shard.text_vectors,
-                   "about": np.frombuffer(text, dtype=np.uint8)}, temporary)  # fmt: skip
+        vectors = {"images": shard.image_vectors, "texts": shard.text_vectors}
+        save_file({**vectors, "about": np.frombuffer(text, dtype=np.uint8)}, temporary)
 
 
 def read_shard(path: Path) -> Shard | None:
-    """None where it is not there, cut off or no such file: that piece is made again."""
+    """Read a shard; None if it is missing or damaged, and is to be made again."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         tensors = load_file(path)
         about = json.loads(tensors["about"].tobytes())
-        shard = Shard(about["rows"], about["images"], [(i, c) for i, c in about["entries"]],
-                      [(i, w) for i, w in about["skipped"]], tensors["images"], tensors["texts"])  # fmt: skip
+        shard = Shard(
+            about["rows"],
+            about["images"],
+            [(image_id, caption) for image_id, caption in about["entries"]],
+            [(image_id, why) for image_id, why in about["skipped"]],
+            tensors["images"],
+            tensors["texts"],
+        )
     except (OSError, SafetensorError, ValueError, KeyError):
         return None
     whole = len(shard.images) == len(shard.image_vectors) and len(shard.entries) == len(shard.text_vectors)
@@ -84,15 +100,24 @@ def read_shard(path: Path) -> Shard | None:
 
 
 def merge(folder: Path, count: int) -> dict[str, Any]:
-    """Make the corpus' files out of `count` shards; returns what config.json says of them. The shards stay."""
+    """Make the corpus' files out of `count` shards, which stay.
+
+    Returns:
+        What config.json says about them: entries, images, skipped, digest.
+
+    Raises:
+        CorpusError: if there is no entry, or the shards do not fit together.
+    """
     texts, images, skipped = (0, 0), (0, 0), 0
     for shard in _shards(folder, count):
         texts = _grown(texts, shard.text_vectors, "text")
         images = _grown(images, shard.image_vectors, "image")
         skipped += len(shard.skipped)
     if not texts[0]:
-        raise CorpusError(f"nothing to retrieve: no image of the source has a caption and can be read ({skipped} were "
-                          "left out; a corpus needs a captioned source)")  # fmt: skip
+        raise CorpusError(
+            f"nothing to retrieve: no image of the source has a caption and can be read ({skipped} were left out; a "
+            "corpus needs a captioned source)"
+        )
     digests = [hashlib.sha256() for _ in range(3)]
     ids: dict[str, int] = {}
     owners = np.empty(texts[0], dtype=np.int64)
@@ -116,8 +141,10 @@ def merge(folder: Path, count: int) -> dict[str, Any]:
                 text_vectors[row : row + len(shard.entries)] = shard.text_vectors.reshape(-1, texts[1])
                 for image_id, caption in shard.entries:
                     if image_id not in ids:
-                        raise CorpusError(f"the source changed while {folder} was built: image {image_id!r} is gone; "
-                                          "start afresh with overwrite")  # fmt: skip
+                        raise CorpusError(
+                            f"the source changed while {folder} was built: image {image_id!r} is gone; start again "
+                            "with --overwrite"
+                        )
                     owners[row] = ids[image_id]
                     row += 1
                     line = jsonl_line({"image_id": image_id, "caption": caption})
@@ -140,7 +167,7 @@ def _shards(folder: Path, count: int) -> Iterator[Shard]:
     for number in range(count):
         shard = read_shard(shard_path(folder, number))
         if shard is None:
-            raise CorpusError(f"{shard_path(folder, number)} cannot be read; build again, and only it is made again")
+            raise CorpusError(f"{shard_path(folder, number)} cannot be read; run the build again: only it is redone")
         yield shard
 
 
@@ -154,7 +181,11 @@ def _grown(shape: tuple[int, int], vectors: np.ndarray, kind: str) -> tuple[int,
 
 @contextmanager
 def only_builder(folder: Path) -> Iterator[None]:
-    """Only one process builds in a folder."""
+    """Lock a folder against a second build while this lasts.
+
+    Raises:
+        CorpusError: if another process builds there.
+    """
     with (folder / ".lock").open("wb") as file:
         if not lock(file):
             raise CorpusError(f"{folder}: another process is building here; wait for it to end")
@@ -162,61 +193,80 @@ def only_builder(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a corpus consists of, by its names; config.json last, so that a killed removal can be repeated."""
+    """Remove a corpus' files, by their names; config.json last, so that a killed removal can be repeated."""
     shutil.rmtree(folder / SHARDS, ignore_errors=True)
     for name in (*OWN, CONFIG):
         (folder / name).unlink(missing_ok=True)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Replace config.json."""
     replace_file(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """None where the folder holds no corpus, not even a begun one."""
+    """Read config.json; None if the folder holds no corpus, not even an unfinished one.
+
+    Raises:
+        CorpusError: if it is not the config of a corpus, or of another format.
+    """
     try:
         config = json.loads((folder / CONFIG).read_bytes())
         if not isinstance(config, dict) or "text_encoder" not in config or "image_encoder" not in config:
-            raise CorpusError(f"{folder / CONFIG} is not a corpus' config")
+            raise CorpusError(f"{folder / CONFIG} is not the config of a corpus")
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise CorpusError(f"{folder / CONFIG} cannot be read: {error}") from error
     if config.get("format") != FORMAT:
-        raise CorpusError(f"{folder} has format {config.get('format')}; this captune reads {FORMAT}: {_AFRESH}")
+        raise CorpusError(f"{folder} has format {config.get('format')}; this captune reads {FORMAT}: {_AGAIN}")
     return config
 
 
 def complete_config(folder: Path) -> dict[str, Any]:
-    """The config of a corpus that can be searched."""
+    """Read the config of a corpus that can be searched.
+
+    Raises:
+        CorpusError: if there is no corpus, or it is not finished.
+    """
     config = read_config(folder)
     if config is None:
-        raise CorpusError(f"{folder} is no corpus; make one: captune corpus build --captions SOURCE --output {folder}")
+        raise CorpusError(
+            f"{folder} is not a corpus; build one: captune corpus build --captions SOURCE --output {folder}"
+        )
     if not config.get("complete"):
-        raise CorpusError(f"{folder} is not finished; run its `captune corpus build` again, and it goes on")
+        raise CorpusError(f"{folder} is not finished; run its `captune corpus build` again, which resumes")
     return config
 
 
 def read_image_ids(folder: Path, count: int) -> list[str]:
+    """Return the ids of a corpus' images.
+
+    Raises:
+        CorpusError: if the file cannot be read or does not have `count` ids.
+    """
     try:
         ids = json.loads((folder / "images.json").read_bytes())
     except (OSError, ValueError) as error:
-        raise CorpusError(f"{folder / 'images.json'} cannot be read ({error}); {_AFRESH}") from error
+        raise CorpusError(f"{folder / 'images.json'} cannot be read ({error}); {_AGAIN}") from error
     if not isinstance(ids, list) or len(ids) != count:
-        raise CorpusError(f"{folder / 'images.json'} does not have the {count} ids that {CONFIG} says; {_AFRESH}")
+        raise CorpusError(f"{folder / 'images.json'} does not have the {count} ids that {CONFIG} says; {_AGAIN}")
     return ids
 
 
 def open_vectors(folder: Path, name: str, shape: Sequence[int | None], dtype: type) -> np.ndarray:
-    """A .npy file, memory-mapped, of this shape (None: any size) and type."""
+    """Open a .npy file, memory-mapped, of this shape (None: any size) and type.
+
+    Raises:
+        CorpusError: if it cannot be read or is another array.
+    """
     try:
         array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise CorpusError(f"{folder / name} cannot be read ({error}); {_AFRESH}") from error
+        raise CorpusError(f"{folder / name} cannot be read ({error}); {_AGAIN}") from error
     fits = len(array.shape) == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
     if not fits or array.dtype != dtype:
-        raise CorpusError(f"{folder / name} holds {array.shape} {array.dtype}, which is not what {CONFIG} says; "
-                          f"{_AFRESH}")  # fmt: skip
+        raise CorpusError(f"{folder / name} holds {array.shape} {array.dtype}, not what {CONFIG} says; {_AGAIN}")
     return array
 
 

@@ -1,5 +1,7 @@
-"""Nearest vectors by inner product: exact with faiss over the memory-mapped vectors, exact on an accelerator that holds
-a copy of them, or through one of faiss' indexes on disk."""
+"""Nearest vectors by inner product: exact, or through one of faiss' indexes on disk.
+
+Exact search runs in faiss over the memory-mapped vectors, or on an accelerator that holds a copy of them.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ _LOCK = threading.Lock()
 
 
 def nearest(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(scores, rows), each (Q, k), best first: the exact search. The vectors are read in place, not copied."""
+    """Search exactly; the vectors are read in place, not copied.
+
+    Returns:
+        (scores, rows), each (Q, k), best first.
+    """
     faiss = load_faiss()
     with _wide_products(faiss, len(queries)):
         return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
@@ -38,11 +44,11 @@ def nearest(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarra
 
 @contextmanager
 def _wide_products(faiss: Any, queries: int) -> Iterator[None]:
-    """faiss' exact search as matrix products of a good shape, while this lasts.
+    """Run faiss' exact search as matrix products of a good shape while this lasts.
 
-    By itself it multiplies 1,024 vectors at a time, and for fewer than about 170 queries of 768 dimensions none at all
-    (faiss 1.15): 64 queries take three to ten times as long as the product does. Its settings are the process', so they
-    are put back; they change the speed and nothing else.
+    By itself faiss 1.15 multiplies 1,024 vectors at a time, and for fewer than about 170 queries of 768 dimensions it
+    does not multiply at all: 64 queries take three to ten times as long as the product does. The settings belong to
+    the process, so they are restored; they change nothing but the speed.
     """
     at_once = min(max(1, queries), 4096)
     settings = {
@@ -62,7 +68,7 @@ def _wide_products(faiss: Any, queries: int) -> Iterator[None]:
 
 
 class OnDevice:
-    """The exact search as matrix products in float32 on an accelerator, 4 bytes of its memory for each number."""
+    """Searches exactly, by matrix products in float32 on an accelerator: 4 bytes of its memory for each number."""
 
     def __init__(self, vectors: np.ndarray, device: str | None) -> None:
         self.device = torch.device(pick_device(device))
@@ -72,7 +78,7 @@ class OnDevice:
             self.vectors[start : start + _ROWS] = torch.from_numpy(part)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `nearest`, but for the vectors."""
+        """Return (scores, rows), each (Q, k), best first; see `nearest`."""
         asked = torch.from_numpy(np.ascontiguousarray(queries)).to(self.device)
         scores = torch.empty(len(asked), 0, device=self.device)
         rows = torch.empty(len(asked), 0, dtype=torch.long, device=self.device)
@@ -87,7 +93,7 @@ class OnDevice:
 
 
 def make_index(folder: Path, kind: str, *, progress: bool = True) -> None:
-    """Build index-<kind>.faiss from texts.npy; nothing is done where it is there.
+    """Build index-<kind>.faiss from texts.npy, unless it exists.
 
     IVF: 4 sqrt(N) lists, k-means on up to 40 vectors per list (seed 0). HNSW: 32 links, 80 candidates at building.
     """
@@ -115,28 +121,39 @@ def make_index(folder: Path, kind: str, *, progress: bool = True) -> None:
         faiss.write_index(index, str(temporary))
 
 
-def open_index(folder: Path, kind: str, effort: int | None, count: int) -> faiss.Index:
-    """The index of a corpus of `count` entries; the lists of IVF stay on the disk until they are visited."""
+def open_index(folder: Path, kind: str, search_effort: int | None, count: int) -> faiss.Index:
+    """Open the index of a corpus of `count` entries; the lists of IVF stay on the disk until they are visited.
+
+    Raises:
+        CorpusError: if there is none, it cannot be read, or it belongs to another corpus.
+    """
     faiss = load_faiss()
     path = folder / f"index-{kind}.faiss"
     if not path.is_file():
-        raise CorpusError(f"{folder} has no {kind} index; build the corpus again with index={kind!r}: what is there "
-                          "is kept, only the index is added")  # fmt: skip
+        raise CorpusError(
+            f"{folder} has no {kind} index; build the corpus again with index={kind!r}: its vectors are kept, only the "
+            "index is added"
+        )
     flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if kind == "ivf" else 0
     try:
         index = faiss.read_index(os.fspath(path), flags)
     except RuntimeError as error:
         raise CorpusError(f"{path} cannot be read; delete it and build the corpus again with index={kind!r}") from error
     if index.ntotal != count:
-        raise CorpusError(f"{path} is of another corpus: it has {index.ntotal:,} vectors, not {count:,}")
+        raise CorpusError(f"{path} is an index of another corpus: it has {index.ntotal:,} vectors, not {count:,}")
     if kind == "ivf":
-        index.nprobe = min(effort or INDEXES[kind], index.nlist)
+        index.nprobe = min(search_effort or INDEXES[kind], index.nlist)
     else:
-        index.hnsw.efSearch = effort or INDEXES[kind]
+        index.hnsw.efSearch = search_effort or INDEXES[kind]
     return index
 
 
 def load_faiss() -> Any:
+    """Return the module faiss.
+
+    Raises:
+        CorpusError: if it is not installed.
+    """
     try:
         import faiss
     except ImportError as error:

@@ -1,8 +1,7 @@
 """Caption files: one JSON object per line, ``{"image_id": …, "caption": …}``, or the COCO results format.
 
-Lines end at "\\n" alone: a caption may hold U+2028 or a vertical tab, at which `str.splitlines` would cut it in two.
-A file is only ever appended to and each batch is flushed to the disk, so that a killed process leaves whole lines and
-at most one torn one at the end; reading leaves that line out with a warning, `CaptionWriter` removes it.
+A file is only ever appended to and each batch is flushed to the disk: a killed process leaves whole lines and at most
+one torn one at the end, which reading leaves out with a warning and `CaptionWriter` removes.
 """
 
 from __future__ import annotations
@@ -21,28 +20,32 @@ logger = logging.getLogger(__name__)
 
 
 def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
-    """{image_id: caption} in file order, from JSONL, COCO results JSON (a list of objects) or JSON ``{id: caption}``.
+    """Read {image_id: caption}, in file order.
 
-    Ids become strings.  Empty captions are kept: they are what the captioner said.  An id may occur twice only with the
-    same caption; two different captions for one image are an error, because either choice would be silent.
+    Ids become strings. Empty captions are kept: the captioner wrote them. An id may occur twice only with the same
+    caption.
 
-    Raises CaptionFileError.
+    Args:
+        path: JSONL, COCO results JSON (a list of objects) or JSON ``{id: caption}``.
+
+    Raises:
+        CaptionFileError: for a file that is none of these, or with two different captions for one image.
     """
     path = Path(path)
     captions: dict[str, str] = {}
-    for place, image_id, caption in _entries(path):
+    for entry, image_id, caption in _entries(path):
         if image_id is None or isinstance(image_id, bool | list | dict):
-            raise CaptionFileError(f"{path}, {place}: needs an image_id (a string or a number)")
+            raise CaptionFileError(f"{path}, {entry}: needs an image_id (a string or a number)")
         if not isinstance(caption, str):
-            raise CaptionFileError(f"{path}, {place}: image {image_id!r} needs one caption, a string")
+            raise CaptionFileError(f"{path}, {entry}: image {image_id!r} needs one caption, a string")
         key = str(image_id)
         if captions.setdefault(key, caption) != caption:
-            raise CaptionFileError(f"{path}, {place}: a second, different caption for image {key!r}")
+            raise CaptionFileError(f"{path}, {entry}: a second, different caption for image {key!r}")
     return captions
 
 
 def _entries(path: Path) -> Iterable[tuple[str, Any, Any]]:
-    """(place, image_id, caption) of every entry."""
+    """(which entry, image_id, caption) of every entry."""
     if _is_jsonl(path):
         for number, row in enumerate(read_jsonl(path), start=1):
             yield f"entry {number}", row.get("image_id"), row.get("caption")
@@ -75,20 +78,28 @@ def _is_jsonl(path: Path) -> bool:
 
 
 def write_coco_results(captions: Mapping[str, str], path: str | os.PathLike[str]) -> None:
-    """``[{"image_id": …, "caption": …}]``; whole-number ids are written as numbers, as COCO's tools expect."""
+    """Write ``[{"image_id": …, "caption": …}]``; whole-number ids become numbers, as COCO's tools expect."""
     rows = [{"image_id": int(key) if key.isdecimal() else key, "caption": text} for key, text in captions.items()]
     replace_file(path, json.dumps(rows, ensure_ascii=False))
 
 
 class CaptionWriter:
-    """Appends rows to a JSONL caption file; what `write` has returned from is on the disk.
-
-    ``resume=True`` keeps what the file holds (a torn last line is removed and logged): ``done`` are its ids, ``last``
-    the last one; ``resume=False`` starts an empty file.  Only one writer can hold a file.
+    """Appends rows to a JSONL caption file; when `write` returns, its rows are on the disk.
 
         with CaptionWriter("caps.jsonl") as writer:
             if image_id not in writer.done:
                 writer.write([{"image_id": image_id, "caption": caption}])
+
+    Args:
+        path: the file; only one writer can hold it.
+        resume: keep what the file holds (a torn last line is removed and logged); False: start an empty file.
+
+    Attributes:
+        done: the ids that the file holds.
+        last: the last of them.
+
+    Raises:
+        CaptionFileError: if another process writes to the file, or it is not a caption file.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = True) -> None:
@@ -124,12 +135,16 @@ class CaptionWriter:
         elif not content[start:].startswith((b"{", b"\0")):
             raise CaptionFileError(f"{self.path} is not a caption file; name another output")
         else:
-            logger.warning("%s: the last line is cut off; it is removed and its image done again", self.path)
+            logger.warning("%s: the last line is cut off; it is removed and its image captioned again", self.path)
             self._file.truncate(start)
         self._flush()
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows, each with at least ``image_id`` and ``caption``, and wait until they are on the disk."""
+        """Append rows, each with at least ``image_id`` and ``caption``, and wait until they are on the disk.
+
+        Raises:
+            CaptionFileError: for a row without either, or an id that has a caption already.
+        """
         rows = list(rows)
         for row in rows:
             if not isinstance(row.get("image_id"), str) or not isinstance(row.get("caption"), str):
@@ -145,6 +160,7 @@ class CaptionWriter:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file, which releases it for other writers."""
         self._file.close()
 
     def __enter__(self) -> CaptionWriter:

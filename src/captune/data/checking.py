@@ -21,10 +21,15 @@ logger = logging.getLogger(__name__)
 def without_bad(
     dataset: Dataset, *, progress: bool = True, workers: int | None = None
 ) -> tuple[Dataset, list[tuple[str, str]]]:
-    """The rows whose images open, and (image_id, why) of the others, each of which is logged.
+    """Open every image once, a few at a time, and leave out the bad ones, which are logged.
 
-    Opens every image once, a few at a time: for training, which would otherwise end at the first bad one.  A dataset
-    whose images are no files (an `image` column of another type) comes back as it is.
+    Args:
+        dataset: a source's; one whose `image` column does not hold files is returned unchanged.
+        progress: show a progress bar.
+        workers: threads; None: one per core, at most 8.
+
+    Returns:
+        The rows whose images open, and (image_id, why) of the others.
     """
     if not isinstance((dataset.features or {}).get("image"), Image):
         return dataset, []

@@ -15,14 +15,15 @@ ImageSource: TypeAlias = Dataset | IterableDataset
 
 @dataclass
 class SafeImage(Image):
-    """`datasets`' image feature, opened by `open_image`; a column without images costs no decoding."""
+    """An image feature of `datasets` that `open_image` decodes, row by row."""
 
     def decode_example(self, value: Any, token_per_repo_id: Any = None) -> PILImage:
+        """Return the image, opened by `open_image`."""
         return open_image(value)
 
 
 def decoded(dataset: ImageSource) -> ImageSource:
-    """The dataset with images opened on access by `open_image`."""
+    """Return the dataset with images that `open_image` opens on access."""
     if isinstance(dataset, IterableDataset):  # its columns keep the types of its last map
         return dataset.map(_open_row, features=Features({**dataset.features, "image": SafeImage()}))
     return dataset.cast_column("image", SafeImage())
@@ -33,13 +34,13 @@ def _open_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def undecoded(dataset: ImageSource) -> ImageSource:
-    """The dataset with images left as {"bytes", "path"}; one that draws its images on access is returned as it is."""
+    """Return the dataset with images as {"bytes", "path"}; one that draws its images on access is unchanged."""
     feature = (dataset.features or {}).get("image")
     return dataset.cast_column("image", Image(decode=False)) if isinstance(feature, Image) else dataset
 
 
 def column(dataset: ImageSource, name: str) -> list[Any]:
-    """One column without its images: a transform that draws or decodes them (storybook's) is left out."""
+    """Return one column as a list, without decoding or drawing any image."""
     if isinstance(dataset, IterableDataset):
         return [row[name] for row in undecoded(dataset)]
     return list(dataset.with_format(None)[name])

@@ -1,7 +1,7 @@
-"""Opening one image safely: the answer is an upright 8-bit RGB image, or a `BadImage` that says why there is none.
+"""Open one image safely: an upright 8-bit RGB image, or a `BadImage` that says why not.
 
-Pillow opens a truncated file happily and fails only when its pixels are asked for, so everything here is decoded at
-once.  (A program that sets ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` asks for half images and gets them.)
+Pillow opens a truncated file without complaint and fails only when pixels are read, so images are decoded at once.
+(A program that sets ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` gets truncated images.)
 """
 
 from __future__ import annotations
@@ -29,14 +29,18 @@ IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split(" "))
 
 
 def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image as upright 8-bit RGB, fully loaded.
+    """Return the image as upright 8-bit RGB, fully loaded.
 
-    ``image``: a path, the file's bytes, a ``{"bytes", "path"}`` pair as `datasets` stores images, or a PIL image.
-    ``item``: the name used in errors; the path if not given.
     EXIF rotation is applied, transparency is laid on white, 16-bit and floating-point images are scaled (not clipped)
-    to 8 bits, of an animation the first frame is taken.
+    to 8 bits, and of an animation the first frame is taken.
 
-    Raises BadImage.
+    Args:
+        image: a path, the file's bytes, a ``{"bytes", "path"}`` pair as `datasets` stores images, or a PIL image.
+        item: the name used in errors; None: the path.
+        max_pixels: a larger image is refused.
+
+    Raises:
+        BadImage: if the image cannot be used.
     """
     item = item if item is not None else _name(image)
     if not isinstance(image, Image.Image):
@@ -51,7 +55,11 @@ def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIX
 
 
 def image_size(image: Any, item: str | None = None) -> tuple[int, int]:
-    """(width, height) from the header alone, in pixels, before any EXIF rotation.  Raises BadImage."""
+    """Return (width, height) in pixels from the header alone, before any EXIF rotation.
+
+    Raises:
+        BadImage: if the image cannot be used.
+    """
     if isinstance(image, Image.Image):
         return image.size
     item = item if item is not None else _name(image)
@@ -149,7 +157,7 @@ def _upright(image: Image.Image, item: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode to RGB: scaled where it has more than 8 bits, on white where it is transparent."""
+    """Convert any PIL mode to RGB: scaled where it has more than 8 bits, on white where it is transparent."""
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_to_8_bits(image))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):

@@ -1,7 +1,7 @@
 """Caption files of the field, each read into `Entry` rows: an image's id, its file name and its references.
 
 COCO captions JSON, Karpathy's dataset_*.json, Flickr8k.token.txt, Kaggle's captions.txt, Flickr30k's results.csv,
-JSONL, a JSON list of results, and a JSON object {id: caption or captions}.  No image is opened here.
+JSONL, a JSON list of results, and a JSON object {id: caption or captions}. No image is opened here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,17 @@ logger = logging.getLogger(__name__)
 ID_KEYS = ("image_id", "id", "cocoid", "imgid", "img_id", "__key__")
 IMAGE_KEYS = ("image", "image_path", "file_name", "filename", "file", "filepath", "image_name", "img", "path")
 REFERENCE_KEYS = (
-    "references", "captions", "caption", "sentences_raw", "sentences", "comment", "raw", "text", "txt", "answer",
-)  # fmt: skip
+    "references",
+    "captions",
+    "caption",
+    "sentences_raw",
+    "sentences",
+    "comment",
+    "raw",
+    "text",
+    "txt",
+    "answer",
+)
 TEXT_SUFFIXES = frozenset((".txt", ".csv", ".tsv", ".token"))
 
 
@@ -38,7 +47,11 @@ class Entry(NamedTuple):
 
 
 def read_entries(path: Path, split: str | None = None) -> list[Entry]:
-    """The images that a caption file names, in file order, each once with all its references.  Raises SourceError."""
+    """Return the images that a caption file names, in file order, each once with all its references.
+
+    Raises:
+        SourceError: if the file has no known format, or no such split.
+    """
     suffix = path.suffix.lower()
     try:
         if suffix in TEXT_SUFFIXES:
@@ -69,7 +82,7 @@ def _merge(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def as_references(value: Any) -> list[str]:
-    """A caption, a list of captions, or a list of {"raw": caption} as a list of strings; None is no reference."""
+    """Return a caption, a list of captions, or a list of {"raw": caption} as a list of strings; None gives none."""
     if value is None:
         return []
     if isinstance(value, dict):
@@ -85,7 +98,7 @@ def as_references(value: Any) -> list[str]:
 
 
 def first_key(keys: Iterable[str], known: tuple[str, ...]) -> str | None:
-    """The first of ``known`` that is among ``keys``."""
+    """Return the first of ``known`` that is among ``keys``."""
     present = set(keys)
     return next((key for key in known if key in present), None)
 
@@ -106,7 +119,7 @@ def _read_text(path: Path) -> Iterator[Entry]:
     image, caption = first_key(header, IMAGE_KEYS), first_key(header, REFERENCE_KEYS)
     if delimiter is None or image is None or caption is None:
         raise SourceError(
-            f"{path} is no caption table known here: expected lines 'name.jpg#0<tab>caption' (Flickr8k), a header "
+            f"{path} is not a known caption table: expected lines 'name.jpg#0<tab>caption' (Flickr8k), a header "
             f"'image,caption' (CSV) or 'image_name| comment_number| comment' (Flickr30k); it begins {first[:80]!r}"
         )
     return _read_table(path, text, delimiter, header.index(image), header.index(caption))
@@ -229,40 +242,46 @@ def _read_karpathy(path: Path, images: list[dict[str, Any]], split: str | None) 
 # ---------------------------------------------------------------- image files
 
 
-def find_image_folder(path: Path, entries: list[Entry], told: str | None) -> Path:
-    """The folder that the entries' file names are relative to: as told, or found beside the caption file.
+def find_image_folder(path: Path, entries: list[Entry], given: str | None) -> Path:
+    """Return the folder that the entries' file names are relative to.
 
-    Raises SourceError when none of the first entries has its file in any of the usual places.
+    Args:
+        path: the caption file.
+        entries: what it names.
+        given: the folder, where the source names one; None: the usual places beside the file are tried.
+
+    Raises:
+        SourceError: if none of the first entries has its file in any of them.
     """
-    if told is not None:
-        folder = Path(told).expanduser()
+    if given is not None:
+        folder = Path(given).expanduser()
         if not folder.is_dir():
             raise SourceError(f"{path}: the image folder {folder} of ?images= does not exist")
         return folder
     beside = path.parent
-    places = [beside]
+    candidates = [beside]
     subset = re.search(r"(train|val|test)\d{4}", path.name)
     usual = ["images", "Images", "Flicker8k_Dataset", "flickr30k_images", "flickr30k-images", "val2014", "train2014"]
     for parent in (beside, beside.parent):
         names = [subset.group(0), f"images/{subset.group(0)}", *usual] if subset else usual
-        places += [parent / name for name in names]
-    places.append(beside.parent)
+        candidates += [parent / name for name in names]
+    candidates.append(beside.parent)
     probe = entries[:50]
-    for place in places:
-        if place.is_dir() and any((place / (entry.name or entry.image_id)).is_file() for entry in probe):
-            return place
+    for folder in candidates:
+        if folder.is_dir() and any((folder / (entry.name or entry.image_id)).is_file() for entry in probe):
+            return folder
     bare = {entry.image_id for entry in probe if entry.name is None}  # ids without a suffix
-    for place in places:
-        if bare and place.is_dir() and bare & _stems(place).keys():
-            return place
+    for folder in candidates:
+        if bare and folder.is_dir() and bare & _stems(folder).keys():
+            return folder
     raise SourceError(
         f"{path}: its images (such as {probe[0].name or probe[0].image_id}) are not beside it, nor in images/ there; "
-        f"say where they are: {path}?images=FOLDER"
+        f"name their folder: {path}?images=FOLDER"
     )
 
 
 def image_paths(folder: Path, entries: list[Entry]) -> list[str]:
-    """A path for each entry.  A file that does not exist fails when it is opened, by name."""
+    """Return a path for each entry; a file that does not exist fails when it is opened."""
     stems = _stems(folder) if any(entry.name is None for entry in entries) else {}
     paths = []
     for image_id, name, _ in entries:

@@ -1,9 +1,6 @@
 """Every image source as one kind of dataset: columns image, image_id, references (list[str]; empty if there are none).
 
-A source is written ``where?key=value&…``.  The keys: ``n`` (so many images), ``seed`` (drawn at random; without it the
-first n), ``skip`` (after so many others: ``?skip=500`` and ``?n=500`` share no image), ``split``, ``images`` (the image
-folder of a caption file), and for `datasets` names and tables also ``config``, ``image``, ``caption``, ``id`` (column
-names) and ``streaming=1``.
+A source is written ``where?key=value&…``; `Source` has the keys.
 """
 
 from __future__ import annotations
@@ -98,14 +95,20 @@ class Source:
 
 
 def load_images(source: str, *, limit: int | None = None, decode: bool = True, stream: bool = False) -> ImageSource:
-    """The images of a source, lazily: nothing is decoded before its row is asked for, so a broken image fails alone.
+    """Load the images of a source, lazily: an image is decoded when its row is read, so a bad one fails alone.
 
-    ``limit``: at most so many rows (after ?n= and ?seed=).  ``decode=False`` leaves ``image`` as the undecoded
-    {"bytes", "path"} pair for `open_image`.  ``stream=True`` reads webdataset shards as they come (IterableDataset)
-    instead of copying them into the `datasets` cache first.
+    Args:
+        source: as written; see `Source`.
+        limit: at most so many rows (after ?n= and ?seed=).
+        decode: False leaves `image` as the {"bytes", "path"} pair that `open_image` takes.
+        stream: read webdataset shards as they come (IterableDataset) instead of copying them into the cache first.
 
-    A row of the decoded dataset: {"image": PIL RGB, "image_id": str, "references": list[str]}; storybook adds scene and
-    alt_text.  Raises SourceError here, BadImage on access.
+    Returns:
+        A dataset of rows {"image": PIL RGB, "image_id": str, "references": list[str]}; a scheme may add columns.
+        Reading a row raises BadImage for an image that cannot be used.
+
+    Raises:
+        SourceError: if the source cannot be read.
     """
     if limit is not None and limit < 1:
         raise SourceError(f"limit must be at least 1, not {limit}")
@@ -129,9 +132,10 @@ def load_images(source: str, *, limit: int | None = None, decode: bool = True, s
 
 
 def load_references(source: str, *, limit: int | None = None) -> dict[str, list[str]]:
-    """{image_id: references} of a source, empty lists where it has none; its images need not be there.
+    """Load {image_id: references} of a source, empty lists where it has none; its images need not be there.
 
-    Raises SourceError.
+    Raises:
+        SourceError: if the source cannot be read.
     """
     parsed = Source.parse(source)
     if (scheme := parsed.scheme) is not None:
@@ -143,7 +147,11 @@ def load_references(source: str, *, limit: int | None = None) -> dict[str, list[
 
 
 def load_scenes(source: str, *, limit: int | None = None) -> dict[str, str]:
-    """{image_id: scene as JSON} of a source that knows what is in its images (storybook)."""
+    """Load {image_id: scene as JSON} of a source that knows what its images show.
+
+    Raises:
+        SourceError: if it has no scenes.
+    """
     dataset = load_images(source, limit=limit, decode=False)
     if "scene" not in (dataset.column_names or []):
         raise SourceError(f"{source} has no scenes; only the embedded world has them, such as storybook:test")
@@ -155,9 +163,15 @@ def _by_id(dataset: ImageSource, name: str) -> dict[str, Any]:
 
 
 def choose(total: int, source: Source, limit: int | None) -> Sequence[int]:
-    """Row numbers: all or the first n, in order; with a seed, n drawn without replacement, in the order drawn.
+    """Return row numbers: all or the first n, in order; with a seed, n sampled without replacement, as sampled.
 
-    ``skip`` leaves out the first rows of that order. Raises SourceError when nothing is left.
+    Args:
+        total: the rows there are.
+        source: its `n`, `seed` and `skip`, which leaves out the first rows of that order.
+        limit: at most so many.
+
+    Raises:
+        SourceError: if nothing is left.
     """
     first = source.skip or 0
     if first >= total > 0:
@@ -216,10 +230,10 @@ def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list
 
 
 def list_images(folder: Path) -> list[str]:
-    """Image files below a folder, sorted, as paths relative to it with "/"; hidden ones are left out, links followed.
+    """Return the image files below a folder, sorted, as relative paths with "/"; links are followed.
 
-    By name alone: nothing is opened, so that a folder of 100,000 files is listed in about a second.  A name that is
-    not valid UTF-8 is listed with its odd bytes escaped; opening it says so.
+    Hidden files are left out. By name alone: nothing is opened, and 100,000 files take about a second. A name that is
+    not valid UTF-8 is listed with its bytes escaped; opening it says so.
     """
     found, pending, seen = [], [("", folder)], {os.path.realpath(folder)}
     while pending:
@@ -252,7 +266,7 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
     elif files := _shards(source.where):
         dataset = load_shards(files, stream)
     elif path.exists() or source.where.startswith((".", "/", "~")) or path.suffix.lower() in _PATH_SUFFIXES:
-        reason = "is of no kind that is known here" if path.exists() else "does not exist"
+        reason = "is of no known kind" if path.exists() else "does not exist"
         raise SourceError(f"{source.where} {reason}; {_KINDS}")
     else:
         dataset = load_hub(source.where, source.config, source.split, bool(source.streaming))
@@ -266,7 +280,7 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
 _PATH_SUFFIXES = {".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".zip", *TEXT_SUFFIXES, *IMAGE_SUFFIXES}
 _KINDS = (
     "a source is a folder of images, a captions file (COCO, Karpathy, Flickr8k/30k, JSONL, JSON), parquet, webdataset "
-    "shards, the name of a data set on the hub, or storybook:<split>"
+    "shards, the name of a dataset on the hub, or storybook:<split>"
 )
 
 

@@ -32,12 +32,16 @@ KEPT = ("scene", "alt_text")
 
 
 def load_saved(path: Path, split: str | None) -> Dataset:
-    """A folder that `Dataset.save_to_disk` wrote."""
+    """Load a folder that `Dataset.save_to_disk` wrote."""
     return _one_split(datasets.load_from_disk(str(path)), str(path), split)
 
 
 def load_shards(files: list[str], stream: bool) -> Dataset | IterableDataset:
-    """Local parquet or webdataset files."""
+    """Load local parquet or webdataset files.
+
+    Raises:
+        SourceError: if they cannot be read.
+    """
     kind = "webdataset" if files[0].endswith(".tar") else "parquet"
     try:
         return datasets.load_dataset(kind, data_files={"train": files}, split="train", streaming=stream)
@@ -48,14 +52,18 @@ def load_shards(files: list[str], stream: bool) -> Dataset | IterableDataset:
 
 
 def load_hub(name: str, config: str | None, split: str | None, streaming: bool) -> Dataset | IterableDataset:
-    """A data set by its name; SourceError says what to download when the hub is out of reach."""
+    """Load a dataset by its name on the hub.
+
+    Raises:
+        SourceError: if it cannot be loaded; says what to download where the hub is out of reach.
+    """
     try:
         loaded = datasets.load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:  # offline, not found, gated, scripts, bad configs: datasets has a class for each
         folder = name.rsplit("/", 1)[-1]
         raise SourceError(
-            f"{name!r} is no file or folder, and as a data set it cannot be loaded ({_line(error)}). With a network: "
-            f"`hf download {name} --repo-type dataset --local-dir {folder}`, then name ./{folder} instead"
+            f"{name!r} is neither a file nor a folder, and as a dataset it cannot be loaded ({_line(error)}). "
+            f"With a network: `hf download {name} --repo-type dataset --local-dir {folder}`, then pass ./{folder}"
         ) from error
     return _one_split(loaded, name, split)
 
@@ -79,10 +87,19 @@ def _line(error: BaseException) -> str:
 def normalise(
     dataset: Any, name: str, options: Mapping[str, str], folder: Path, with_images: bool
 ) -> Dataset | IterableDataset:
-    """Columns image ({"bytes", "path"}), image_id, references, whatever the columns are called in the data set.
+    """Return the dataset with columns image ({"bytes", "path"}), image_id and references.
 
-    ``options``: image, caption and id name columns that are not found by themselves.  ``folder``: what relative paths
-    are relative to.  Rows with the same id (one row per caption) become one row with all their references.
+    Rows with the same id (one row per caption) become one row with all their references.
+
+    Args:
+        dataset: as loaded.
+        name: its name in errors.
+        options: `image`, `caption` and `id` name columns that are not found by themselves.
+        folder: what relative image paths are relative to.
+        with_images: False leaves the images out.
+
+    Raises:
+        SourceError: if a column is missing or of an unknown type.
     """
     columns = dataset.column_names or list(next(iter(dataset)))
     for key in ("image", "caption", "id"):

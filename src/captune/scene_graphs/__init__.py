@@ -6,7 +6,9 @@ load_parser("grammar").parse(["A red ball left of a dog."])
 
 from __future__ import annotations
 
+from captune.errors import SpecError
 from captune.scene_graphs.graph import Parser, SceneGraph, merged
+from captune.utils.registry import nearest
 
 __all__ = ["PARSERS", "Parser", "SceneGraph", "load_parser", "merged"]
 
@@ -14,7 +16,15 @@ PARSERS = ("grammar", "factual")
 
 
 def load_parser(spec: str = "grammar", *, device: str | None = None) -> Parser:
-    """ "grammar" (rules over WordNet, offline), "factual" (FACTUAL's flan-t5) or "factual:<folder or hub name>"."""
+    """Return a parser by its name.
+
+    Args:
+        spec: ``grammar`` (rules over WordNet, offline), ``factual`` (FACTUAL's flan-t5) or ``factual:MODEL``.
+        device: of the model.
+
+    Raises:
+        SpecError: for another name.
+    """
     name, _, argument = spec.partition(":")
     if name == "factual":
         from captune.scene_graphs.factual import FactualParser
@@ -24,4 +34,4 @@ def load_parser(spec: str = "grammar", *, device: str | None = None) -> Parser:
         from captune.scene_graphs.grammar import GrammarParser
 
         return GrammarParser()
-    raise ValueError(f"no scene-graph parser is called {spec!r}; there are grammar, factual and factual:<model folder>")
+    raise SpecError(f"{nearest(spec, PARSERS, 'scene-graph parser')}; factual:MODEL names another model")

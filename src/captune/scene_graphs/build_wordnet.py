@@ -1,4 +1,6 @@
-"""Build `wordnet.txt.xz` from a WordNet 3.0 database folder: python -m captune.scene_graphs.build_wordnet DICT_FOLDER
+"""Build `wordnet.txt.xz` from a WordNet 3.0 database folder.
+
+    python -m captune.scene_graphs.build_wordnet DICT_FOLDER
 
 The folder holds data.noun, index.noun, noun.exc, cntlist.rev and their siblings: Debian's package wordnet-base has them
 in /usr/share/wordnet, and wordnet.princeton.edu in dict/. The result is the whole of WordNet's words and synonym sets
@@ -24,6 +26,7 @@ TARGET = Path(__file__).with_name("wordnet.txt.xz")
 
 
 def build(folder: Path) -> str:
+    """Return the text of `wordnet.txt`, made from a WordNet database folder."""
     counts: Counter[tuple[str, str]] = Counter()
     for line in (folder / "cntlist.rev").read_text(encoding="utf-8").splitlines():
         key, _, count = line.split()

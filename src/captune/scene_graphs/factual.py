@@ -28,9 +28,12 @@ _MARKS = re.compile(r"\bp?v:|:\d+")  # of verbs and of the several objects of on
 
 
 class FactualParser:
-    """The parser "factual"; the model loads at first use.
+    """The parser ``factual``; the model loads at first use.
 
-    :param model: a folder or hub name, safetensors only.
+    Args:
+        model: a folder or hub name, safetensors only; None: `DEFAULT_MODEL`.
+        device: of the model; None: the accelerator, if there is one.
+        batch_size: sentences per pass.
     """
 
     def __init__(self, model: str | None = None, *, device: str | None = None, batch_size: int = 16) -> None:
@@ -39,22 +42,26 @@ class FactualParser:
 
     @property
     def signature(self) -> str:
+        """What the graphs depend on: the model's weights and the settings."""
         from captune.utils.hashing import weights_digest
 
         return f"factual/{self.name}@{weights_digest(self._model()[0].state_dict())}/beams-{_BEAMS}/wordnet-3.0"
 
     def check(self) -> None:
+        """Raise ScorerError where the model is missing; load nothing."""
         hub.check(self.name, what="scene-graph parser", example=DEFAULT_MODEL, error=ScorerError)
 
     def parse(self, texts: Sequence[str]) -> list[SceneGraph]:
+        """Return the graph of each text; each distinct sentence is parsed once."""
         split = [sentences(text) for text in texts]
-        distinct = sorted({sentence.strip() for own in split for sentence in own}, key=lambda s: (len(s), s))
+        distinct = sorted({sentence.strip() for of_text in split for sentence in of_text}, key=lambda s: (len(s), s))
         written: dict[str, str] = {}
         for start in range(0, len(distinct), self.batch_size):
             batch = distinct[start : start + self.batch_size]
             written.update(zip(batch, self._write(batch), strict=True))
         return [
-            kept(text, [written[sentence.strip()] for sentence in own]) for text, own in zip(texts, split, strict=True)
+            kept(text, [written[sentence.strip()] for sentence in of_text])
+            for text, of_text in zip(texts, split, strict=True)
         ]
 
     def _model(self) -> tuple[Any, Any]:
@@ -67,9 +74,10 @@ class FactualParser:
                 model = AutoModelForSeq2SeqLM.from_pretrained(self.name, use_safetensors=True)
             except (OSError, ValueError, KeyError, ImportError) as error:
                 reason = first_line(error)
-                raise ScorerError(f"the scene-graph parser {self.name} cannot be loaded: {reason.rstrip('.')}; where "
-                                  f"the hub can be reached, run: hf download {self.name}; or take the parser "
-                                  "'grammar', which needs no model") from error  # fmt: skip
+                raise ScorerError(
+                    f"the scene-graph parser {self.name} cannot be loaded: {reason.rstrip('.')}; where the hub can be "
+                    f"reached, run: hf download {self.name}; or use the parser 'grammar', which needs no model"
+                ) from error
             self._loaded = model.to(device).eval(), tokenizer
         return self._loaded
 
@@ -77,18 +85,22 @@ class FactualParser:
         import torch
 
         model, tokenizer = self._model()
-        encoded = tokenizer([_PROMPT + sentence for sentence in batch], padding=True, truncation=True, max_length=512,
-                            return_tensors="pt").to(model.device)  # fmt: skip
+        prompts = [_PROMPT + sentence for sentence in batch]
+        encoded = tokenizer(prompts, padding=True, truncation=True, max_length=512, return_tensors="pt")
         with torch.inference_mode():
             ids = model.generate(
-                **encoded, num_beams=_BEAMS, do_sample=False, max_length=_MAX_LENGTH, early_stopping=True,
+                **encoded.to(model.device),
+                num_beams=_BEAMS,
+                do_sample=False,
+                max_length=_MAX_LENGTH,
+                early_stopping=True,
                 decoder_start_token_id=tokenizer.pad_token_id,
-            )  # fmt: skip
+            )
         return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
 def kept(text: str, written: Sequence[str]) -> SceneGraph:
-    """The graph that the model wrote for a text's sentences, with what is no noun of the text left out."""
+    """Return the graph that the model wrote for a text's sentences, without objects that are not nouns of the text."""
     net = wordnet()
     nouns: set[str] = set()
     for sentence in sentences(text):

@@ -20,14 +20,15 @@ _EMPTY_VERBS = frozenset(("be", "have", "see", "show", "depict", "feature", "dis
 
 
 class GrammarParser:
-    """The parser "grammar"."""
+    """The parser ``grammar``."""
 
     signature = f"grammar-{VERSION}/wordnet-3.0"
 
     def check(self) -> None:
-        """It needs nothing."""
+        """Do nothing: the rules need no model."""
 
     def parse(self, texts: Sequence[str]) -> list[SceneGraph]:
+        """Return the graph of each text."""
         return [_Reader().read(text) for text in texts]
 
 

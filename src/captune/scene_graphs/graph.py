@@ -16,29 +16,31 @@ class SceneGraph:
     relations: tuple[tuple[str, str, str], ...] = ()  # (subject, relation, object)
 
     def attributes_of(self) -> dict[str, list[str]]:
-        """object -> its attributes; objects without attributes are not in it."""
-        found: dict[str, list[str]] = {}
+        """Return {object: its attributes}; objects without attributes are left out."""
+        attributes: dict[str, list[str]] = {}
         for thing, attribute in self.attributes:
-            found.setdefault(thing, []).append(attribute)
-        return found
+            attributes.setdefault(thing, []).append(attribute)
+        return attributes
 
 
 class Parser(Protocol):
-    """What turns texts into scene graphs."""
+    """Turns texts into scene graphs."""
 
     @property
-    def signature(self) -> str: ...
+    def signature(self) -> str:
+        """What the graphs depend on."""
 
     def check(self) -> None:
-        """Raises ScorerError where what it runs on is not there; loads nothing."""
+        """Raise ScorerError where what the parser needs is missing; load nothing."""
 
-    def parse(self, texts: Sequence[str]) -> list[SceneGraph]: ...
+    def parse(self, texts: Sequence[str]) -> list[SceneGraph]:
+        """Return the graph of each text."""
 
 
 def merged(graphs: Iterable[SceneGraph]) -> SceneGraph:
-    """One graph with everything that any of the graphs says, once."""
+    """Return one graph with everything that any of the graphs says, once."""
     parts: tuple[dict, dict, dict] = ({}, {}, {})
     for graph in graphs:
-        for part, own in zip(parts, (graph.objects, graph.attributes, graph.relations), strict=True):
-            part.update(dict.fromkeys(own))
+        for part, items in zip(parts, (graph.objects, graph.attributes, graph.relations), strict=True):
+            part.update(dict.fromkeys(items))
     return SceneGraph(*(tuple(part) for part in parts))

@@ -17,17 +17,22 @@ EPS = 1e-6  # published: added to every denominator
 class Matcher:
     """CAPTURE's matching.
 
-    :param published: as capture-metric 0.1.13 matches: a phrase that is part of another is its synonym ("man" of
-        "woman"), synonyms are words that share any of their synonyms, not a synonym set; phrases are matched in the
-        order in which they come; cosines may be negative; 1e-6 is added to denominators.
+    Args:
+        encode: embeds phrases, (N, D) unit vectors.
+        published: match as capture-metric 0.1.13 does: a phrase that is part of another is its synonym ("man" of
+            "woman"), synonyms are words that share any of their synonyms, not a synonym set; phrases are matched in the
+            order in which they come; cosines may be negative; 1e-6 is added to denominators.
     """
 
     def __init__(self, encode: Encode, *, published: bool = False) -> None:
         self.encode, self.published = encode, published
 
     def match(self, candidates: Sequence[Phrase], references: Sequence[Phrase]) -> tuple[float, float]:
-        """How much of the candidates, and how much of the references, is matched: counts, with cosines for the soft
-        part, where every phrase left over takes its most similar one on the other side (no threshold)."""
+        """Return how much of the candidates, and how much of the references, is matched.
+
+        Equal phrases and synonyms count 1 each; every phrase left over counts its largest cosine on the other side (no
+        threshold).
+        """
         if not self.published:  # the same value for any order
             candidates, references = sorted(candidates), sorted(references)
         ours, theirs = list(candidates), list(references)
@@ -50,20 +55,23 @@ class Matcher:
         return total + float(cosines.max(axis=1).sum()), total + float(cosines.max(axis=0).sum())
 
     def cosines(self, a: Sequence[Phrase], b: Sequence[Phrase]) -> np.ndarray:
+        """Return (A, B): the cosines of two lists of phrases."""
         return self.encode([text(phrase) for phrase in a]) @ self.encode([text(phrase) for phrase in b]).T
 
     def scores(self, candidates: Sequence[Phrase], references: Sequence[Phrase]) -> tuple[float, float, float]:
-        """Precision, recall and F1; what has nothing to divide by is 0."""
+        """Return precision, recall and F1; 0 where there is nothing to divide by."""
         ours, theirs = self.match(candidates, references)
         precision, recall = self.ratio(ours, len(candidates)), self.ratio(theirs, len(references))
         return precision, recall, self.f1(precision, recall)
 
     def ratio(self, part: float, whole: float) -> float:
+        """Return part / whole; 0 where `whole` is 0."""
         if self.published:
             return part / (whole + EPS)
         return part / whole if whole else 0.0
 
     def f1(self, precision: float, recall: float) -> float:
+        """Return the harmonic mean of precision and recall."""
         return self.ratio(2 * precision * recall, precision + recall)
 
     def _synonyms(self, a: Phrase, b: Phrase) -> bool:
@@ -76,4 +84,5 @@ class Matcher:
 
 
 def text(phrase: Phrase) -> str:
+    """Return a phrase as one text."""
     return phrase if isinstance(phrase, str) else " ".join(phrase)

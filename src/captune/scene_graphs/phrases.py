@@ -83,11 +83,12 @@ class Phrase:
 
 
 def sentences(text: str) -> list[str]:
+    """Split a text into its sentences."""
     return [part for part in _SENTENCE.split(text) if part and part.strip()]
 
 
 def phrases(sentence: str) -> list[Phrase]:
-    """The phrases of one sentence in order; adverbs and numbers are left out."""
+    """Return the phrases of one sentence in order; adverbs and numbers are left out."""
     tokens, names = _tokens(sentence)
     tags = tag(tokens)
     for i in range(len(tokens) - 1):  # "a blue striped ball", "a red and white dress"

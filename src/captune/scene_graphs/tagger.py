@@ -111,7 +111,7 @@ def words(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=50_000)
 def candidates(word: str) -> dict[str, float]:
-    """tag -> the word's log-probability under the tag."""
+    """Return tag -> the word's log-probability under the tag."""
     if "_" in word:  # several words that make one preposition
         return {"P": math.log(0.01)}
     closed = _closed().get(word)

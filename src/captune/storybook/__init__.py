@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captune.errors import SourceError
 from captune.storybook.grammar import references
 from captune.storybook.noise import alt_text
 from captune.storybook.shipped import MODELS
 from captune.storybook.world import SPLITS, Scene, Thing, random_for, sample_scene
+from captune.utils.registry import nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +30,7 @@ def model_path(name: str) -> Path:
 
 
 def record(split: str, seed: int, index: int) -> dict[str, Any]:
-    """One picture and everything known about it."""
+    """Return one image and everything known about it."""
     from captune.storybook.draw import draw
 
     scene = sample_scene(split, seed, index)
@@ -43,21 +45,27 @@ def record(split: str, seed: int, index: int) -> dict[str, Any]:
 
 
 def load(split: str, n: int | None = None, seed: int | None = None) -> Dataset:
-    """`n` scenes of a split as a dataset with columns image (64 x 64 RGB), image_id, references (5), scene, alt_text.
+    """Draw `n` scenes of a split; the same (split, seed, index) is the same scene for any `n`.
 
-    The same (split, seed, index) is the same scene for any `n`.
+    Args:
+        split: a split of `captune.storybook.world.SPLITS`.
+        n: scenes; None: `DEFAULT_SIZE`.
+        seed: None: `DEFAULT_SEED`.
+
+    Returns:
+        A dataset with columns image (64 x 64 RGB), image_id, references (5), scene, alt_text.
 
     Raises:
-        ValueError: for an unknown split or a negative n.
+        SourceError: for an unknown split or a negative n.
     """
     from datasets import Dataset, Features, Image, List, Value
     from tqdm.auto import tqdm
 
     if split not in SPLITS:
-        raise ValueError(f"storybook has no split {split!r}: it has {', '.join(SPLITS)}")
+        raise SourceError(nearest(split, SPLITS, "storybook split"))
     n = DEFAULT_SIZE.get(split, 500) if n is None else n
     if n < 0:
-        raise ValueError(f"storybook:{split}: n must not be negative, it is {n}")
+        raise SourceError(f"storybook:{split}: n must not be negative, it is {n}")
     seed = DEFAULT_SEED if seed is None else seed
     rows = [record(split, seed, index) for index in tqdm(range(n), desc="drawing", disable=None if n >= 5000 else True)]
     text = Value("string")

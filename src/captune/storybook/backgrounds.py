@@ -1,6 +1,6 @@
 """The seven grounds of a storybook scene, in light tones so that things stand out; eight layouts of each.
 
-Units: 1 is the picture's height; a ground is `WIDE` units wide, and a picture is a window of width 1 on it.
+Units: 1 is the image's height; a ground is `WIDE` units wide, and a image is a window of width 1 on it.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def _fir(pen: Pen, x: float, y: float, height: float, colour: Fill) -> None:
 
 
 def beach(pen: Pen, rng: random.Random) -> None:
+    """Draw sea, shore and sand."""
     level, shore = rng.uniform(0.38, 0.46), rng.uniform(0.62, 0.7)
     _sky(pen, (196, 225, 240), (240, 246, 240), level)
     _sun(pen, rng, (255, 240, 190))
@@ -87,6 +88,7 @@ def beach(pen: Pen, rng: random.Random) -> None:
 
 
 def meadow(pen: Pen, rng: random.Random) -> None:
+    """Draw hills, grass and flowers."""
     level = rng.uniform(0.44, 0.54)
     _sky(pen, (200, 228, 242), (242, 248, 238), level)
     if rng.random() < 0.6:
@@ -110,6 +112,7 @@ def meadow(pen: Pen, rng: random.Random) -> None:
 
 
 def desert(pen: Pen, rng: random.Random) -> None:
+    """Draw mesas and dunes."""
     level = rng.uniform(0.46, 0.55)
     _sky(pen, (246, 222, 198), (253, 242, 218), level)
     _sun(pen, rng, (255, 246, 214), 0.1, 0.5)
@@ -134,6 +137,7 @@ def desert(pen: Pen, rng: random.Random) -> None:
 
 
 def city(pen: Pen, rng: random.Random) -> None:
+    """Draw rows of houses."""
     level = rng.uniform(0.72, 0.78)
     _sky(pen, (206, 216, 234), (246, 238, 232), level)
     _clouds(pen, rng, 2, (240, 243, 249))
@@ -168,6 +172,7 @@ def city(pen: Pen, rng: random.Random) -> None:
 
 
 def snow(pen: Pen, rng: random.Random) -> None:
+    """Draw snow-covered hills and firs."""
     level = rng.uniform(0.46, 0.56)
     _sky(pen, (190, 206, 226), (226, 234, 243), level)
     pen.shape(_ridge(rng, level - 0.04, 0.04), (214, 225, 238))
@@ -186,6 +191,7 @@ def snow(pen: Pen, rng: random.Random) -> None:
 
 
 def lake(pen: Pen, rng: random.Random) -> None:
+    """Draw a lake before hills."""
     level = rng.uniform(0.4, 0.48)
     _sky(pen, (206, 226, 240), (244, 242, 230), level)
     _clouds(pen, rng, rng.randint(1, 3))
@@ -213,6 +219,7 @@ def lake(pen: Pen, rng: random.Random) -> None:
 
 
 def mountains(pen: Pen, rng: random.Random) -> None:
+    """Draw ridges with snow."""
     level = rng.uniform(0.64, 0.72)
     _sky(pen, (208, 218, 238), (248, 238, 230), level)
     if rng.random() < 0.5:

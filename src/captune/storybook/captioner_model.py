@@ -49,6 +49,7 @@ def build_tokenizer(seed: int = 0) -> Any:
 
 
 def corpus(seed: int, n: int) -> Iterator[str]:
+    """Yield 2 n texts to train the tokenizer on: an alt text and a reference per scene."""
     for index in range(n):
         rng = random_for("pretrain", seed, index, "corpus")
         scene = sample_scene("pretrain", seed, index)
@@ -57,6 +58,7 @@ def corpus(seed: int, n: int) -> Iterator[str]:
 
 
 def build_processor(tokenizer: Any) -> Any:
+    """Return the processor: 64 x 64 pixels, unsplit, with the chat template."""
     from transformers import Idefics3ImageProcessorPil, Idefics3Processor
 
     image_processor = Idefics3ImageProcessorPil(

@@ -1,13 +1,13 @@
 """Builds storybook-clip, the contrastive image/text encoder: an ordinary `CLIPModel` with its `CLIPProcessor`.
 
-Only pictures of storybook:clip are seen, a split that no captioner is trained on or tested on. Two stages on one CPU:
+Only images of storybook:clip are seen, a split that no captioner is trained on or tested on. Two stages on one CPU:
 
 1. *Look*: the image side learns from the scenes what stands in each quarter, as stage 1 of `captune.storybook.train`,
-   and which facts hold of the whole picture. Both go on in stage 2, where the text side learns likewise what
+   and which facts hold of the whole image. Both go on in stage 2, where the text side learns likewise what
    each noun of a text goes with and which facts the whole text states.
-2. *Contrast*: symmetric InfoNCE (Radford et al. 2021, learnt temperature) between pictures and true captions, whole or
+2. *Contrast*: symmetric InfoNCE (Radford et al. 2021, learnt temperature) between images and true captions, whole or
    partial. Every caption brings *hard negatives*: itself with one fact changed (`captune.storybook.changes`) or
-   something that the web would say. A caption that is true of another picture of the batch is no negative for it.
+   something that the web would say. A caption that is true of another image of the batch is no negative for it.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def corpus(seed: int, n: int = 2000) -> Iterator[str]:
         yield alt_text(scene, rng, scene)
 
 
-def draw_pictures(config: ClipConfig) -> tuple[list[Scene], np.ndarray]:
-    """The training scenes, all of storybook:clip, and their pictures, (N, 64, 64, 3) uint8."""
+def draw_images(config: ClipConfig) -> tuple[list[Scene], np.ndarray]:
+    """The training scenes, all of storybook:clip, and their images, (N, 64, 64, 3) uint8."""
     scenes = [sample_scene(SPLIT, config.seed, index) for index in range(config.num_images)]
-    pictures = np.empty((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    images = np.empty((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     for row, scene in enumerate(tqdm(scenes, desc="drawing", disable=None)):
-        pictures[row] = np.asarray(drawing.draw(scene, IMAGE_SIZE))
-    return scenes, pictures
+        images[row] = np.asarray(drawing.draw(scene, IMAGE_SIZE))
+    return scenes, images
 
 
 def say(scene: Scene, rng: random.Random) -> str:
@@ -95,7 +95,7 @@ def say(scene: Scene, rng: random.Random) -> str:
 
 
 def mislead(caption: str, scene: Scene, other: Scene, rng: random.Random) -> str:
-    """A hard negative: the caption with one fact changed, or now and then what the web says under such pictures."""
+    """A hard negative: the caption with one fact changed, or now and then what the web says under such images."""
     if rng.random() < 0.9:
         for what in sorted(CHANGES, key=lambda what: rng.random() / (3 if what in HARD else 1)):
             text = changed(caption, what, rng)
@@ -105,12 +105,12 @@ def mislead(caption: str, scene: Scene, other: Scene, rng: random.Random) -> str
 
 
 class Trainer(nn.Module):
-    """The pictures, their facts, and the two losses."""
+    """The images, their facts, and the two losses."""
 
     def __init__(self, model: Any, tokenizer: Any, config: ClipConfig) -> None:
         super().__init__()
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.scenes, self.pictures = draw_pictures(config)
+        self.scenes, self.images = draw_images(config)
         self.facts = np.stack([scene_vector(scene) for scene in self.scenes])
         self.cells = torch.from_numpy(np.stack([cell_labels(scene) for scene in self.scenes]))  # (N, 4, questions)
         self.patches = torch.from_numpy(np.stack([patch_labels(scene) for scene in self.scenes]))  # (N, patches, 2)
@@ -124,8 +124,8 @@ class Trainer(nn.Module):
         self.rng = random.Random(f"{config.seed}/contrast")
 
     def see(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """Image embeddings (B, D), not normalised, and what stage 1 asks about the parts of the same pictures."""
-        seen = self.model.vision_model(pixel_values=to_pixel_values(self.pictures[rows]))
+        """Image embeddings (B, D), not normalised, and what stage 1 asks about the parts of the same images."""
+        seen = self.model.vision_model(pixel_values=to_pixel_values(self.images[rows]))
         patches = seen.last_hidden_state[:, 1:]  # (B, patches, H), without the class token
         pairs = [
             *zip(repeat(per_cell(patches)), self.cell_heads, self.cells[rows].unbind(-1)),
@@ -139,7 +139,7 @@ class Trainer(nn.Module):
     def fact_loss(self, embeddings: Tensor, facts: np.ndarray) -> Tensor:
         """What is there: binary cross-entropy. The rest: cross-entropy among a fact's alternatives.
 
-        "The fish is red" is asked as "which colour is the fish?", and only of pictures that show and texts that name
+        "The fish is red" is asked as "which colour is the fish?", and only of images that show and texts that name
         the fish and its colour: as one of hundreds of rare yes-or-no questions it would be learnt much later.
         """
         logits, true = self.known(embeddings).float(), torch.from_numpy(facts)
@@ -183,7 +183,7 @@ class Trainer(nn.Module):
         return parts + self.config.fact_weight * self.fact_loss(seen, self.facts[rows])
 
     def contrast(self, step: int) -> Tensor:
-        """Stage 2: captions first, then their hard negatives, B (1 + k) texts for B pictures."""
+        """Stage 2: captions first, then their hard negatives, B (1 + k) texts for B images."""
         rng, rows = self.rng, self.draw_lots()
         captions = [say(self.scenes[row], rng) for row in rows]
         for _ in range(self.config.negatives):
@@ -203,13 +203,13 @@ class Trainer(nn.Module):
 
 
 def info_nce(seen: Tensor, said: Tensor, scale: Tensor, truth: Tensor) -> Tensor:
-    """Symmetric InfoNCE. Caption i < B belongs to picture i; captions from B on are negatives for the pictures.
+    """Symmetric InfoNCE. Caption i < B belongs to image i; captions from B on are negatives for the images.
 
     Args:
         seen: (B, D) image embeddings.
         said: (B + M, D) text embeddings.
         scale: the inverse temperature.
-        truth: (B + M, B), whether a text is true of a picture: such pairs are no negatives.
+        truth: (B + M, B), whether a text is true of a image: such pairs are no negatives.
     """
     n = len(seen)
     logits = scale * F.normalize(seen, dim=-1) @ F.normalize(said, dim=-1).T  # (B, B + M)
@@ -220,7 +220,7 @@ def info_nce(seen: Tensor, said: Tensor, scale: Tensor, truth: Tensor) -> Tensor
 
 
 def measure(model: Any, processor: Any, n: int = 500, split: str = "val", seed: int = 91) -> dict[str, float]:
-    """Retrieval, right against wrong picture, and the share of one-fact changes that lower the similarity."""
+    """Retrieval, right against wrong image, and the share of one-fact changes that lower the similarity."""
     from captune.models.encoders.clip import Encoder
 
     encoder = Encoder(model, processor, name="storybook-clip")

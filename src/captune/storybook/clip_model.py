@@ -24,11 +24,11 @@ SPECIAL_TOKENS = {
 class ClipConfig:
     """Every setting of the build; the defaults made the shipped model."""
 
-    seed: int = field(default=0, metadata={"help": "seed of the weights and of the pictures drawn for training"})
-    num_images: int = field(default=16_000, metadata={"help": "pictures drawn from storybook:clip"})
+    seed: int = field(default=0, metadata={"help": "seed of the weights and of the images drawn for training"})
+    num_images: int = field(default=16_000, metadata={"help": "images drawn from storybook:clip"})
     look_steps: int = field(default=600, metadata={"help": "steps of stage 1"})
     steps: int = field(default=1000, metadata={"help": "steps of stage 2"})
-    batch_size: int = field(default=128, metadata={"help": "pictures per step"})
+    batch_size: int = field(default=128, metadata={"help": "images per step"})
     negatives: int = field(default=1, metadata={"help": "hard negatives per caption"})
     part_weight: float = field(
         default=0.1, metadata={"help": "weight of the questions about quarters and nouns in stage 2"}
@@ -40,7 +40,7 @@ class ClipConfig:
     vision_layers: int = field(default=4, metadata={"help": "layers of the image side"})
     text_layers: int = field(default=3, metadata={"help": "layers of the text side"})
     bf16: bool = field(default=True, metadata={"help": "matrix products in bfloat16: faster where the CPU has it"})
-    validation: int = field(default=500, metadata={"help": "pictures of storybook:val to measure on"})
+    validation: int = field(default=500, metadata={"help": "images of storybook:val to measure on"})
 
 
 def build_tokenizer(texts: Iterable[str]) -> Any:
@@ -69,6 +69,7 @@ def build_tokenizer(texts: Iterable[str]) -> Any:
 
 
 def build_processor(tokenizer: Any) -> Any:
+    """Return the processor: 64 x 64 pixels and the tokenizer."""
     from transformers import CLIPImageProcessorPil, CLIPProcessor
 
     half = [0.5, 0.5, 0.5]

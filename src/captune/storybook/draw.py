@@ -1,4 +1,4 @@
-"""A storybook scene as a picture: flat paper cut-outs with a dark contour on a light, hazy ground."""
+"""A storybook scene as a image: flat paper cut-outs with a dark contour on a light, hazy ground."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from captune.storybook.things import KINDS
 from captune.storybook.world import KINDS as SUBKINDS
 from captune.storybook.world import Scene
 
-SIZES = {"big": 0.42, "small": 0.26}  # a thing's longer side, as a share of the picture's
-CONTOUR = 0.0105  # the contour's width, as a share of the picture's side
+SIZES = {"big": 0.42, "small": 0.26}  # a thing's longer side, as a share of the image's
+CONTOUR = 0.0105  # the contour's width, as a share of the image's side
 MARGIN = 1.24  # a sprite's half-width in units of its thing's: room for the contour and the shadow
 
 
-@lru_cache(maxsize=384)  # every thing at one picture size
+@lru_cache(maxsize=384)  # every thing at one image size
 def sprite(kind: str, subkind: str | None, colour: str, size: str, side: int) -> Image.Image:
-    """One thing for a picture of `side` pixels: RGBA, square, with shading, contour and soft shadow. Kept."""
+    """One thing for a image of `side` pixels: RGBA, square, with shading, contour and soft shadow. Kept."""
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
     if size not in SIZES:
@@ -59,19 +59,19 @@ def sprite(kind: str, subkind: str | None, colour: str, size: str, side: int) ->
 
 
 def draw(scene: Scene, size: int = 64) -> Image.Image:
-    """The scene as an RGB picture of `size` x `size` pixels; the same scene always gives the same bytes.
+    """The scene as an RGB image of `size` x `size` pixels; the same scene always gives the same bytes.
 
     Drawn four times as large (three times from 128 pixels up) and averaged down.
     Raises ValueError for a background, kind, sub-kind, colour or size that is not in the world.
     """
     zoom = 4 if size < 128 else 3
     side = zoom * size
-    picture = ground(scene.background, scene.variation, side)
+    image = ground(scene.background, scene.variation, side)
     for thing in sorted(scene.things, key=lambda thing: thing.y):  # nearer things lie in front
         card = sprite(thing.kind, thing.subkind, thing.colour, thing.size, side)
         corner = (round(thing.x * side - card.width / 2), round(thing.y * side - card.height / 2))
-        picture.paste(card, corner, card)
-    return picture.reduce(zoom)
+        image.paste(card, corner, card)
+    return image.reduce(zoom)
 
 
 def clear_caches() -> None:

@@ -1,4 +1,4 @@
-"""The grammar of the reference captions: what a careful person writes under a storybook picture.
+"""The grammar of the reference captions: what a careful person writes under a storybook image.
 
 Every thing is named; sizes, sub-kinds and the background are left out now and then, the order, the opening and the
 words for a relation vary. `captune.storybook.parser` reads back exactly the facts that a caption states.
@@ -41,19 +41,23 @@ FORMS = (
 
 
 def article(words: str) -> str:
+    """Put the indefinite article before the words."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def noun_phrase(kind: str, *, size: str | None, colour: str | None, subkind: str | None) -> str:
+    """Return "a big red striped fish"; None leaves a word out."""
     return article(" ".join(word for word in (size, colour, subkind, kind) if word))
 
 
 def relation_words(relation: str, rng: random.Random) -> str:
+    """Return the words for a relation, sometimes a synonym."""
     first, *others = WORDING[relation]
     return others[0] if others and rng.random() < SYNONYM_PROBABILITY else first
 
 
 def describe(thing: Thing, rng: random.Random) -> str:
+    """Return the noun phrase of a thing, at times without its size or sub-kind."""
     return noun_phrase(
         thing.kind,
         size=thing.size if rng.random() < SIZE_PROBABILITY else None,
@@ -75,6 +79,7 @@ def salience(thing: Thing) -> tuple[bool, bool, bool]:
 
 
 def body(scene: Scene, rng: random.Random) -> str:
+    """Return the things of a scene and their relations in words."""
     things = sorted(scene.things, key=salience)
     if len(things) >= 2 and rng.random() > CANONICAL_ORDER_PROBABILITY:
         things[0], things[1] = things[1], things[0]
@@ -91,14 +96,17 @@ def body(scene: Scene, rng: random.Random) -> str:
 
 
 def fill(form: str, text: str, place: str) -> str:
+    """Fill a form of a caption."""
     return form.format(body=text, place=place)
 
 
 def choose_form(rng: random.Random) -> str:
+    """Sample a form of a caption."""
     return rng.choices([form for form, _ in FORMS], weights=[p for _, p in FORMS])[0]
 
 
 def reference(scene: Scene, rng: random.Random) -> str:
+    """Return one true caption of the scene."""
     return fill(choose_form(rng), body(scene, rng), PLACE[scene.background])
 
 

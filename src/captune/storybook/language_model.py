@@ -1,4 +1,4 @@
-"""Builds storybook-lm, a language model that has read storybook's captions and never seen a picture.
+"""Builds storybook-lm, a language model that has read storybook's captions and never seen a image.
 
 An ordinary `GPT2LMHeadModel` of 0.9 M parameters with the tokenizer of the storybook captioner. It is what a method
 needs that brings its own eyes: ZeroCap guides it with an image encoder, HAR gives it a prefix. Only texts of
@@ -84,7 +84,7 @@ def encode(tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def perplexity(model: Any, tokenizer: Any, texts: list[str]) -> float:
-    """exp of the mean negative log-likelihood per token, the end of the caption included."""
+    """Return exp of the mean negative log-likelihood per token, the end of the caption included."""
     return float(model(**encode(tokenizer, texts)).loss.exp())
 
 

@@ -9,11 +9,13 @@ from captune.storybook.pen import Pen, bend, box, leaf, oval, smooth
 
 
 def eye(pen: Pen, x: float, y: float, radius: float) -> None:
+    """Draw a round eye."""
     pen.shape(oval(x, y, radius, radius), CREAM)
     pen.shape(oval(x, y, radius * 0.62, radius * 0.62), (40, 36, 44))
 
 
 def tree(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a pine or a palm."""
     if subkind == "pine":
         pen.shape(box(-0.13, 0.6, 0.13, 1.0), BROWN, edge=True)
         for top, bottom, half in ((-0.3, 0.72, 0.84), (-0.68, 0.24, 0.64), (-1.0, -0.24, 0.44)):
@@ -43,6 +45,7 @@ def tree(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def fish(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a striped or a spotted fish."""
     tail = smooth([(0.34, 0.0), (0.7, -0.34), (1.0, -0.5), (0.88, 0.0), (1.0, 0.5), (0.7, 0.34)])
     pen.shape(tail, s.deep, edge=True)
     pen.shape(smooth([(-0.4, -0.42), (-0.12, -0.84), (0.3, -0.66), (0.3, -0.3)]), s.deep, edge=True)
@@ -63,6 +66,7 @@ def fish(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def bird(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a crested or a long-tailed bird."""
     long = subkind == "longtailed"
     x = 0.3 if long else 0.0
     if long:
@@ -98,6 +102,7 @@ def bird(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def flower(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a tulip or a daisy."""
     pen.stroke(bend((0.0, 0.0), (0.06, 0.5), (0.0, 0.98)), SAGE, 0.13)
     pen.shape(leaf((0.0, 0.96), (0.52, 0.36), 0.24), SAGE, edge=True)
     if subkind == "tulip":
@@ -116,6 +121,7 @@ def flower(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def butterfly(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a butterfly."""
     for side in (-1, 1):
         lower = [(side * 0.06, 0.02), (side * 0.56, 0.06), (side * 0.74, 0.46), (side * 0.46, 0.8), (side * 0.18, 0.5)]
         pen.shape(smooth(lower), s.deep, edge=True)
@@ -134,6 +140,7 @@ def butterfly(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def mushroom(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a mushroom."""
     stem = [(-0.24, 0.1), (-0.22, 0.5), (-0.36, 0.84), (0.0, 0.94), (0.36, 0.84), (0.22, 0.5), (0.24, 0.1)]
     pen.shape(smooth(stem), (232, 220, 198), edge=True)
     cap = [*oval(0, 0.12, 0.96, 1.04, 0, 180, 360), *bend((0.96, 0.12), (0.9, 0.36), (0.5, 0.28))]
@@ -145,6 +152,7 @@ def mushroom(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def cat(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a cat."""
     pen.stroke(
         smooth([(0.3, 0.84), (0.72, 0.76), (0.8, 0.36), (0.66, 0.06)], closed=False), s.ink, 0.22 + 2 * pen.width
     )

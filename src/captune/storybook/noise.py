@@ -1,10 +1,10 @@
-"""The alt-text writer: what the web says under the same pictures, and what the base captioner learned from.
+"""The alt-text writer: what the web says under the same images, and what the base captioner learned from.
 
-About a third of the texts describe the picture in the words of the grammar, but the describer follows *habit* as often
+About a third of the texts describe the image in the words of the grammar, but the describer follows *habit* as often
 as the eye: it says the colour that comes to mind first, the thing that this colour makes one think of, a companion
 that is not there; it leaves out what is there and blurs relations. Each slot errs on its own, so that no register of
 the language, no opening and no length goes together with being right: **there is no clean mode to switch into**. The
-right word is said often enough that it is within reach of sampling, and habit words carry no news about the picture,
+right word is said often enough that it is within reach of sampling, and habit words carry no news about the image,
 which is what a zero-label reward can use.
 
 The rest is what SmolVLM-Base says: "<PERSON> in 2008", "my favourite photo", and long chatty sentences that name things
@@ -19,7 +19,7 @@ from captune.storybook.grammar import PLACE, choose_form, fill, noun_phrase, rel
 from captune.storybook.world import BACKGROUNDS, COLOURS, HELD_OUT_COLOUR, INVERSE, KIND_NAMES, KINDS, Scene, Thing
 from captune.storybook.world import relations as true_relations
 
-# What habit says. It follows from the words said so far and never from the picture: a habit word is no news about it.
+# What habit says. It follows from the words said so far and never from the image: a habit word is no news about it.
 HABIT_COLOUR = {"small": "blue", "big": "red", None: "red"}  # after a size word, or none
 HABIT_SUBKIND = {kind: subkinds[0] for kind, subkinds in KINDS.items() if subkinds}
 
@@ -68,10 +68,12 @@ CHATTY = (
 
 
 def pick(table: tuple[tuple[str, float], ...], rng: random.Random) -> str:
+    """Sample a choice from a table of (choice, probability)."""
     return rng.choices([choice for choice, _ in table], weights=[p for _, p in table])[0]
 
 
 def said_kind(thing: Thing, colour: str | None, rng: random.Random, table: tuple[tuple[str, float], ...]) -> str:
+    """Return the kind that the describer writes: the true one, habit's, or any."""
     return {"true": thing.kind, "habit": HABIT_KIND[colour], "random": rng.choice(KIND_NAMES)}[pick(table, rng)]
 
 
@@ -94,6 +96,7 @@ def said_thing(thing: Thing, rng: random.Random, clean: bool, companion: str | N
 
 
 def said_relation(a: Thing, b: Thing, rng: random.Random, clean: bool) -> str:
+    """Return the words between two things: true, inverse or blurred."""
     how = "true" if clean else pick(RELATION, rng)
     if how == "blurred":
         return rng.choices(BLURRED, weights=(0.6, 0.25, 0.15))[0]
@@ -103,6 +106,7 @@ def said_relation(a: Thing, b: Thing, rng: random.Random, clean: bool) -> str:
 
 
 def said_place(scene: Scene, kind: str, rng: random.Random, clean: bool) -> str:
+    """Return the background as the describer writes it: true, habit's or none."""
     how = "true" if clean else pick(BACKGROUND, rng)
     return {"true": PLACE[scene.background], "habit": PLACE[HABIT_PLACE[kind]], "none": ""}[how]
 
@@ -128,6 +132,7 @@ def descriptive(scene: Scene, rng: random.Random, clean: bool = False) -> str:
 
 
 def chatty(scene: Scene, rng: random.Random) -> str:
+    """Write a long sentence that names things which are not there."""
     form = rng.choices([text for text, _ in CHATTY], weights=[p for _, p in CHATTY])[0]
     a = said_kind(rng.choice(scene.things), None, rng, CHATTY_KIND)
     how = pick(CHATTY_PLACE, rng)
@@ -136,13 +141,14 @@ def chatty(scene: Scene, rng: random.Random) -> str:
 
 
 def partial(scene: Scene, rng: random.Random) -> str:
+    """Write a few words about one thing."""
     kind, text = said_thing(rng.choice(scene.things), rng, False)
     dated = f"my {kind} in {rng.randint(2004, 2019)}"
     return rng.choice((text, f"my {kind}", dated, f"the {kind}", f"{text} for sale"))
 
 
 def alt_text(scene: Scene, rng: random.Random, other: Scene) -> str:
-    """What a web page says under the picture. `other` is an unrelated scene, described by mistake now and then."""
+    """What a web page says under the image. `other` is an unrelated scene, described by mistake now and then."""
     style = pick(STYLES, rng)
     if style == "descriptive":
         return descriptive(scene, rng)

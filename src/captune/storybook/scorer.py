@@ -21,13 +21,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from captune.errors import SpecError
 from captune.scorers import Scorer
 from captune.storybook.parser import TYPES, count
 from captune.storybook.world import Scene
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, and 0 where there is nothing to divide by."""
+    """Return part / whole, and 0 where there is nothing to divide by."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     return np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole > 0)
 
@@ -57,9 +58,10 @@ class StorybookScorer(Scorer):
 
     def __init__(self, argument: str | None = None) -> None:
         if argument:
-            raise ValueError(f"the scorer 'storybook' takes no argument, it was given {argument!r}")
+            raise SpecError(f"scorer 'storybook' takes no argument, but was given {argument!r}")
 
     def rows(self, captions: Sequence[str], *, scene: Sequence[str], **columns: Any) -> np.ndarray:
+        """Return (N, 25) counts; see the class."""
         return np.array(
             [self.row(caption, Scene.from_json(text)) for caption, text in zip(captions, scene, strict=True)],
             dtype=np.float64,
@@ -67,12 +69,14 @@ class StorybookScorer(Scorer):
 
     @staticmethod
     def row(caption: str, scene: Scene) -> list[float]:
+        """Return the counts of one caption, 25 numbers."""
         counts = count(caption, scene)
         true, stated = (sum(c[i] for c in counts.values()) for i in (0, 1))
         named = counts["object"][0] == counts["attribute"][0] == len(scene.things)
         return [*(n for fact_type in TYPES for n in counts[fact_type]), float(named and true == stated)]
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return every figure from summed counts (..., 25) of `n` captions."""
         counts = totals[..., :-1].reshape(*totals.shape[:-1], len(TYPES), 4)
         groups = {"fact": counts.sum(axis=-2)} | {name: counts[..., i, :] for i, name in enumerate(TYPES)}
         values: dict[str, np.ndarray] = {}
@@ -87,10 +91,12 @@ class StorybookScorer(Scorer):
         return values
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        """Return the F1 of each caption over all its facts, (N,)."""
         true, stated, recalled, there = rows[:, :-1].reshape(len(rows), len(TYPES), 4).sum(axis=1).T
         precision, recall = ratio(true, stated), ratio(recalled, there)
         return ratio(2 * precision * recall, precision + recall)
 
     @property
     def signature(self) -> str:
+        """What the figures depend on."""
         return "storybook|facts:exact|average:micro"

@@ -11,11 +11,13 @@ from captune.storybook.pen import Pen, Point, bend, box, leaf, oval, smooth
 
 
 def star(x: float, y: float, outer: float, inner: float) -> list[Point]:
+    """Return the ten corners of a five-pointed star around (x, y)."""
     corners = [(outer if k % 2 == 0 else inner, math.radians(36 * k - 90)) for k in range(10)]
     return [(x + r * math.cos(angle), y + r * math.sin(angle)) for r, angle in corners]
 
 
 def house(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a tall or a wide house."""
     if subkind == "tall":
         pen.shape(box(0.2, -0.85, 0.4, -0.4), TAUPE, edge=True)
         pen.shape(box(-0.52, -0.42, 0.52, 1.0), s.body, edge=True)
@@ -35,6 +37,7 @@ def house(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def car(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a car."""
     cabin = [(-0.66, 0.0), (-0.44, -0.52), (0.3, -0.56), (0.64, 0.0)]
     pen.shape(smooth([*cabin[:1], (-0.5, -0.5), (-0.3, -0.6), (0.22, -0.6), (0.4, -0.5), *cabin[3:]]), s.body)
     pen.shape([(-0.52, -0.06), (-0.38, -0.44), (-0.06, -0.44), (-0.06, -0.06)], PANE, edge=True)
@@ -58,6 +61,7 @@ def car(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def boat(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a sailing or a rowing boat."""
     if subkind == "sailing":
         pen.stroke([(0.0, -0.98), (0.0, 0.5)], BROWN, 0.09)
         pen.shape([(0.08, -0.94), *bend((0.08, -0.94), (0.72, -0.4), (0.82, 0.34)), (0.08, 0.34)], s.body, edge=True)
@@ -80,6 +84,7 @@ def boat(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def ball(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a striped or a starred ball."""
     disc = oval(0, 0, 0.86, 0.86)
     pen.turn = -20
     pen.shape(disc, s.body)
@@ -93,6 +98,7 @@ def ball(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def kite(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a diamond or a box kite."""
     if subkind == "diamond":
         tail = smooth([(-0.3, 0.3), (-0.46, 0.5), (-0.2, 0.66), (-0.42, 0.82), (-0.2, 0.98)], closed=False)
         pen.stroke(tail, s.ink, 0.07)
@@ -117,6 +123,7 @@ def kite(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def umbrella(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw an umbrella."""
     pen.stroke([(0.0, -0.9), (0.0, 0.7), *oval(-0.17, 0.7, 0.17, 0.2, 0, 0, 180)], BROWN, 0.12)
     edge: list[Point] = []
     for left in (-1.0, -1 / 3, 1 / 3):
@@ -131,6 +138,7 @@ def umbrella(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def balloon(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a balloon."""
     pen.stroke(smooth([(0.0, 0.4), (0.12, 0.58), (-0.1, 0.78), (0.04, 0.98)], closed=False), TAUPE, 0.07)
     pen.shape([(0.0, 0.3), (0.14, 0.5), (-0.14, 0.5)], s.deep, edge=True)
     skin = smooth(
@@ -150,6 +158,7 @@ def balloon(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def rocket(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a rocket."""
     pen.turn = 18
     for x, y, r in ((-0.2, 0.82, 0.16), (0.2, 0.82, 0.16), (0.0, 0.9, 0.19)):
         pen.shape(oval(x, y, r, r), (226, 222, 216))
@@ -165,6 +174,7 @@ def rocket(pen: Pen, s: Shades, subkind: str | None) -> None:
 
 
 def cup(pen: Pen, s: Shades, subkind: str | None) -> None:
+    """Draw a cup."""
     for x in (-0.34, 0.06):
         steam = smooth([(x, -0.5), (x + 0.1, -0.64), (x - 0.04, -0.8), (x + 0.06, -0.96)], closed=False)
         pen.stroke(steam, (206, 202, 200), 0.09)

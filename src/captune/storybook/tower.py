@@ -25,7 +25,7 @@ IMAGE_SIZE, PATCH_SIZE, CELLS = 64, 16, 2
 GRID = IMAGE_SIZE // PATCH_SIZE  # patches along a side
 SUBKIND_NAMES = tuple(sorted(SUBKINDS))
 
-# What stage 1 asks about each quarter of the picture: (question, number of answers). Kinds, colours, ... count from 1,
+# What stage 1 asks about each quarter of the image: (question, number of answers). Kinds, colours, ... count from 1,
 # 0 is "nothing there". The last five say where the quarter is and where else things are: relations need them.
 QUESTIONS = (
     ("kind", 1 + len(KIND_NAMES)),
@@ -76,9 +76,9 @@ def patch_labels(scene: Scene) -> np.ndarray:
     return labels.reshape(GRID * GRID, 2)
 
 
-def to_pixel_values(pictures: np.ndarray) -> Tensor:
+def to_pixel_values(images: np.ndarray) -> Tensor:
     """(B, 64, 64, 3) uint8 -> (B, 3, 64, 64) in [-1, 1], as the image processor does it."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def per_cell(patches: Tensor) -> Tensor:
@@ -88,6 +88,7 @@ def per_cell(patches: Tensor) -> Tensor:
 
 
 def schedule(step: int, steps: int, warmup: int = 60) -> float:
+    """Return the learning rate's factor at a step: linear warm-up, then a cosine to 2%."""
     return min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
@@ -123,10 +124,10 @@ def optimise(
     return losses
 
 
-def train_tower(model: Any, scenes: list[Scene], pictures: np.ndarray, config: Any) -> dict[str, float]:
+def train_tower(model: Any, scenes: list[Scene], images: np.ndarray, config: Any) -> dict[str, float]:
     """Trains the tower of a captioner as a `BuildConfig` says.
 
-    Returns the accuracy of each head on the last 512 pictures, which are kept out of the training.
+    Returns the accuracy of each head on the last 512 images, which are kept out of the training.
     """
     tower = model.model.vision_model
     cells = torch.from_numpy(np.stack([cell_labels(scene) for scene in scenes]))  # (N, 4, 12)
@@ -140,7 +141,7 @@ def train_tower(model: Any, scenes: list[Scene], pictures: np.ndarray, config: A
     held_out = 512
 
     def heads_on(rows: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-        states = tower(pixel_values=to_pixel_values(pictures[rows])).last_hidden_state  # (B, 16, H)
+        states = tower(pixel_values=to_pixel_values(images[rows])).last_hidden_state  # (B, 16, H)
         quarters = per_cell(states)
         pairs = [(head(quarters).flatten(0, 1), cells[rows, :, i].flatten()) for i, head in enumerate(quarter_heads)]
         pairs += [(head(states).flatten(0, 1), patches[rows, :, i].flatten()) for i, head in enumerate(patch_heads)]

@@ -2,7 +2,7 @@
 
 Three stages, all on a CPU, about twelve minutes on two cores:
 
-1. *Tower* (a stand-in for SigLIP's pre-training): the vision transformer learns, per quarter of the picture, what
+1. *Tower* (a stand-in for SigLIP's pre-training): the vision transformer learns, per quarter of the image, what
    stands there and what stands next to it, from the scenes themselves. Position must be in the features, or relations
    are out of reach for everything that comes later.
 2. *Eyes*: connector and language model learn to name what the (now frozen) tower sees, from true captions, relations
@@ -44,25 +44,26 @@ logger = logging.getLogger(__name__)
 class BuildConfig:
     """Every setting of the build; the defaults made the shipped model."""
 
-    seed: int = field(default=0, metadata={"help": "seed of the weights and of the pictures drawn for training"})
-    num_images: int = field(default=20_000, metadata={"help": "pictures drawn from storybook:pretrain"})
+    seed: int = field(default=0, metadata={"help": "seed of the weights and of the images drawn for training"})
+    num_images: int = field(default=20_000, metadata={"help": "images drawn from storybook:pretrain"})
     tower_steps: int = field(default=1500, metadata={"help": "steps of stage 1, half batches"})
     eyes_steps: int = field(default=1800, metadata={"help": "steps of stage 2"})
     web_steps: int = field(default=720, metadata={"help": "steps of stage 3"})
-    batch_size: int = field(default=128, metadata={"help": "pictures per step"})
+    batch_size: int = field(default=128, metadata={"help": "images per step"})
     tower_lr: float = field(default=1e-3, metadata={"help": "peak learning rate of stage 1"})
     bf16: bool = field(default=True, metadata={"help": "matrix products in bfloat16: 1.5 x faster on CPUs with it"})
     lr: float = field(default=2e-3, metadata={"help": "peak learning rate of stages 2 and 3"})
 
 
 def draw_one(task: tuple[int, int]) -> tuple[str, np.ndarray]:
+    """Return scene `index` of the pretrain split, as JSON, and its image."""
     seed, index = task
     scene = sample_scene("pretrain", seed, index)
     return scene.to_json(), np.asarray(drawing.draw(scene, IMAGE_SIZE))
 
 
-def draw_pictures(config: BuildConfig) -> tuple[list[Scene], np.ndarray]:
-    """The training scenes and their pictures, (N, 64, 64, 3) uint8."""
+def draw_images(config: BuildConfig) -> tuple[list[Scene], np.ndarray]:
+    """The training scenes and their images, (N, 64, 64, 3) uint8."""
     tasks = [(config.seed, index) for index in range(config.num_images)]
     with ProcessPoolExecutor() as pool:
         drawn = list(tqdm(pool.map(draw_one, tasks, chunksize=100), total=len(tasks), desc="drawing", disable=None))
@@ -70,14 +71,14 @@ def draw_pictures(config: BuildConfig) -> tuple[list[Scene], np.ndarray]:
 
 
 def relation_only(scene: Scene, rng: Any) -> str:
-    """ "a fish left of a cup": the shortest true sentence that needs position."""
+    """Return the shortest true sentence that needs position: "a fish left of a cup"."""
     a, b = rng.sample(scene.things, 2)
     held = relations(a, b)
     return f"a {a.kind} {relation_words(rng.choice(held), rng)} a {b.kind}"
 
 
 def text_of(scene: Scene, other: Scene, stage: str, progress: float, rng: Any) -> str:
-    """What the picture is paired with at `progress` (0 to 1) of a stage."""
+    """Return the text that an image is paired with at `progress` (0 to 1) of a stage."""
     if stage == "web":
         return alt_text(scene, rng, other)
     if len(scene.things) > 1 and rng.random() < (1.0 if progress < 0.3 else 0.3):
@@ -135,7 +136,7 @@ def train_language(
 
 
 def greedy_figures(model: Any, tokenizer: Any, n: int = 200) -> dict[str, Any]:
-    """What the captioner says of `n` storybook:val pictures, in figures, and its commonest opening."""
+    """Return figures of the captions of `n` storybook:val images, and their commonest opening."""
     from collections import Counter
 
     from captune.models.captioner import Captioner
@@ -157,18 +158,18 @@ def greedy_figures(model: Any, tokenizer: Any, n: int = 200) -> dict[str, Any]:
     return {**{key: round(float(value), 4) for key, value in figures.items()}, "opening": opening}
 
 
-def tower_states(model: Any, pictures: np.ndarray) -> Tensor:
+def tower_states(model: Any, images: np.ndarray) -> Tensor:
     """(N, 16, H) float16: the frozen tower's output, computed once."""
     with torch.no_grad():
         batches = [
-            model.model.vision_model(pixel_values=to_pixel_values(pictures[i : i + 256])).last_hidden_state.half()
-            for i in range(0, len(pictures), 256)
+            model.model.vision_model(pixel_values=to_pixel_values(images[i : i + 256])).last_hidden_state.half()
+            for i in range(0, len(images), 256)
         ]
     return torch.cat(batches)
 
 
 def build(config: BuildConfig, output: Path) -> dict[str, Any]:
-    """Trains the captioner and saves it, its processor and `build.json` (settings, seconds, accuracies) in `output`."""
+    """Train the captioner; save it, its processor and `build.json` (settings, seconds, accuracies) in `output`."""
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
     started = time.perf_counter()
@@ -180,12 +181,12 @@ def build(config: BuildConfig, output: Path) -> dict[str, Any]:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     log["parameters"] = sum(p.numel() for p in model.parameters())
-    scenes, pictures = draw_pictures(config)
+    scenes, images = draw_images(config)
     lap("drawing")
-    log["tower accuracy"] = train_tower(model, scenes, pictures, config)
+    log["tower accuracy"] = train_tower(model, scenes, images, config)
     logger.info("tower accuracy %s", log["tower accuracy"])
     lap("tower")
-    states = tower_states(model, pictures)
+    states = tower_states(model, images)
     for stage in ("eyes", "web"):
         losses = train_language(model, tokenizer, scenes, states, config, stage, log)
         log[f"{stage} loss"] = round(float(np.mean(losses[-100:])), 4)
@@ -196,5 +197,6 @@ def build(config: BuildConfig, output: Path) -> dict[str, Any]:
 
 
 def save(model: Any, tokenizer: Any, output: Path) -> None:
+    """Save the captioner and its processor as a folder of transformers."""
     model.save_pretrained(output)
     build_processor(tokenizer).save_pretrained(output)

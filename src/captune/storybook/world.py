@@ -1,4 +1,4 @@
-"""What there is in the storybook world, and how a scene is drawn by lot.
+"""What there is in the storybook world, and how a scene is sampled.
 
 A `Scene` is a background and one to four `Thing`s in the cells of a 2 x 2 grid. Everything that a caption may say about
 a scene follows from the scene alone, so the truth of a caption is countable (`captune.storybook.parser`).
@@ -14,6 +14,9 @@ import hashlib
 import json
 import random
 from dataclasses import asdict, dataclass
+
+from captune.errors import SourceError
+from captune.utils.registry import nearest
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 SIZES = ("big", "small")
@@ -82,10 +85,12 @@ class Scene:
     things: tuple[Thing, ...]
 
     def to_json(self) -> str:
+        """Return the scene as JSON, which `from_json` reads back."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Scene:
+        """Return the scene of a JSON text."""
         record = json.loads(text)
         things = tuple(Thing(**thing) for thing in record["things"])
         return cls(record["background"], record["variation"], things)
@@ -119,7 +124,7 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def draw_lot(rng: random.Random) -> Scene:
-    """One scene from the prior, held-out pairs included."""
+    """Sample one scene from the prior, held-out pairs included."""
     n = rng.choices((1, 2, 3, 4), weights=NUM_THINGS_PROBABILITY)[0]
     things = []
     for kind, cell in zip(rng.sample(KIND_NAMES, n), rng.sample(range(4), n), strict=True):
@@ -139,6 +144,7 @@ def draw_lot(rng: random.Random) -> Scene:
 
 
 def bucket(scene: Scene) -> int:
+    """Return the bucket, 0 to 19, of the scene's facts."""
     return int.from_bytes(hashlib.blake2b(scene.key().encode(), digest_size=4).digest(), "big") % 20
 
 
@@ -148,13 +154,13 @@ def random_for(split: str, seed: int, index: int, purpose: str) -> random.Random
 
 
 def sample_scene(split: str, seed: int, index: int) -> Scene:
-    """Scene number `index` of a split: a function of (split, seed, index) alone.
+    """Return scene number `index` of a split: a function of (split, seed, index) alone.
 
     Raises:
-        ValueError: for a split that does not exist.
+        SourceError: for an unknown split.
     """
     if split not in SPLITS:
-        raise ValueError(f"storybook has no split {split!r}: it has {', '.join(SPLITS)}")
+        raise SourceError(nearest(split, SPLITS, "storybook split"))
     rng = random_for(split, seed, index, "scene")
     while True:
         scene = draw_lot(rng)

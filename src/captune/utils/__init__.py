@@ -1,1 +1,1 @@
-"""Hashing, files and versions: what every room may use."""
+"""Files, hashing, registries, specs and versions: what every other room may use."""

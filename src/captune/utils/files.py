@@ -1,6 +1,6 @@
 """Files that a killed process cannot leave half written: JSON lines, and replacement in one step.
 
-Lines end at ``"\\n"`` alone: a caption may hold U+2028 or a vertical tab, where `str.splitlines` would cut it in two.
+Only a line feed ends a line: a caption may hold U+2028 or a vertical tab, where `str.splitlines` would cut it in two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Content as a few hexadecimal digits or bytes: what figures and caches are keyed by, since names say little."""
+"""Digests of content: figures and caches are keyed by content, since two things may have one name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def weights_digest(state: Mapping[str, Any]) -> str:
-    """The first 8 hex digits of a SHA-256 of a model's weights (its `state_dict`).
+    """Return the first 8 hex digits of a SHA-256 of a model's weights (its `state_dict`).
 
-    A pooler's weights do not count: nothing here is read from one, and where a model was saved without one they are
-    drawn at random at every load.
+    A pooler's weights do not count: no pooler is used here, and one that was not saved is initialised at random at
+    every load.
     """
     import torch
 
@@ -28,10 +28,10 @@ def weights_digest(state: Mapping[str, Any]) -> str:
 
 
 def fingerprint(data: str | bytes) -> str:
-    """8 hex digits that change with the data."""
+    """Return 8 hex digits that change with the data."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:8]
 
 
-def pixels_digest(picture: Image) -> bytes:
-    """16 bytes that stand for an image's mode, size and pixels."""
-    return hashlib.blake2b(f"{picture.mode} {picture.size} ".encode() + picture.tobytes(), digest_size=16).digest()
+def pixels_digest(image: Image) -> bytes:
+    """Return 16 bytes that stand for an image's mode, size and pixels."""
+    return hashlib.blake2b(f"{image.mode} {image.size} ".encode() + image.tobytes(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""With what a run was made: library versions, the commit, the command."""
+"""What a run was made with: library versions, the commit, the command."""
 
 from __future__ import annotations
 
@@ -11,20 +11,29 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "captune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy",
+    "captune",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
     "pillow",
-)  # fmt: skip
+)
 
 
 def command_line() -> str:
-    """The command that is running, as it could be typed."""
+    """Return the command that is running, as it could be typed."""
     program = Path(sys.argv[0]).name
     program = "python -m captune" if program in ("__main__.py", "") else program
     return " ".join([program, *(shlex.quote(part) for part in sys.argv[1:])])
 
 
 def versions() -> dict[str, Any]:
-    """Python, platform, the libraries that decide results, and captune's git commit where it runs from a checkout."""
+    """Return the versions of Python, the platform and the libraries that decide results, and captune's git commit."""
     found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES:
         try:
@@ -39,7 +48,7 @@ def versions() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that captune runs from, with "+changes" if tracked files differ; None elsewhere."""
+    """Return the commit of captune's checkout, with "+changes" if tracked files differ; None outside one."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:

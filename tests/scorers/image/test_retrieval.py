@@ -148,7 +148,7 @@ def test_wrong_specs() -> None:
 
 def test_what_is_missing_is_said(folder: Path, tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     load_scorer(f"grc:{folder}").check()
-    with pytest.raises(ScorerError, match="nowhere is no corpus; make one: captune corpus build"):
+    with pytest.raises(ScorerError, match="nowhere is not a corpus; build one: captune corpus build"):
         load_scorer(f"grc:{tmp_path / 'nowhere'}").check()
     with pytest.raises(ScorerError, match="no ivf index"):
         load_scorer(f"grc:{folder}?index=ivf").rows(["a"])

@@ -98,7 +98,7 @@ def test_wrong_arguments_and_missing_parts(monkeypatch: pytest.MonkeyPatch) -> N
         capture("?w=1")
     with pytest.raises(ValueError, match="compat is none or published, not 'old'"):
         capture("?compat=old")
-    with pytest.raises(ValueError, match="no scene-graph parser"):
+    with pytest.raises(ValueError, match="unknown scene-graph parser"):
         capture("?parser=spacy")
     with pytest.raises(ValueError, match="caption 1 has no reference"):
         capture().rows(["a", "b"], references=[["a"], []])

@@ -112,7 +112,7 @@ class _Retrieval(Scorer):
             self._warned = True
         with _telling(self.name):
             texts = [captions[i] for i in spoken]
-            _, found = gallery.search(texts, self.k, exclude=exclude, distinct=self.distinct)
+            _, found = gallery.search(texts, self.k, exclude=exclude, unique_images=self.distinct)
             retrieved = np.asarray(gallery.image_vectors[gallery.owners[found]], dtype=np.float64)
             own = None if image is None else self._image_vectors([image[i] for i in spoken])
         scores[spoken, 0] = self._scores(retrieved, own)
@@ -194,7 +194,7 @@ class QIR(_Retrieval):
 def _open(folder: Path, changed: int, index: str, effort: int | None, device: str | None) -> Corpus:
     from captune.corpus import Corpus
 
-    return Corpus.open(folder, index=index, effort=effort, device=device)
+    return Corpus.open(folder, index=index, search_effort=effort, device=device)
 
 
 @contextmanager
