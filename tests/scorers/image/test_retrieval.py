@@ -152,7 +152,7 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path, corpus: Corpus, m
         load_scorer(f"grc:{tmp_path / 'nowhere'}").check()
     with pytest.raises(ScorerError, match="no ivf index"):
         load_scorer(f"grc:{folder}?index=ivf").rows(["a"])
-    with pytest.raises(ScorerError, match="no index 'lsh'"):
+    with pytest.raises(ScorerError, match="unknown index 'lsh'"):
         load_scorer(f"grc:{folder}?index=lsh").rows(["a"])
     with pytest.raises(ScorerError, match="20 images to retrieve.*k = 21"):
         GRC("x?k=21", corpus=corpus).rows(["red ball"])
