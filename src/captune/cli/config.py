@@ -6,6 +6,7 @@ Later values win: the field's default, then the preset, then the YAML file, then
 A field's metadata:
     help: one line for ``--help``.
     group: the heading it stands under in ``--help``.
+    metavar: what stands for the value in ``--help``, such as SOURCE; default: by the type.
     aliases: former names of the field; as flags and YAML keys they work and warn.
 """
 
@@ -26,7 +27,7 @@ from captune.utils.spec import convert
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
-def add_fields(parser: argparse.ArgumentParser, config: type, hide: Iterable[str] = ()) -> None:
+def add_fields(parser: argparse.ArgumentParser, config: type, hide: Iterable[str] = ()) -> list[str]:
     """Add one flag per field of a dataclass; a flag that is not given leaves no trace in the namespace.
 
     Args:
@@ -34,32 +35,42 @@ def add_fields(parser: argparse.ArgumentParser, config: type, hide: Iterable[str
             fields without.
         config: the dataclass.
         hide: the fields that get no flag.
+
+    Returns:
+        The required flags with what stands for their values, such as ``--model MODEL``.
     """
     hints = get_type_hints(config)
     groups: dict[str, argparse._ArgumentGroup] = {}
+    required: list[str] = []
     for field in sorted(_fields(config), key=lambda field: not _required(field)):  # required ones first
         if field.name in hide:
             continue
         name = "required" if _required(field) else field.metadata.get("group", "settings")
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
-        _add_flag(groups[name], field, hints[field.name])
+        action = _add_flag(groups[name], field, hints[field.name])
+        if _required(field):
+            required.append(f"{action.option_strings[0]} {action.metavar}")
+    return required
 
 
-def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: Any) -> None:
+def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: Any) -> argparse.Action:
     text = field.metadata.get("help", "")
-    text = (text if "default" in text or _required(field) else text + _default(field)).replace("%", "%%")
+    text = (text if "default:" in text or _required(field) else text + _default(field)).replace("%", "%%")
     options: dict[str, Any] = {}
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
     elif get_origin(kind) in (list, tuple):
         options |= {"nargs": "+", "metavar": _metavar(get_args(kind)[0])}
     else:
-        options["metavar"] = _metavar(kind)
-    group.add_argument(_flag(field.name), dest=field.name, default=argparse.SUPPRESS, help=text.strip(), **options)
+        options["metavar"] = field.metadata.get("metavar") or _metavar(kind)
+    action = group.add_argument(
+        _flag(field.name), dest=field.name, default=argparse.SUPPRESS, help=text.strip(), **options
+    )
     options.pop("metavar", None)
     for old in field.metadata.get("aliases", ()):  # read under their own name, so that `build` can warn
         group.add_argument(_flag(old), dest=old, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)
+    return action
 
 
 def build(
@@ -163,7 +174,9 @@ def _flag(name: str) -> str:
 
 def _default(field: dataclasses.Field) -> str:
     value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[operator]
-    return "" if value == "" else f" (default: {'none' if value is None else value})"
+    if isinstance(value, bool):
+        value = "on" if value else "off"
+    return "" if value in ("", []) else f" (default: {'none' if value is None else value})"
 
 
 def _metavar(kind: Any) -> str:

@@ -5,28 +5,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from captune.cli.command import SOURCES, Command, echo, hide_loading_bars
+from captune.cli.command import Command, echo, hide_loading_bars
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captune corpus build`."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="build")
-    build = actions.add_parser(
-        "build",
-        help="encode a captioned source; resumes a build that was stopped",
-        epilog=SOURCES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    build.add_argument("--captions", required=True, metavar="SOURCE", help="images with captions (see below)")
-    build.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the corpus to write")
+    parser.add_argument("action", choices=["build"], help="encode a captioned source, or resume a build")
+    parser.add_argument("--captions", required=True, metavar="SOURCE", help="images with captions (see below)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the corpus to write")
     encoders = "default: all-MiniLM-L6-v2, for storybook storybook-clip"
-    build.add_argument("--text-encoder", metavar="MODEL", help=f"a sentence encoder, or a CLIP ({encoders})")
-    build.add_argument("--image-encoder", metavar="MODEL", help="CLIP, SigLIP, DINOv2, ... (default: storybook-clip)")
-    build.add_argument("--index", choices=["flat", "ivf", "hnsw"], default="flat", help="default: flat, exact search")
-    build.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
-    build.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best available)")
-    build.add_argument("--overwrite", action="store_true", help="replace a corpus that was made with other settings")
+    parser.add_argument("--text-encoder", metavar="MODEL", help=f"a sentence encoder, or a CLIP ({encoders})")
+    parser.add_argument("--image-encoder", metavar="MODEL", help="CLIP, SigLIP, DINOv2, ... (default: storybook-clip)")
+    parser.add_argument("--index", choices=["flat", "ivf", "hnsw"], default="flat", help="default: flat, exact search")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best available)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a corpus that was made with other settings")
 
 
 def run(args: argparse.Namespace) -> int:

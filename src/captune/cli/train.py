@@ -56,9 +56,10 @@ def command(name: str, load: bool) -> Command:
 
 
 def add_arguments(method: Any, parser: argparse.ArgumentParser) -> None:
-    """Declare a flag per setting of the method."""
+    """Declare a flag per setting of the method; the usage line names the required ones only."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML file of the settings below; flags win")
-    add_fields(parser, method.config)
+    required = " ".join(add_fields(parser, method.config))
+    parser.usage = f"%(prog)s [--config FILE] {required} [settings]"
 
 
 def run(method: Any, args: argparse.Namespace) -> int:
