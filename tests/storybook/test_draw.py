@@ -12,7 +12,7 @@ from captune.storybook.backgrounds import BACKGROUNDS as PAINTED
 from captune.storybook.draw import SIZES, clear_caches, draw
 from captune.storybook.palette import PALETTE
 from captune.storybook.things import KINDS as DRAWN
-from captune.storybook.world import BACKGROUNDS, COLOURS, KINDS, Scene, Thing, draw_lot
+from captune.storybook.world import BACKGROUNDS, COLOURS, KINDS, Scene, Thing, sample_prior
 from captune.storybook.world import SIZES as SIZE_NAMES
 
 VARIANTS = [(kind, subkind) for kind, subkinds in KINDS.items() for subkind in (subkinds or (None,))]
@@ -39,14 +39,14 @@ def test_everything_in_the_world_is_drawn() -> None:
 
 @pytest.mark.parametrize("side", [64, 96, 130])
 def test_mode_and_size(side: int) -> None:
-    image = draw(draw_lot(random.Random(0)), side)
+    image = draw(sample_prior(random.Random(0)), side)
     assert isinstance(image, Image.Image)
     assert (image.mode, image.size) == ("RGB", (side, side))
 
 
 def test_same_scene_same_bytes_with_and_without_caches() -> None:
     rng = random.Random(7)
-    scenes = [draw_lot(rng) for _ in range(12)]
+    scenes = [sample_prior(rng) for _ in range(12)]
     first = [draw(scene).tobytes() for scene in scenes]
     assert [draw(scene).tobytes() for scene in reversed(scenes)] == first[::-1]
     clear_caches()

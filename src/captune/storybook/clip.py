@@ -1,4 +1,4 @@
-"""Builds storybook-clip, the contrastive image/text encoder: an ordinary `CLIPModel` with its `CLIPProcessor`.
+"""Build storybook-clip, the contrastive image/text encoder: an ordinary `CLIPModel` with its `CLIPProcessor`.
 
 Only images of storybook:clip are seen, a split that no captioner is trained on or tested on. Two stages on one CPU:
 
@@ -174,17 +174,17 @@ class Trainer(nn.Module):
         loss = torch.stack([F.cross_entropy(head(torch.cat(states)), answer) for head, answer in asked]).sum()
         return torch.cat(embeddings)[torch.tensor(order).argsort()], loss
 
-    def draw_lots(self) -> list[int]:
+    def sample_rows(self) -> list[int]:
         return [self.rng.randrange(len(self.scenes)) for _ in range(self.config.batch_size)]
 
     def look(self, step: int) -> Tensor:
-        rows = self.draw_lots()
+        rows = self.sample_rows()
         seen, parts = self.see(rows)
         return parts + self.config.fact_weight * self.fact_loss(seen, self.facts[rows])
 
     def contrast(self, step: int) -> Tensor:
         """Stage 2: captions first, then their hard negatives, B (1 + k) texts for B images."""
-        rng, rows = self.rng, self.draw_lots()
+        rng, rows = self.rng, self.sample_rows()
         captions = [say(self.scenes[row], rng) for row in rows]
         for _ in range(self.config.negatives):
             captions += [
@@ -246,7 +246,7 @@ def measure(model: Any, processor: Any, n: int = 500, split: str = "val", seed: 
 
 
 def build(config: ClipConfig, output: Path) -> dict[str, Any]:
-    """Trains the encoder and saves it, its processor and `build.json` (settings, seconds, figures) in `output`."""
+    """Train the encoder; save it, its processor and `build.json` (settings, seconds, figures) in `output`."""
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Builds storybook-lm, a language model that has read storybook's captions and never seen a image.
+"""Build storybook-lm, a language model that has read storybook's captions and never seen a image.
 
 An ordinary `GPT2LMHeadModel` of 0.9 M parameters with the tokenizer of the storybook captioner. It is what a method
 needs that brings its own eyes: ZeroCap guides it with an image encoder, HAR gives it a prefix. Only texts of
@@ -89,7 +89,7 @@ def perplexity(model: Any, tokenizer: Any, texts: list[str]) -> float:
 
 
 def build(config: LanguageModelConfig, output: Path) -> dict[str, Any]:
-    """Trains the model and saves it, its tokenizer and `build.json` (settings, seconds, figures) in `output`."""
+    """Train the model; save it, its tokenizer and `build.json` (settings, seconds, figures) in `output`."""
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
     started = time.perf_counter()

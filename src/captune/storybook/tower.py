@@ -125,7 +125,7 @@ def optimise(
 
 
 def train_tower(model: Any, scenes: list[Scene], images: np.ndarray, config: Any) -> dict[str, float]:
-    """Trains the tower of a captioner as a `BuildConfig` says.
+    """Train the tower of a captioner as a `BuildConfig` says.
 
     Returns the accuracy of each head on the last 512 images, which are kept out of the training.
     """

@@ -1,4 +1,4 @@
-"""Builds the storybook captioner from nothing: `captune build-storybook --seed 0 --output models/storybook`.
+"""Build the storybook captioner from nothing: `captune build-storybook --seed 0 --output models/storybook`.
 
 Three stages, all on a CPU, about twelve minutes on two cores:
 

@@ -123,7 +123,7 @@ def is_held_out(scene: Scene) -> bool:
     )
 
 
-def draw_lot(rng: random.Random) -> Scene:
+def sample_prior(rng: random.Random) -> Scene:
     """Sample one scene from the prior, held-out pairs included."""
     n = rng.choices((1, 2, 3, 4), weights=NUM_THINGS_PROBABILITY)[0]
     things = []
@@ -163,6 +163,6 @@ def sample_scene(split: str, seed: int, index: int) -> Scene:
         raise SourceError(nearest(split, SPLITS, "storybook split"))
     rng = random_for(split, seed, index, "scene")
     while True:
-        scene = draw_lot(rng)
+        scene = sample_prior(rng)
         if is_held_out(scene) == (split == "ood") and bucket(scene) in SPLITS[split]:
             return scene

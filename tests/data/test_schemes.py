@@ -1,0 +1,122 @@
+"""A scheme of someone else's, registered as storybook is, offers what it has; the library asks and finds nothing more."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as Pillow
+
+from captune.data import load_images, load_references
+from captune.data.schemes import SOURCES, Drawer, Scheme, scheme_of, source_of
+from captune.errors import EvaluationError, SourceError
+from captune.evaluation.run import evaluate_files
+from captune.scorers.image.cycle import Cycle
+from captune.storybook import load
+from captune.training.monitor.watch import default_watch
+
+COLOURS = ("red", "green", "blue")
+
+
+class Plain:
+    """Draws the first colour that a caption names."""
+
+    signature = "plain"
+
+    def __call__(self, caption: str) -> Pillow.Image:
+        colour = next((word for word in caption.split() if word in COLOURS), "white")
+        return Pillow.new("RGB", (8, 8), colour)
+
+
+class Plates(Scheme):
+    """Plates of one colour each."""
+
+    name = "plates"
+    held_out = "plates:other"
+    scorers = ("length",)
+    image_encoder = "storybook-clip"
+
+    def load(self, name: str, *, n: int | None = None, seed: int | None = None) -> Dataset:
+        if name not in ("all", "other"):
+            raise SourceError(f"plates:{name}: unknown")
+        rows = [
+            {
+                "image": Pillow.new("RGB", (8, 8), colour),
+                "image_id": f"plate {colour}",
+                "references": [f"a {colour} plate"],
+            }
+            for colour in COLOURS[:n]
+        ]
+        text = Value("string")
+        return Dataset.from_list(rows, Features(image=Image(), image_id=text, references=List(text)))
+
+    def source_of(self, image_ids: Sequence[str]) -> str | None:
+        return "plates:all" if all(i.startswith("plate ") for i in image_ids) else None
+
+    def drawer(self, seed: int = 0) -> Drawer:
+        return Plain()
+
+
+@pytest.fixture(autouse=True)
+def plates(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheme]:
+    """The scheme, found where an entry point would name it."""
+    module = ModuleType("plates_of_a_stranger")
+    module.SOURCE = Plates()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(SOURCES._targets, "plates", f"{module.__name__}:SOURCE")
+    yield module.SOURCE
+
+
+def test_its_images_and_references_load() -> None:
+    assert list(load_images("plates:all?n=2")["image_id"]) == ["plate red", "plate green"]
+    assert len(load_images("plates:all", limit=1)) == 1
+    assert load_references("plates:other")["plate blue"] == ["a blue plate"]
+    with pytest.raises(SourceError, match="takes only"):
+        load_images("plates:all?skip=1")
+    with pytest.raises(SourceError, match="plates:none: unknown"):
+        load_images("plates:none")
+
+
+def test_a_source_without_a_scheme_offers_nothing(plates: Scheme) -> None:
+    assert scheme_of("plates:all") is plates
+    for source in ("photos", "./plates", "plates", "hub/name", "C:\\photos", load("val", n=0)):
+        assert (scheme_of(source).name, scheme_of(source).held_out) == ("", "")
+
+
+def test_a_saved_copy_is_known_by_its_column() -> None:
+    assert scheme_of("/saved", ["image", "scene"]).name == "storybook"
+    assert scheme_of("/saved", ["image", "references"]).name == ""
+
+
+def test_ids_tell_their_source(tmp_path: Path) -> None:
+    assert source_of(["plate red", "plate mauve"]) == "plates:all"
+    assert source_of(["val-3-000007"]) == "storybook:val?n=8&seed=3"
+    assert source_of(["a.jpg"]) is None
+    file = tmp_path / "captions.jsonl"
+    file.write_text('{"image_id": "plate mauve", "caption": "a plate"}\n')
+    with pytest.raises(EvaluationError, match='--references "plates:all" belongs to them'):
+        evaluate_files([file], references="storybook:val?n=2")
+
+
+def test_no_truth_no_scorer_of_truth(tmp_path: Path) -> None:
+    file = tmp_path / "captions.jsonl"
+    file.write_text('{"image_id": "plate red", "caption": "a plate"}\n')
+    with pytest.raises(EvaluationError, match="only sources of storybook know, not plates:all"):
+        evaluate_files([file], images="plates:all", scorers=["storybook"])
+
+
+def test_its_drawer_makes_a_cycle() -> None:
+    cycle = Cycle("plates")
+    assert "t2i:plain" in cycle.signature and "encoder:storybook-clip" in cycle.signature
+    same, other = cycle.rows(["a red plate", "a blue plate"], image=[Pillow.new("RGB", (8, 8), "red")] * 2)[:, 0]
+    assert same == pytest.approx(1) and other < 0.99
+
+
+def test_a_monitor_falls_back_to_references() -> None:
+    assert default_watch("length", "plates:all") == ["cider"]
+    assert default_watch("length", "storybook:val?n=2") == ["clip"]
+    assert default_watch("clip", "storybook:val?n=2") == ["cider"]
