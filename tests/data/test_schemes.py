@@ -1,4 +1,4 @@
-"""A scheme of someone else's, registered as storybook is, offers what it has; the library asks and finds nothing more."""
+"""A third party's scheme, registered as storybook is: the library asks what it offers, and nothing else."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_saved_datasets_and_their_splits(tmp_path: Path) -> None:
     both = datasets.DatasetDict({"train": table(caption=list("abc")), "test": table(caption=list("xyz")).select([0])})
     both.save_to_disk(tmp_path / "saved")
     assert content(f"{tmp_path / 'saved'}?split=test") == {"000000": ["x"]}
-    with pytest.raises(SourceError, match=r"has the splits train, test; say which one"):
+    with pytest.raises(SourceError, match=r"has the splits train, test; choose one"):
         load_images(str(tmp_path / "saved"))
 
 

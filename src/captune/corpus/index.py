@@ -23,7 +23,7 @@ from captune.utils.device import pick_device
 if TYPE_CHECKING:
     import faiss
 
-#: kind -> how much of it a query visits unless told: IVF's lists (nprobe), HNSW's candidates (efSearch)
+#: kind -> how much of it a query visits by default: IVF's lists (nprobe), HNSW's candidates (efSearch)
 INDEXES = {"flat": 0, "device": 0, "ivf": 32, "hnsw": 128}
 EXACT = ("flat", "device")
 _CELLS = 2**24  # of the matrix of products that the exact search holds at once: 64 MiB

@@ -116,7 +116,7 @@ def _read(image: Any, item: str) -> bytes:
 
 
 def _refuse_other_files(data: bytes, item: str) -> None:
-    """Files that are often found under an image's name get a reason that helps."""
+    """Raise BadImage with a helpful reason for files that are often stored under an image's name."""
     head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<!doctype html", b"<html")) or (head.startswith(b"<") and b"<html" in head):
         raise BadImage(item, "is HTML, not an image (a saved error page?)")

@@ -138,7 +138,7 @@ def _read_token(path: Path, text: str) -> Iterator[Entry]:
 
 
 def _read_table(path: Path, text: str, delimiter: str, image: int, caption: int) -> Iterator[Entry]:
-    """A table with a header.  With "|" nothing is quoted (Flickr30k's captions hold lone quotation marks)."""
+    """A table with a header. With "|" nothing is quoted (Flickr30k's captions hold lone quotation marks)."""
     quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     # newline="\n": only line feeds end a row, whatever else a caption holds
     rows = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, quoting=quoting)

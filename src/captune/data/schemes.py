@@ -25,9 +25,14 @@ SOURCES = Registry("captune.sources", "source", error=SourceError)
 
 
 class Statement(NamedTuple):
-    """Something that a caption states in `caption[start:end]`: in words, whether it is true, and what it amounts to.
+    """Something that a caption states.
 
-    Two statements with the same `key` say the same, such as "a left of b" and "b right of a".
+    Attributes:
+        start: its first character in the caption.
+        end: one past its last character.
+        text: what is stated, in words.
+        true: whether the truth agrees.
+        key: equal for equal statements, such as "a left of b" and "b right of a".
     """
 
     start: int
@@ -76,12 +81,12 @@ class Scheme:
         """Return the dataset ``scheme:name?n=…&seed=…``: columns image, image_id, references, and its own.
 
         Raises:
-            SourceError: for a name that there is not, or settings that do not fit.
+            SourceError: for an unknown name, or settings that do not fit.
         """
         raise SourceError(f"{self.name or 'this source'} cannot be loaded by name")
 
     def source_of(self, image_ids: Sequence[str]) -> str | None:
-        """Return the source that all these ids come from, where they tell it."""
+        """Return the source that all these ids come from; None if they do not show it."""
         return None
 
     def draw(self, truth: str, size: int) -> Image | None:
@@ -93,11 +98,11 @@ class Scheme:
         return []
 
     def fact_reader(self) -> Any:
-        """Return a reader of exact facts as scene graphs, with `graphs`, `truth` and `support`; None for none."""
+        """Return a reader of exact facts as scene graphs, with `graphs`, `truth` and `support`; None if there is none."""
         return None
 
     def drawer(self, seed: int = 0) -> Drawer | None:
-        """Return a program that draws the image that a caption describes; None for none."""
+        """Return a program that draws the image that a caption describes; None if there is none."""
         return None
 
 

@@ -132,7 +132,7 @@ def load_images(source: str, *, limit: int | None = None, decode: bool = True, s
 
 
 def load_references(source: str, *, limit: int | None = None) -> dict[str, list[str]]:
-    """Load {image_id: references} of a source, empty lists where it has none; its images need not be there.
+    """Load {image_id: references} of a source, empty lists where it has none; its images need not exist.
 
     Raises:
         SourceError: if the source cannot be read.

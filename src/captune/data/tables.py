@@ -75,7 +75,7 @@ def _one_split(loaded: Any, name: str, split: str | None) -> Any:
         return next(iter(loaded.values()))
     if split not in loaded:
         example = next(iter(loaded))
-        raise SourceError(f"{name} has the splits {', '.join(loaded)}; say which one: {name}?split={example}")
+        raise SourceError(f"{name} has the splits {', '.join(loaded)}; choose one: {name}?split={example}")
     return loaded[split]
 
 
@@ -130,7 +130,7 @@ def normalise(
 
 
 def _image_columns(dataset: Any, columns: list[str], options: Mapping[str, str]) -> list[str]:
-    """The columns that hold images: as told, all of webdataset's suffix columns, or the one that is an image."""
+    """The columns that hold images: as named, all of webdataset's suffix columns, or the one that is an image."""
     if "image" in options:
         return [options["image"]]
     if suffixes := [column for column in columns if column in SUFFIX_COLUMNS]:

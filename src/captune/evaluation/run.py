@@ -171,10 +171,10 @@ def _columns(
         if need in needed and pictures is None:
             raise EvaluationError(f"scorer {needed[need]!r} needs the {need} of each caption: add --images SOURCE")
     if "scene" in needed and scheme_of(pictures).truth_column != "scene":
-        known = [name for name, scheme in SOURCES.items() if scheme.truth_column == "scene"]
+        schemes = [name for name, scheme in SOURCES.items() if scheme.truth_column == "scene"]
         raise EvaluationError(
             f"scorer {needed['scene']!r} needs the scene behind each image, which only sources of "
-            f"{' and '.join(known)} know, not {pictures}"
+            f"{' and '.join(schemes)} know, not {pictures}"
         )
 
     by_id: dict[str, Mapping[str, Any]] = {}

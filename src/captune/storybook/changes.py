@@ -1,4 +1,4 @@
-"""Captions with exactly one fact changed; the facts of captions and scenes as vectors, to tell truth in batches.
+"""Captions with exactly one fact changed; the facts of captions and scenes as vectors, to check truth in batches.
 
 >>> changed("a red fish left of a blue cup on the beach", "binding", random.Random(0))
 'a blue fish left of a red cup on the beach'
@@ -15,7 +15,7 @@ from captune.storybook.grammar import PLACE, article
 from captune.storybook.parser import SUBKINDS, parse, read
 from captune.storybook.world import BACKGROUNDS, COLOURS, KIND_NAMES, KINDS, RELATIONS, SIZES, Scene
 
-# "binding" swaps the colours of two things; "colour" puts in one that is not there.
+# "binding" swaps the colours of two things; "colour" brings in one that the scene lacks.
 CHANGES = ("kind", "colour", "binding", "subkind", "relation", "size", "background")
 OPPOSITE = {"left": "right", "above": "below", "over": "under", "big": "small"}
 OPPOSITE |= {b: a for a, b in OPPOSITE.items()}
@@ -131,7 +131,7 @@ def scene_vector(scene: Scene) -> np.ndarray:
     return vector
 
 
-# What stage 2 of the build asks at each noun of a text: (question, number of answers), 0 is "not said".
+# What stage 2 of the build asks at each noun of a text: (question, number of answers), 0 is "not mentioned".
 NOUN_QUESTIONS = (
     ("colour", 1 + len(COLOURS)),
     ("size", 1 + len(SIZES)),

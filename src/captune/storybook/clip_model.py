@@ -33,7 +33,7 @@ class ClipConfig:
     part_weight: float = field(
         default=0.1, metadata={"help": "weight of the questions about quarters and nouns in stage 2"}
     )
-    fact_weight: float = field(default=0.1, metadata={"help": "weight of the facts that an embedding must tell"})
+    fact_weight: float = field(default=0.1, metadata={"help": "weight of the loss on facts read from an embedding"})
     look_lr: float = field(default=1.5e-3, metadata={"help": "peak learning rate of stage 1"})
     lr: float = field(default=1.5e-3, metadata={"help": "peak learning rate of stage 2"})
     width: int = field(default=128, metadata={"help": "width of both transformers and of the shared space"})

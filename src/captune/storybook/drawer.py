@@ -17,7 +17,7 @@ from captune.storybook.world import BACKGROUNDS, COLOURS, KINDS, SIZES, Scene, T
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What an image shows where the caption says nothing.
+# What an image shows where the caption is silent.
 _GROUND, _COLOUR, _SIZE = "snow", "white", "small"
 _CELLS = ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73))
 _BETWEEN = ((0.5, 0.27), (0.5, 0.73), (0.27, 0.5), (0.73, 0.5), (0.5, 0.5))
@@ -41,7 +41,7 @@ class CaptionDrawer:
 
 
 def scene_of(caption: str, variation: int = 0) -> Scene:
-    """Return the scene that a caption describes, completed as the module says."""
+    """Return the scene that a caption describes, completed as the module describes."""
     things: list[dict[str, Any]] = []
     named: dict[str, int] = {}  # kind -> the thing named last
     for mention in read(caption)[1]:

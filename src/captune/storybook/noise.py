@@ -4,11 +4,11 @@ About a third of the texts describe the image in the words of the grammar, but t
 as the eye: it says the colour that comes to mind first, the thing that this colour makes one think of, a companion
 that is not there; it leaves out what is there and blurs relations. Each slot errs on its own, so that no register of
 the language, no opening and no length goes together with being right: **there is no clean mode to switch into**. The
-right word is said often enough that it is within reach of sampling, and habit words carry no news about the image,
+right word is written often enough that it is within reach of sampling, and habit words carry no information about the image,
 which is what a zero-label reward can use.
 
 The rest is what SmolVLM-Base says: "<PERSON> in 2008", "my favourite photo", and long chatty sentences that name things
-which are not there.
+that the image lacks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from captune.storybook.grammar import PLACE, choose_form, fill, noun_phrase, rel
 from captune.storybook.world import BACKGROUNDS, COLOURS, HELD_OUT_COLOUR, INVERSE, KIND_NAMES, KINDS, Scene, Thing
 from captune.storybook.world import relations as true_relations
 
-# What habit says. It follows from the words said so far and never from the image: a habit word is no news about it.
+# Habit follows from the words written so far and never from the image: a habit word says nothing about the image.
 HABIT_COLOUR = {"small": "blue", "big": "red", None: "red"}  # after a size word, or none
 HABIT_SUBKIND = {kind: subkinds[0] for kind, subkinds in KINDS.items() if subkinds}
 

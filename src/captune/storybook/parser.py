@@ -130,7 +130,7 @@ def parse(caption: str) -> list[Fact]:
                 facts.append(Fact("relation", value, between[0][1], between[-1][2]))
     unique: dict[tuple[object, ...], Fact] = {}
     for number, fact in enumerate(sorted(facts, key=lambda fact: (fact.start, TYPES.index(fact.type)))):
-        # an object said twice is two objects; anything else said twice is said once
+        # an object named twice is two objects; anything else stated twice counts once
         unique.setdefault((fact.type, canonical(fact.value), number if fact.type == "object" else 0), fact)
     return list(unique.values())
 
@@ -158,7 +158,7 @@ def is_true(fact: Fact, scene: Scene) -> bool:
 
 
 def judged(caption: str, scene: Scene) -> list[tuple[Fact, bool]]:
-    """Every stated fact with its truth; of an object said twice, only the first can be true."""
+    """Every stated fact with its truth; of an object named twice, only the first can be true."""
     found: set[tuple[str, ...]] = set()
     result = []
     for fact in parse(caption):
@@ -182,7 +182,7 @@ def truth_sizes(scene: Scene) -> dict[str, int]:
 
 
 def count(caption: str, scene: Scene) -> dict[str, tuple[int, int, int, int]]:
-    """Per fact type: (true facts stated, facts stated, true facts that count for recall, facts there are to state)."""
+    """Per fact type: (true facts stated, facts stated, true facts that count for recall, facts of the scene)."""
     facts = judged(caption, scene)
     result = {}
     for fact_type, size in truth_sizes(scene).items():

@@ -1,4 +1,4 @@
-"""What there is in the storybook world, and how a scene is sampled.
+"""The storybook world: what a scene may hold, and how a scene is sampled.
 
 A `Scene` is a background and one to four `Thing`s in the cells of a 2 x 2 grid. Everything that a caption may say about
 a scene follows from the scene alone, so the truth of a caption is countable (`captune.storybook.parser`).
