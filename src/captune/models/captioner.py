@@ -26,8 +26,7 @@ from captune.models.caching import vision
 from captune.models.families import Family, attribute, family_for, lora_targets
 from captune.utils.device import pick_device
 
-#: Decoding follows the caller alone: without these, a checkpoint's generation_config.json (Qwen2-VL ships top_k=1) would
-#: change it.
+#: Decoding follows the caller alone: a checkpoint's generation_config.json (Qwen2-VL ships top_k=1) would change it.
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
@@ -234,7 +233,7 @@ class Captioner:
             captions: one for each row.
 
         Returns:
-            The batch with `caption_mask` (B, T), 1 on the caption's tokens and EOS, and `labels` (B, T), -100 elsewhere.
+            The batch with `caption_mask` (B, T), 1 on the caption and EOS, and `labels` (B, T), -100 elsewhere.
 
         Raises:
             CaptionerError: another number of captions.
@@ -494,7 +493,9 @@ class Captioner:
                 unless `connector` is set.
             full: all weights of the language model, head included, instead of LoRA.
             connector: the connector as well; the vision tower never learns.
-            r, alpha, dropout: of a new LoRA.
+            r: rank of a new LoRA.
+            alpha: its scale is alpha / r.
+            dropout: before its first matrix.
 
         Raises:
             CaptionerError: there is an adapter already, or `adapter` cannot be loaded.
@@ -506,7 +507,7 @@ class Captioner:
             raise SettingError("weights in 4 bits cannot be trained: leave out load-in-4bit, or train LoRA")
         if adapter is not None:
             self.model = loading.load_adapter(self.core, adapter, trainable=True)
-            modules = set(self.model.peft_config["default"].modules_to_save or ())
+            modules = set(cast(LoraConfig, self.model.peft_config["default"]).modules_to_save or ())
             for asked, paths, what in (
                 (full, [self.family.language_model], "all weights of the language model"),
                 (connector, self.family.connector, "the connector"),
@@ -596,7 +597,6 @@ class Captioner:
             CaptionerError: the base weights are in 4 bits.
         """
         self.merge_adapter()
-        _untie(self.core)
         self.core.save_pretrained(output)
         self.processor.save_pretrained(output)
         return Path(output)
@@ -645,16 +645,3 @@ def _logprob(output: Any, generated: torch.Tensor, eos_ids: list[int]) -> tuple[
         steps.append(logits.float().log_softmax(-1).gather(1, generated[:, t : t + 1]))
     total = (torch.cat(steps, 1) * counted).sum(-1)
     return total / counted.sum(-1), total
-
-
-def _untie(core: PreTrainedModel) -> None:
-    """Tell the config that the head has weights of its own, if training gave it some: loading would drop them."""
-    head, embeddings = core.get_output_embeddings(), core.get_input_embeddings()
-    if head is None or not isinstance(embeddings, nn.Module):
-        return
-    ours, theirs = cast(torch.Tensor, head.weight), cast(torch.Tensor, embeddings.weight)
-    if ours.data_ptr() == theirs.data_ptr() or torch.equal(ours, theirs):
-        return
-    for config in (core.config, core.config.get_text_config()):
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False

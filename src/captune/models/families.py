@@ -1,4 +1,4 @@
-"""What differs between families of vision-language models: one row each, and a generic row for the rest.
+"""What differs between families of vision-language models: one row each, and a generic row for all others.
 
 A row says where the language model, the vision tower and the connector sit (dotted paths below the
 `...ForConditionalGeneration` object), which prompt to use, and which chat template when the processor has none.
@@ -18,7 +18,7 @@ from captune.errors import CaptionerError
 
 SHORT = "Describe this image in the shortest form."
 
-# A template for base models, which know no turns: the parts of every message in their order, nothing around them.
+# A template for base models, which have no turns: the parts of every message in order, nothing around them.
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{{ message['content'] }}"
@@ -44,7 +44,19 @@ LLAVA_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Family:
-    """One row. `prompt` is the text beside the image when the template has turns; `base_prompt` when it has none."""
+    """One family: where the parts of its models are, and how it is prompted.
+
+    Attributes:
+        name: of the row.
+        language_model: dotted path below the model.
+        vision: dotted path of the vision tower.
+        connector: dotted paths of what lies between tower and language model.
+        prompt: the text beside the image if the template has turns.
+        base_prompt: the text beside the image if it has none.
+        chat_template: for processors without one.
+        max_new_tokens: of a caption, if the checkpoint does not say.
+        tower_features: the inner model's method for what the connector reads, if there is one.
+    """
 
     name: str
     language_model: str
@@ -54,14 +66,14 @@ class Family:
     base_prompt: str = ""
     chat_template: str | None = None
     max_new_tokens: int = 64
-    tower_features: str | None = None  # the inner model's method for what the connector reads, where it has one
+    tower_features: str | None = None
 
     def parts(self, core: nn.Module) -> list[nn.Module | nn.Parameter]:
-        """Everything between the pixels and the language model: tower, connector, stray parameters."""
+        """Return what lies between the pixels and the language model: tower, connector, stray parameters."""
         return [attribute(core, path) for path in (self.vision, *self.connector)]
 
     def shared(self, core: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
-        """The parts whose result `captune.models.caching.vision` shares, which must be frozen: all, or the tower alone."""
+        """Return the parts, by path, whose result `VisionCache` shares, and which must be frozen: all, or the tower."""
         paths = (self.vision,) if self.tower_features else (self.vision, *self.connector)
         return {path: attribute(core, path) for path in paths}
 
@@ -106,14 +118,22 @@ FAMILIES: dict[str, Family] = {
 
 
 def attribute(root: Any, path: str) -> Any:
-    """`attribute(model, "model.visual")`; AttributeError where a step is missing."""
+    """Follow a dotted path, as in `attribute(model, "model.visual")`.
+
+    Raises:
+        AttributeError: a step is missing.
+    """
     for step in path.split("."):
         root = getattr(root, step)
     return root
 
 
 def family_for(core: PreTrainedModel, processor: Any) -> Family:
-    """The row of a loaded model: its own, or a generic one read off the model, or CaptionerError with the reason."""
+    """Return the row of a loaded model: its own, or a generic one that is read off the model.
+
+    Raises:
+        CaptionerError: the model is not supported; the message says why.
+    """
     model_type = core.config.model_type
     row = FAMILIES.get(model_type) or _generic(core)
     if getattr(processor, "chat_template", None) is None and row.chat_template is None:
@@ -153,7 +173,11 @@ def _generic(core: PreTrainedModel) -> Family:
 
 
 def lora_targets(core: PreTrainedModel, family: Family) -> str:
-    """A regular expression (peft: full match) for the linear layers inside the language model, and nothing else."""
+    """Return a regular expression (peft: full match) for the linear layers of the language model, and nothing else.
+
+    Raises:
+        CaptionerError: there are none.
+    """
     root = attribute(core, family.language_model)
     linear = (nn.Linear, Conv1D)  # GPT-2's linear layers are called so
     leaves = sorted({name.rsplit(".", 1)[-1] for name, module in root.named_modules() if isinstance(module, linear)})

@@ -1,4 +1,4 @@
-"""The images of a batch as the families of models lay them out: cut apart, counted, pooled."""
+"""The images of a batch as the families of models lay them out: split, counted, pooled."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from captune.errors import CaptionerError
 
 
 class ImageInputs:
-    """The images in the arguments of one `get_image_features` call, cut apart.
+    """The image inputs in the arguments of one `get_image_features` call, one by one.
 
-    One unit is a row of `pixel_values`: an image, with all its tiles where they come stacked (B, tiles, 3, H, W), or a
-    single tile where they come flat (InternVL). With `image_grid_thw` (n, 3) a unit is one image's run of patches.
+    An image input is a row of `pixel_values`: an image with all its tiles if they come stacked (B, tiles, 3, H, W), a
+    single tile if they come flat (InternVL). With `image_grid_thw` (n, 3) it is one image's run of patches.
+
+    Attributes:
+        count: how many there are.
+        lengths: rows of `pixel_values` of each.
+        flat: whether these rows are patches.
+
+    Args:
+        arguments: of the call.
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -30,29 +38,30 @@ class ImageInputs:
         return name != "pixel_values" and isinstance(value, torch.Tensor) and value.shape[:1] == (self.count,)
 
     def runs(self) -> list[torch.Tensor]:
+        """Return the pixels of each."""
         return list(self.pixels.split(self.lengths)) if self.flat else list(self.pixels)
 
     def select(self, index: list[int]) -> dict[str, Any]:
-        """The arguments of a call on these units only (repeats allowed)."""
+        """Return the arguments of a call on these image inputs only; repeats are allowed."""
         chosen = {n: v[index] if self._along(n, v) else v for n, v in self.arguments.items()}
         runs = self.runs() if self.flat else []
         chosen["pixel_values"] = torch.cat([runs[i] for i in index]) if self.flat else self.pixels[index]
         return chosen
 
     def real_tiles(self) -> list[int]:
-        """How many rows of the tower's output belong to each unit (tiles that are all zeros are padding)."""
+        """Return how many rows of the tower's output belong to each; tiles that are all zeros are padding."""
         if self.flat or self.pixels.dim() != 5:
             return self.lengths
         return (self.pixels != 0).flatten(2).any(-1).sum(-1).tolist()
 
     def _extents(self) -> list[int]:
-        """For stacked tiles: where each image ends, its trailing padding left out."""
+        """Return, for stacked tiles, where each image ends without its trailing padding."""
         real = (self.pixels != 0).flatten(2).any(-1)
-        places = torch.arange(1, real.shape[1] + 1, device=real.device)
-        return (real * places).amax(-1).tolist()
+        positions = torch.arange(1, real.shape[1] + 1, device=real.device)
+        return (real * positions).amax(-1).tolist()
 
     def keys(self) -> list[bytes]:
-        """128-bit content keys: pixels and everything else that the call says about the unit, padding tiles left out.
+        """Return 128-bit content keys: of the pixels and of all else that the call says, without padding tiles.
 
         The pixels are hashed in main memory, so on a GPU this costs one copy of the batch and a synchronisation.
         """
@@ -76,19 +85,39 @@ class ImageInputs:
         return list(pixels.split(self.lengths)) if self.flat else list(pixels)
 
 
-def inputs_per_image(tokens: list[int], units: int) -> list[int]:
-    """How many units each image of a batch has, from its number of image tokens (tiles all have the same number)."""
-    if units == len(tokens):
-        return [1] * units
-    each = sum(tokens) / units
+def inputs_per_image(tokens: list[int], count: int) -> list[int]:
+    """Divide image inputs among the images of a batch, in proportion to their image tokens.
+
+    Args:
+        tokens: image tokens of each image; all tiles have the same number.
+        count: image inputs in all.
+
+    Raises:
+        CaptionerError: they do not divide.
+    """
+    if count == len(tokens):
+        return [1] * count
+    each = sum(tokens) / count
     sizes = [round(n / each) for n in tokens]
-    if sum(sizes) != units:
-        raise CaptionerError(f"{units} image tiles do not divide among images with {tokens} image tokens")
+    if sum(sizes) != count:
+        raise CaptionerError(f"{count} image tiles do not divide among images with {tokens} image tokens")
     return sizes
 
 
 def pool(states: list[Any], sizes: list[int], how: str) -> torch.Tensor:
-    """(B, D) float32 from the states (tokens, H) of each unit, `sizes` units to an image."""
+    """Average the states of each image.
+
+    Args:
+        states: (tokens, H) of each image input.
+        sizes: image inputs of each image.
+        how: "mean" over all tokens, or "quarters", the means of four parts, laid end to end.
+
+    Returns:
+        (B, H) or (B, 4 H), float32.
+
+    Raises:
+        CaptionerError: quarters of fewer than 4 tokens.
+    """
     images, start = [], 0
     for size in sizes:
         images.append(torch.cat(states[start : start + size]).float())
@@ -101,7 +130,7 @@ def pool(states: list[Any], sizes: list[int], how: str) -> torch.Tensor:
 
 
 def quarters(tokens: torch.Tensor) -> torch.Tensor:
-    """(N, H) -> (4, H): means of a picture's quarters where its tokens are an even square, else of the sequence's."""
+    """Average (N, H) over the quarters of the image if its tokens are an even square, else of the sequence: (4, H)."""
     side = math.isqrt(len(tokens))
     if side * side == len(tokens) and side % 2 == 0:
         return tokens.view(2, side // 2, 2, side // 2, -1).mean((1, 3)).flatten(0, 1)

@@ -1,24 +1,32 @@
-"""Model inputs as `Captioner.prepare` makes them, token tensors (B, T) and the images' tensors; how to extend them."""
+"""Model inputs as `Captioner.prepare` makes them: token tensors (B, T) and the images' tensors; how to extend them."""
 
 from __future__ import annotations
 
 import torch
 from transformers import BatchFeature
 
-from captune.models import image_inputs as image_units
+from captune.models.image_inputs import ImageInputs, inputs_per_image
 
 # tensors with one entry per token of the prompt; all others in a batch belong to the images
 TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-# how the names of all others begin, in all families
+# how the names of all others begin, in every family
 IMAGE_ARGUMENTS = ("pixel_values", "pixel_attention_mask", "image_", "spatial_shapes")
 # what captune adds; never passed to a model
 CAPTION_KEYS = ("labels", "caption_mask")
 
 
 def append_ids(batch: BatchFeature, tails: list[list[int]], *, pad_id: int, right: bool) -> BatchFeature:
-    """Put each row's prompt and tail together without the padding between them, padded anew on one side.
+    """Join each row's prompt and tail without the padding between them, and pad again on one side.
 
-    Adds `caption_mask` (B, T), 1 on the tails, and `labels` (B, T), -100 elsewhere. The images are not touched.
+    Args:
+        batch: prompts.
+        tails: token ids for each row.
+        pad_id: the padding token.
+        right: pad on the right, else on the left.
+
+    Returns:
+        The batch with `caption_mask` (B, T), 1 on the tails, and `labels` (B, T), -100 elsewhere; the images' tensors
+        are shared.
     """
     real = batch["attention_mask"].bool()
     lengths = real.sum(-1).tolist()
@@ -39,30 +47,36 @@ def append_ids(batch: BatchFeature, tails: list[list[int]], *, pad_id: int, righ
 
 
 def images_of(batch: BatchFeature) -> dict[str, torch.Tensor]:
-    """The arguments of `get_image_features` in a batch."""
+    """Return the arguments of `get_image_features` in a batch."""
     return {key: value for key, value in batch.items() if key not in (*TOKEN_KEYS, *CAPTION_KEYS)}
 
 
 def inputs_of(batch: BatchFeature) -> dict[str, torch.Tensor]:
-    """What the model takes."""
+    """Return what the model takes of a batch: all but captune's own keys."""
     return {key: value for key, value in batch.items() if key not in CAPTION_KEYS}
 
 
 def repeat(batch: BatchFeature, index: list[int], image_tokens: list[int]) -> BatchFeature:
-    """Row i of the result is row index[i] of the batch, its image included."""
+    """Repeat rows: row i of the result is row index[i] of the batch, its image included.
+
+    Args:
+        batch: prompts.
+        index: which rows.
+        image_tokens: of each row of the batch.
+    """
     tokens = {key: batch[key][index] for key in TOKEN_KEYS if key in batch}
-    units = image_units.ImageInputs(images_of(batch))
-    sizes = image_units.inputs_per_image(image_tokens, units.count)
+    images = ImageInputs(images_of(batch))
+    sizes = inputs_per_image(image_tokens, images.count)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return BatchFeature({**tokens, **units.select([starts[i] + j for i in index for j in range(sizes[i])])})
+    return BatchFeature({**tokens, **images.select([starts[i] + j for i in index for j in range(sizes[i])])})
 
 
 def equal_rows(batch: BatchFeature, image_token_id: int) -> list[int]:
-    """For each row the first one that equals it in tokens and pixels: rows of distinct prompts name themselves."""
+    """Return for each row the first that equals it in tokens and pixels; the row of a distinct prompt is its own."""
     ids = batch["input_ids"]
-    units = image_units.ImageInputs(images_of(batch))
-    counts = image_units.inputs_per_image((ids == image_token_id).sum(-1).tolist(), units.count)
-    keys, start = units.keys(), 0
+    images = ImageInputs(images_of(batch))
+    counts = inputs_per_image((ids == image_token_id).sum(-1).tolist(), images.count)
+    keys, start = images.keys(), 0
     seen: dict[tuple[bytes, ...], int] = {}
     rows = []
     for row, (tokens, count) in enumerate(zip(ids.cpu(), counts, strict=True)):

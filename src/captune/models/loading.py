@@ -74,9 +74,7 @@ def load_model(
 
 def _four_bit(model_type: str) -> BitsAndBytesConfig:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise CaptionerError(
-            "load-in-4bit needs bitsandbytes, which is not installed; run: pip install bitsandbytes"
-        )
+        raise CaptionerError("load-in-4bit needs bitsandbytes, which is not installed; run: pip install bitsandbytes")
     row = FAMILIES.get(model_type)
     # the vision side stays as it is: its features are shared, and small beside the language model
     skipped = [row.vision, *row.connector, "lm_head"] if row else None

@@ -75,7 +75,7 @@ def test_only_so_many_are_kept_and_forgotten_ones_are_encoded_again() -> None:
     features = ImageFeatureCache(eyes, keep=2)
     _, rows = features(plain("red", "blue", "lime"))
     again = features(plain("red", "blue", "lime"), batch_size=1)[1]
-    assert torch.equal(rows, again) and len(features._known) == 2
+    assert torch.equal(rows, again) and len(features._features) == 2
     assert eyes.shown == [3, 1, 1, 1]
 
 

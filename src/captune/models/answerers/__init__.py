@@ -15,7 +15,15 @@ __all__ = ["Answerer", "Question", "file_and_answerer", "is_server", "load_answe
 
 
 def load_answerer(spec: str, *, device: str | None = None) -> Answerer:
-    """A folder, a hub name, or "http(s)://host:port/v1#model-name"; nothing is loaded before the first question."""
+    """Return the answerer that a spec names; nothing is loaded before the first question.
+
+    Args:
+        spec: a language model's folder or hub name, or "http(s)://host:port/v1#model-name".
+        device: of a local model; default: cuda where there is one, else cpu.
+
+    Raises:
+        SettingError: a server's address without a model's name.
+    """
     if is_server(spec):
         from captune.models.answerers.server import Server
 
@@ -28,7 +36,7 @@ def load_answerer(spec: str, *, device: str | None = None) -> Answerer:
 def file_and_answerer(
     argument: str | None, scorer: str, file_of: str, answerer: Answerer | None, device: str | None
 ) -> tuple[Path, Answerer]:
-    """ "labels.csv?model=Qwen/Qwen3-8B" -> the file and the answerer, which one given takes the place of."""
+    """Read "labels.csv?model=Qwen/Qwen3-8B": the file, and the answerer unless one is given."""
     example = f"{scorer}:{file_of}?model=Qwen/Qwen3-8B"
     file, settings = read_argument(scorer, argument, ("model",), example)
     if not file or not (answerer or settings.get("model")):

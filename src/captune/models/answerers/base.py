@@ -24,54 +24,73 @@ SILENT = 200  # fewer questions than this show no progress bar
 
 @dataclass(frozen=True)
 class Question:
-    """What the model reads, the answers it may give, and what an error calls the thing in question."""
+    """A multiple-choice question.
+
+    Attributes:
+        text: what the model reads.
+        answers: those it may give.
+        about: what an error calls the subject.
+        image: a PIL image, for vision-language models.
+    """
 
     text: str
     answers: tuple[str, ...]
     about: str
-    image: Any = None  # a PIL image, for models that see
+    image: Any = None
 
 
 class Answerer(Protocol):
-    """What fills the slot. `label` names the model in signatures."""
+    """What fills the slot."""
 
     @property
-    def label(self) -> str: ...
+    def label(self) -> str:
+        """The model's name in signatures."""
 
     def check(self) -> None:
-        """Raises ScorerError where the model or the server is not there; loads nothing."""
+        """Raise ScorerError if the model or the server is missing; loads nothing."""
 
     def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
-        """The probability of each question's answers, which sum to 1."""
+        """Return for each question the probabilities of its answers, which sum to 1."""
 
 
 def is_server(spec: str) -> bool:
+    """Return whether a spec is a server's address."""
     return spec.startswith(("http://", "https://"))
 
 
 def one_line(text: str) -> str:
-    """A caption as it stands in a prompt: no line break of any kind, which could pass for the prompt's own."""
+    """Return a caption as it stands in a prompt: without line breaks, which could pass for the prompt's own."""
     return " ".join(text.split())
 
 
 def match_answer(token: str, answers: Sequence[str]) -> int | None:
-    """The index of the answer that a token gives or begins; letters are told by their case, since "a" is a word."""
+    """Return the index of the answer that a token gives or begins, if any; letters match by case, as "a" is a word."""
     word = token.strip(AROUND)
     if not word or word in answers:
         return answers.index(word) if word else None
     folded = [answer.casefold() if len(answer) > 1 else "" for answer in answers]
-    begun = [i for i, answer in enumerate(folded) if answer.startswith(word.casefold())]
-    exact = [i for i in begun if folded[i] == word.casefold()]
-    return next(iter(exact or begun), None) if len(exact or begun) == 1 else None
+    starts = [i for i, answer in enumerate(folded) if answer.startswith(word.casefold())]
+    exact = [i for i in starts if folded[i] == word.casefold()]
+    return next(iter(exact or starts), None) if len(exact or starts) == 1 else None
 
 
 def normalise_answers(
-    mass: Sequence[float], question: Question, who: str, said: Callable[[], list[tuple[str, float]]]
+    mass: Sequence[float], question: Question, who: str, likeliest: Callable[[], list[tuple[str, float]]]
 ) -> Any:
-    """The answers' masses as probabilities; ScorerError where they are next to nothing."""
+    """Normalise the probability mass of the answers to a sum of 1.
+
+    Args:
+        mass: of each answer.
+        question: the question.
+        who: the model's name, for messages.
+        likeliest: returns what the model would rather say, with probabilities.
+
+    Raises:
+        ScorerError: the answers together hold less than `MIN_MASS`.
+    """
     total = float(np.sum(mass))
     if not total >= MIN_MASS:  # also for NaN
-        instead = ", ".join(f"{token!r} ({p:.2f})" for token, p in said())
+        instead = ", ".join(f"{token!r} ({p:.2f})" for token, p in likeliest())
         raise ScorerError(
             f"{who} gave no answer about {question.about}: {', '.join(question.answers)} hold "
             f"{total:.2%} of the probability; it would rather say {instead or 'nothing'}"
@@ -80,8 +99,10 @@ def normalise_answers(
 
 
 def check_length(tokens: int, config: Any, question: Question, who: str) -> None:
-    """A prompt is never cut: what is cut could be the question."""
+    """Raise ScorerError for a prompt longer than the context: it is never cut, since the question could be lost."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
     if tokens > limit:
-        raise ScorerError(f"the question about {question.about} has {tokens} tokens, more than "
-                          f"the {limit} that {who} reads: leave long captions out or name another model")  # fmt: skip
+        raise ScorerError(
+            f"the question about {question.about} has {tokens} tokens, more than "
+            f"the {limit} that {who} reads: leave long captions out or choose another model"
+        )

@@ -17,7 +17,11 @@ from captune.utils.hashing import weights_digest
 
 
 class Vocabulary:
-    """The tokens of a tokenizer that count for each answer."""
+    """The tokens of a tokenizer that count for each answer.
+
+    Args:
+        tokenizer: of transformers.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         special = set(tokenizer.all_special_ids)
@@ -25,17 +29,21 @@ class Vocabulary:
         self.ids = sorted(i for i in set(tokenizer.get_vocab().values()) if i not in special)
         self._words = [text.strip(AROUND) for text in tokenizer.batch_decode([[i] for i in self.ids])]
         self._groups: dict[tuple[str, ...], list[list[int]]] = {}
-        marks = {token for token in tokenizer.get_added_vocab() if token.startswith("<")}
-        self._marks = sorted(marks | set(tokenizer.all_special_tokens), key=len, reverse=True)
+        added = {token for token in tokenizer.get_added_vocab() if token.startswith("<")}
+        self._specials = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
 
     def plain(self, text: str) -> str:
-        """The text without what the tokenizer would take for its special tokens: a caption must not end a turn."""
-        for mark in self._marks:
-            text = text.replace(mark, " ")
+        """Return the text without what the tokenizer reads as special tokens: a caption must not end a turn."""
+        for special in self._specials:
+            text = text.replace(special, " ")
         return text
 
     def probabilities(self, logits: Any, question: Question, who: str) -> np.ndarray:
-        """What next-token logits (V,) say to a question."""
+        """Read the answer to a question off next-token logits (V,).
+
+        Raises:
+            ScorerError: the model gave none of the answers; `who` names it.
+        """
         p = logits.double().softmax(-1)
         if question.answers not in self._groups:
             groups: list[list[int]] = [[] for _ in question.answers]
@@ -46,20 +54,29 @@ class Vocabulary:
                     groups[answer].append(i)
             self._groups[question.answers] = groups
 
-        def said() -> list[tuple[str, float]]:
+        def likeliest() -> list[tuple[str, float]]:
             best, ids = p.topk(3)
             return list(zip(self.tokenizer.batch_decode(ids[:, None]), best.tolist(), strict=True))
 
-        return normalise_answers([float(p[ids].sum()) for ids in self._groups[question.answers]], question, who, said)
+        return normalise_answers(
+            [float(p[ids].sum()) for ids in self._groups[question.answers]], question, who, likeliest
+        )
 
 
 class LanguageModel:
-    """A causal LM of `transformers`: through its chat template, thinking off, or as plain text where it has none."""
+    """A causal language model, asked through its chat template with thinking off, or in plain text without a template.
+
+    Args:
+        name: a folder, hub name or shipped model.
+        device: default: cuda where there is one, else cpu.
+        batch_size: questions asked together.
+    """
 
     def __init__(self, name: str, *, device: str | None = None, batch_size: int = 16) -> None:
         self.name, self.batch_size, self._device = name, batch_size, device
 
     def check(self) -> None:
+        """Raise ScorerError if the model is missing; loads nothing."""
         hub.check(
             self.name,
             what="answering model",
@@ -70,6 +87,7 @@ class LanguageModel:
 
     @cached_property
     def label(self) -> str:
+        """The name and a digest of the weights."""
         return f"{self.name}@{weights_digest(self._model.state_dict())}"
 
     @cached_property
@@ -111,28 +129,36 @@ class LanguageModel:
         return ScorerError(f"the {what} of answering model {self.name!r} cannot be loaded: {reason}")
 
     def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
-        """In batches of similar length, padded on the right, where a causal model does not look."""
+        """Answer in batches of similar length, padded on the right, where a causal model does not look.
+
+        Returns:
+            For each question the probabilities of its answers, which sum to 1.
+
+        Raises:
+            ScorerError: the model cannot be loaded, gave none of the answers, or a prompt is too long.
+        """
         import torch
 
         prompts = [self._ids(question) for question in questions]
-        order = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))  # too little memory shows at once
-        found: dict[int, np.ndarray] = {}
-        for start in tqdm(range(0, len(order), self.batch_size), desc="asking", leave=False,
-                          disable=len(order) < SILENT):  # fmt: skip
-            part = order[start : start + self.batch_size]
-            ends = torch.tensor([len(prompts[i]) - 1 for i in part])
-            ids = torch.zeros(len(part), int(ends.max()) + 1, dtype=torch.long)
+        order = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))  # out of memory shows at once
+        answers: dict[int, np.ndarray] = {}
+        for start in tqdm(
+            range(0, len(order), self.batch_size), desc="asking", leave=False, disable=len(order) < SILENT
+        ):
+            batch = order[start : start + self.batch_size]
+            ends = torch.tensor([len(prompts[i]) - 1 for i in batch])
+            ids = torch.zeros(len(batch), int(ends.max()) + 1, dtype=torch.long)
             mask = torch.zeros_like(ids)
-            for row, i in enumerate(part):
+            for row, i in enumerate(batch):
                 ids[row, : len(prompts[i])] = torch.tensor(prompts[i])
                 mask[row, : len(prompts[i])] = 1
             logits = self._logits(ids.to(self._model.device), mask.to(self._model.device), ends)
-            for i, own in zip(part, logits, strict=True):
-                found[i] = self._vocabulary.probabilities(own, questions[i], self.name)
-        return [found[i] for i in range(len(questions))]
+            for i, row in zip(batch, logits, strict=True):
+                answers[i] = self._vocabulary.probabilities(row, questions[i], self.name)
+        return [answers[i] for i in range(len(questions))]
 
     def _logits(self, ids: Any, mask: Any, ends: Any) -> Any:
-        """(B, V) at each row's last token; the vocabulary is computed where some row ends, not at every token."""
+        """Return logits (B, V) at each row's last token, computed only where some row ends."""
         import inspect
 
         import torch
@@ -153,9 +179,10 @@ class LanguageModel:
             ids = tokenizer(f"{text}\nAnswer:")["input_ids"]
         else:
             turn = [{"role": "user", "content": text}]
-            # enable_thinking: Qwen3 and its like would open with a thought; other templates do not read it
-            text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False,
-                                                 enable_thinking=False)  # fmt: skip
+            # enable_thinking: Qwen3 and similar models would open with a thought; other templates ignore it
+            text = tokenizer.apply_chat_template(
+                turn, add_generation_prompt=True, tokenize=False, enable_thinking=False
+            )
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         check_length(len(ids), self._model.config, question, self.name)
         return list(ids)

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server (vLLM, SGLang, llama.cpp, OpenAI ...) in the slot for a model that answers questions.
+"""Answers of an OpenAI-compatible server (vLLM, SGLang, llama.cpp, OpenAI ...).
 
-The standard library speaks to it. huggingface_hub's client would not reach a server on this machine under
-HF_HUB_OFFLINE=1, and would send the hub's stored token to any server that is given no key.
+The client is the standard library's: huggingface_hub's would not reach a server on this machine under
+HF_HUB_OFFLINE=1, and would send the hub's stored token to any server without a key of its own.
 """
 
 from __future__ import annotations
@@ -24,18 +24,28 @@ from urllib.parse import urlsplit
 import numpy as np
 from tqdm import tqdm
 
-from captune.errors import ScorerError
+from captune.errors import ScorerError, SettingError
 from captune.models.answerers.base import SILENT, Question, match_answer, normalise_answers
 
 TOP_LOGPROBS = 20  # as many as OpenAI and vLLM give
-_TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)  # worth another try; other refusals are final
+_TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)  # worth another attempt; other refusals are final
 
 
 class Server:
     """A chat model behind "http(s)://host:port/v1#model-name", which must give `logprobs`.
 
-    The key is read from OPENAI_API_KEY, or from HF_TOKEN for servers of Hugging Face. A failure that may pass
-    (no connection, a timeout, 429, 5xx) is tried again: `attempts` in all, `delay` seconds apart, then twice that, ...
+    The key is read from OPENAI_API_KEY, or from HF_TOKEN for servers of Hugging Face. After a failure that may pass
+    (no connection, a timeout, 429, 5xx) the question is asked again.
+
+    Args:
+        url: the server's address and the model's name.
+        timeout: of a request, in seconds.
+        attempts: of each question, in all.
+        delay: seconds before the second attempt; doubled for each further one.
+        workers: requests at once.
+
+    Raises:
+        SettingError: the address names no model.
     """
 
     def __init__(
@@ -43,28 +53,42 @@ class Server:
     ) -> None:
         base, _, self.model = url.partition("#")
         if not self.model or not urlsplit(base).hostname:
-            raise ValueError(f"{url!r} names no model: write the server's address and the model's name, as in "
-                             "http://localhost:8000/v1#Qwen/Qwen3-8B")  # fmt: skip
+            raise SettingError(
+                f"{url!r} names no model: write the server's address and the model's name, as in "
+                "http://localhost:8000/v1#Qwen/Qwen3-8B"
+            )
         self.base = base.rstrip("/")
         self.timeout, self.attempts, self.delay, self.workers = timeout, attempts, delay, workers
-        # vLLM's, SGLang's and llama.cpp's way to turn Qwen3's thinking off; OpenAI refuses to see it
+        # turns Qwen3's thinking off in vLLM, SGLang and llama.cpp; OpenAI refuses the field
         self._extra: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
 
     @property
     def label(self) -> str:
-        """A server's weights cannot be seen: the figure is as reproducible as what runs under the name."""
+        """Model and address; a server's weights cannot be seen, so figures are only as reproducible as its service."""
         return f"{self.model}@{self.base}"
 
     def check(self) -> None:
+        """Raise ScorerError if nothing answers at the address."""
         parts = urlsplit(self.base)
         try:
-            socket.create_connection((str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)),
-                                     timeout=5).close()  # fmt: skip
+            socket.create_connection(
+                (str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)), timeout=5
+            ).close()
         except OSError as error:
-            raise ScorerError(f"nothing answers at {self.base} ({error}): start the server there, for example "
-                              f"`vllm serve {self.model}`, or name another address") from error  # fmt: skip
+            raise ScorerError(
+                f"nothing answers at {self.base} ({error}): start the server there, for example "
+                f"`vllm serve {self.model}`, or name another address"
+            ) from error
 
     def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
+        """Ask several questions at once.
+
+        Returns:
+            For each question the probabilities of its answers, which sum to 1.
+
+        Raises:
+            ScorerError: the server failed or refused, gave no log-probabilities, or gave none of the answers.
+        """
         pool = ThreadPoolExecutor(self.workers)
         try:
             answers = pool.map(self._answer, questions)
@@ -84,7 +108,7 @@ class Server:
                 "model": self.model,
                 "messages": [{"role": "user", "content": content}],
                 "max_tokens": 1,
-                "temperature": 1,  # the probabilities as they are, also where a server gives them after sampling's
+                "temperature": 1,  # the unchanged probabilities, also from a server that gives those of sampling
                 "top_p": 1,
                 "logprobs": True,
                 "top_logprobs": TOP_LOGPROBS,
@@ -95,8 +119,8 @@ class Server:
             first = ((choice.get("logprobs") or {}).get("content") or [None])[0]
             top = None if first is None else [(t["token"], math.exp(t["logprob"])) for t in first["top_logprobs"]]
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            said = reply[:80].decode(errors="replace")
-            raise ScorerError(f"{self.base} answered with something that is no chat completion: {said!r}") from error
+            reply_start = reply[:80].decode(errors="replace")
+            raise ScorerError(f"{self.base} gave an invalid chat completion: {reply_start!r}") from error
         if not top:
             raise ScorerError(
                 f"{self.model} at {self.base} gives no log-probabilities of its answers, which are read instead of "
@@ -110,16 +134,16 @@ class Server:
         return normalise_answers(mass, question, self.model, lambda: sorted(top, key=lambda t: -t[1])[:3])
 
     def _complete(self, payload: dict[str, Any]) -> bytes:
-        """The server's reply, bytes that may be anything; ScorerError where there is none after all attempts."""
+        """Return the server's reply, bytes that may be anything; ScorerError if all attempts failed."""
         for attempt in range(self.attempts):
             try:
                 return self._post({**payload, **self._extra})
             except urllib.error.HTTPError as error:
-                said = error.read(2000).decode(errors="replace")
-                if error.code in (400, 422) and self._extra and "chat_template_kwargs" in said:
+                body = error.read(2000).decode(errors="replace")
+                if error.code in (400, 422) and self._extra and "chat_template_kwargs" in body:
                     self._extra = {}
                     return self._complete(payload)
-                failure = f"{error.code} {error.reason}: {' '.join(said.split())[:200]}"
+                failure = f"{error.code} {error.reason}: {' '.join(body.split())[:200]}"
                 if error.code in (401, 403):
                     failure += f" (the key is read from {self._key_variable()})"
                 if error.code not in _TRANSIENT:
@@ -137,7 +161,7 @@ class Server:
             f"{self.base}/chat/completions", json.dumps(payload).encode(), {"Content-Type": "application/json"}
         )
         key = os.environ.get(self._key_variable())
-        if key:  # and never to where the server may redirect to
+        if key:  # and never sent to where the server may redirect
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         with urllib.request.urlopen(request, timeout=self.timeout) as reply:
             return reply.read()
@@ -149,5 +173,5 @@ class Server:
 
 def _data_url(image: Any) -> str:
     file = io.BytesIO()
-    image.save(file, format="PNG")  # the very pixels
+    image.save(file, format="PNG")  # lossless
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

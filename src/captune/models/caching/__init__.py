@@ -1,1 +1,1 @@
-"""An image is evaluated once: vision features, prompts and preprocessing are computed once per distinct image."""
+"""Caches of one idea, an image is evaluated once: its preprocessing, its vision pass, its prefill, its prompt."""

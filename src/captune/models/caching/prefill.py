@@ -1,13 +1,13 @@
-"""A prompt is evaluated once: `generate` on several copies of an image and its prompt shares one prefill.
+"""Each prompt is evaluated once: `generate` on several copies of an image and its prompt shares one prefill.
 
 transformers repeats its inputs before the prefill, so G samples of one image cost G evaluations of the image's tokens.
-Here `generate` of the model is replaced on the instance: it finds the rows that are equal in tokens and pixels, runs
-the prompt of each distinct one (a `generate` of one token, so that positions are the model's own business), copies the
-cache for the others, and lets the original go on from there. TRL's `GRPOTrainer`, which hands in every image G times,
-and `num_return_sequences` both profit without knowing.
+Here `generate` is replaced on the instance. It finds the rows that are equal in tokens and pixels, runs the prompt of
+each distinct one (a `generate` of one token, so that the model itself sets the positions), copies the cache for the
+others and lets the original continue from there. TRL's `GRPOTrainer`, which passes every image G times, and
+`num_return_sequences` both profit without a change.
 
 Shared and unshared logits differ by rounding only. Beam search, and models whose cache cannot be cut and copied
-(sliding windows, recurrent layers, a static cache), go the original way.
+(sliding windows, recurrent layers, a static cache), use the original `generate`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from captune.models import inputs as batches
 class PrefillCache:
     """Shares one prefill among equal rows of a `generate` call; a context manager, `remove()` restores the model.
 
-    `prompts` counts the prompt rows evaluated, `rows` those that were asked for.
+    Attributes:
+        prompts: prompt rows evaluated.
+        rows: prompt rows asked for.
+
+    Args:
+        core: the model whose `generate` is replaced.
     """
 
     def __init__(self, core: PreTrainedModel) -> None:
@@ -40,6 +45,7 @@ class PrefillCache:
         core.generate = generate  # type: ignore[assignment]
 
     def remove(self) -> None:
+        """Restore the model's own `generate`."""
         vars(self.core).pop("generate", None)
 
     def __enter__(self) -> PrefillCache:
@@ -49,6 +55,7 @@ class PrefillCache:
         self.remove()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call `generate`, with one prefill for equal prompts."""
         settings = kwargs.get("generation_config") or self.core.generation_config
         beams = kwargs.get("num_beams") or settings.num_beams or 1
         configured = settings.num_return_sequences or 1
@@ -67,32 +74,32 @@ class PrefillCache:
         if cache is None:
             return self._original(**batch, **kwargs)
         self.prompts, self.rows = self.prompts + len(distinct), self.rows + len(index)
-        place = torch.tensor([distinct.index(row) for row in index], device=batch["input_ids"].device)
-        cache.batch_select_indices(place)
-        select_rope(self.core.base_model, place)
+        prompt_index = torch.tensor([distinct.index(row) for row in index], device=batch["input_ids"].device)
+        cache.batch_select_indices(prompt_index)
+        select_rope(self.core.base_model, prompt_index)
         tokens = {name: batch[name][index] for name in batches.TOKEN_KEYS if name in batch}
         kwargs.pop("num_return_sequences", None)
         return self._original(**tokens, past_key_values=cache, **kwargs)
 
     def _prefill(self, batch: BatchFeature, rows: list[int]) -> DynamicCache | None:
-        """The cache of these rows' prompts but for the last token, whose logits the samples begin with."""
+        """Return the cache of these rows' prompts without the last token, whose logits the samples begin with."""
         tokens = (batch["input_ids"] == self.core.config.image_token_id).sum(-1).tolist()
-        own = batches.repeat(batch, rows, tokens) if len(rows) < len(tokens) else batch
+        prompts = batches.repeat(batch, rows, tokens) if len(rows) < len(tokens) else batch
         cache: Cache = self._original(
-            **own, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, use_cache=True
+            **prompts, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, use_cache=True
         ).past_key_values
         if not copyable(cache):
             return None
-        cache.crop(-1)  # of what one generated token leaves: the prompt
+        cache.crop(-1)  # one generated token leaves the prompt
         return cache
 
 
 def copyable(cache: Any) -> TypeGuard[DynamicCache]:
-    """Whether rows of the cache can be cut, chosen and repeated: no sliding window, nothing recurrent."""
+    """Return whether rows of the cache can be cut, chosen and repeated: no sliding window, nothing recurrent."""
     return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def select_rope(inner: Any, rows: torch.Tensor) -> None:
-    """Keeps, or repeats, what M-RoPE remembers of each prompt, where a model has it."""
+    """Keep, or repeat, the M-RoPE offsets of the prompts of these rows, if the model has any."""
     if getattr(inner, "rope_deltas", None) is not None:
         inner.rope_deltas = inner.rope_deltas[rows]

@@ -1,8 +1,7 @@
-"""An image is preprocessed once, however often a batch names it.
+"""Each image is decoded and preprocessed once, however often a batch names it.
 
-GRPO names every image G times, and TRL runs the processor twice on such a batch. `PreprocessingCache` stands in for the
-image processor of a transformers processor: it hands each distinct picture to the original once, repeats what comes
-out, and remembers the last batch.
+GRPO names every image G times, and TRL runs the processor twice on such a batch. `PreprocessingCache` replaces the
+image processor of a transformers processor, `RowCache` a dataset.
 """
 
 from __future__ import annotations
@@ -15,13 +14,21 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import BatchFeature
 
+from captune.errors import CaptionerError
 from captune.utils.hashing import pixels_digest
 
 
 class PreprocessingCache:
-    """Shares the preprocessing of equal images; a context manager, `remove()` restores the processor.
+    """Shares the preprocessing of equal images and remembers the last batch.
 
-    `images` counts the images preprocessed, `asked` those that were asked for.
+    A context manager; `remove()` restores the processor.
+
+    Attributes:
+        images: images preprocessed.
+        asked: images asked for.
+
+    Args:
+        processor: a transformers processor with an `image_processor`.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -31,6 +38,7 @@ class PreprocessingCache:
         processor.image_processor = self
 
     def remove(self) -> None:
+        """Restore the processor's own image processor."""
         self.processor.image_processor = self.original
 
     def __enter__(self) -> PreprocessingCache:
@@ -43,9 +51,9 @@ class PreprocessingCache:
         return getattr(self.original, name)
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """What the original returns, as tensors; images are PIL images, flat or one to a list, or it is left alone."""
-        nested = bool(images) and all(isinstance(own, (list, tuple)) and len(own) == 1 for own in images)
-        flat: list[Any] = [own[0] for own in images] if nested else images
+        """Return what the original returns, as tensors; all but PIL images, flat or one to a list, is passed on."""
+        nested = bool(images) and all(isinstance(image, (list, tuple)) and len(image) == 1 for image in images)
+        flat: list[Any] = [image[0] for image in images] if nested else images
         if not isinstance(flat, (list, tuple)) or not all(isinstance(image, Image.Image) for image in flat):
             return self.original(images, **kwargs)
         kwargs["return_tensors"] = "pt"
@@ -63,9 +71,12 @@ class PreprocessingCache:
 
 
 def repeated(once: BatchFeature, index: Sequence[int], count: int) -> BatchFeature:
-    """Entry i is entry index[i] of what an image processor returned for `count` images.
+    """Repeat entries: entry i is entry index[i] of what an image processor returned for `count` images.
 
     `pixel_values` has a row for each image, or a run of rows: patches (`image_grid_thw`) or tiles (`num_patches`).
+
+    Raises:
+        CaptionerError: the image processor returned another number of something.
     """
     grid, tiles = once.get("image_grid_thw"), once.get("num_patches")
     lengths = grid.prod(-1).tolist() if grid is not None else [int(n) for n in tiles] if tiles is not None else None
@@ -75,14 +86,18 @@ def repeated(once: BatchFeature, index: Sequence[int], count: int) -> BatchFeatu
             runs = value.split(lengths)
             out[name] = torch.cat([runs[i] for i in index])
         elif len(value) != count:
-            raise ValueError(f"the image processor returned {len(value)} {name} for {count} images")
+            raise CaptionerError(f"the image processor returned {len(value)} {name} for {count} images")
         else:
             out[name] = value[list(index)] if isinstance(value, torch.Tensor) else [value[i] for i in index]
     return BatchFeature(out)
 
 
 class RowCache(Dataset):
-    """A `datasets.Dataset` whose rows are decoded once for a batch that names them several times."""
+    """A `datasets.Dataset` whose rows are decoded once for a batch that names them several times.
+
+    Args:
+        dataset: the dataset, read row by row.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset

@@ -1,9 +1,9 @@
-"""A pass with gradients evaluates a prompt once for all of its captions, as `captune.models.caching.prefill` does for samples.
+"""A pass with gradients evaluates each prompt once for all of its captions, as `caching.prefill` does for samples.
 
 For G captions of T tokens and a prompt of P, image tokens included, a pass of the language model costs P + G (T + 1)
-tokens in place of G (P + T). The captions' gradients flow back through the cache of their prompt. Log-probabilities
-and gradients differ from those of separate passes by rounding only; dropout is drawn once for a prompt and not once
-for each of its captions.
+tokens instead of G (P + T). The captions' gradients flow back through the cache of their prompt. Log-probabilities
+and gradients differ from those of separate passes by rounding only; dropout is sampled once for a prompt, not once for
+each of its captions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from captune.models.caching.prefill import copyable
 
 
 class PromptCache:
-    """The distinct prompts of a batch, evaluated up to their last token; what the captions go on from.
+    """The distinct prompts of a batch, evaluated up to their last token, from which the captions continue.
 
     Args:
         core: the model, which runs here, with a gradient where one is wanted.
@@ -36,7 +36,15 @@ class PromptCache:
 
     @classmethod
     def of_rows(cls, core: PreTrainedModel, batch: BatchFeature) -> PromptCache | None:
-        """Of a row for each caption: its prompt (B, P), left padded, and its image. None if all differ."""
+        """Evaluate the distinct prompts of a batch with a row for each caption.
+
+        Args:
+            core: the model.
+            batch: prompts (B, P), left padded, and their images.
+
+        Returns:
+            None if all prompts differ, or if they cannot be shared.
+        """
         image_token = core.config.image_token_id
         index = batches.equal_rows(batch, image_token)
         distinct = sorted(set(index))
@@ -47,33 +55,49 @@ class PromptCache:
 
     @classmethod
     def of(cls, core: PreTrainedModel, prompts: BatchFeature, prompt_index: list[int]) -> PromptCache | None:
-        """None where a prompt ends in its image, or the model's cache cannot be copied."""
+        """Evaluate distinct prompts.
+
+        Args:
+            core: the model.
+            prompts: (N, P), left padded, and their images.
+            prompt_index: (B,), which of them is that of each caption.
+
+        Returns:
+            None if a prompt ends in its image, or if the model's cache cannot be copied.
+        """
         model: Any = core
         ids = prompts["input_ids"]
         if bool((ids[:, -1] == core.config.image_token_id).any()):
             return None  # the last token, read again by each caption, would need its image again
         inputs = batches.inputs_of(prompts)
         head = {name: value[:, :-1] if name in batches.TOKEN_KEYS else value for name, value in inputs.items()}
-        places = model._prepare_position_ids_for_generation(head["input_ids"], dict(head))
-        cache = model.base_model(**head, position_ids=places, use_cache=True).past_key_values
+        positions = model._prepare_position_ids_for_generation(head["input_ids"], dict(head))
+        cache = model.base_model(**head, position_ids=positions, use_cache=True).past_key_values
         return cls(core, cache, torch.tensor(prompt_index, device=ids.device)) if copyable(cache) else None
 
     def forward(self, model: Any, rows: slice, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-        """`model` on these rows' captions, each behind its prompt's last token.
+        """Call `model` on these rows' captions, each after its prompt's last token.
 
-        :param input_ids: (rows, 1 + T)
-        :param attention_mask: (rows, P + T), the prompt's included
+        Args:
+            model: the model, or a PEFT model around it.
+            rows: which captions of the batch.
+            input_ids: (rows, 1 + T), the prompt's last token and the caption.
+            attention_mask: (rows, P + T), the prompt's included.
+            kwargs: further arguments of the model.
+
+        Returns:
+            What the model returns for the caption's positions.
         """
-        place, core = self.prompt_index[rows], cast(Any, self.core)
-        cache = DynamicCache([(keys[place], values[place]) for keys, values in self.states])
+        index, core = self.prompt_index[rows], cast(Any, self.core)
+        cache = DynamicCache([(keys[index], values[index]) for keys, values in self.states])
         if self.rope_deltas is not None:
-            core.base_model.rope_deltas = self.rope_deltas[place]
-        known = {"attention_mask": attention_mask, "past_key_values": cache}
-        places = core._prepare_position_ids_for_generation(input_ids, known)[..., -input_ids.shape[1] :]
-        return model(input_ids=input_ids, position_ids=places, use_cache=True, **known, **kwargs)
+            core.base_model.rope_deltas = self.rope_deltas[index]
+        context = {"attention_mask": attention_mask, "past_key_values": cache}
+        positions = core._prepare_position_ids_for_generation(input_ids, context)[..., -input_ids.shape[1] :]
+        return model(input_ids=input_ids, position_ids=positions, use_cache=True, **context, **kwargs)
 
     def model(self, model: Any, attention_mask: Tensor) -> Any:
-        """`model` as a function of the captions alone, called on a few rows at a time, in order."""
+        """Return `model` as a function of the captions alone, to be called on a few rows at a time, in order."""
         done = 0
 
         def forward(*, input_ids: Tensor, **kwargs: Any) -> Any:

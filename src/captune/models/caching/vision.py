@@ -1,9 +1,9 @@
-"""Images are encoded once: a memo on the model's vision path, and frozen visual features read through it.
+"""Each image is encoded once: a cache on the model's vision path, and frozen visual features read through it.
 
 transformers reaches the vision tower through one method of the inner model, `get_image_features`: `forward` calls it,
-`generate` calls it before the prefill, and so does anything built on them (TRL, PEFT, accelerate). The memo replaces
-that method on the instance. It looks at each image's pixels, encodes those that it has not seen (under no_grad) and
-hands out stored features, so that samples, log-probabilities and training share one pass, without a backward.
+`generate` calls it before the prefill, and so does anything built on them (TRL, PEFT, accelerate). The cache replaces
+that method on the instance. It hashes each image's pixels, encodes those that it does not hold, without a gradient,
+and returns stored features. Samples, log-probabilities and training so share one pass of the tower.
 """
 
 from __future__ import annotations
@@ -29,58 +29,79 @@ from captune.utils.hashing import weights_digest
 
 
 class ImageFeatures:
-    """The features of one unit: `pooled` (tokens, H) after the connector, `deep` per extra layer, `tower` before it."""
+    """The visual features of one image input.
+
+    Args:
+        pooled: (tokens, H), after the connector.
+        deep: (tokens, H) per extra layer (Qwen3-VL's deepstack), if any.
+        tower: (tokens, D), before the connector, if kept.
+    """
 
     def __init__(self, pooled: torch.Tensor, deep: list[torch.Tensor] | None, tower: torch.Tensor | None) -> None:
         self.pooled, self.deep, self.tower = pooled, deep, tower
 
-    def own(self) -> ImageFeatures:
-        """Copies: a view would keep the features of its whole batch in memory."""
+    def copy(self) -> ImageFeatures:
+        """Copy the tensors: a view would keep the features of its whole batch in memory."""
         deep = [layer.clone() for layer in self.deep] if self.deep else None
         return ImageFeatures(self.pooled.clone(), deep, None if self.tower is None else self.tower.clone())
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What safetensors can hold; `ImageFeatures.of` reads it back."""
+        """Return the tensors by name, as safetensors holds them; `from_tensors` reads them back."""
         deep = {f"deep.{i}": layer.contiguous() for i, layer in enumerate(self.deep or [])}
         tower = {} if self.tower is None else {"tower": self.tower.contiguous()}
         return {"pooled": self.pooled.contiguous(), **deep, **tower}
 
     @classmethod
-    def of(cls, tensors: dict[str, torch.Tensor]) -> ImageFeatures:
+    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> ImageFeatures:
+        """Read what `tensors` returned."""
         deep = [tensors[f"deep.{i}"] for i in range(sum(name.startswith("deep.") for name in tensors))]
         return cls(tensors["pooled"], deep or None, tensors.get("tower"))
 
 
-def cut(output: Any, units: ImageInputs, *, tower: bool) -> list[ImageFeatures]:
-    """One `ImageFeatures` per unit from what `get_image_features` returned for all of them."""
+def split_by_image(output: Any, inputs: ImageInputs, *, tower: bool) -> list[ImageFeatures]:
+    """Split what `get_image_features` returned for all image inputs into the features of each.
+
+    Raises:
+        CaptionerError: the model returned features for another number of images.
+    """
     pooled, deep = output.pooler_output, getattr(output, "deepstack_features", None)
-    if len(pooled) != units.count:
+    if len(pooled) != inputs.count:
         raise CaptionerError(
-            f"the model returned features for {len(pooled)} images where {units.count} were given: "
+            f"the model returned features for {len(pooled)} images where {inputs.count} were given: "
             "its features cannot be shared image by image"
         )
-    states: Any = [None] * units.count
+    states: Any = [None] * inputs.count
     if tower:
-        states = [s.flatten(0, -2) for s in output.last_hidden_state.split(units.real_tiles())]
+        states = [s.flatten(0, -2) for s in output.last_hidden_state.split(inputs.real_tiles())]
     return [
-        ImageFeatures(pooled[i], [layer[i] for layer in deep] if deep else None, states[i]) for i in range(units.count)
+        ImageFeatures(pooled[i], [layer[i] for layer in deep] if deep else None, states[i]) for i in range(inputs.count)
     ]
 
 
 class VisionCache:
     """Shares one evaluation of the vision tower among all passes that see the same pixels.
 
-    `evaluations` counts calls of the tower, `images` the images (or flat tiles) encoded, `hits` those served from
-    memory. At most `max_images` are kept, the least recently used go first (SmolVLM-2.2B in bfloat16 takes 6 MB an
-    image, a storybook captioner 2 kB). Features have the precision of their first evaluation and never carry a
-    gradient. A context manager; `remove()` restores the model, `clear()` empties the memo.
+    A context manager; `remove()` restores the model, `clear()` empties the cache. Features have the precision of their
+    first evaluation and never carry a gradient. If a family names a method for what its connector reads
+    (`Family.tower_features`), the result of that method is kept, and the connector may learn.
 
-    Where a family names a method for what its connector reads (`Family.tower_features`), that is what is kept, and the
-    connector may learn.
+    Attributes:
+        evaluations: calls of the vision tower.
+        images: images (or flat tiles) encoded.
+        hits: images served from the cache.
+        depth: how many `install` calls are open.
 
-    :param keep: a folder where every image's features are kept as well, in a file of their own: later passes over the
-        images, and later runs with the same vision weights, read them there.
-    :raises CaptionerError: when a parameter of the vision tower or the connector requires a gradient.
+    Args:
+        core: the model.
+        family: where its vision side is.
+        max_images: features kept in memory; the least recently used go first. SmolVLM-2.2B in bfloat16 takes 6 MB an
+            image, a storybook captioner 2 kB.
+        tower: also keep the features before the connector.
+        keep: a folder that keeps every image's features in a file of its own, for later passes over the images and
+            later runs with the same vision weights.
+
+    Raises:
+        CaptionerError: a parameter of the vision tower or the connector requires a gradient.
     """
 
     def __init__(
@@ -111,21 +132,21 @@ class VisionCache:
     def _folder_in(self, keep: Path) -> Path:
         state: dict[str, torch.Tensor] = {}
         for i, part in enumerate(self.family.shared(self.core).values()):
-            own = {"": part.data} if isinstance(part, nn.Parameter) else part.state_dict()
-            state.update({f"{i}.{name}": tensor for name, tensor in own.items()})
+            weights = {"": part.data} if isinstance(part, nn.Parameter) else part.state_dict()
+            state.update({f"{i}.{name}": tensor for name, tensor in weights.items()})
         kind = f"{str(self.core.dtype).removeprefix('torch.')}{'-tower' if self.tower else ''}"
         folder = keep / f"{weights_digest(state)}-{kind}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def install(self) -> VisionCache:
-        """Put the memo in place; calls nest, and the outermost `remove` takes it away."""
+        """Install the cache on the model; calls nest, and the outermost `remove` takes it away."""
         if self.depth == 0:
-            memo = self
+            cache = self
 
             @functools.wraps(self._original)  # generate() reads the signature
             def features(*args: Any, **kwargs: Any) -> Any:
-                return memo(*args, **kwargs)
+                return cache(*args, **kwargs)
 
             setattr(self.core.base_model, self._method, features)
         self.depth += 1
@@ -141,7 +162,7 @@ class VisionCache:
             self.clear()
 
     def clear(self) -> None:
-        """Forget all features (the counters stay)."""
+        """Forget all features; the counters stay."""
         self._kept.clear()
 
     def __enter__(self) -> VisionCache:
@@ -151,79 +172,85 @@ class VisionCache:
         self.remove()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the replaced method; what is cached is not computed."""
         as_tuple = kwargs.pop("return_dict", True) is False
         arguments = call_arguments(self._signature, args, kwargs)
-        encoded, template = self._lookup(arguments)
-        pooled: Any = [e.pooled for e in encoded]
+        features, template = self._lookup(arguments)
+        pooled: Any = [f.pooled for f in features]
         fields: dict[str, Any] = {"pooler_output": torch.stack(pooled) if template.stacked else pooled}
-        if encoded[0].deep is not None:
-            fields["deepstack_features"] = [list(layer) for layer in zip(*(e.deep or [] for e in encoded), strict=True)]
+        if features[0].deep is not None:
+            fields["deepstack_features"] = [
+                list(layer) for layer in zip(*(f.deep or [] for f in features), strict=True)
+            ]
         output = template.kind(**fields)
         return output.to_tuple() if as_tuple else output
 
     def serves(self, where: str) -> bool:
-        """Whether the memo itself has these features: the tower's where they are kept, what the connector makes."""
+        """Return whether the cache holds the features of "tower" or of "connector"."""
         return self.tower if where == "tower" else self.family.tower_features is None
 
     def encode(self, arguments: dict[str, Any]) -> list[ImageFeatures]:
-        """The features of each unit of a batch, through the memo."""
+        """Return the features of each image input of a batch, from the cache where it holds them."""
         return self._lookup(arguments)[0]
 
     def _lookup(self, arguments: dict[str, Any]) -> tuple[list[ImageFeatures], _Template]:
         arguments = {**self._defaults, **arguments, "pixel_values": arguments["pixel_values"].to(self.core.dtype)}
-        units = ImageInputs(arguments)
-        keys = units.keys()
-        found = {key: self._kept[key] for key in keys if key in self._kept}
+        inputs = ImageInputs(arguments)
+        keys = inputs.keys()
+        features_by_key = {key: self._kept[key] for key in keys if key in self._kept}
         if self._folder is not None:
-            found.update({key: kept for key in keys if key not in found and (kept := self._read(key)) is not None})
-        first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in found}
+            features_by_key.update(
+                {key: kept for key in keys if key not in features_by_key and (kept := self._read(key)) is not None}
+            )
+        first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in features_by_key}
         if self._template is None and not first:
-            self._evaluate(units.select([0]))  # what the model returns, beside the features, is learned once
+            self._evaluate(inputs.select([0]))  # learn once what the model returns beside the features
         if first:
             index = sorted(first.values())
-            fresh = dict(zip((keys[i] for i in index), self._evaluate(units.select(index)), strict=True))
-            found.update(fresh)
+            fresh = dict(zip((keys[i] for i in index), self._evaluate(inputs.select(index)), strict=True))
+            features_by_key.update(fresh)
             self._write(fresh)
-        self.hits += units.count - len(first)
+        self.hits += inputs.count - len(first)
         for key in dict.fromkeys(keys):
-            self._kept[key] = found[key]
+            self._kept[key] = features_by_key[key]
             self._kept.move_to_end(key)
         while len(self._kept) > self.max_images:
             self._kept.popitem(last=False)
         assert self._template is not None
-        return [found[key] for key in keys], self._template
+        return [features_by_key[key] for key in keys], self._template
 
     def _read(self, key: bytes) -> ImageFeatures | None:
         path = cast(Path, self._folder) / f"{key.hex()}.safetensors"
-        return ImageFeatures.of(load_file(path, device=str(self.core.device))) if path.is_file() else None
+        return ImageFeatures.from_tensors(load_file(path, device=str(self.core.device))) if path.is_file() else None
 
     def _write(self, fresh: dict[bytes, ImageFeatures]) -> None:
-        for key, encoded in fresh.items() if self._folder is not None else ():
+        for key, features in fresh.items() if self._folder is not None else ():
             path = cast(Path, self._folder) / f"{key.hex()}.safetensors"
-            part = path.with_suffix(f".{os.getpid()}")  # a file is whole or not there
-            save_file(encoded.tensors(), part)
-            part.replace(path)
+            partial = path.with_suffix(f".{os.getpid()}")  # a file is complete or does not exist
+            save_file(features.tensors(), partial)
+            partial.replace(path)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The features in memory as tensors by name, for a checkpoint; `restore` takes them."""
+        """Return the features in memory as tensors by name, for a checkpoint; `restore` reads them."""
         return {f"{key.hex()}.{name}": t for key, kept in self._kept.items() for name, t in kept.tensors().items()}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Put the features that `state` returned back into memory."""
         parts: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in state.items():
             key, _, rest = name.partition(".")
             parts.setdefault(key, {})[rest] = tensor
-        self._kept.update((bytes.fromhex(key), ImageFeatures.of(tensors)) for key, tensors in parts.items())
+        self._kept.update((bytes.fromhex(key), ImageFeatures.from_tensors(tensors)) for key, tensors in parts.items())
 
     def _evaluate(self, arguments: dict[str, Any]) -> list[ImageFeatures]:
         self._refuse_trainable()
         output = frozen_call(self._original, self.core, self.family, arguments)
-        units = ImageInputs(arguments)
+        inputs = ImageInputs(arguments)
         self._template = _Template(type(output), isinstance(output.pooler_output, torch.Tensor))
         self.evaluations += 1
-        self.images += units.count
+        self.images += inputs.count
         with torch.inference_mode(False), torch.no_grad():
-            return [encoded.own() for encoded in cut(output, units, tower=self.tower)]
+            return [features.copy() for features in split_by_image(output, inputs, tower=self.tower)]
 
     def _refuse_trainable(self) -> None:
         for name, part in self.family.shared(self.core).items():
@@ -241,19 +268,19 @@ class _Template:
         self.kind, self.stacked = kind, stacked
 
 
-# what forward() hands down to every part of a model, of no consequence for the features of an image
+# what forward() passes to every part of a model; it does not change the features of an image
 PASSING = {*TransformersKwargs.__annotations__, "use_cache"}
 
 
 def call_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name, what went into **kwargs included; without None and what merely passes through."""
+    """Return the arguments of a call by name, without None and without those that do not change an image's features."""
     bound = dict(signature.bind(*args, **kwargs).arguments)
     bound.update(bound.pop("kwargs", {}))
     return {name: value for name, value in bound.items() if value is not None and name not in PASSING}
 
 
 def frozen_call(function: Any, core: PreTrainedModel, family: Family, arguments: dict[str, Any]) -> Any:
-    """`get_image_features` as a pure function of the pixels: no gradient, no dropout, usable in later autograd."""
+    """Call `get_image_features` as a pure function of the pixels: no gradient, no dropout, usable in later autograd."""
     modules = [m for part in family.parts(core) if isinstance(part, nn.Module) for m in part.modules() if m.training]
     for module in modules:
         module.training = False
@@ -266,8 +293,8 @@ def frozen_call(function: Any, core: PreTrainedModel, family: Family, arguments:
 
 
 def encode(core: PreTrainedModel, family: Family, arguments: dict[str, Any], *, tower: bool) -> list[ImageFeatures]:
-    """The frozen features of each unit of a batch, without a memo."""
+    """Compute the frozen features of each image input of a batch, without a cache."""
     arguments = {**arguments, "pixel_values": arguments["pixel_values"].to(core.dtype)}
     method: Any = core.base_model.get_image_features
     method = getattr(method, "__wrapped__", method) if "get_image_features" in vars(core.base_model) else method
-    return cut(frozen_call(method, core, family, arguments), ImageInputs(arguments), tower=tower)
+    return split_by_image(frozen_call(method, core, family, arguments), ImageInputs(arguments), tower=tower)

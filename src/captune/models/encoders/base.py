@@ -25,8 +25,11 @@ class EncodesTexts(Protocol):
     name: str
 
     @property
-    def digest(self) -> str: ...
-    def encode_texts(self, texts: Sequence[str]) -> Any: ...
+    def digest(self) -> str:
+        """The first 8 hex digits of a SHA-256 of the weights."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Any:
+        """Encode texts: (N, D) unit vectors."""
 
 
 class EncodesImages(Protocol):
@@ -35,21 +38,35 @@ class EncodesImages(Protocol):
     name: str
 
     @property
-    def digest(self) -> str: ...
-    def encode_images(self, images: Sequence[Any]) -> Any: ...
+    def digest(self) -> str:
+        """The first 8 hex digits of a SHA-256 of the weights."""
+
+    def encode_images(self, images: Sequence[Any]) -> Any:
+        """Encode images: (N, D) unit vectors."""
 
 
 def unit_vectors(vectors: Any, names: Sequence[str]) -> np.ndarray:
-    """(N, D) contiguous float32 with unit rows; EncoderError names the first item that has no direction."""
+    """Normalise what an encoder gives.
+
+    Args:
+        vectors: (N, D).
+        names: of the N items, for messages.
+
+    Returns:
+        (N, D), contiguous float32 with unit rows.
+
+    Raises:
+        EncoderError: another shape, or a vector without a direction; the message names the first such item.
+    """
     array = np.ascontiguousarray(vectors, dtype=np.float32)
-    wrong = None
+    problem = None
     if array.ndim != 2 or len(array) != len(names):
-        wrong = f"the encoder gives an array of shape {array.shape} for {len(names)} items"
+        problem = f"the encoder gives an array of shape {array.shape} for {len(names)} items"
     else:
         norms = np.linalg.norm(array, axis=1, keepdims=True)
         lost = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
         if len(lost):
-            wrong = f"the encoder gives {names[lost[0]]!r} a vector of length {norms[lost[0], 0]}"
-    if wrong is not None:
-        raise EncoderError(wrong)
+            problem = f"the encoder gives {names[lost[0]]!r} a vector of length {norms[lost[0], 0]}"
+    if problem is not None:
+        raise EncoderError(problem)
     return array / norms

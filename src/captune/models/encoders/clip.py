@@ -1,4 +1,4 @@
-"""Frozen encoders that put images and texts into one space (CLIP, SigLIP): unit vectors, in batches, once per item."""
+"""Frozen encoders of images and texts into one space (CLIP, SigLIP): unit vectors."""
 
 from __future__ import annotations
 
@@ -13,26 +13,40 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from captune.data.images import open_image
-from captune.errors import EncoderError, first_line
+from captune.errors import EncoderError, SettingError, first_line
 from captune.models.hub import how_to_get, resolve_encoder
 from captune.utils.device import pick_device
 from captune.utils.hashing import weights_digest
 
-_SILENT_BATCHES = 100  # fewer show no progress bar: a reward is asked for as many at every step
+_SILENT_BATCHES = 100  # fewer show no progress bar: a reward encodes as many at every step
 
 
 class Encoder:
     """An image and text encoder of the CLIP kind: any model with `get_image_features` and `get_text_features`.
 
-    Texts longer than the context are cut before their end-of-sentence token, which CLIP reads its features from;
-    `texts` and `truncated` count what has been encoded and what was cut.
+    Texts longer than the context are cut before their end-of-sentence token, where CLIP reads its features.
+
+    Attributes:
+        context_length: the most tokens of a text.
+        texts: how many have been encoded.
+        truncated: how many of them were cut.
+
+    Args:
+        model: the loaded model.
+        processor: with an image processor and a tokenizer.
+        name: what the user calls it.
+
+    Raises:
+        EncoderError: the model or the processor lacks a side.
     """
 
     def __init__(self, model: Any, processor: Any, *, name: str) -> None:
         missing = [part for part in ("get_image_features", "get_text_features") if not hasattr(model, part)]
         if missing:
-            raise EncoderError(f"{name} is a {type(model).__name__}, which has no {' and no '.join(missing)}; an "
-                               "encoder of images and texts is needed, such as CLIP or SigLIP")  # fmt: skip
+            raise EncoderError(
+                f"{name} is a {type(model).__name__}, which has no {' and no '.join(missing)}; an "
+                "encoder of images and texts is needed, such as CLIP or SigLIP"
+            )
         absent = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
         if absent:
             raise EncoderError(f"{name} has no {' and no '.join(absent)}; save the whole processor in that folder")
@@ -46,11 +60,20 @@ class Encoder:
         self.texts = self.truncated = 0
 
     @classmethod
-    def load(cls, name_or_path: str | Path, *, device: str | torch.device | None = None,
-             dtype: torch.dtype = torch.float32) -> Encoder:  # fmt: skip
-        """Load a folder saved with `save_pretrained` (model and processor), a hub name, or "storybook-clip".
+    def load(
+        cls, name_or_path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> Encoder:
+        """Load a folder saved with `save_pretrained` (model and processor), a hub name or a shipped model.
 
         Images are prepared with Pillow, so that the features do not depend on whether torchvision is installed.
+
+        Args:
+            name_or_path: see `captune.models.hub`.
+            device: default: cuda where there is one, else cpu.
+            dtype: of the weights.
+
+        Raises:
+            EncoderError: says what is missing and how to get it.
         """
         name = str(name_or_path)
         source = resolve_encoder(name)
@@ -65,38 +88,55 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.device
 
     @cached_property
     def digest(self) -> str:
-        """The first 8 hex digits of a SHA-256 of the weights: names of folders say little."""
+        """The first 8 hex digits of a SHA-256 of the weights, since names of folders say little."""
         return weights_digest(self.model.state_dict())
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[Any], *, batch_size: int = 32) -> torch.Tensor:
-        """(N, D) float32 unit vectors on the CPU. `images`: PIL images, or whatever `open_image` reads."""
+        """Encode images.
+
+        Args:
+            images: PIL images, or anything that `open_image` reads.
+            batch_size: images encoded together.
+
+        Returns:
+            (N, D) float32 unit vectors on the CPU.
+        """
         features = []
         for chunk in _batches(images, batch_size, "encoding images"):
-            pictures = [open_image(image) for image in chunk]
-            inputs = self.image_processor(images=pictures, return_tensors="pt")
+            inputs = self.image_processor(images=[open_image(image) for image in chunk], return_tensors="pt")
             features.append(self._features(self.model.get_image_features, inputs))
         return torch.cat(features) if features else torch.empty(0, 0)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> torch.Tensor:
-        """(N, D) float32 unit vectors on the CPU; equal texts are encoded once."""
-        place: dict[str, int] = {}
+        """Encode texts; equal ones are encoded once.
+
+        Args:
+            texts: of any length; see the class.
+            batch_size: texts encoded together.
+
+        Returns:
+            (N, D) float32 unit vectors on the CPU.
+        """
+        index: dict[str, int] = {}
         for text in texts:
-            place.setdefault(text, len(place))
+            index.setdefault(text, len(index))
         features, cut = [], []
-        for chunk in _batches(list(place), batch_size, "encoding texts"):
+        for chunk in _batches(list(index), batch_size, "encoding texts"):
             ids = [self._token_ids(text) for text in chunk]
             cut += [len(i) > self.context_length for i in ids]
             fitted = {"input_ids": [self._fit(i) for i in ids]}
-            inputs = self.tokenizer.pad(fitted, padding=self._padding, max_length=self.context_length,
-                                        return_tensors="pt")  # fmt: skip
+            inputs = self.tokenizer.pad(
+                fitted, padding=self._padding, max_length=self.context_length, return_tensors="pt"
+            )
             features.append(self._features(self.model.get_text_features, inputs))
-        rows = [place[text] for text in texts]
+        rows = [index[text] for text in texts]
         self.texts += len(rows)
         self.truncated += sum(cut[row] for row in rows)
         return torch.cat(features)[rows] if features else torch.empty(0, 0)
@@ -125,7 +165,7 @@ class Encoder:
 
 def _batches(items: Sequence[Any], size: int, what: str) -> Iterator[Sequence[Any]]:
     if size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {size}")
+        raise SettingError(f"batch_size must be at least 1, not {size}")
     starts = range(0, len(items), size)
     for start in tqdm(starts, desc=what, disable=len(starts) < _SILENT_BATCHES, leave=False):
         yield items[start : start + size]

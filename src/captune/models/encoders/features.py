@@ -1,4 +1,4 @@
-"""Each distinct image, by its pixels, is encoded once, however many captions of it are judged."""
+"""Each distinct image is encoded once, however many captions of it are scored."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from captune.utils.hashing import pixels_digest
 
 
 class ImageFeatureCache:
-    """An image encoder that remembers.
+    """An image encoder that remembers the features of images, by their pixels.
 
     Args:
         encoder: anything with `encode_images(images) -> (N, D)`.
-        keep: features kept from call to call; a reward sees each image many times.
+        keep: how many features are kept between calls; a reward scores each image many times.
     """
 
     def __init__(self, encoder: Any, *, keep: int = 20_000) -> None:
         self.encoder, self.keep = encoder, keep
-        self._known: dict[bytes, torch.Tensor] = {}
+        self._features: dict[bytes, torch.Tensor] = {}
 
     def __call__(self, images: Sequence[Any], *, batch_size: int = 32) -> tuple[list[bytes], torch.Tensor]:
-        """(the key of each image's pixels, their features (N, D))."""
+        """Return the key of each image's pixels, and their features (N, D)."""
         keys: list[bytes] = []
         rows: list[torch.Tensor] = []
         for start in range(0, len(images), batch_size):
             batch = [images[i] for i in range(start, min(start + batch_size, len(images)))]
-            # a reward names an image once for each of its captions, one after the other
-            pictures = {place: open_image(image) for place, image in {id(image): image for image in batch}.items()}
-            digests = {place: pixels_digest(picture) for place, picture in pictures.items()}
-            new = {digests[place]: picture for place, picture in pictures.items() if digests[place] not in self._known}
+            # a reward passes an image once for each of its captions, in a row
+            opened = {key: open_image(image) for key, image in {id(image): image for image in batch}.items()}
+            digests = {key: pixels_digest(image) for key, image in opened.items()}
+            new = {digests[key]: image for key, image in opened.items() if digests[key] not in self._features}
             made = [digests[id(image)] for image in batch]
             if new:
-                self._known |= zip(new, torch.as_tensor(self.encoder.encode_images(list(new.values()))), strict=True)
+                self._features |= zip(new, torch.as_tensor(self.encoder.encode_images(list(new.values()))), strict=True)
             keys += made
-            rows += [self._known[key] for key in made]
-            for key in list(self._known)[: max(0, len(self._known) - self.keep)]:
-                del self._known[key]
+            rows += [self._features[key] for key in made]
+            for key in list(self._features)[: max(0, len(self._features) - self.keep)]:
+                del self._features[key]
         return keys, torch.stack(rows) if rows else torch.empty(0, 0)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from captune.errors import EncoderError, first_line
+from captune.errors import EncoderError, SettingError, first_line
 from captune.models.hub import DEFAULT_TEXT_ENCODER, how_to_get, resolve_text_encoder
 from captune.utils.device import pick_device
 from captune.utils.hashing import weights_digest
@@ -20,10 +20,16 @@ _SILENT_TEXTS = 2_000  # fewer texts than this show no progress bar
 
 
 class TextEncoder:
-    """A sentence encoder: the text side of `captune.models.encoders.clip.Encoder`, for any sentence-transformers model.
+    """A sentence encoder: any sentence-transformers model. Texts longer than its `max_seq_length` are cut.
 
-    Texts longer than the model's `max_seq_length` are cut; `texts` and `truncated` count what has been encoded and
-    what was cut.
+    Attributes:
+        context_length: the most tokens of a text, None without a limit.
+        texts: how many have been encoded.
+        truncated: how many of them were cut.
+
+    Args:
+        model: a `SentenceTransformer`.
+        name: what the user calls it.
     """
 
     def __init__(self, model: Any, *, name: str) -> None:
@@ -37,9 +43,12 @@ class TextEncoder:
     def load(
         cls, name_or_path: str | Path = DEFAULT_TEXT_ENCODER, device: str | torch.device | None = None
     ) -> TextEncoder:
-        """Load a folder or hub name of a sentence-transformers model; a local folder asks no network.
+        """Load a folder or hub name of a sentence-transformers model; a local folder needs no network.
 
-        A plain transformers folder is read as sentence-transformers does: the mean over its tokens.
+        A plain transformers folder is read as sentence-transformers reads it: the mean over its tokens.
+
+        Raises:
+            EncoderError: says what is missing and how to get it.
         """
         name = str(name_or_path)
         source = cls.check(name)
@@ -48,8 +57,12 @@ class TextEncoder:
         local = Path(source).is_dir()
         device = pick_device(device)
         try:
-            model = SentenceTransformer(source, device=str(device), local_files_only=local,
-                                        model_kwargs={"use_safetensors": True, "dtype": torch.float32})  # fmt: skip
+            model = SentenceTransformer(
+                source,
+                device=str(device),
+                local_files_only=local,
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+            )
         except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
             reason = first_line(error).rstrip(".") + how_to_get(name, source)
             raise EncoderError(f"text encoder {name!r} cannot be loaded: {reason}") from error
@@ -57,39 +70,63 @@ class TextEncoder:
 
     @staticmethod
     def check(name_or_path: str | Path) -> str:
-        """`resolve_text_encoder`; raises EncoderError too where sentence-transformers is not installed. Loads nothing."""
+        """Return where the model lies; loads nothing.
+
+        Raises:
+            EncoderError: the folder does not exist, or sentence-transformers is not installed.
+        """
         if importlib.util.find_spec("sentence_transformers") is None:
-            raise EncoderError(f"text encoder {str(name_or_path)!r} needs sentence-transformers, which is not "
-                               "installed; run: pip install 'captune[scorers]'")  # fmt: skip
+            raise EncoderError(
+                f"text encoder {str(name_or_path)!r} needs sentence-transformers, which is not "
+                "installed; run: pip install 'captune[scorers]'"
+            )
         return resolve_text_encoder(name_or_path)
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.device
 
     @cached_property
     def digest(self) -> str:
+        """The first 8 hex digits of a SHA-256 of the weights."""
         return weights_digest(self.model.state_dict())
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> torch.Tensor:
-        """(N, D) float32 unit vectors on the CPU; equal texts are encoded once, in batches of like length."""
+        """Encode texts, in batches of similar length; equal ones are encoded once.
+
+        Args:
+            texts: of any length; see the class.
+            batch_size: texts encoded together.
+
+        Returns:
+            (N, D) float32 unit vectors on the CPU.
+
+        Raises:
+            EncoderError: the model gives a text no finite vector.
+        """
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        place: dict[str, int] = {}
+            raise SettingError(f"batch_size must be at least 1, not {batch_size}")
+        index: dict[str, int] = {}
         for text in texts:
-            place.setdefault(text, len(place))
-        if not place:
+            index.setdefault(text, len(index))
+        if not index:
             return torch.empty(0, 0)
-        distinct = list(place)
-        vectors = self.model.encode(distinct, batch_size=batch_size, convert_to_tensor=True, normalize_embeddings=True,
-                                    show_progress_bar=len(distinct) >= _SILENT_TEXTS)  # fmt: skip
+        distinct = list(index)
+        vectors = self.model.encode(
+            distinct,
+            batch_size=batch_size,
+            convert_to_tensor=True,
+            normalize_embeddings=True,
+            show_progress_bar=len(distinct) >= _SILENT_TEXTS,
+        )
         vectors = vectors.float().cpu()
         if not bool(vectors.isfinite().all()):
             bad = int((~vectors.isfinite().all(dim=-1)).nonzero()[0])
             raise EncoderError(f"text encoder {self.name!r} has no finite vector for the text {distinct[bad]!r}")
         cut = self._longer(distinct)
-        rows = [place[text] for text in texts]
+        rows = [index[text] for text in texts]
         self.texts += len(rows)
         self.truncated += sum(cut[row] for row in rows)
         return vectors[rows]

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GPT2Tokenizer, RobertaTokenizer
 
-from captune.errors import EncoderError, first_line
+from captune.errors import EncoderError, SettingError, first_line
 from captune.models.hub import DEFAULT_TEXT_ENCODER, how_to_get, resolve_text_encoder
 from captune.utils.device import pick_device
 from captune.utils.hashing import weights_digest
@@ -23,25 +23,48 @@ class TokenEncoder:
     """The token vectors of one layer of a text model, as BERTScore reads them.
 
     The layers above it are not loaded. Texts longer than the model's context are cut before their closing special
-    tokens; `texts` and `truncated` count what has been tokenized and what was cut.
+    tokens.
+
+    Attributes:
+        context_length: the most tokens of a text, None without a limit.
+        empty: the number of special tokens around a text.
+        texts: how many have been tokenized.
+        truncated: how many of them were cut.
+
+    Args:
+        model: a text encoder of transformers.
+        tokenizer: its tokenizer.
+        name: what the user calls it.
+        layer: of the vectors; 0 is the embeddings.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, layer: int) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name, self.layer = name, layer
-        # RoBERTa and GPT-2 write a word with its space: the first word would be another token than in mid-sentence
+        # RoBERTa and GPT-2 write a word with its space: a first word would be another token than in mid-sentence
         self._prefix = " " if isinstance(tokenizer, (RobertaTokenizer, GPT2Tokenizer)) else ""
         self.context_length = _context_length(model, tokenizer)
-        self.empty = len(tokenizer("")["input_ids"])  # the special tokens that a text is put between
+        self.empty = len(tokenizer("")["input_ids"])
         self.texts = self.truncated = 0
 
     @classmethod
-    def load(cls, name_or_path: str | Path = DEFAULT_TEXT_ENCODER, *, layer: int | None = None,
-             device: str | torch.device | None = None) -> TokenEncoder:  # fmt: skip
-        """Load a folder or hub name; of an encoder-decoder, the encoder.
+    def load(
+        cls,
+        name_or_path: str | Path = DEFAULT_TEXT_ENCODER,
+        *,
+        layer: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> TokenEncoder:
+        """Load a folder or hub name; of an encoder-decoder model, the encoder.
 
-        :param layer: 0 is the embeddings; None, the last layer.
+        Args:
+            name_or_path: see `captune.models.hub`.
+            layer: 0 is the embeddings; None, the last layer.
+            device: default: cuda where there is one, else cpu.
+
+        Raises:
+            EncoderError: says what is missing and how to get it.
         """
         name = str(name_or_path)
         source = resolve_text_encoder(name)
@@ -76,15 +99,16 @@ class TokenEncoder:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.device
 
     @cached_property
     def digest(self) -> str:
-        """Of the weights up to the layer."""
+        """The first 8 hex digits of a SHA-256 of the weights up to the layer."""
         return weights_digest(self.model.state_dict())
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text, with the special ones, at most `context_length`."""
+        """Return the tokens of each text, with the special ones, at most `context_length`."""
         if not texts:
             return []
         stripped = [text.strip() for text in texts]
@@ -92,19 +116,23 @@ class TokenEncoder:
         ids = self.tokenizer(written, truncation=False, verbose=False)["input_ids"]
         self.texts += len(ids)
         limit = self.context_length
-        for i, own in enumerate(ids):
-            if limit is not None and len(own) > limit:
+        for i, tokens in enumerate(ids):
+            if limit is not None and len(tokens) > limit:
                 self.truncated += 1
                 ids[i] = self.tokenizer(written[i], truncation=True, max_length=limit)["input_ids"]
         return ids
 
     @torch.inference_mode()
     def encode_tokens(self, ids: Sequence[Sequence[int]], *, batch_size: int = 64) -> list[torch.Tensor]:
-        """For each list of tokens its (L, D) float32 unit vectors on the CPU; in batches of like length."""
+        """Encode lists of tokens, in batches of similar length.
+
+        Returns:
+            For each list of L tokens (L, D) float32 unit vectors on the CPU.
+        """
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+            raise SettingError(f"batch_size must be at least 1, not {batch_size}")
         vectors = [torch.empty(0, 0)] * len(ids)
-        order = sorted((i for i, own in enumerate(ids) if own), key=lambda i: -len(ids[i]))
+        order = sorted((i for i, tokens in enumerate(ids) if tokens), key=lambda i: -len(ids[i]))
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             padded = torch.full((len(chunk), len(ids[chunk[0]])), self.tokenizer.pad_token_id or 0)
@@ -121,7 +149,7 @@ class TokenEncoder:
 
 @contextmanager
 def _no_load_report() -> Iterator[None]:
-    """transformers lists the layers left out, which are left out on purpose; missing weights are looked at here."""
+    """Silence the report of transformers on layers left out on purpose; missing weights are checked here."""
 
     def keep(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
@@ -135,12 +163,12 @@ def _no_load_report() -> Iterator[None]:
 
 
 def _context_length(model: Any, tokenizer: Any) -> int | None:
-    """The most tokens of a text, None where there is no limit. RoBERTa's table of positions starts at padding + 1."""
+    """Return the most tokens of a text, None without a limit. RoBERTa's table of positions starts at padding + 1."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     offset = 0 if padding is None else padding + 1
     positions = getattr(model.config, "max_position_embeddings", None)
     limits = [positions - offset] if isinstance(positions, int) and positions > 0 else []
-    if tokenizer.model_max_length < 1_000_000:  # transformers writes 1e30 where none is known
+    if tokenizer.model_max_length < 1_000_000:  # transformers writes 1e30 for an unknown limit
         limits.append(int(tokenizer.model_max_length))
     return min(limits, default=None)

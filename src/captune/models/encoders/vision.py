@@ -21,6 +21,11 @@ class VisionEncoder:
     """A vision model without a text side (DINOv2, DINOv3, ViT).
 
     Its feature is the pooled output, the [CLS] token's, or the mean over the tokens of a model that has none.
+
+    Args:
+        model: the loaded model.
+        processor: its image processor.
+        name: what the user calls it.
     """
 
     def __init__(self, model: Any, processor: Any, *, name: str) -> None:
@@ -28,7 +33,11 @@ class VisionEncoder:
 
     @classmethod
     def load(cls, name_or_path: str | Path, *, device: str | None = None) -> VisionEncoder:
-        """A folder saved with `save_pretrained` (model and image processor), or a hub name."""
+        """Load a folder saved with `save_pretrained` (model and image processor), or a hub name.
+
+        Raises:
+            EncoderError: says what is missing and how to get it.
+        """
         name = str(name_or_path)
         source = resolve_encoder(name, "image encoder")
         try:
@@ -41,10 +50,11 @@ class VisionEncoder:
 
     @cached_property
     def digest(self) -> str:
+        """The first 8 hex digits of a SHA-256 of the weights."""
         return weights_digest(self.model.state_dict())
 
     def encode_images(self, images: Sequence[Any]) -> Any:
-        """(N, D) float32 unit vectors on the CPU."""
+        """Encode PIL images: (N, D) float32 unit vectors on the CPU."""
         with torch.inference_mode():
             inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
             output = self.model(**inputs)

@@ -1,4 +1,4 @@
-"""A prefix captioner is put together out of two pretrained folders: an image encoder's and a language model's."""
+"""A prefix captioner is assembled from two pretrained models: an image encoder and a language model."""
 
 from __future__ import annotations
 
@@ -33,15 +33,18 @@ def assemble(
     image_token: str = "<image>",
     dtype: str | torch.dtype = "auto",
 ) -> tuple[PrefixForConditionalGeneration, PrefixProcessor]:
-    """The captioner and its processor, on the CPU. The projector is fresh: torch's random numbers decide its weights.
+    """Return the captioner and its processor, on the CPU. torch's random state decides the new projector's weights.
 
     Args:
         image_encoder: a folder, hub name or shipped model whose image side is a vision transformer (CLIP, SigLIP,
             DINOv2, ...), with its image processor.
         language_model: one that `AutoModelForCausalLM` loads, with its tokenizer.
-        num_prefix_tokens, image_feature, projector_width, projector_depth: see `PrefixConfig`.
-        image_token: a token of the tokenizer (a reserved one, say), or the name of a new one. Only a new one that the
-            model's tables have no spare row for makes them longer, by one row that is never read.
+        num_prefix_tokens: k; see `PrefixConfig`.
+        image_feature: "pooled" or "patches"; see `PrefixConfig`.
+        projector_width: see `PrefixConfig`.
+        projector_depth: see `PrefixConfig`.
+        image_token: a token of the tokenizer, such as a reserved one, or the name of a new one. The model's tables
+            get a new row, which is never read, only if they have no spare one.
         dtype: of the whole model; default: the language model's.
 
     Raises:
@@ -76,7 +79,7 @@ def assemble(
     model.lm_head.weight, model.lm_head.bias = head.weight, head.bias
     model.generation_config = GenerationConfig.from_dict(lm.generation_config.to_dict())
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    # the line break: a prompt must end in a token that a cache can be continued from without the image
+    # the line break: a prompt must end in a token from which a cache can continue without the image
     template = PLAIN_TEMPLATE.replace("<image>", image_token + "\n")
     processor = PrefixProcessor(image_processor, tokenizer, num_prefix_tokens, image_token, chat_template=template)
     _check(model.eval(), lm.eval(), processor, (str(image_encoder), str(language_model)))
@@ -108,26 +111,26 @@ def _image_encoder(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = first_line(error).rstrip(".") + hub.how_to_get(name, source)
         raise CaptionerError(f"image encoder {name!r} cannot be loaded: {reason}") from error
-    tower = whole.get_encoder(modality="image")  # the whole where the folder holds no text side
-    lacking = sorted(map(str, info["missing_keys"])) or ([] if hasattr(tower.config, "patch_size") else ["patch_size"])
-    if lacking:
+    tower = whole.get_encoder(modality="image")  # the whole model if the folder has no text side
+    missing = sorted(map(str, info["missing_keys"])) or ([] if hasattr(tower.config, "patch_size") else ["patch_size"])
+    if missing:
         raise CaptionerError(
-            f"image encoder {name!r} ({type(tower).__name__}) cannot be used: no {', '.join(lacking[:3])}"
+            f"image encoder {name!r} ({type(tower).__name__}) cannot be used: no {', '.join(missing[:3])}"
         )
     return tower, image_processor
 
 
 def _initialise(projector: PrefixProjector, std: float) -> None:
-    """Fresh weights under which the prefix has this standard deviation: that of the language model's embeddings."""
+    """Initialise the weights so that the prefix has this standard deviation, that of the LM's embeddings."""
     linear = [layer for layer in projector.mlp if isinstance(layer, nn.Linear)]
     for layer in linear:
-        last, seen = layer is linear[-1], 1.0 if layer is linear[0] else 0.425  # E[gelu(x)^2], x ~ N(0, 1)
-        nn.init.normal_(layer.weight, std=(std if last else 1.0) / math.sqrt(seen * layer.in_features))
+        last, second_moment = layer is linear[-1], 1.0 if layer is linear[0] else 0.425  # E[gelu(x)^2], x ~ N(0, 1)
+        nn.init.normal_(layer.weight, std=(std if last else 1.0) / math.sqrt(second_moment * layer.in_features))
         nn.init.zeros_(layer.bias)
 
 
 def _make_room(lm: Any, image_token_id: int) -> None:
-    """A row for the image token, where the tables have none to spare (many are padded beyond the vocabulary)."""
+    """Add a row for the image token if the tables have no spare one (many are padded beyond the vocabulary)."""
     rows = lm.get_input_embeddings().weight.shape[0]
     if image_token_id < rows:
         return
@@ -139,7 +142,7 @@ def _make_room(lm: Any, image_token_id: int) -> None:
 
 
 def _check(model: Any, lm: Any, processor: PrefixProcessor, names: tuple[str, str]) -> None:
-    """The parts must work together as they do apart, or there is something between them that this layout drops."""
+    """Check that the parts compute together what they compute apart: this layout could drop something between them."""
     encoder, language_model = names
     blank = Image.new("RGB", (64, 48))
     try:
@@ -149,14 +152,14 @@ def _check(model: Any, lm: Any, processor: PrefixProcessor, names: tuple[str, st
         raise CaptionerError(f"image encoder {encoder!r} cannot be used: {first_line(error)}") from error
     ids = torch.tensor([[i for i in range(8) if i != model.config.image_token_id]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": True}
-    theirs = lm(**inputs)
-    if getattr(theirs, "past_key_values", None) is None:
+    apart = lm(**inputs)
+    if getattr(apart, "past_key_values", None) is None:
         raise CaptionerError(
             f"language model {language_model!r} ({type(lm).__name__}) keeps no cache of keys and values"
         )
-    ours = model(**inputs)
-    words = torch.arange(theirs.logits.shape[-1]) != model.config.image_token_id
-    if not torch.equal(theirs.logits[..., words], ours.logits[..., words]):
+    together = model(**inputs)
+    words = torch.arange(apart.logits.shape[-1]) != model.config.image_token_id
+    if not torch.equal(apart.logits[..., words], together.logits[..., words]):
         raise CaptionerError(
             f"language model {language_model!r} ({type(lm).__name__}) does more to its logits than a linear head "
             "(Gemma 2's soft cap, for instance), which a prefix captioner would leave out"

@@ -1,4 +1,4 @@
-"""The settings of a prefix captioner, and transformers' own kind of configuration for them."""
+"""The configuration of a prefix captioner."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ class PrefixConfig(PreTrainedConfig):
     """Settings of a prefix captioner.
 
     Args:
-        vision_config, text_config: of the two parts, as their own folders have them.
+        vision_config: of the image encoder, as in its own folder.
+        text_config: of the language model, as in its own folder.
         image_token_id: the placeholder; an image takes `num_prefix_tokens` of them.
         num_prefix_tokens: k.
         image_feature: "pooled": v is the encoder's one embedding of the image, which the MLP maps to k tokens;
             "patches": the patches are averaged over a grid of k cells (k a square), and the MLP maps each.
         projector_width: hidden width of the MLP; default: the encoder's.
         projector_depth: its linear layers.
-        head_bias: whether the language model's head has one.
+        head_bias: whether the language model's head has a bias.
+        tie_word_embeddings: whether the head shares the embeddings' weights.
+
+    Raises:
+        SettingError: a number out of range.
     """
 
     model_type = "prefix_captioner"

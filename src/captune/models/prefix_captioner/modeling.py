@@ -16,31 +16,39 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import torch_compilable_check
 
+from captune.errors import CaptionerError
 from captune.models.prefix_captioner.configuration import PrefixConfig
 
 NEVER = -1e4  # the logit of the image token: its probability is exactly 0, without infinities in entropies and KL
 
 
 class PrefixProjector(nn.Module):
-    """W_proj: LayerNorm, then `projector_depth` linear layers with GELU between them."""
+    """W_proj: LayerNorm, then `projector_depth` linear layers with GELU between them.
+
+    Args:
+        config: of the captioner.
+        width: D_h, the language model's.
+    """
 
     def __init__(self, config: PrefixConfig, width: int) -> None:
         super().__init__()
-        own = cast(Any, config.vision_config).hidden_size
+        vision_width = cast(Any, config.vision_config).hidden_size
         self.tokens = config.num_prefix_tokens
         out = width if config.image_feature == "patches" else width * self.tokens
-        sizes = [own, *[config.projector_width or own] * (config.projector_depth - 1), out]
-        layers: list[nn.Module] = [nn.LayerNorm(own)]
+        sizes = [vision_width, *[config.projector_width or vision_width] * (config.projector_depth - 1), out]
+        layers: list[nn.Module] = [nn.LayerNorm(vision_width)]
         for i in range(config.projector_depth):
             layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, 1, D_v) or (B, k, D_v) -> p (B, k, D_h)."""
+        """Map features (B, 1, D_v) or (B, k, D_v) to the prefix p (B, k, D_h)."""
         return self.mlp(features).view(len(features), self.tokens, -1)
 
 
 class PrefixPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of both classes below."""
+
     config: PrefixConfig
     config_class = PrefixConfig
     base_model_prefix = "model"
@@ -54,7 +62,7 @@ class PrefixPreTrainedModel(PreTrainedModel):
 
 
 class PrefixModel(PrefixPreTrainedModel):
-    """All but the language model's head. The image encoder is frozen: no gradient, no dropout, no backward pass."""
+    """All but the language model's head. The image encoder is frozen: no gradient, no dropout."""
 
     def __init__(self, config: PrefixConfig) -> None:
         super().__init__(config)
@@ -65,23 +73,28 @@ class PrefixModel(PrefixPreTrainedModel):
         self.post_init()
 
     def train(self, mode: bool = True) -> PrefixModel:
-        """The encoder stays frozen; `from_pretrained` ends here as well, with `eval()`."""
+        """Set the mode of all but the encoder, which stays frozen; `from_pretrained` calls it too, by `eval()`."""
         super().train(mode)
         self.vision_tower.eval().requires_grad_(False)
         return self
 
     def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's embeddings."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's embeddings."""
         self.language_model.set_input_embeddings(value)
 
     def get_tower_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """What the projector reads, (B, 1, D_v) or (B, k, D_v), as `pooler_output`; the patches (B, P, D_v) as
-        `last_hidden_state`, without class and register tokens.
+        """Encode images (B, 3, H, W).
+
+        Returns:
+            What the projector reads, (B, 1, D_v) or (B, k, D_v), as `pooler_output`; the patches (B, P, D_v), without
+            class and register tokens, as `last_hidden_state`.
 
         Raises:
-            ValueError: for an encoder that gives no pooled embedding, or no grid of patches, where that is needed.
+            CaptionerError: the encoder has no pooled embedding, or no grid of patches, and it is needed.
         """
         tower = self.vision_tower
         with torch.no_grad():
@@ -91,22 +104,24 @@ class PrefixModel(PrefixPreTrainedModel):
         rows, columns = pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
         states = out.last_hidden_state
         if states.dim() != 3 or states.shape[1] < rows * columns:
-            raise ValueError(f"{type(tower).__name__} gives no state to each of the {rows} x {columns} patches of an "
-                             "image; a vision transformer such as CLIP's, SigLIP's or DINOv2 is needed")  # fmt: skip
+            raise CaptionerError(
+                f"{type(tower).__name__} gives no state to each of the {rows} x {columns} patches of an "
+                "image; a vision transformer such as CLIP's, SigLIP's or DINOv2 is needed"
+            )
         patches = states[:, states.shape[1] - rows * columns :]  # whatever else there is comes first
         if self.config.image_feature == "patches":
             side = math.isqrt(self.config.num_prefix_tokens)
             grid = patches.transpose(1, 2).unflatten(-1, (rows, columns))
             features = nn.functional.adaptive_avg_pool2d(grid, side).flatten(-2).transpose(1, 2)
         elif out.pooler_output is None:
-            raise ValueError(f'{type(tower).__name__} has no pooled embedding; use image_feature="patches"')
+            raise CaptionerError(f'{type(tower).__name__} has no pooled embedding; use image_feature="patches"')
         else:
             features = out.pooler_output[:, None]
         return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=features)
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """The prefix p (B, k, D_h) as `pooler_output`, the encoder's patches (B, P, D_v) as `last_hidden_state`."""
+        """Return the prefix p (B, k, D_h) as `pooler_output`, the patches (B, P, D_v) as `last_hidden_state`."""
         tower = self.get_tower_features(pixel_values)
         features = cast(Tensor, tower.pooler_output)
         prefix = self.projector(features.to(next(self.projector.parameters()).dtype))
@@ -124,6 +139,7 @@ class PrefixModel(PrefixPreTrainedModel):
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
+        """Return hidden states (B, T, D_h) of tokens (B, T) whose image tokens stand for the images' prefixes."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         images = (mm_encoder_outputs or {}).get("image")
@@ -141,9 +157,11 @@ class PrefixModel(PrefixPreTrainedModel):
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
             kwargs["position_ids"] = position_ids
         out = self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
             **{**kwargs, "return_dict": True},
-        )  # fmt: skip
+        )
         return BaseModelOutputWithPast(out.last_hidden_state, out.past_key_values, out.hidden_states, out.attentions)
 
     def _with_prefix(self, embeddings: Tensor, places: Tensor, images: Any) -> Tensor:
@@ -162,20 +180,28 @@ class PrefixModel(PrefixPreTrainedModel):
 
 
 class PrefixHead(nn.Linear):
-    """A language model's head that never says the image token, so that the words keep their probabilities."""
+    """A language model's head that never gives the image token, so that the words keep their probabilities.
+
+    Args:
+        width: D_h.
+        rows: V.
+        bias: whether it has a bias.
+        image_token_id: the token whose logit is `NEVER`.
+    """
 
     def __init__(self, width: int, rows: int, bias: bool, image_token_id: int) -> None:
         super().__init__(width, rows, bias=bias)
         self.image_token_id = image_token_id
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Map hidden states (B, T, D_h) to logits (B, T, V)."""
         logits = super().forward(hidden)
         logits[..., self.image_token_id] = NEVER
         return logits
 
 
 class PrefixForConditionalGeneration(PrefixPreTrainedModel, GenerationMixin):
-    """The captioner. The image token is a placeholder and nothing else: never said, and its embedding never read."""
+    """The captioner. The image token is a placeholder: it is never generated, and its embedding is never read."""
 
     def __init__(self, config: PrefixConfig) -> None:
         super().__init__(config)
@@ -188,6 +214,7 @@ class PrefixForConditionalGeneration(PrefixPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_image_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Return the prefix; see `PrefixModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
     @can_return_tuple
@@ -205,13 +232,20 @@ class PrefixForConditionalGeneration(PrefixPreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) and, with `labels` (B, T; -100 is ignored, and so is the image token), equation 1's loss,
-        averaged over the caption's tokens."""
+        """Return logits (B, T, V) and, with `labels` (B, T), the loss of HAR's equation 1, averaged over their tokens.
+
+        Labels of -100 and of the image token are ignored.
+        """
         out = self.model(
-            input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, inputs_embeds=inputs_embeds, mm_encoder_outputs=mm_encoder_outputs,
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
             **{**kwargs, "return_dict": True},
-        )  # fmt: skip
+        )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, keep])
         loss = None

@@ -1,4 +1,4 @@
-"""The processor of a prefix captioner (`captune.models.prefix_captioner.modeling`)."""
+"""The processor of a prefix captioner."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from transformers import ProcessorMixin
 
 
 class PrefixProcessor(ProcessorMixin):
-    """The encoder's image processor and the language model's tokenizer; an image becomes k image tokens."""
+    """The encoder's image processor and the language model's tokenizer; an image becomes k image tokens.
+
+    Args:
+        image_processor: of the encoder.
+        tokenizer: of the language model, with the image token.
+        num_prefix_tokens: k.
+        image_token: the placeholder.
+        chat_template: of prompts.
+    """
 
     def __init__(
         self,
@@ -24,4 +32,5 @@ class PrefixProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        """Return the k image tokens of an image; transformers calls it."""
         return self.image_token * self.num_prefix_tokens
