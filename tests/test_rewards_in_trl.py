@@ -91,7 +91,7 @@ class Seen(Scorer):
     """Keeps what it is given; the caption's length in characters, nan for the image named by `unscorable`."""
 
     name = "seen"
-    needs = ("image", "references", "image_id")
+    required_columns = ("image", "references", "image_id")
 
     def __init__(self, unscorable: str = "none") -> None:
         self.unscorable, self.calls = unscorable, []  # type: ignore[var-annotated]
@@ -141,7 +141,7 @@ def test_a_caption_that_cannot_be_judged(model: str, tmp_path: Path, together: b
     if together:  # a sum as one function: one part that cannot judge is enough
         rewards = load_reward("length - repetition")
         rewards.parts.append((scorer, 1.0))
-        rewards.needs = scorer.needs
+        rewards.required_columns = scorer.required_columns
     trainer = Watched(
         model,
         reward_funcs=rewards,

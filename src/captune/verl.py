@@ -101,7 +101,7 @@ class Scoring:
         scorer = load_scorer(reward)
         scorer.check()
         self.parts = scorer.parts if isinstance(scorer, Expression) else [(scorer, 1.0)]
-        self.needs, self.uses = scorer.needs, scorer.uses
+        self.required_columns, self.optional_columns = scorer.required_columns, scorer.optional_columns
         self._lock = threading.Lock()
         self._waiting: SimpleQueue[tuple[str, dict[str, Any], Future[dict[str, float]]]] = SimpleQueue()
 
@@ -130,13 +130,17 @@ class Scoring:
     def columns(self, truth: Any, info: Any) -> dict[str, Any]:
         """What the scorers read of verl's row; raises MissingColumn."""
         found = dict(info or {}) | {"references": read_references(truth)}
-        for need in self.needs:
+        for need in self.required_columns:
             if found.get(need) is None:
                 have = ", ".join(key for key, value in found.items() if value is not None) or "nothing"
                 raise MissingColumn(
                     f"the reward needs {need} in {PLACES.get(need, f'extra_info[{need!r}]')}; the row has {have}"
                 )
-        return {name: found[name] for name in (*self.needs, *self.uses) if found.get(name) is not None}
+        return {
+            name: found[name]
+            for name in (*self.required_columns, *self.optional_columns)
+            if found.get(name) is not None
+        }
 
     def _score(self, captions: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
         answers: list[dict[str, float]] = [{} for _ in captions]

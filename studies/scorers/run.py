@@ -116,7 +116,7 @@ def score(scorer: Scorer, captions: list[str | None], columns: dict[str, Any]) -
     """A number per caption, None where there is no caption, or where the scorer has nothing to compare it with."""
     there = [i for i, caption in enumerate(captions) if caption is not None]
     chosen = {name: [column[i] for i in there] for name, column in columns.items()
-              if name in (*scorer.needs, *scorer.uses)}  # fmt: skip
+              if name in (*scorer.required_columns, *scorer.optional_columns)}  # fmt: skip
     values = iter(scorer.per_caption(scorer.measure([str(captions[i]) for i in there], chosen)))
     found = [None if caption is None else round(float(next(values)), 6) for caption in captions]
     return [None if value is None or math.isnan(value) else value for value in found]

@@ -15,7 +15,7 @@ class Costly(Scorer):
     """Counts what it is asked, and breaks where told."""
 
     name = "costly"
-    needs = ("image", "references")
+    required_columns = ("image", "references")
     cached = True
 
     def __init__(self, weights: str = "w1", breaks_at: str = "") -> None:

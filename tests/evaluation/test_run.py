@@ -23,7 +23,7 @@ class Fragile(Scorer):
     """Works, breaks while it works, or says beforehand that it cannot."""
 
     name = "fragile"
-    needs = ("image_id",)
+    required_columns = ("image_id",)
     cached = True
     calls = 0
 

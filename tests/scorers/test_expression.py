@@ -62,7 +62,7 @@ def test_an_unknown_name_in_an_expression_answers_with_the_nearest() -> None:
 
 def test_a_sum_is_the_sum_of_its_parts() -> None:
     both = scorers.load_scorer("cider + 0.5*rouge - 0.1*length")
-    assert isinstance(both, Expression) and both.needs == ("references",)
+    assert isinstance(both, Expression) and both.required_columns == ("references",)
     columns = {"references": REFERENCES}
     results = evaluate(CAPTIONS, columns, [both, "cider", "rouge", "length"])
     whole, cider, rouge, length = results.values()
@@ -86,7 +86,7 @@ def test_a_sum_with_a_corpus_figure_that_is_no_sum_of_rows() -> None:
 
     both = load_reward("2*rouge")
     both.parts.append((Longest(), 3.0))
-    assert not both.sums
+    assert not both.is_additive
     result = evaluate(CAPTIONS, {"references": REFERENCES}, [both], bootstrap=20)["2*rouge"]
     rouge = evaluate(CAPTIONS, {"references": REFERENCES}, ["rouge"])["rouge"].value
     assert result.value == pytest.approx(2 * rouge + 3 * len(CAPTIONS[0]))

@@ -26,7 +26,7 @@ SKIPPED = {
     "species": "a language model chooses among classes from a file: tests/scorers/test_species.py",
     "grc": "searches a corpus of images and captions: tests/scorers/test_retrieval.py",
 }
-TEXT_SCORERS = [name for name in SCORERS if name not in SKIPPED and "image" not in scorer_class(name).needs]
+TEXT_SCORERS = [name for name in SCORERS if name not in SKIPPED and "image" not in scorer_class(name).required_columns]
 # Columns of a row that depend on the other captions, where rows of parts are not the rows of the whole.
 OF_THE_SET = {"health": [4], "diversity": [2, 3, 5], "self_bleu": [0]}
 # Where a caption's own figure may be undefined although its row is not.
@@ -96,7 +96,7 @@ def fuzz(scorer: Scorer, captions: list[str], seed: int) -> dict[str, Any]:
     """Raises AssertionError; returns the corpus figures and the seconds that all of it took."""
     began = time.perf_counter()
     given = columns(captions, seed)
-    chosen = {key: given[key] for key in (*scorer.needs, *scorer.uses) if key in given}
+    chosen = {key: given[key] for key in (*scorer.required_columns, *scorer.optional_columns) if key in given}
     if scorer.name == "cider":
         scorer.fit(chosen["references"])  # type: ignore[attr-defined]
     whole = scorer.rows(captions, **columns_for(scorer, chosen, len(captions)))
@@ -129,7 +129,9 @@ def fuzz(scorer: Scorer, captions: list[str], seed: int) -> dict[str, Any]:
 def test_the_list_of_those_not_tried_is_current() -> None:
     assert SKIPPED.keys() <= SCORERS.keys() and OF_THE_SET.keys() <= set(TEXT_SCORERS)
     assert {"bleu", "rouge", "cider", "health"} <= set(TEXT_SCORERS)
-    assert all("image" in scorer_class(name).needs for name in SCORERS if name not in (*TEXT_SCORERS, *SKIPPED))
+    assert all(
+        "image" in scorer_class(name).required_columns for name in SCORERS if name not in (*TEXT_SCORERS, *SKIPPED)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ class Decoder(Protocol):
     samples: ClassVar[bool]  # whether captions are drawn by lot
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def required_columns(self) -> tuple[str, ...]:
         """Columns of the data without which it cannot work; all have the image."""
 
     @property

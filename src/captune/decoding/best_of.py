@@ -43,8 +43,8 @@ class BestOf:
         return load_scorer(self.scorer)
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        return self.judge.needs
+    def required_columns(self) -> tuple[str, ...]:
+        return self.judge.required_columns
 
     @property
     def signature(self) -> str:

@@ -108,7 +108,7 @@ class ClassifierFreeGuidance:
     positional: ClassVar = ("scale",)
     example: ClassVar = "cfg:2.0"
     samples: ClassVar = False
-    needs: ClassVar = ()
+    required_columns: ClassVar = ()
 
     def __post_init__(self) -> None:
         if not self.scale > 0:

@@ -34,7 +34,7 @@ class Contrastive:
     positional: ClassVar = ("alpha",)
     example: ClassVar = "contrastive:0.5?beta=0.1"
     samples: ClassVar = False
-    needs: ClassVar = ()
+    required_columns: ClassVar = ()
 
     def __post_init__(self) -> None:
         if not self.alpha >= 0 or not 0 <= self.beta <= 1:

@@ -159,7 +159,7 @@ class ZeroCap:
     positional: ClassVar = ()
     example: ClassVar = "zerocap:?top_k=512&steps=5"
     samples: ClassVar = False
-    needs: ClassVar = ()
+    required_columns: ClassVar = ()
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.top_k < 1 or not self.temperature > 0:

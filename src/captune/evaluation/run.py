@@ -143,7 +143,7 @@ def _all_scorers(
     for name in SCORERS:
         try:
             judge = load_scorer(name, cache=cache)
-            missing = [need for need in judge.needs if need not in have]
+            missing = [need for need in judge.required_columns if need not in have]
             if missing:
                 raise MissingColumn(f"needs {' and '.join(missing)}")
             judge.check()
@@ -161,7 +161,7 @@ def _columns(
     images: str | None,
 ) -> tuple[list[str], dict[str, Any], int]:
     """(ids to score, the columns that the scorers need for them, how many ids were expected)."""
-    needed = {need: judge.name for judge in judges for need in judge.needs}
+    needed = {need: judge.name for judge in judges for need in judge.required_columns}
     pictures = images or references
     if "references" in needed and references is None:
         raise EvaluationError(

@@ -166,7 +166,7 @@ def _figures(
     n = size or len(rows)
     rows = rows.astype(np.float64)
     figures: Callable[[np.ndarray], dict[str, np.ndarray]]
-    if scorer.sums:
+    if scorer.is_additive:
 
         def figures(chosen: np.ndarray) -> dict[str, np.ndarray]:
             return scorer.from_totals(chosen @ rows, n)

@@ -131,7 +131,7 @@ def caption_source(
         raise ValueError(
             "a caption file holds one caption per image: leave num_return_sequences and return_logprob out"
         )
-    if decoder is not None and (lacking := [need for need in decoder.needs if need != "image"]):
+    if decoder is not None and (lacking := [need for need in decoder.required_columns if need != "image"]):
         raise MissingColumn(f"{decoder} needs {' and '.join(lacking)}, and to caption is to have images only")
     dataset = select_images(source, limit)
     sampled = generation.get("do_sample", False) or (decoder is not None and decoder.samples)

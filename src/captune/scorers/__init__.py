@@ -16,22 +16,45 @@ To add one: a module with a subclass of `Scorer`, and a line in `SCORERS`.
 from __future__ import annotations
 
 from captune.errors import MissingColumn, ScorerError, UnknownScorer
-from captune.scorers.base import Scorer, check_needs, columns_for, completion_text
-from captune.scorers.registry import SCORERS, About, describe, load_reward, load_scorer, scorer_class, split_specs
+from captune.scorers.base import (
+    Reward,
+    Scorer,
+    check_needs,
+    check_references,
+    columns_for,
+    completion_text,
+    safe_ratio,
+)
+from captune.scorers.registry import (
+    SCORERS,
+    About,
+    describe,
+    direction,
+    label,
+    load_reward,
+    load_scorer,
+    scorer_class,
+    split_specs,
+)
 
 __all__ = [
     "SCORERS",
     "About",
     "MissingColumn",
+    "Reward",
     "Scorer",
     "ScorerError",
     "UnknownScorer",
     "check_needs",
+    "check_references",
     "columns_for",
     "completion_text",
     "describe",
+    "direction",
+    "label",
     "load_reward",
     "load_scorer",
+    "safe_ratio",
     "scorer_class",
     "split_specs",
 ]

@@ -130,8 +130,8 @@ class Expression(Scorer):
     def __init__(self, text: str, parts: Sequence[tuple[Scorer, float]]) -> None:
         self.name = text
         self.parts = list(parts)
-        self.needs = tuple(dict.fromkeys(need for part, _ in self.parts for need in part.needs))  # type: ignore[misc]
-        self.uses = tuple(dict.fromkeys(use for part, _ in self.parts for use in part.uses))  # type: ignore[misc]
+        self.required_columns = tuple(dict.fromkeys(need for part, _ in self.parts for need in part.required_columns))
+        self.optional_columns = tuple(dict.fromkeys(use for part, _ in self.parts for use in part.optional_columns))
         self._widths: list[int] = []  # columns of each part's rows
 
     def check(self) -> None:
@@ -154,8 +154,8 @@ class Expression(Scorer):
         return {self.name: np.sum(figures, axis=0)}
 
     @property
-    def sums(self) -> bool:
-        return all(part.sums for part, _ in self.parts)
+    def is_additive(self) -> bool:  # type: ignore[override]
+        return all(part.is_additive for part, _ in self.parts)
 
     def corpus(self, rows: np.ndarray) -> dict[str, float]:
         return {self.name: sum(w * next(iter(part.corpus(own).values())) for part, w, own in self._split(rows))}

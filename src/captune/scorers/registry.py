@@ -56,23 +56,45 @@ def scorer_class(name: str) -> type[Scorer]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _declared(spec: str, table: str, figure: str) -> Any:
-    """What a scorer's class declares about a figure; None for a figure or a scorer that is not known."""
-    name = spec.strip().partition(":")[0]
-    if name not in SCORERS:
+def direction(spec: str | Scorer, figure: str | None = None) -> bool | None:
+    """Whether more of a scorer's figure is better. Reads what classes declare; builds and loads nothing.
+
+    Args:
+        spec: a scorer, its spec, or a weighted sum of scorers.
+        figure: default: the primary one, and for a weighted sum its only one.
+
+    Returns:
+        None where neither is better, or where nobody declares it.
+    """
+    spec = spec if isinstance(spec, str) else spec.name
+    if is_expression(spec):
+        terms = [(direction(part), weight) for part, weight in parse(spec).items()]
+        ways = {better == (weight > 0) for better, weight in terms if better is not None and weight}
+        return ways.pop() if len(ways) == 1 else None
+    cls = _class_of(spec)
+    if cls is None:
         return None
-    declared = getattr(scorer_class(name), table)
-    return next((value for pattern, value in declared.items() if fnmatchcase(figure, pattern)), None)
+    figure = cls.primary if figure is None else figure
+    return next((better for key, better in cls.higher_is_better.items() if _stands_for(key, figure)), None)
 
 
-def direction(spec: str, figure: str) -> bool | None:
-    """Whether more of a scorer's figure is better; None where neither is, or where nobody declares it."""
-    return _declared(spec, "higher_is_better", figure)
+def label(spec: str | Scorer, figure: str) -> str:
+    """Return a figure's name in tables; for what is not declared, the key without underscores."""
+    spec = spec if isinstance(spec, str) else spec.name
+    if is_expression(spec):
+        return figure
+    declared = cls.labels if (cls := _class_of(spec)) is not None else {}
+    return next((text for key, text in declared.items() if _stands_for(key, figure)), figure.replace("_", " "))
 
 
-def label(spec: str, figure: str) -> str:
-    """A figure's name in tables."""
-    return _declared(spec, "labels", figure) or figure.replace("_", " ")
+def _class_of(spec: str) -> type[Scorer] | None:
+    """The class behind a spec; None for a scorer that is not known (a figure of another program)."""
+    name = spec.strip().partition(":")[0]
+    return scorer_class(name) if name in SCORERS else None
+
+
+def _stands_for(key: str, figure: str) -> bool:
+    return key == figure or fnmatchcase(figure, key)
 
 
 def load_scorer(spec: str, *, cache: Cache | None = None, **context: Any) -> Scorer:
@@ -129,6 +151,13 @@ def describe() -> list[About]:
     """Every scorer of the registry."""
     classes = {name: scorer_class(name) for name in SCORERS}
     return [
-        About(name, (inspect.getdoc(cls) or "").partition("\n")[0], cls.needs, cls.uses, cls.source, cls.cost)
+        About(
+            name,
+            (inspect.getdoc(cls) or "").partition("\n")[0],
+            cls.required_columns,
+            cls.optional_columns,
+            cls.source,
+            cls.cost,
+        )
         for name, cls in classes.items()
     ]

@@ -22,15 +22,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from captune.errors import SpecError
-from captune.scorers import Scorer
+from captune.scorers import Scorer, safe_ratio
 from captune.storybook.parser import TYPES, count
 from captune.storybook.world import Scene
-
-
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return part / whole, and 0 where there is nothing to divide by."""
-    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    return np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole > 0)
 
 
 class StorybookScorer(Scorer):
@@ -40,21 +34,24 @@ class StorybookScorer(Scorer):
     """
 
     name = "storybook"
+    primary = "fact_f1"
     higher_is_better: ClassVar = {
         "*_f1": True,
         "*_precision": True,
         "*_recall": True,
         "hallucinated_per_caption": False,
         "hallucinated_per_fact": False,
+        "full": True,
     }
     labels: ClassVar = {
         "fact_f1": "fact F1",
         "hallucinated_per_fact": "hallucination rate",
         "hallucinated_per_caption": "false facts per caption",
+        "full": "complete captions",
     }
     source = "captune"
     cost = "0.1 ms"
-    needs = ("scene",)
+    required_columns = ("scene",)
 
     def __init__(self, argument: str | None = None) -> None:
         if argument:
@@ -81,20 +78,20 @@ class StorybookScorer(Scorer):
         groups = {"fact": counts.sum(axis=-2)} | {name: counts[..., i, :] for i, name in enumerate(TYPES)}
         values: dict[str, np.ndarray] = {}
         for name, group in groups.items():
-            precision, recall = ratio(group[..., 0], group[..., 1]), ratio(group[..., 2], group[..., 3])
-            f1 = ratio(2 * precision * recall, precision + recall)
+            precision, recall = safe_ratio(group[..., 0], group[..., 1]), safe_ratio(group[..., 2], group[..., 3])
+            f1 = safe_ratio(2 * precision * recall, precision + recall)
             values |= {f"{name}_f1": f1, f"{name}_precision": precision, f"{name}_recall": recall}
         true, stated = groups["fact"][..., 0], groups["fact"][..., 1]
         values["hallucinated_per_caption"] = (stated - true) / n
-        values["hallucinated_per_fact"] = ratio(stated - true, stated)
+        values["hallucinated_per_fact"] = safe_ratio(stated - true, stated)
         values["full"] = totals[..., -1] / n
         return values
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
         """Return the F1 of each caption over all its facts, (N,)."""
         true, stated, recalled, there = rows[:, :-1].reshape(len(rows), len(TYPES), 4).sum(axis=1).T
-        precision, recall = ratio(true, stated), ratio(recalled, there)
-        return ratio(2 * precision * recall, precision + recall)
+        precision, recall = safe_ratio(true, stated), safe_ratio(recalled, there)
+        return safe_ratio(2 * precision * recall, precision + recall)
 
     @property
     def signature(self) -> str:

@@ -126,10 +126,11 @@ def reward_of(found: Sequence[Change], punished: Sequence[str], hard: float = 0.
 class Corrections:
     """R, called as a scorer is; y_1 is the column `first`."""
 
-    name, uses = "corrections", ()
+    name: str = "corrections"
+    optional_columns: tuple[str, ...] = ()
 
     def __init__(self, elements: Elements, unchanged: float = 0.0) -> None:
-        self.elements, self.unchanged, self.needs = elements, unchanged, elements.needs
+        self.elements, self.unchanged, self.required_columns = elements, unchanged, elements.needs
         self.parts = [(self, 1.0)]
 
     def __call__(self, captions: Sequence[str], *, first: Sequence[str], **columns: Any) -> list[float]:
@@ -176,7 +177,7 @@ class SelfCorrection:
     positional: ClassVar[tuple[str, ...]] = ()
     example: ClassVar = "self-correct"
     samples: ClassVar = False
-    needs: ClassVar[tuple[str, ...]] = ()
+    required_columns: ClassVar[tuple[str, ...]] = ()
     signature: ClassVar = f"self-correct|request:{REQUEST}"
 
     def __call__(self, captioner: Captioner, images: Sequence[Any], **settings: Any) -> list[str]:

@@ -251,7 +251,7 @@ def run(config: SCSTConfig) -> RunDir:
     """Trains, saves `adapter/`, evaluates, writes the report; see `TrainingConfig`."""
     run_dir, captioner = start(config, "scst")
     reward = load_reward(config.reward)
-    images = load_training_images(config, references="references" in reward.needs)
+    images = load_training_images(config, references="references" in reward.required_columns)
     for part, _ in reward.parts:
         if isinstance(part, Cider) and part.said_eos is None:
             part.set_eos(config.end_token)

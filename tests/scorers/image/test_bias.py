@@ -22,7 +22,7 @@ class Sees(Scorer):
     """A judge that knows: 1 for each word of the caption that is in the image, which here is a text."""
 
     name = "sees"
-    needs = ("image",)
+    required_columns = ("image",)
 
     def __init__(self, argument: str | None = None) -> None:
         super().__init__(argument)
@@ -103,7 +103,7 @@ def test_groups_from_a_file_asked_of_references(tmp_path: Path) -> None:
     file = tmp_path / "groups.json"
     file.write_text(json.dumps({"colour": [["red", "blue"]]}))
     scorer = load_scorer(f"bias:{file}?by=rouge") if "bias" in _registry() else Bias(f"{file}?by=rouge")
-    assert scorer.needs == ("references",)
+    assert scorer.required_columns == ("references",)
     references = [["a blue ball"], ["the red ball"]]
     assert scorer(["a red ball", "a red ball"], references=references) == [-1.0, 0.0]
     assert "rouge" in scorer.signature and scorer.signature != Bias("?by=rouge").signature
@@ -137,7 +137,7 @@ def test_clip_tells_colours_apart() -> None:
 def test_it_is_part_of_an_expression(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_registry(), "bias", "captune.scorers.image.bias:Bias")
     reward = load_reward("length + 2*bias:?by=rouge")
-    assert reward.needs == ("references",)
+    assert reward.required_columns == ("references",)
     # the references have neither "woman" nor "girl", so they support neither axis
     assert reward(["a man runs", "a woman runs"], references=[["a man runs"]] * 2) == [3.0, 3.0 - 2 * 2]
 

@@ -197,4 +197,4 @@ def test_settings() -> None:
             load_scorer(wrong)
     with pytest.raises(ValueError, match="steps must be a whole number"):
         load_scorer("cycle:a/b?encoder=c&steps=0")
-    assert load_scorer("cycle").cached and load_scorer("cycle").needs == ("image",)
+    assert load_scorer("cycle").cached and load_scorer("cycle").required_columns == ("image",)

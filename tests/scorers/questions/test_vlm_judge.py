@@ -75,7 +75,7 @@ def test_references_are_shown_where_asked_for() -> None:
     with pytest.raises(MissingColumn, match="needs references"):
         scorer.measure(CAPTIONS, {"image": IMAGES})
     without = Judge("j?reference=0", answerer=grader)
-    assert without.measure(CAPTIONS, {"image": IMAGES}).shape == (4, 1) and without.needs == ("image",)
+    assert without.measure(CAPTIONS, {"image": IMAGES}).shape == (4, 1) and without.required_columns == ("image",)
     pattern = r"judge\|model:grader@1\|prompt:\w{8}\|reference:(yes|no)\|A=1,B=0.75,C=0.5,D=0.25,E=0"
     assert [re.fullmatch(pattern, s.signature)[1] for s in (scorer, without)] == ["yes", "no"]
 

@@ -126,7 +126,7 @@ def files(folder: Path) -> list[Path]:
 def test_truth_from_a_file_and_from_references(tmp_path: Path) -> None:
     for file in files(tmp_path):
         scorer = load_scorer(f"chair:{file}")
-        assert scorer.needs == ("image_id",) and scorer.uses == ("references",)
+        assert scorer.required_columns == ("image_id",) and scorer.optional_columns == ("references",)
         captions, ids = ["a dog on a bench", "a dog"], ["42", "000000000007"]
         np.testing.assert_array_equal(
             scorer.rows(captions, image_id=ids), [[1, 2, 1, 1, 2], [1, 1, 1, 0, 0]], err_msg=str(file)
@@ -146,7 +146,7 @@ def test_needs_references_without_a_file() -> None:
         check_needs([load_scorer("chair")], {}, 1)
     with pytest.raises(ValueError, match="caption 0 has no reference"):
         load_scorer("chair").rows(["a dog"], references=[[]])
-    assert load_scorer("chair").needs == ("references",)
+    assert load_scorer("chair").required_columns == ("references",)
 
 
 def test_any_vocabulary(tmp_path: Path) -> None:

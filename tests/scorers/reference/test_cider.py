@@ -194,7 +194,7 @@ def test_a_file_says_whether_the_end_was_counted(tmp_path: Path) -> None:
     Cider().fit(TRAIN).save(tmp_path / "without.json")
     for name, eos in (("with", True), ("without", False)):
         loaded = load_scorer(f"cider:{tmp_path}/{name}.json")
-        assert loaded.eos is eos and loaded.uses == (("ended",) if eos else ())
+        assert loaded.eos is eos and loaded.optional_columns == (("ended",) if eos else ())
         assert load_scorer(f"cider:{tmp_path}/{name}.json?eos={eos:d}").signature == loaded.signature
         with pytest.raises(ValueError, match=f"taken {name} it"):
             load_scorer(f"cider:{tmp_path}/{name}.json?eos={not eos:d}")

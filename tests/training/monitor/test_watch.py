@@ -351,7 +351,7 @@ def test_the_default_watch(tmp_path: Path, images: list, caplog: pytest.LogCaptu
     def labelled(completions: list) -> list[float]:
         return [0.0 for _ in completions]
 
-    labelled.needs = ("references",)  # type: ignore[attr-defined]
+    labelled.required_columns = ("references",)  # type: ignore[attr-defined]
     assert default_watch([labelled], str(tmp_path / "captions.jsonl")) == ["cider"] and not caplog.records
     with (tmp_path / "captions.jsonl").open("a") as lines:  # where some have no references, nothing is judged by them
         lines.write(json.dumps({"image": "a.png", "image_id": "another"}) + "\n")

@@ -109,11 +109,12 @@ class Bias(Scorer):
     """
 
     name = "bias"
+    primary = "bias"
     higher_is_better: ClassVar = {"bias": True, "unsupported": False}
     labels: ClassVar = {"unsupported": "unsupported group words", "mentioned": "group words mentioned"}
     source = "captune; HAR, future work"
     cost = "the scorer that is asked, for each caption with a mention and each counterfactual"
-    needs: ClassVar[tuple[str, ...]] = ("image",)
+    required_columns = ("image",)
 
     def __init__(
         self, argument: str | None = None, *, scorer: Scorer | None = None, groups: Groups | None = None,
@@ -125,7 +126,7 @@ class Bias(Scorer):
         groups = groups if groups is not None else _read(file) if file else GROUPS
         self.axes = [Axis(name, rows) for name, rows in groups.items()]
         self._digest = hashlib.sha256(json.dumps([(name, groups[name]) for name in groups]).encode()).hexdigest()[:12]
-        self.needs = self.scorer.needs  # type: ignore[misc]
+        self.required_columns = self.scorer.required_columns
 
     def check(self) -> None:
         self.scorer.check()
@@ -149,7 +150,7 @@ class Bias(Scorer):
         rows = np.zeros((len(captions), 3))
         if not texts:
             return rows
-        chosen = {name: [columns[name][i] for i in about] for name in self.scorer.needs}
+        chosen = {name: [columns[name][i] for i in about] for name in self.scorer.required_columns}
         support = np.array(self.scorer(texts, **chosen))
         for i, others in tests:
             rows[i, 0] -= not support[original[i]] - support[others].max() > self.margin

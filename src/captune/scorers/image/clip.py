@@ -36,12 +36,13 @@ class ClipScore(Scorer):
     """
 
     name = "clip"
+    primary = "clip"
     higher_is_better: ClassVar = {"clip": True, "ref_clip": True}
     labels: ClassVar = {"clip": "CLIPScore", "ref_clip": "RefCLIPScore"}
     source = "Hessel et al., EMNLP 2021"
     cost = "one pass of the encoder for the caption and each reference, one for each new image"
-    needs: ClassVar = ("image",)
-    uses: ClassVar = ("references",)
+    required_columns = ("image",)
+    optional_columns = ("references",)
 
     def __init__(self, argument: str | None = None, *, encoder: Encoder | None = None, w: float = 2.5,
                  prefix: str = "A photo depicts", device: str | None = None, batch_size: int = 32) -> None:  # fmt: skip

@@ -45,11 +45,12 @@ class Cycle(Scorer):
     """
 
     name = "cycle"
+    primary = "cycle"
     higher_is_better: ClassVar = {"cycle": True}
     labels: ClassVar = {"cycle": "cycle consistency"}
-    source: ClassVar = "Krestenitis et al., 2026; Huang et al., 2024"
-    cost: ClassVar = "one image drawn (storybook: 10 ms), two passes of the encoder"
-    needs: ClassVar = ("image",)
+    source = "Krestenitis et al., 2026; Huang et al., 2024"
+    cost = "one image drawn (storybook: 10 ms), two passes of the encoder"
+    required_columns = ("image",)
     cached = True
 
     def __init__(self, argument: str | None = None, *, pipeline: Any = None, encoder: Any = None,

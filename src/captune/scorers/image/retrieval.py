@@ -54,7 +54,7 @@ class _Retrieval(Scorer):
     """What GRC and QIR share: the corpus, the settings and the support set A(c)."""
 
     source = "Jia et al., arXiv:2603.01696"
-    uses: ClassVar = ("image_id",)
+    optional_columns = ("image_id",)
     cached = True
 
     def __init__(self, argument: str | None = None, *, corpus: Corpus | None = None, device: str | None = None) -> None:
@@ -144,6 +144,7 @@ class GRC(_Retrieval):
     """
 
     name = "grc"
+    primary = "grc"
     higher_is_better: ClassVar = {"grc": True}
     labels: ClassVar = {"grc": "GRC"}
     cost = "one text encoding, one search"
@@ -166,9 +167,10 @@ class QIR(_Retrieval):
     """
 
     name = "qir"
+    primary = "qir"
     higher_is_better: ClassVar = {"qir": True}
     labels: ClassVar = {"qir": "QIR"}
-    needs: ClassVar = ("image",)
+    required_columns = ("image",)
     cost = "one text and one image encoding, one search"
 
     def _scores(self, retrieved: np.ndarray, own: np.ndarray | None) -> np.ndarray:

@@ -44,11 +44,12 @@ class SelfRetrieval(Scorer):
     """
 
     name = "self_retrieval"
+    primary = "recall_*"
     higher_is_better: ClassVar = {"recall_*": True, "mrr": True}
     labels: ClassVar = {"mrr": "mean reciprocal rank"}
-    source: ClassVar = "Luo et al., CVPR 2018; Liu et al., ECCV 2018"
-    cost: ClassVar = "one pass of the encoder"
-    needs: ClassVar = ("image",)
+    source = "Luo et al., CVPR 2018; Liu et al., ECCV 2018"
+    cost = "one pass of the encoder"
+    required_columns = ("image",)
 
     def __init__(self, argument: str | None = None, *, encoder: Encoder | None = None, device: str | None = None,
                  batch_size: int = 32) -> None:  # fmt: skip

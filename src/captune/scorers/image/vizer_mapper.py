@@ -34,11 +34,12 @@ class ViZerScorer(Scorer):
     """
 
     name = "vizer"
+    primary = "vizer"
     higher_is_better: ClassVar = {"vizer": True}
     labels: ClassVar = {"vizer": "ViZer cosine"}
     source = "Byun et al., ViZer"
     cost = "one pass of the captioner that reads"
-    needs = ("image",)
+    required_columns = ("image",)
     batch_size = 64
 
     def __init__(
@@ -57,6 +58,11 @@ class ViZerScorer(Scorer):
         from captune.models.captioner import Captioner
 
         return Captioner.load(self.mapper.captioner_name)
+
+    def bind(self, captioner: Captioner, *, end_token: bool | None = None) -> None:
+        """Read with the captioner that is trained, its adapter off, where the mapper was fitted on it: one model."""
+        if self.mapper.captioner_name == captioner.name:
+            self.captioner = captioner
 
     def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
         import torch

@@ -50,10 +50,11 @@ class Species(Scorer):
     """
 
     name = "species"
+    primary = "*_acc"
     higher_is_better: ClassVar = {"*_acc": True, "*_acc_stated": True}
     source = "Jia et al., 2026 (CIM), Table 1"
     cost = "2 to 4 answers of a language model"
-    needs: ClassVar = ("image_id",)
+    required_columns = ("image_id",)
     cached = True
 
     def __init__(

@@ -43,6 +43,7 @@ class RelationQA(Scorer):
     """
 
     name = "relation_qa"
+    primary = "relation_qa"
     higher_is_better: ClassVar = {
         "relation_qa": True,
         "accuracy_stated": True,
@@ -53,7 +54,7 @@ class RelationQA(Scorer):
     labels: ClassVar = {"relation_qa": "relation QA"}
     source = "Zhang et al., ICCV 2025 (SC-Captioner); Jia et al., 2026 (CIM)"
     cost = "5 answers of a language model"
-    needs: ClassVar = ("image_id",)
+    required_columns = ("image_id",)
     cached = True
 
     def __init__(

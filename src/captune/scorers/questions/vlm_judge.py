@@ -50,11 +50,12 @@ class Judge(Scorer):
     """
 
     name = "judge"
+    primary = "judge"
     higher_is_better: ClassVar = {"judge": True}
     labels: ClassVar = {"judge": "judge's score"}
     source = "ViZer, section 4.2.1"
     cost = "one pass of a vision-language model"
-    needs: ClassVar[tuple[str, ...]] = ("image",)
+    required_columns: tuple[str, ...] = ("image",)
     cached = True
 
     def __init__(
@@ -74,7 +75,7 @@ class Judge(Scorer):
             raise ValueError(f"scorer 'judge': reference is 0 or 1, not {settings['reference']!r}, as in {EXAMPLE!r}")
         self.reference, self.batch_size = settings.get("reference") == "1", batch_size
         if self.reference:
-            self.needs = ("image", "references")  # type: ignore[misc]
+            self.required_columns = ("image", "references")
         if answerer is None:
             server = captioner is None and is_server(model)
             answerer = (

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from captune.errors import ScorerError
-from captune.scorers import Scorer
-from captune.scorers.reference.bleu import check_references
+from captune.scorers import Scorer, check_references
 from captune.utils.files import replace_file
 from captune.utils.spec import read_argument
 
@@ -109,11 +108,13 @@ class BertScore(Scorer):
     """
 
     name = "bertscore"
+    fitted_file = "bertscore-idf.json"
+    primary = "bertscore"
     higher_is_better: ClassVar = {"bertscore*": True}
     labels: ClassVar = {"bertscore": "BERTScore"}
-    source: ClassVar = "Zhang et al., ICLR 2020"
-    cost: ClassVar = "one pass of the text encoder per text"
-    needs: ClassVar = ("references",)
+    source = "Zhang et al., ICLR 2020"
+    cost = "one pass of the text encoder per text"
+    required_columns = ("references",)
     cached = True
 
     def __init__(self, argument: str | None = None, *, encoder: TokenEncoder | None = None,
@@ -175,6 +176,11 @@ class BertScore(Scorer):
         if self._idf_file and not Path(self._idf_file).is_file():
             raise ScorerError(f"bertscore: there is no idf file {self._idf_file}; {_HOW_TO_FIT}, or write idf=1")
         _baseline(self._rescale, layer=None)
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether idf is asked for and not frozen."""
+        return self.weighted and self.idf is None
 
     def fit(self, references: Iterable[Sequence[str]]) -> BertScore:
         """Weigh by idf, with the document frequencies of these references (a list per image) frozen. Returns self."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from captune.scorers import Scorer
+from captune.scorers import Scorer, check_references
 from captune.scorers._support import ptb
 from captune.scorers._support.ngrams import ORDERS as _N
 from captune.scorers._support.ngrams import count_ngrams
@@ -29,11 +29,12 @@ class Bleu(Scorer):
     """
 
     name = "bleu"
+    primary = "bleu_4"
     higher_is_better: ClassVar = {"bleu_*": True}
     labels: ClassVar = {"bleu_4": "BLEU-4", "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3"}
-    source: ClassVar = "Papineni et al., ACL 2002"
-    cost: ClassVar = "0.04 ms"
-    needs: ClassVar = ("references",)
+    source = "Papineni et al., ACL 2002"
+    cost = "0.04 ms"
+    required_columns = ("references",)
 
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
         check_references(self.name, references)
@@ -83,12 +84,3 @@ def _bleu(totals: np.ndarray) -> np.ndarray:
     bleu = np.cumprod(precisions, axis=-1) ** (1 / np.arange(1, _N + 1))
     ratio = (length + _TINY) / (closest + _SMALL)
     return bleu * np.exp(np.minimum(0.0, 1 - 1 / ratio))[..., None]
-
-
-def check_references(name: str, references: Sequence[Sequence[str]]) -> None:
-    """Raises ValueError for the first caption without references: it has no score, and 0 would be a wrong one."""
-    for i, own in enumerate(references):
-        if isinstance(own, str):
-            raise TypeError(f"scorer {name!r}: the references of caption {i} are one text; give a list of texts")
-        if not own:
-            raise ValueError(f"scorer {name!r}: caption {i} has no reference; leave such images out and say how many")

@@ -13,8 +13,7 @@ from captune import scene_graphs
 from captune.errors import ScorerError
 from captune.scene_graphs import Parser, SceneGraph, load_parser
 from captune.scene_graphs.matching import Matcher, text
-from captune.scorers import Scorer
-from captune.scorers.reference.bleu import check_references
+from captune.scorers import Scorer, check_references
 from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
@@ -34,8 +33,8 @@ class GraphScorer(Scorer):
     :param encoder: a sentence-transformers model's folder or hub name, or a TextEncoder.
     """
 
-    needs: ClassVar = ("references",)
-    cost: ClassVar = "5 ms, plus what a model takes as parser"
+    required_columns: tuple[str, ...] = ("references",)
+    cost = "5 ms, plus what a model takes as parser"
     cached = True
 
     def __init__(self, settings: str = "", *, parser: str | Parser = "grammar",
@@ -145,9 +144,10 @@ class Capture(GraphScorer):
     """
 
     name = "capture"
+    primary = "capture"
     higher_is_better: ClassVar = {"capture*": True}
     labels: ClassVar = {"capture": "CAPTURE"}
-    source: ClassVar = "Dong et al., 2024 (arXiv 2405.19092)"
+    source = "Dong et al., 2024 (arXiv 2405.19092)"
 
     def __init__(self, argument: str | None = None, *, parser: str | Parser = "grammar",
                  encoder: str | TextEncoder = DEFAULT_ENCODER, device: str | None = None) -> None:  # fmt: skip

@@ -12,10 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from captune.errors import ScorerError
-from captune.scorers import Scorer
+from captune.scorers import Scorer, check_references, safe_ratio
 from captune.scorers._support import ptb
-from captune.scorers.reference.bleu import check_references
-from captune.storybook.scorer import ratio
 from captune.utils.hashing import fingerprint
 from captune.utils.spec import read_argument
 
@@ -49,6 +47,7 @@ class Chair(Scorer):
     """
 
     name = "chair"
+    primary = "chair_i"
     higher_is_better: ClassVar = {"chair_i": False, "chair_s": False, "recall": True}
     labels: ClassVar = {
         "chair_i": "CHAIRi",
@@ -56,10 +55,9 @@ class Chair(Scorer):
         "recall": "object recall",
         "mentions": "objects mentioned",
     }
-    source: ClassVar = "Rohrbach et al., EMNLP 2018"
-    cost: ClassVar = "0.1 ms"
-    needs: ClassVar = ("references",)  # of an object with a file: image_id, and references where there are any
-    uses: ClassVar[tuple[str, ...]] = ()
+    source = "Rohrbach et al., EMNLP 2018"
+    cost = "0.1 ms"
+    required_columns = ("references",)  # with a file: image_id, and references where there are any
 
     def __init__(self, argument: str | None = None) -> None:
         example = "chair:objects.jsonl?vocabulary=words.json"
@@ -67,7 +65,7 @@ class Chair(Scorer):
         self.file = Path(file).expanduser() if file else None
         self.vocabulary_file = Path(given.get("vocabulary", COCO)).expanduser()
         if self.file:
-            self.needs, self.uses = ("image_id",), ("references",)  # type: ignore[misc]  # of this object
+            self.required_columns, self.optional_columns = ("image_id",), ("references",)  # of this object
         self._referenced = not self.file
 
     def check(self) -> None:
@@ -142,14 +140,14 @@ class Chair(Scorer):
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
         return {
-            "chair_i": ratio(totals[..., 0], totals[..., 1]),
+            "chair_i": safe_ratio(totals[..., 0], totals[..., 1]),
             "chair_s": totals[..., 2] / n,
-            "recall": ratio(totals[..., 3], totals[..., 4]),
+            "recall": safe_ratio(totals[..., 3], totals[..., 4]),
             "mentions": totals[..., 1] / n,
         }
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
-        return ratio(rows[:, 0], rows[:, 1])
+        return safe_ratio(rows[:, 0], rows[:, 1])
 
     @property
     def signature(self) -> str:

@@ -26,11 +26,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from captune.scorers import Scorer
+from captune.scorers import Scorer, check_references
 from captune.scorers._support import ptb
 from captune.scorers._support.document_frequencies import END, DocumentFrequencies, frequencies, pick
 from captune.scorers._support.ngrams import ORDERS, Grams, Table, count_ngrams
-from captune.scorers.reference.bleu import check_references
 from captune.utils.spec import read_argument
 
 _log = logging.getLogger(__name__)
@@ -115,11 +114,13 @@ class Cider(Scorer):
     """
 
     name = "cider"
+    fitted_file = "cider-df.json"
+    primary = "cider"
     higher_is_better: ClassVar = {"cider": True}
     labels: ClassVar = {"cider": "CIDEr-D"}
-    source: ClassVar = "Vedantam et al., CVPR 2015"
-    cost: ClassVar = "0.03 ms"
-    needs: ClassVar = ("references",)
+    source = "Vedantam et al., CVPR 2015"
+    cost = "0.03 ms"
+    required_columns = ("references",)
 
     def __init__(
         self, argument: str | None = None, df: DocumentFrequencies | str | os.PathLike[str] | None = None
@@ -139,7 +140,17 @@ class Cider(Scorer):
             taken = "with" if has else "without"
             raise ValueError(f"eos={eos:d}, but the document frequencies were taken {taken} it: take them anew")
         self.said_eos, self.eos = eos, has if eos is None else eos
-        self.uses = ("ended",) if self.eos else ()  # type: ignore[misc]
+        self.optional_columns = ("ended",) if self.eos else ()
+
+    def bind(self, captioner: Any, *, end_token: bool | None = None) -> None:
+        """Take the method's end of a caption where the spec does not say."""
+        if end_token is not None and self.said_eos is None:
+            self.set_eos(end_token)
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether the document frequencies are still to be frozen."""
+        return self.df is None
 
     def fit(self, references: Iterable[Sequence[str]]) -> Cider:
         """Freeze the document frequencies of these references, a list per image. Returns self."""

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from captune.errors import ScorerError
-from captune.scorers import Scorer
+from captune.scorers import Scorer, check_references
 from captune.scorers._support import java, ptb
-from captune.scorers.reference.bleu import check_references
 
 # METEOR 1.5's parameters for English, task "rank", and the weights of its matchers: exact, stem, synonym, paraphrase.
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
@@ -43,11 +42,12 @@ class Meteor(Scorer):
     """
 
     name = "meteor"
+    primary = "meteor"
     higher_is_better: ClassVar = {"meteor": True}
     labels: ClassVar = {"meteor": "METEOR"}
-    source: ClassVar = "Denkowski and Lavie, WMT 2014"
-    cost: ClassVar = "2 ms in Java"
-    needs: ClassVar = ("references",)
+    source = "Denkowski and Lavie, WMT 2014"
+    cost = "2 ms in Java"
+    required_columns = ("references",)
     cached = True
 
     def __init__(self, argument: str | None = None, *, timeout: float = 300, memory: str = "2G") -> None:

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from captune.scorers import Scorer
+from captune.scorers import Scorer, check_references
 from captune.scorers._support import ptb
-from captune.scorers.reference.bleu import check_references
 
 _BETA = 1.2
 
@@ -24,11 +23,12 @@ class Rouge(Scorer):
     """
 
     name = "rouge"
+    primary = "rouge"
     higher_is_better: ClassVar = {"rouge": True}
     labels: ClassVar = {"rouge": "ROUGE-L"}
-    source: ClassVar = "Lin, ACL 2004 workshop"
-    cost: ClassVar = "0.02 ms"
-    needs: ClassVar = ("references",)
+    source = "Lin, ACL 2004 workshop"
+    cost = "0.02 ms"
+    required_columns = ("references",)
 
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
         check_references(self.name, references)

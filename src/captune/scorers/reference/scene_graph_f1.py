@@ -14,8 +14,8 @@ import numpy as np
 from captune.errors import ScorerError
 from captune.scene_graphs import Parser, SceneGraph, merged
 from captune.scene_graphs.wordnet import wordnet
+from captune.scorers import safe_ratio
 from captune.scorers.reference.capture import DEFAULT_ENCODER, GraphScorer
-from captune.storybook.scorer import ratio
 from captune.utils.hashing import fingerprint
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ Truth = Mapping[str, Sequence[str]] | Sequence[str]  # of one image: {object: at
 class _Elements(GraphScorer):
     """What the three have in common: rows hold precision, recall and F1, each beside 1 where it is defined."""
 
-    source: ClassVar = "Zhang et al., ICCV 2025 (SC-Captioner)"
+    source = "Zhang et al., ICCV 2025 (SC-Captioner)"
     element: ClassVar[str]
-    example: ClassVar[str] = ""  # of a file with the truth; none: the scorer takes no file
+    example = ""  # of a file with the truth; none: the scorer takes no file
 
     def __init__(self, argument: str | None = None, *, parser: str | Parser = "grammar",
                  encoder: str | TextEncoder = DEFAULT_ENCODER, device: str | None = None) -> None:  # fmt: skip
@@ -40,7 +40,7 @@ class _Elements(GraphScorer):
             raise ValueError(f"scorer {self.name!r} takes no file, only settings: '{self.name}:?{file}'")
         self.file = Path(file).expanduser() if file else None
         if self.file:
-            self.needs, self.no_interval = ("references", "image_id"), (f"{self.name}_left_out",)  # type: ignore[misc, assignment]
+            self.required_columns, self.no_interval = ("references", "image_id"), (f"{self.name}_left_out",)
 
     def check(self) -> None:
         super().check()
@@ -94,7 +94,7 @@ class _Elements(GraphScorer):
         raise NotImplementedError
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
-        precision, recall, f1 = np.moveaxis(ratio(totals[..., :3], totals[..., 3:6]), -1, 0)
+        precision, recall, f1 = np.moveaxis(safe_ratio(totals[..., :3], totals[..., 3:6]), -1, 0)
         figures = {f"{self.element}_f1": f1, f"{self.element}_precision": precision, f"{self.element}_recall": recall}
         return figures | ({f"{self.element}_left_out": totals[..., 6]} if self.file else {})
 
@@ -128,9 +128,10 @@ class Objects(_Elements):
     """
 
     name = element = "objects"
+    primary = "objects_f1"
     higher_is_better: ClassVar = {"objects_f1": True, "objects_precision": True, "objects_recall": True}
     labels: ClassVar = {"objects_f1": "object F1"}
-    example: ClassVar = '{"image id": ["object", ...]}'
+    example = '{"image id": ["object", ...]}'
 
     def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
         listed = [name if self.published else _singular(name) for name in extra or ()]
@@ -167,9 +168,10 @@ class Attributes(_Elements):
     """
 
     name = element = "attributes"
+    primary = "attributes_f1"
     higher_is_better: ClassVar = {"attributes_f1": True, "attributes_precision": True, "attributes_recall": True}
     labels: ClassVar = {"attributes_f1": "attribute F1"}
-    example: ClassVar = '{"image id": {"object": ["attribute", ...]}}'
+    example = '{"image id": {"object": ["attribute", ...]}}'
 
     def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
         ours, theirs = graph.attributes_of(), truth.attributes_of()
@@ -203,6 +205,7 @@ class Relations(_Elements):
     """
 
     name = element = "relations"
+    primary = "relations_f1"
     higher_is_better: ClassVar = {"relations_f1": True, "relations_precision": True, "relations_recall": True}
     labels: ClassVar = {"relations_f1": "relation F1"}
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from captune.errors import ScorerError
-from captune.scorers import Scorer
-from captune.scorers.reference.bleu import check_references
+from captune.scorers import Scorer, check_references
 from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
@@ -34,11 +33,12 @@ class SbertSimilarity(Scorer):
     """
 
     name = "sbert"
+    primary = "sbert"
     higher_is_better: ClassVar = {"sbert": True}
     labels: ClassVar = {"sbert": "sentence similarity"}
-    source: ClassVar = "Reimers and Gurevych, EMNLP 2019; mean over references: Zhou et al., ICASSP 2022"
-    cost: ClassVar = "one pass of the sentence encoder per text"
-    needs: ClassVar = ("references",)
+    source = "Reimers and Gurevych, EMNLP 2019; mean over references: Zhou et al., ICASSP 2022"
+    cost = "one pass of the sentence encoder per text"
+    required_columns = ("references",)
     cached = True
 
     def __init__(self, argument: str | None = None, *, encoder: TextEncoder | None = None,

@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from captune.errors import ScorerError
-from captune.scorers import Scorer
+from captune.scorers import Scorer, check_references
 from captune.scorers._support import java, ptb
-from captune.scorers.reference.bleu import check_references
 
 _CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 _FETCH = (
@@ -46,11 +45,12 @@ class Spice(Scorer):
     """
 
     name = "spice"
+    primary = "spice"
     higher_is_better: ClassVar = {"spice*": True}
     labels: ClassVar = {"spice": "SPICE"}
-    source: ClassVar = "Anderson et al., ECCV 2016"
-    cost: ClassVar = "0.1 s or more in Java"
-    needs: ClassVar = ("references",)
+    source = "Anderson et al., ECCV 2016"
+    cost = "0.1 s or more in Java"
+    required_columns = ("references",)
     cached = True
 
     def __init__(self, argument: str | None = None, *, timeout: float = 3600, memory: str = "8G") -> None:

@@ -12,10 +12,9 @@ from typing import ClassVar
 import numpy as np
 
 from captune.errors import ScorerError
-from captune.scorers import Scorer
+from captune.scorers import Scorer, safe_ratio
 from captune.scorers._support import ptb
 from captune.scorers._support.ngrams import ORDERS, Grams, count_ngrams
-from captune.storybook.scorer import ratio
 
 _EPSILON = 0.1  # matches assumed where there is none, smoothing method 1 of Chen and Cherry (2014), as in Texygen
 
@@ -34,11 +33,12 @@ class Diversity(Scorer):
     """
 
     name = "diversity"
+    primary = "distinct_1"
     higher_is_better: ClassVar = {"distinct_1": True, "distinct_2": True, "unique": True}
     labels: ClassVar = {"distinct_1": "distinct-1", "distinct_2": "distinct-2", "unique": "unique captions"}
-    source: ClassVar = "Li et al., NAACL 2016"
-    cost: ClassVar = "0.02 ms"
-    no_interval: ClassVar = ("distinct_1", "distinct_2", "vocabulary", "unique")
+    source = "Li et al., NAACL 2016"
+    cost = "0.02 ms"
+    no_interval = ("distinct_1", "distinct_2", "vocabulary", "unique")
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
         """(N, 6): words, 2-grams, words and 2-grams not in an earlier caption, own distinct words, whether unique."""
@@ -58,14 +58,14 @@ class Diversity(Scorer):
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
         return {
-            "distinct_1": ratio(totals[..., 2], totals[..., 0]),
-            "distinct_2": ratio(totals[..., 3], totals[..., 1]),
+            "distinct_1": safe_ratio(totals[..., 2], totals[..., 0]),
+            "distinct_2": safe_ratio(totals[..., 3], totals[..., 1]),
             "vocabulary": totals[..., 2],
             "unique": totals[..., 5] / n,
         }
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
-        return ratio(rows[:, 4], rows[:, 0])
+        return safe_ratio(rows[:, 4], rows[:, 0])
 
     @property
     def signature(self) -> str:
@@ -89,11 +89,12 @@ class SelfBleu(Scorer):
     """
 
     name = "self_bleu"
+    primary = "self_bleu"
     higher_is_better: ClassVar = {"self_bleu": False}
     labels: ClassVar = {"self_bleu": "Self-BLEU"}
-    source: ClassVar = "Zhu et al., SIGIR 2018"
-    cost: ClassVar = "0.05 ms"
-    no_interval: ClassVar = ("self_bleu",)  # a resample holds captions twice, which are each other's references
+    source = "Zhu et al., SIGIR 2018"
+    cost = "0.05 ms"
+    no_interval = ("self_bleu",)  # a resample holds captions twice, which are each other's references
 
     def __init__(self, argument: str | None = None) -> None:
         if argument is not None and argument not in ("1", "2", "3", "4"):

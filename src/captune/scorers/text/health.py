@@ -33,11 +33,12 @@ class Health(Scorer):
     """
 
     name = "health"
+    primary = "length"
     higher_is_better: ClassVar = {"repetition": False, "bad_endings": False, "empty": False}
     labels: ClassVar = {"length": "words per caption", "bad_endings": "bad endings", "empty": "empty captions"}
     source = "captune"
     cost = "below 0.1 ms"
-    no_interval: ClassVar = ("vocabulary",)
+    no_interval = ("vocabulary",)
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
         rows = np.zeros((len(captions), 5))
@@ -68,6 +69,7 @@ class Length(Scorer):
     """Words per caption: as a reward, the control that shows what a mere length preference achieves."""
 
     name = "length"
+    primary = "length"
     labels: ClassVar = {"length": "words per caption"}
     source = "captune"
     cost = "below 0.1 ms"
@@ -88,6 +90,7 @@ class Repetition(Scorer):
     """
 
     name = "repetition"
+    primary = "repetition"
     higher_is_better: ClassVar = {"repetition": False}
     source = "Welleck et al., ICLR 2020"
     cost = "below 0.1 ms"

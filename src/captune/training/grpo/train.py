@@ -230,7 +230,7 @@ def run(config: RewardConfig) -> RunDir:
     """Trains, saves `adapter/`, evaluates, writes the report; see `TrainingConfig`."""
     run_dir, captioner = start(config, "grpo")
     reward = load_reward(config.reward)
-    images = load_training_images(config, references="references" in reward.needs)
+    images = load_training_images(config, references="references" in reward.required_columns)
     for part, _ in reward.parts:
         if isinstance(part, ViZerScorer) and part.mapper.captioner_name == captioner.name:
             part.captioner = captioner  # it reads without the adapter: one model serves both

@@ -187,7 +187,7 @@ class Watch:
         """(N,)"""
         scorer = self.scorers[name]
         try:
-            rows = scorer.measure(captions, {need: self.columns[need] for need in scorer.needs})
+            rows = scorer.measure(captions, {need: self.columns[need] for need in scorer.required_columns})
             scores = np.asarray(scorer.per_caption(rows), dtype=float)
         except (RuntimeError, ValueError, OSError) as error:
             raise ScorerError(f"the watch's scorer {scorer.name!r} failed at step {step}: {error}") from error
@@ -207,7 +207,7 @@ class Watch:
             np.mean([len(self.captioner.caption_ids(caption)) >= self.max_new_tokens for caption in captions])
         )
         if self._facts is not None:
-            rows = self._facts.measure(captions, {need: self.columns[need] for need in self._facts.needs})
+            rows = self._facts.measure(captions, {need: self.columns[need] for need in self._facts.required_columns})
             health["hallucinated"] = self._facts.corpus(rows)[self._hallucination]
         return health
 
