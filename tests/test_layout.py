@@ -30,8 +30,6 @@ MOVING = {
     "captune.training.vizer.train",
     "captune.training.vizer.objectives",
     "captune.training.vizer.mapper_fit",
-    "captune.models.captioner",
-    "captune.models.captioning",
 }
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms.split()}
 FILES = {
