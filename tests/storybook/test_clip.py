@@ -70,7 +70,7 @@ def test_the_build_leaves_a_model_a_processor_and_its_figures(built: tuple[Path,
     output, log, _ = built
     assert json.loads((output / "build.json").read_text()) == log
     assert log["config"]["steps"] == 12
-    assert {"image to text R@1", "changed relation", "right against wrong picture AUC"} <= set(log["figures"])
+    assert {"image to text R@1", "changed relation", "right against wrong image AUC"} <= set(log["figures"])
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= {path.name for path in output.iterdir()}
 
 

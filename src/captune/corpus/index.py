@@ -125,7 +125,7 @@ def open_index(folder: Path, kind: str, search_effort: int | None, count: int) -
     """Open the index of a corpus of `count` entries; the lists of IVF stay on the disk until they are visited.
 
     Raises:
-        CorpusError: if there is none, it cannot be read, or it belongs to another corpus.
+        CorpusError: if it is missing, cannot be read, or it belongs to another corpus.
     """
     faiss = load_faiss()
     path = folder / f"index-{kind}.faiss"

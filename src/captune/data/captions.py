@@ -29,7 +29,7 @@ def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
         path: JSONL, COCO results JSON (a list of objects) or JSON ``{id: caption}``.
 
     Raises:
-        CaptionFileError: for a file that is none of these, or with two different captions for one image.
+        CaptionFileError: for a file of another format, or with two different captions for one image.
     """
     path = Path(path)
     captions: dict[str, str] = {}

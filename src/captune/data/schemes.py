@@ -98,11 +98,11 @@ class Scheme:
         return []
 
     def fact_reader(self) -> Any:
-        """Return a reader of exact facts as scene graphs, with `graphs`, `truth` and `support`; None if there is none."""
+        """Return a reader of exact facts, with `graphs`, `truth` and `support` as SC-Captioner uses them, or None."""
         return None
 
     def drawer(self, seed: int = 0) -> Drawer | None:
-        """Return a program that draws the image that a caption describes; None if there is none."""
+        """Return a program that draws the image that a caption describes, or None."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""Every image source as one kind of dataset: columns image, image_id, references (list[str]; empty if there are none).
+"""Every image source as one kind of dataset: columns image, image_id, references (list[str], may be empty).
 
 A source is written ``where?key=value&…``; `Source` has the keys.
 """

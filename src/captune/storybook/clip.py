@@ -233,7 +233,7 @@ def measure(model: Any, processor: Any, n: int = 500, split: str = "val", seed: 
     figures = {
         "image to text R@1": similarity.argmax(1) // 5 == torch.arange(n),
         "text to image R@1": similarity.argmax(0) == own,
-        "right against wrong picture AUC": right[:, None] > wrong,
+        "right against wrong image AUC": right[:, None] > wrong,
     }
     for what in CHANGES:
         rng = random.Random(f"{split}/{seed}/{what}")

@@ -36,9 +36,7 @@ class LanguageModelConfig:
     """Every setting of the build; the defaults made the shipped model."""
 
     seed: int = field(default=0, metadata={"help": "seed of the weights and of the scenes written about"})
-    num_scenes: int = field(
-        default=20_000, metadata={"help": "scenes of storybook:train, described again at every step"}
-    )
+    num_scenes: int = field(default=20_000, metadata={"help": "scenes of storybook:train, described again each step"})
     steps: int = field(default=900, metadata={"help": "optimiser steps"})
     batch_size: int = field(default=128, metadata={"help": "captions per step"})
     lr: float = field(default=2e-3, metadata={"help": "peak learning rate"})

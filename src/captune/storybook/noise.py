@@ -4,8 +4,8 @@ About a third of the texts describe the image in the words of the grammar, but t
 as the eye: it says the colour that comes to mind first, the thing that this colour makes one think of, a companion
 that is not there; it leaves out what is there and blurs relations. Each slot errs on its own, so that no register of
 the language, no opening and no length goes together with being right: **there is no clean mode to switch into**. The
-right word is written often enough that it is within reach of sampling, and habit words carry no information about the image,
-which is what a zero-label reward can use.
+right word is written often enough that it is within reach of sampling, and habit words carry no information about the
+image, which is what a zero-label reward can use.
 
 The rest is what SmolVLM-Base says: "<PERSON> in 2008", "my favourite photo", and long chatty sentences that name things
 that the image lacks.

@@ -66,7 +66,7 @@ RELATION_MARGIN = 0.2  # two centres at least this far apart along an axis are i
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `x`, `y` are its centre in [0, 1], y grows downwards; `subkind` is None for kinds without breeds."""
+    """One object: `x`, `y` are its centre in [0, 1], y grows downwards; kinds without breeds have the `subkind` None."""
 
     kind: str
     subkind: str | None

@@ -86,7 +86,7 @@ def read_jsonl(path: str | os.PathLike[str], *, problems: list[str] | None = Non
         problems: given a list, every invalid line is left out and a sentence about it is appended here.
 
     Raises:
-        CaptionFileError: for an invalid line where `problems` is None.
+        CaptionFileError: for an invalid line, if no `problems` are given.
     """
     path = Path(path)
     lines = path.read_bytes().split(b"\n")
