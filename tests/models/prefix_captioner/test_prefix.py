@@ -296,3 +296,10 @@ def test_a_reserved_token_as_the_image_token(make: Make) -> None:
     assert model.config.text_config.vocab_size == lm.config.vocab_size
     captioner = Captioner(model, processor)
     assert captioner.prompt_text() == "~\n" and captioner.prepare([tiny.picture(0)])["input_ids"].shape == (1, 4)
+
+
+def test_the_former_name_of_assemble_warns(make: Make) -> None:
+    parts = make("clip", "gpt2", "pooled")
+    with pytest.warns(FutureWarning, match="is now captune.models.prefix_captioner.assemble"):
+        model, _ = PrefixForConditionalGeneration.from_pretrained_parts(parts / "encoder", parts / "lm")
+    assert isinstance(model, PrefixForConditionalGeneration)

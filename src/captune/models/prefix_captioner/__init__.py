@@ -15,6 +15,9 @@ Importing this package registers the model with AutoConfig, AutoModel, AutoModel
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from captune.models.prefix_captioner.assembly import assemble
@@ -28,3 +31,15 @@ AutoConfig.register(PrefixConfig.model_type, PrefixConfig, exist_ok=True)
 AutoModel.register(PrefixConfig, PrefixModel, exist_ok=True)
 AutoModelForImageTextToText.register(PrefixConfig, PrefixForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(PrefixConfig, PrefixProcessor, exist_ok=True)
+
+
+def _from_pretrained_parts(*parts: Any, **settings: Any) -> tuple[PrefixForConditionalGeneration, PrefixProcessor]:
+    warnings.warn(
+        "PrefixForConditionalGeneration.from_pretrained_parts is now captune.models.prefix_captioner.assemble",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return assemble(*parts, **settings)
+
+
+setattr(PrefixForConditionalGeneration, "from_pretrained_parts", staticmethod(_from_pretrained_parts))  # noqa: B010
