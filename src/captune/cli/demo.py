@@ -162,7 +162,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def note(rows: list[dict[str, Any]]) -> str:
-    """Say where the controls come from; "" where there is none."""
+    """Say where the controls come from; "" without controls."""
     sources = {str(row.get("source", "the same images")) for row in rows if row.get("role") == "control"}
     return f"* measured before (studies/vizer), on {', '.join(sorted(sources))}\n" if sources else ""
 
