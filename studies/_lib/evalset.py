@@ -105,7 +105,7 @@ def rounded(score: dict[str, Any]) -> dict[str, Any]:
     return {"values": values, **({"interval": interval} if interval else {}), "signature": score["signature"]}
 
 
-def sources(seed: int, *, quick: bool, number: int, **counts: int) -> dict[str, str]:
+def sources(number: int, *, quick: bool, **counts: int) -> dict[str, str]:
     """{split: source}: `number` is the seed of the images of test and ood, those of val are always the same."""
     seeds = {"test": number, "ood": number, "val": 5}
     return {split: f"storybook:{split}?n={12 if quick else n}&seed={seeds[split]}" for split, n in counts.items()}

@@ -103,7 +103,8 @@ class Study:
         started, todo = time.monotonic(), self.todo()
         bar = tqdm(todo, desc="study", unit="row")
         for done, row in enumerate(bar):
-            label = f"{row.section}: {row.name}, seed {row.seed}, {Path(row.base).name}"
+            section = "" if row.section == "rows" else f"{row.section}: "
+            label = f"{section}{row.name}, seed {row.seed}, {Path(row.base).name}"
             bar.set_postfix_str(label)
             if self.args.budget_minutes * 60 - (time.monotonic() - started) < self.slowest:
                 return f"{len(todo) - done} rows are left: the budget is used up; run the same command again"

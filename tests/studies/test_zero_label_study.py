@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "zero_label"))
+from studies._lib.evalset import Exam
+from studies._lib.tables import Estimate
+from studies.zero_label import evaluate, experiments, plots, tables, train
 
-import contenders
-import measured
-import shown
-import trials
-import verdicts
-
-PACE = {row.method: (10.0, 2.0) for row in contenders.rows() if row.trains}
-ROWS = {row.name: row for row in contenders.rows()}
-
-
-@pytest.fixture(scope="module")
-def study() -> ModuleType:
-    """studies/zero-label/run.py, under a name that the other studies' run.py do not have."""
-    spec = importlib.util.spec_from_file_location("zero_label_study", Path(contenders.__file__).parent / "run.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+PACE = {row.method: (10.0, 2.0) for row in experiments.rows() if row.trains}
+ROWS = {row.name: row for row in experiments.rows()}
 
 
 # -- what competes -------------------------------------------------------------------------------------------------
 
 
 def test_names_and_what_rows_depend_on_differ() -> None:
-    for section in (list(contenders.rows()), list(contenders.choices())):
+    for section in (experiments.rows(), experiments.rows("choices")):
         assert len({row.name for row in section}) == len(section)
         depends = [json.dumps([row.depends(), row.budget], sort_keys=True) for row in section]
         assert len(set(depends)) == len(section)
@@ -47,7 +30,7 @@ def test_names_and_what_rows_depend_on_differ() -> None:
 def test_rows_without_labels_see_none() -> None:
     for row in ROWS.values():
         if row.role in ("zero", "outside", "control"):
-            assert row.columns == ["image", "image_id"] and row.images == contenders.UNLABELLED, row.name
+            assert row.columns == ["image", "image_id"] and row.images == experiments.UNLABELLED, row.name
     assert ROWS["oracle judge"].columns[-1] == "scene"
     assert {name for name, row in ROWS.items() if "references" in row.columns} == {
         "supervised", "supervised, 3 budgets", "supervised, then cider", "cider reward",
@@ -55,7 +38,7 @@ def test_rows_without_labels_see_none() -> None:
 
 
 def test_the_budget_gives_the_steps() -> None:
-    budget = contenders.BUDGET
+    budget = experiments.BUDGET
     assert ROWS["supervised"].steps(PACE) == ((budget - 10) // 2, 1)
     assert ROWS["vizer reward"].steps(PACE) == (0, (budget - 10) // 2)
     assert ROWS["vizer reward, 3 rounds"].steps(PACE) == (0, (budget - 10) // 2)  # of each round
@@ -68,14 +51,14 @@ def test_the_budget_gives_the_steps() -> None:
 
 
 def test_the_committed_pace_has_every_method() -> None:
-    pace = contenders.read_pace(Path(contenders.__file__).parent / "pace.json")
-    for row in [*contenders.rows(), *contenders.choices()]:
+    pace = experiments.read_pace()
+    for row in [*experiments.rows(), *experiments.rows("choices")]:
         if row.trains:
             assert min(row.steps(pace)[1:]) >= 1, row.name
 
 
 def test_every_seed_has_its_own_images() -> None:
-    first, second = measured.sources(7), measured.sources(8)
+    first, second = evaluate.sources(7), evaluate.sources(8)
     assert first["test"] == "storybook:test?n=500&seed=91" and first["ood"] == "storybook:ood?n=500&seed=91"
     assert first["test"] != second["test"] and first["val"] == second["val"]
 
@@ -90,7 +73,7 @@ def test_a_wrong_image_is_never_the_own_one() -> None:
         def __getitem__(self, key: Any) -> Any:
             return names if key == "image_id" else {"image": names[key]}
 
-    reward = trials.WrongImage(lambda texts, image: image, Images())
+    reward = train.on_wrong_image(lambda texts, image, **_: image, Images(), [1, 2, 3, 4, 0])
     given = reward(["a"] * 10, image_id=names * 2)
     assert all(a != b for a, b in zip(given, names * 2, strict=True))
     assert given[:5] == given[5:] and sorted(given[:5]) == names
@@ -103,16 +86,16 @@ def test_a_row_trains_and_is_not_trained_twice(
     row = replace(ROWS[name], rounds=min(2, ROWS[name].rounds))
     model = str(tiny_folder("idefics3"))
     steps = (1 if row.supervised else 0, 1)
-    trial = trials.Trial(row, model, 7, steps, tmp_path / "run", quick=True)
-    adapter, seconds = trials.trained(trial, tmp_path / "run")
+    trial = train.Trial(row, model, 7, steps, tmp_path / "run", quick=True)
+    adapter, seconds = train.trained(trial, tmp_path / "run")
     assert (adapter / "adapter_model.safetensors").is_file()
     assert seconds["training"] > 0 and (seconds["preparing"] > 0 or row.supervised)
     assert not list(tmp_path.glob("run/**/checkpoint-*"))
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     if "clip" in row.reward:  # every part is logged by itself, in every round
         assert sum("rewards/clip/mean" in line and "rewards/vizer/mean" in line for line in logged) == 2
-    monkeypatch.setattr(trials.Trial, "run", lambda self: pytest.fail("trained again"))
-    assert trials.trained(trial, tmp_path / "run") == (adapter, seconds)
+    monkeypatch.setattr(train.Trial, "run", lambda self: pytest.fail("trained again"))
+    assert train.trained(trial, tmp_path / "run") == (adapter, seconds)
 
 
 def test_the_own_corpus_has_the_best_sample_of_each_image(captioner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,36 +103,38 @@ def test_the_own_corpus_has_the_best_sample_of_each_image(captioner: Any, monkey
     from PIL import Image
 
     images = Dataset.from_dict({"image": [Image.new("RGB", (64, 64), c) for c in ("red", "blue")]})
-    samples = [f"{name} {k}" for name in "ab" for k in range(trials.SAMPLES)]
+    samples = [f"{name} {k}" for name in "ab" for k in range(train.SAMPLES)]
     monkeypatch.setattr(captioner, "generate", lambda *_, **__: samples)
-    monkeypatch.setattr(trials, "load_scorer", lambda _: lambda texts, image: [float(t[-1] == "2") for t in texts])
-    config = trials.ViZerConfig(model="", output=Path(), images="x")
-    assert trials.best_own(captioner, images, config) == ["a 2", "b 2"]
+    monkeypatch.setattr(train, "load_scorer", lambda _: lambda texts, image: [float(t[-1] == "2") for t in texts])
+    config = train.ViZerConfig(model="", output=Path(), images="x")
+    assert train.best_own(captioner, images, config) == ["a 2", "b 2"]
 
 
 # -- stopped and resumed -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def started(study: ModuleType, tiny_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def started(tiny_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A study whose rows take no time, and the list of those that ran."""
     ran: list[str] = []
     broken: set[str] = set()
 
-    def quickly(row: contenders.Row, *_: Any) -> dict[str, Any]:
+    def quickly(row: experiments.Contender, *_: Any) -> dict[str, Any]:
         if row.name in broken:
             raise RuntimeError("as if killed")
         ran.append(row.name)
         return {"scores": {}, "captions": {}}
 
-    monkeypatch.setattr(study, "measure", quickly)
-    monkeypatch.setattr(study.Study, "exams_of", lambda *_: {})
-    monkeypatch.setattr(trials, "trained", lambda *_: (None, {"preparing": 1.0, "training": 2.0}))
+    monkeypatch.setattr(evaluate, "measure", quickly)
+    monkeypatch.setattr(evaluate.Study, "exam", lambda *_: None)
+    monkeypatch.setattr(train, "trained", lambda *_: (None, {"preparing": 1.0, "training": 2.0}))
 
     def start(*more: str) -> str:
         model = str(tiny_folder("idefics3"))
         places = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
-        return study.Study(study.arguments(["--quick", "--model", model, "--seeds", "7", *places, *more])).run()
+        return evaluate.Study(
+            evaluate.Study.arguments(["--quick", "--model", model, "--seeds", "7", *places, *more])
+        ).run()
 
     return start, ran, broken, tmp_path / "results" / "rows"
 
@@ -187,8 +172,8 @@ def test_no_budget_no_row_and_no_unknown_row(started: Any) -> None:
 
 
 def record(name: str, seed: int, f1: float, *, false: float = 0.1) -> dict[str, Any]:
-    figures = {"cider": 10 * f1, "fact_f1": f1, "relation_f1": f1, "subkind_f1": f1, verdicts.FALSE: false}
-    captions = {split: ["a red ball in the snow"] * count for split, count in measured.SHOWN.items()}
+    figures = {"cider": 10 * f1, "fact_f1": f1, "relation_f1": f1, "subkind_f1": f1, tables.FALSE: false}
+    captions = {split: ["a red ball in the snow"] * count for split, count in experiments.SHOWN.items()}
     return {"name": name, "seed": seed, "scores": dict.fromkeys(("test", "ood"), figures), "captions": captions,
             "steps": [0, 5], "seconds": {"preparing": 1.0, "training": 2.0},
             "sources": {split: f"storybook:{split}?n=8&seed=91" for split in ("test", "ood")}}  # fmt: skip
@@ -204,7 +189,7 @@ RECORDS = [
 
 
 def test_shares_are_of_the_same_seed() -> None:
-    results = verdicts.Results(RECORDS, list(ROWS.values()))
+    results = tables.Results(RECORDS, list(ROWS.values()))
     gap = results.gap(ROWS["vizer reward"], "test", "fact_f1")
     assert gap is not None and gap.mean == pytest.approx((0.78 + 0.782) / 2 / 0.8)
     half = 12.7062 * (0.002 / 0.8) / 2**0.5 / 2**0.5  # t, 1 degree of freedom; s = difference / sqrt 2; n = 2
@@ -213,19 +198,19 @@ def test_shares_are_of_the_same_seed() -> None:
 
 
 def test_a_verdict_needs_the_whole_interval() -> None:
-    estimate = verdicts.Estimate(0.96, 0.94, 0.98)
+    estimate = Estimate(0.96, 0.94, 0.98)
     assert [estimate.above(bound) for bound in (0.9, 0.95, 0.99)] == ["yes", "open", "no"]
-    assert verdicts.Estimate(0.96, None, None).above(0.9) == "-"
+    assert Estimate(0.96, None, None).above(0.9) == "-"
 
 
 def test_tables_plot_and_examples_are_written_and_stay_the_same(tmp_path: Path) -> None:
-    results, none = verdicts.Results(RECORDS, list(ROWS.values())), verdicts.Results([], [])
+    results, none = tables.Results(RECORDS, list(ROWS.values())), tables.Results([], [])
 
     def write() -> list[bytes]:
         files = [
-            verdicts.write(results, none, tmp_path / "tables.md"),
-            shown.gap_plot(results, tmp_path / "gap.svg"),
-            shown.examples(results, tmp_path / "examples.html"),
+            tables.write(results, none, tmp_path / "tables.md"),
+            plots.gap_plot(results, tmp_path / "gap.svg"),
+            plots.examples(results, tmp_path / "examples.html"),
         ]
         return [file.read_bytes() for file in files]
 
@@ -242,21 +227,25 @@ def test_tables_plot_and_examples_are_written_and_stay_the_same(tmp_path: Path) 
 
 
 def test_a_control_is_chosen_on_val(captioner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    val = measured.Exam("val", {"image": [], "references": [], "scene": []}, [])
+    val = Exam("val", {"image": [], "references": [], "scene": []}, {})
     monkeypatch.setattr(val, "captions", lambda _, forced_opening: [forced_opening])
-    monkeypatch.setattr(val, "score", lambda captions: {"cider": float(captions == ["a big"])})
-    assert measured.choose(ROWS["best forced opening"], captioner, val, 7) == "a big"
-    monkeypatch.setattr(val, "guided", lambda _, decoder: [{"cfg:3": "a big"}.get(decoder, "")])
-    assert measured.choose(ROWS["best guidance, no training"], captioner, val, 7) == "cfg:3"
+    monkeypatch.setattr(val, "figures", lambda captions: {"cider": float(captions == ["a big"])})
+    assert evaluate.choose(ROWS["best forced opening"], captioner, val) == "a big"
+    monkeypatch.setattr(val, "captions", lambda _, decoder: [{"cfg:3": "a big"}.get(decoder, "")])
+    assert evaluate.choose(ROWS["best guidance, no training"], captioner, val) == "cfg:3"
 
 
 def test_likelihood_chooses_among_the_samples(captioner: Any, images: list) -> None:
-    exam = measured.Exam("four", {"image": images}, [])
-    chosen = exam.best_of(captioner, 7, n=3)
-    assert chosen == exam.best_of(captioner, 7, n=3)
+    exam = Exam("four", {"image": images}, {})
+    chosen = evaluate.likeliest(exam, captioner, 7, n=3)
+    assert chosen == evaluate.likeliest(exam, captioner, 7, n=3)
     assert {name: len(captions) for name, captions in chosen.items()} == {"mean": 4, "total": 4}
 
 
 def test_guidance_is_the_decoder(captioner: Any, images: list) -> None:
-    exam = measured.Exam("four", {"image": images}, [])
-    assert exam.guided(captioner, "cfg:1") == exam.captions(captioner) != exam.guided(captioner, "cfg:4")
+    exam = Exam("four", {"image": images}, {})
+    assert (
+        exam.captions(captioner, decoder="cfg:1")
+        == exam.captions(captioner)
+        != exam.captions(captioner, decoder="cfg:4")
+    )

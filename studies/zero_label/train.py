@@ -1,21 +1,17 @@
 """Trains one row with the library's own parts, as `captune sft`, `captune vizer` and `captune grpo` do.
 
-Time is the processor time of this process; with one thread (`run.py` sees to it) that is the time of one core.
+Time is the processor time of this process; with one thread (the study sees to it) that is the time of one core.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import LABELLED, REPETITION, Row
 
 from captune.cli.config import build
 from captune.corpus import Corpus
@@ -28,36 +24,24 @@ from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.scorers.reference.cider import Cider
 from captune.training.grpo.train import train_with_reward
 from captune.training.lifecycle import start
-from captune.training.sft import SFTConfig, SFTTrainer
+from captune.training.sft import SFTConfig
 from captune.training.vizer.objectives import ViZerTrainer
 from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper
-from captune.utils.files import replace_file
+from studies._lib.evalset import batches, best
+from studies._lib.train import UNSAVED, Reward, clean, on_wrong_image, once, supervise
+
+from .experiments import LABELLED, REPETITION, Contender
 
 TEXTS = "storybook-clip"  # encodes the corpus' texts: as good here as a sentence encoder, and ten times as fast
 OWN, SAMPLES = 2000, 4  # images of the own corpus, and samples of each, the best of which is its entry
 QUICK = {"batch_size": 4}
 QUICK_VIZER = {"num_generations": 2, "mapper_samples": 2, "mapper_epochs": 1, "max_new_tokens": 8, "whitened": 4}
 
-Reward = Callable[..., list[float]]
-
 
 @lru_cache(maxsize=2)
 def drawn(source: str) -> Any:
     """The images of a source, drawn once for all rows."""
     return load_images(source)
-
-
-class WrongImage:
-    """A reward that is told another image of the same images: always the same one, never the own."""
-
-    def __init__(self, reward: Reward, images: Any) -> None:
-        names = images["image_id"]
-        self.__name__ = "wrong_image"
-        self.reward, self.images = reward, images
-        self.next = {name: (place + 1) % len(names) for place, name in enumerate(names)}  # scenes come in no order
-
-    def __call__(self, completions: Any, *, image_id: list[str], **_: Any) -> list[float]:
-        return self.reward(completions, image=[self.images[self.next[name]]["image"] for name in image_id])
 
 
 class Clock:
@@ -81,10 +65,12 @@ class Trial:
         quick: tiny settings, to try the study itself.
     """
 
-    def __init__(self, row: Row, model: str, seed: int, steps: tuple[int, int], folder: Path, *, quick: bool) -> None:
+    def __init__(
+        self, row: Contender, model: str, seed: int, steps: tuple[int, int], folder: Path, *, quick: bool
+    ) -> None:
         self.row, self.steps, self.quick = row, steps, quick
         self.common = {"model": model, "output": folder, "seed": seed, "images": self.source(row.images)}
-        self.common |= {"save_steps": 10**6, "overwrite": True, **(QUICK if quick else {})}
+        self.common |= {**UNSAVED, **(QUICK if quick else {})}
 
     def source(self, name: str) -> str:
         return f"{name.partition('?')[0]}?n=24" if self.quick else name
@@ -111,9 +97,8 @@ class Trial:
             with captioner.share_vision():
                 ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, vizer_config=config)
         if self.steps[0]:
-            supervised = build(SFTConfig, self.common | {"max_steps": self.steps[0]})
-            with captioner.share_vision():
-                SFTTrainer.fit(captioner, images, replace(supervised, output=run_dir.path / "supervised"), run_dir)
+            supervised: SFTConfig = build(SFTConfig, self.common | {"max_steps": self.steps[0]})
+            supervise(captioner, images, replace(supervised, output=run_dir.path / "supervised"), run_dir)
         training += clock.lap()
         if self.row.kind == "grpo":
             for number in range(self.row.rounds):
@@ -123,9 +108,7 @@ class Trial:
                 self.reinforce(captioner, part, run_dir, images, rewards, number)
                 training += clock.lap()
         captioner.save_adapter(run_dir.adapter)
-        for pattern in ("**/checkpoint-*", "**/corpus"):
-            for left in list(run_dir.path.glob(pattern)):
-                shutil.rmtree(left)
+        clean(run_dir.path, "**/corpus")
         return {"preparing": round(preparing, 2), "training": round(training, 2)}
 
     def reinforce(
@@ -151,7 +134,9 @@ class Trial:
                 scorer = load_scorer(name, corpus=corpus)
             if isinstance(scorer, Cider):
                 scorer.fit(images["references"])
-            found.append((WrongImage(scorer, images) if self.row.wrong_image and name == "vizer" else scorer, weight))
+            if self.row.wrong_image and name == "vizer":  # the next image: scenes come in no order
+                scorer = on_wrong_image(scorer, images, [*range(1, len(images)), 0])
+            found.append((scorer, weight))
         return found
 
     def corpus(self, captioner: Captioner, config: ViZerConfig, images: Any) -> Corpus | None:
@@ -170,27 +155,20 @@ def best_own(captioner: Captioner, images: Any, config: ViZerConfig) -> list[str
     """The captioner's own caption of each image: of `SAMPLES` samples the one of the highest CLIPScore."""
     clip, chosen = load_scorer("clip"), list[str]()
     torch.manual_seed(config.seed)
-    for first in range(0, len(images), 64):
-        pictures = images[first : first + 64]["image"]
+    for batch in batches(images["image"], 64, "own captions"):
         texts = captioner.generate(
-            pictures, do_sample=True, num_return_sequences=SAMPLES, max_new_tokens=config.max_new_tokens
+            batch, do_sample=True, num_return_sequences=SAMPLES, max_new_tokens=config.max_new_tokens
         )
-        scores = clip(texts, image=[picture for picture in pictures for _ in range(SAMPLES)])
-        groups = range(0, len(texts), SAMPLES)
-        chosen += [texts[max(range(at, at + SAMPLES), key=scores.__getitem__)] for at in groups]
+        chosen += best(texts, clip(texts, image=[image for image in batch for _ in range(SAMPLES)]), SAMPLES)
     return chosen
 
 
 def trained(trial: Trial, folder: Path) -> tuple[Path, dict[str, float]]:
     """The adapter of a row and the seconds that it took, now or when it was made."""
-    done = folder / "seconds.json"
-    if not done.is_file():
-        seconds = trial.run()
-        replace_file(done, json.dumps(seconds) + "\n")
-    return folder / "adapter", json.loads(done.read_text())
+    return folder / "adapter", once(folder / "seconds.json", trial.run)
 
 
-def pace_of(row: Row, model: str, folder: Path, steps: int, *, quick: bool) -> tuple[float, float]:
+def pace_of(row: Contender, model: str, folder: Path, steps: int, *, quick: bool) -> tuple[float, float]:
     """(seconds before the first step, seconds per step) of a method, by a short training."""
     alone = replace(row, rounds=1, supervised=0.0)
     seconds = Trial(alone, model, 1, (steps, 1) if row.kind == "sft" else (0, steps), folder, quick=quick).run()

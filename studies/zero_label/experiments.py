@@ -1,4 +1,4 @@
-"""Who competes: each row of the study is a `Row`, on one base, seed by seed. Nothing is run here.
+"""Who competes: the rows of `experiments.yaml`, on one base, seed by seed. Nothing is run here.
 
 All trainings see the same number of images, 4,000, and have the same processor time, `BUDGET` seconds of one core, in
 which everything is counted that the method needs: captions, mapper and corpus made, rewards computed. How many steps
@@ -9,12 +9,13 @@ the number of steps, not a clock, decides a result, and a row can be made again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from captune.scorers.expression import parse
+from studies._lib.rows import COMMON, Row, read
 
 BUDGET = 180.0  # seconds of one core
 LABELLED, UNLABELLED = "storybook:train?n=4000", "storybook:unlabelled?n=4000"
@@ -22,15 +23,15 @@ BASE, SUPERVISED = "base", "supervised"
 OPENINGS = ("a", "there is a", "a big", "a small", "in the", "a photo of a", "this picture shows a")
 SCALES = (1.5, 2.0, 3.0, 5.0)  # of classifier-free guidance
 REPETITION = 0.5  # what the share of repeated 3-grams costs in every reward
-COMBINED = "vizer + clip + qir"
-# The weights that give the parts the same deviation among the base's samples of one image (0.09, 0.40, 0.25).
-EQUAL = "vizer + 0.25*clip + 0.4*qir"
 
+SHOWN = {"test": 8, "ood": 4}  # images of the examples page: the first ones of the first seed
+
+PACE = Path(__file__).parent / "pace.json"
 Pace = Mapping[str, tuple[float, float]]  # method -> seconds before the first step, seconds per step
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class Contender(Row):
     """One row of the study.
 
     Args:
@@ -39,14 +40,13 @@ class Row:
             learned from captioned images of this world), labels, oracle, control or other.
         reward: an expression of scorers; `vizer` is the mapper fitted at the beginning of the round.
         corpus: what grc and qir search: "own", the captioner's captions of 2,000 of the images, the best of 4
-            samples of each by CLIPScore, made anew in each round; or "references", 4,000 captioned images.
-        rounds: times that mapper and own corpus are made anew; the budget is divided among them.
+            samples of each by CLIPScore, made again in each round; or "references", 4,000 captioned images.
+        rounds: times that mapper and own corpus are made again; the budget is divided among them.
         budget: in multiples of `BUDGET`.
         supervised: the share of the time that goes into fine-tuning on references before the reward begins.
         settings: of the method's config, where other than its defaults.
     """
 
-    name: str
     kind: Literal["greedy", "references", "opening", "best_of", "guidance", "sft", "latent", "grpo"]
     role: Literal["base", "supervised", "zero", "outside", "labels", "oracle", "control", "other"]
     reward: str = ""
@@ -93,58 +93,33 @@ class Row:
 
     def depends(self) -> dict[str, Any]:
         """What a result depends on: all but how the row is called and how its number of steps was found."""
-        return {key: value for key, value in asdict(self).items() if key not in ("name", "role", "budget")}
+        return {key: value for key, value in asdict(self).items() if key not in (*COMMON, "role", "budget")}
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        if self.kind not in ("sft", "latent"):
+            return {}
+        steps = self.steps(read_pace())
+        settings = {"images": self.images, "max_steps": max(steps), **self.settings}
+        return {"sft": settings} if self.kind == "sft" else {"vizer": {"guidance": 0.0, **settings}}
 
 
 def _fit(seconds: float, method: str, pace: Pace) -> int:
     if method not in pace:
-        raise ValueError(f"how long a step of {method!r} takes is not known; measure it: run.py --pace")
+        raise ValueError(
+            f"how long a step of {method!r} takes is not known; measure it: python -m studies zero_label --pace"
+        )
     first, each = pace[method]
     if seconds < first + each:
         raise ValueError(f"{seconds:.0f} s leave no time for a step of {method!r}: {first:.0f} s go before the first")
     return int((seconds - first) / each)
 
 
-def read_pace(file: Path) -> Pace:
-    return {method: tuple(own) for method, own in json.loads(file.read_text())["seconds"].items()}
+def read_pace(file: Path = PACE) -> Pace:
+    return {method: tuple(seconds) for method, seconds in json.loads(file.read_text())["seconds"].items()}
 
 
-def rows() -> Iterator[Row]:
-    """In the order in which they are run, for each seed."""
-    yield Row(BASE, "greedy", "base")
-    yield Row(SUPERVISED, "sft", "supervised")
-    yield Row("cider reward", "grpo", "labels", "cider")
-    yield Row("vizer reward", "grpo", "zero", "vizer")
-    yield Row("clip reward", "grpo", "outside", "clip")
-    yield Row("vizer + clip + qir", "grpo", "outside", COMBINED, "own")
-    yield Row("CIM, own captions", "grpo", "outside", "grc + qir", "own")
-    yield Row("self-retrieval", "grpo", "outside", "self_retrieval")
-    yield Row("cycle", "grpo", "outside", "cycle")
-    yield Row("vizer latent, paper", "latent", "zero", settings={"preset": "paper"})
-    yield Row("vizer straight-through", "latent", "zero", settings={"objective": "straight_through"})
-    yield Row("vizer reward, 3 rounds", "grpo", "zero", "vizer", rounds=3, budget=3)
-    yield Row("vizer + clip + qir, 3 rounds", "grpo", "outside", COMBINED, "own", rounds=3, budget=3)
-    yield Row("clip reward, 3 budgets", "grpo", "outside", "clip", budget=3)
-    yield Row("supervised, 3 budgets", "sft", "labels", budget=3)
-    yield Row("supervised, then cider", "grpo", "labels", "cider", supervised=0.5)
-    yield Row("CIM, captioned corpus", "grpo", "labels", "grc + qir", "references")
-    yield Row("oracle judge", "grpo", "oracle", "storybook")
-    yield Row("length reward", "grpo", "control", "length")
-    yield Row("reward on the wrong image", "grpo", "control", "vizer", wrong_image=True)
-    yield Row("best forced opening", "opening", "control")
-    yield Row("best of 8 by likelihood", "best_of", "control")
-    yield Row("best guidance, no training", "guidance", "control")
-    yield Row("references", "references", "other")
+ROWS = read(Path(__file__).with_suffix(".yaml"), Contender)
 
 
-def choices() -> Iterator[Row]:
-    """Single changes of the settings that all rewards began with; judged on val, on a base that the study does not use.
-
-    lr 2e-3 and beta 0.05 were chosen for the reward `vizer` alone (`studies/vizer`).
-    """
-    by_name = {row.name: row for row in rows()}
-    clip, combined = by_name["clip reward"], by_name["vizer + clip + qir"]
-    yield clip
-    yield replace(clip, name="clip reward, beta = 0.2", settings={"beta": 0.2})
-    yield combined
-    yield replace(combined, name=EQUAL, reward=EQUAL)
+def rows(section: str = "rows") -> list[Contender]:
+    return [row for row in ROWS if row.section == section]

@@ -1,0 +1,1 @@
+"""What self-critical training adds to supervision, and what captions cost."""

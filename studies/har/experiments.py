@@ -1,0 +1,61 @@
+"""What is compared: the rows of `experiments.yaml`, a line each of the study's tables. Nothing is run here.
+
+All trainings have the defaults of the command that is named, `captune sft`, `captune scst` or `captune har`, but for
+what a row says; other settings than the defaults were chosen on val with another base (section `choices`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from studies._lib.rows import Row, read
+
+TRAIN = "storybook:train"
+PARTS = {"language_model": "storybook-lm", "image_encoder": "storybook-clip"}
+BASE, SFT, SCST, ZEROCAP, HAR = "base", "SFT", "SFT + SCST", "ZeroCap", "HAR: MLE + SCST"
+CEILING = "consensus of true captions"
+MIXED, LONG, LONGER = f"{SCST}, mixed reward", f"{SCST}, mean baseline, 240 steps", "SFT, same total time"
+EARLY = "early SFT"
+DROPPED = "SFT with image dropout"
+REFINED, SILENT, EARLY_LONGER = f"{EARLY} + SCST", f"{EARLY} + SCST, end not counted", f"{EARLY}, same total time"
+
+
+@dataclass(frozen=True, kw_only=True)
+class System(Row):
+    """One row of the study.
+
+    Args:
+        training: [{method: settings}], what is trained, one after the other; nothing: the base as it is.
+        decoder: how captions are made, a spec of `captune.decoding`; nothing: greedily.
+        captions: of whom: the captioner, the two frozen models that ZeroCap needs, HAR's captioner before its second
+            stage, the people (here: the grammar) who wrote the references, or nobody: the best that can be said by
+            one who sees everything (`evaluate.consensus`).
+    """
+
+    training: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    decoder: str = ""
+    captions: Literal["captioner", "frozen pair", "first stage", "references", "consensus"] = "captioner"
+
+    @property
+    def stages(self) -> list[tuple[str, dict[str, Any]]]:
+        """(method, settings) of each training."""
+        return [stage for own in self.training for stage in own.items()]
+
+    def depends(self) -> dict[str, Any]:
+        """What a result depends on: all but how the row is called."""
+        training = [{"method": method, "settings": settings} for method, settings in self.stages]
+        return {"training": training, "decoder": self.decoder, "captions": self.captions}
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """The last stage is what tells a row from others."""
+        parts = {"har": PARTS}
+        return {method: {"images": TRAIN, **parts.get(method, {}), **own} for method, own in self.stages[-1:]}
+
+
+ROWS = read(Path(__file__).with_suffix(".yaml"), System)
+
+
+def rows(section: str = "rows") -> list[System]:
+    return [row for row in ROWS if row.section == section]

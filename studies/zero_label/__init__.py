@@ -1,0 +1,1 @@
+"""Training without labels against training on references, on equal time."""
