@@ -61,9 +61,7 @@ def resolve(
         return str(path)
     if name in PACKAGED:
         return _packaged() or PACKAGED[1]
-    slashes = name.count("/")
-    local = path.is_absolute() or name.startswith((".", "~")) or slashes > 1
-    if local or (slashes == 1 and path.parent.is_dir()) or (slashes == 0 and not bare):
+    if is_local(name, bare=bare):
         others = [f"a hub name such as {example}", *([instead] if instead else [])]
         shipped = f", or one of: {', '.join(MODELS)}" if len(MODELS) else ""
         raise error(
@@ -71,6 +69,14 @@ def resolve(
             f"{', '.join(others)}{shipped}."
         )
     return name
+
+
+def is_local(name: str, *, bare: bool = True) -> bool:
+    """Return whether a name can only be a folder's: hub names are OWNER/NAME, or NAME alone if `bare`."""
+    path, slashes = Path(name).expanduser(), name.count("/")
+    if path.is_absolute() or name.startswith((".", "~")) or slashes > 1:
+        return True
+    return path.parent.is_dir() if slashes == 1 else not bare
 
 
 def resolve_encoder(name_or_path: str | Path, what: str = "encoder") -> str:

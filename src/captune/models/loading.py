@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 import captune.models.prefix_captioner  # noqa: F401  registers its model with the Auto classes
 from captune.errors import CaptionerError, first_line
 from captune.models.families import FAMILIES
+from captune.models.hub import is_local
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path, *, trainable: bool
     """
     name = str(adapter)
     folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else None
-    if folder is None and (name.count("/") != 1 or Path(name).is_absolute() or Path(name).parent.is_dir()):
+    if folder is None and is_local(name, bare=False):
         raise CaptionerError(f"adapter folder {name!r} does not exist")
     if folder:
         name = str(folder)
