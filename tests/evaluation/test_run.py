@@ -45,13 +45,8 @@ class Fragile(Scorer):
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
     Fragile.calls = 0
-    registry = {"bleu": scorers.SCORERS["bleu"], "length": scorers.SCORERS["length"], "clip": scorers.SCORERS["clip"],
-                "vizer": scorers.SCORERS["vizer"], "fragile": "fragile"}  # fmt: skip
-    monkeypatch.setattr("captune.evaluation.run.SCORERS", registry)
-    known = scorers.scorer_class
-    monkeypatch.setattr(
-        "captune.scorers.registry.scorer_class", lambda name: Fragile if name == "fragile" else known(name)
-    )
+    chosen = {name: scorers.SCORERS.targets[name] for name in ("bleu", "length", "clip", "vizer")}
+    monkeypatch.setattr(scorers.SCORERS, "targets", {**chosen, "fragile": Fragile})
     references, good, poor = tmp_path / "references.json", tmp_path / "good.jsonl", tmp_path / "poor.jsonl"
     references.write_text(json.dumps({k: [v] for k, v in SAID.items()}))
     good.write_text("".join(json.dumps({"image_id": k, "caption": v}) + "\n" for k, v in SAID.items()))

@@ -13,14 +13,6 @@ from captune.cli.command import Command, print_table
 if TYPE_CHECKING:
     from captune.scorers import Scorer
 
-GROUPS = {
-    "reference": "compare a caption with references",
-    "image": "compare a caption with its image",
-    "questions": "ask a model about a caption",
-    "text": "look at the caption alone",
-    "other": "from the embedded world and from other packages",
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captune scorers`."""
@@ -30,19 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the list, or the description of one scorer."""
-    from captune.scorers import SCORERS, describe, scorer_class
+    from captune.scorers import describe, group_of, scorer_class
 
     if args.name is None:
         rows = [row._asdict() for row in describe()]
         if args.json:
             print(json.dumps(rows, indent=1))
         else:
-            _print_list([row | {"group": group_of(SCORERS, row["name"])} for row in rows])
+            _print_list([row | {"group": group_of(row["name"])} for row in rows])
         return 0
     scorer = scorer_class(args.name)
     about = {
         "name": args.name,
-        "group": group_of(SCORERS, args.name),
+        "group": group_of(args.name),
         "measures": (inspect.getdoc(scorer) or "").partition("\n")[0],
         "needs": list(scorer.required_columns),
         "uses": list(scorer.optional_columns),
@@ -56,12 +48,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_one(about, inspect.getdoc(scorer) or "")
     return 0
-
-
-def group_of(registry: Any, name: str) -> str:
-    """Return the group of a scorer: the folder that its module stands in."""
-    parts = getattr(registry, "builtin", registry).get(name, "").split(".")
-    return parts[2] if parts[:2] == ["captune", "scorers"] else "other"
 
 
 def figures(scorer: type[Scorer]) -> list[dict[str, str]]:
@@ -100,6 +86,8 @@ def settings(scorer: type[Scorer]) -> list[dict[str, str]]:
 def _print_list(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
+    from captune.scorers import GROUPS
+
     for group, text in GROUPS.items():
         table = Table(box=None, show_header=False, pad_edge=False)
         table.add_column(min_width=18, no_wrap=True)
@@ -119,6 +107,8 @@ def _print_list(rows: list[dict[str, Any]]) -> None:
 
 def _print_one(about: dict[str, Any], text: str) -> None:
     from rich.table import Table
+
+    from captune.scorers import GROUPS
 
     print(f"{about['name']} ({about['group']}: {GROUPS[about['group']]})\n\n{text}\n")
     facts = Table(box=None, show_header=False, pad_edge=False)

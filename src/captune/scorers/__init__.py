@@ -10,7 +10,8 @@ score of each caption. Called with TRL's reward signature, a scorer answers with
     scorer.per_caption(rows)                   # (N,)
     trl.GRPOTrainer(..., reward_funcs=[scorer])
 
-To add one: a module with a subclass of `Scorer`, and a line in `SCORERS`.
+To add one: a subclass of `Scorer` in a package with an entry point `captune.scorers`, or in a file of your own, given
+as `path/to/file.py:Class`; a function `f(completions, **columns) -> list[float]`, as `path/to/file.py:function`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from captune.scorers.base import (
     completion_text,
     safe_ratio,
 )
+from captune.scorers.files import from_function
 from captune.scorers.registry import (
+    GROUPS,
     SCORERS,
     About,
     describe,
     direction,
+    group_of,
     label,
     load_reward,
     load_scorer,
@@ -38,6 +42,7 @@ from captune.scorers.registry import (
 )
 
 __all__ = [
+    "GROUPS",
     "SCORERS",
     "About",
     "MissingColumn",
@@ -51,6 +56,8 @@ __all__ = [
     "completion_text",
     "describe",
     "direction",
+    "from_function",
+    "group_of",
     "label",
     "load_reward",
     "load_scorer",

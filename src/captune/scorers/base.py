@@ -159,7 +159,7 @@ class Scorer:
         Returns:
             Each figure with the leading shape of `totals`.
         """
-        return {self.name.partition(":")[0]: totals[..., 0] / n}
+        return {type(self).name or self.name.partition(":")[0]: totals[..., 0] / n}
 
     def corpus(self, rows: np.ndarray) -> dict[str, float]:
         """Return the corpus figures, the primary one first.

@@ -1,9 +1,8 @@
 """Weighted sums of scorers, written as a person would: `cider + 0.5*clip - 0.1*length`.
 
-    expression := term (("+" | "-") term)*
-    term       := factor (("*" | "/") factor)*              one side of * is a number, and so is the right side of /
-    factor     := number | scorer | "-" factor | "(" expression ")"
-    scorer     := name [":" argument]                       the argument ends at a space, a bracket, or an asterisk
+    expression := ["+" | "-"] term (("+" | "-") term)*
+    term       := [number "*"] scorer ["*" number]
+    scorer     := name [":" argument] | file.py:name [":" argument]      the argument ends at a space or an asterisk
 
 Nothing is evaluated but this grammar. A sum is linear, so its corpus value is the sum of the corpus values, and its
 bootstrap interval comes from the resamples of all its parts together.
@@ -20,103 +19,58 @@ import numpy as np
 from captune.errors import ExpressionError
 from captune.scorers.base import Scorer
 
-_TOKEN = re.compile(r"\s*(?:(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)|([A-Za-z_]\w*(?::[^\s()*]+)?)|([-+*/()]))")
-_NAME = re.compile(r"[A-Za-z_]\w*(:.*)?", re.DOTALL)
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_SCORER = r"(?:[^\s()*:]+\.py:)?[A-Za-z_]\w*"
+_TERM = re.compile(
+    rf"\s*(?P<sign>[-+]?)\s*(?:(?P<before>{_NUMBER})\s*\*\s*)?(?P<scorer>{_SCORER}(?::[^\s()*]+)?)"
+    rf"(?:\s*\*\s*(?P<after>{_NUMBER}))?\s*"
+)
+_ONE = re.compile(rf"{_SCORER}(:.*)?", re.DOTALL)
+_WRONG = {
+    "": "a scorer is missing here",
+    "(": "brackets are not supported: give each scorer its own number",
+    ")": "brackets are not supported: give each scorer its own number",
+    "/": "division is not supported: multiply by a number",
+    "*": "a scorer is multiplied by a number only",
+}
 
 
 def is_expression(spec: str) -> bool:
-    """Whether a spec is more than one scorer's name with its argument (a folder's name may hold any character)."""
-    return not _NAME.fullmatch(spec.strip()) or bool(re.search(r"\s[-+*/]\s|\*", spec))
+    """Return whether a spec is more than one scorer with its argument (a folder's name may hold any character)."""
+    return not _ONE.fullmatch(spec.strip()) or bool(re.search(r"\s[-+*/]\s|\*", spec))
 
 
-Weights = dict[str, float]  # what a term of the sum is: weights by scorer; {"": x} is the number x
-
-
-class _Reader:
-    """Recursive descent over the grammar above."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.at, self.start = text, 0, 0
-        self.kind, self.token = "", ""
-        self.advance()
-
-    def advance(self) -> None:
-        rest = self.text[self.at :]
-        self.start = self.at + len(rest) - len(rest.lstrip())
-        if not rest.strip():
-            self.kind, self.token = "end", ""
-            return
-        match = _TOKEN.match(self.text, self.at)
-        if match is None:
-            raise self.error("this cannot be read")
-        self.at = match.end()
-        number, name, sign = match.groups()
-        self.kind = "number" if number else "scorer" if name else "sign"
-        self.token = number or name or sign
-
-    def error(self, why: str) -> ExpressionError:
-        return ExpressionError(
-            f"{why}, in the expression\n    {self.text}\n    {' ' * self.start}^\n"
-            "Write a weighted sum of scorers, such as: cider + 0.5*clip - 0.1*length"
-        )
-
-    def takes(self, signs: str) -> str:
-        """The sign, one of `signs`, if it is next; it is consumed."""
-        sign = self.token if self.kind == "sign" and self.token in signs else ""
-        if sign:
-            self.advance()
-        return sign
-
-    def sum(self) -> Weights:
-        total = dict(self.term())
-        while sign := self.takes("+-"):
-            for name, weight in self.term().items():
-                total[name] = total.get(name, 0.0) + (weight if sign == "+" else -weight)
-        return total
-
-    def term(self) -> Weights:
-        left = self.factor()
-        while sign := self.takes("*/"):
-            right = self.factor()
-            if set(left) != {""} and set(right) != {""}:
-                raise self.error("a scorer is multiplied or divided by a number only")
-            if sign == "/":
-                if set(right) != {""} or not right[""]:
-                    raise self.error("what divides must be a number other than 0")
-                right = {"": 1 / right[""]}
-            left = {a or b: x * y for a, x in left.items() for b, y in right.items()}
-        return left
-
-    def factor(self) -> Weights:
-        if self.takes("-"):
-            return {name: -weight for name, weight in self.factor().items()}
-        if self.takes("("):
-            inside = self.sum()
-            if not self.takes(")"):
-                raise self.error("a bracket is not closed")
-            return inside
-        if self.kind not in ("number", "scorer"):
-            raise self.error("a number or a scorer is missing here")
-        weights = {"": float(self.token)} if self.kind == "number" else {self.token: 1.0}
-        self.advance()
-        return weights
-
-
-def parse(text: str) -> Weights:
-    """{scorer's spec: weight} of an expression.
+def parse(text: str) -> dict[str, float]:
+    """Return {scorer's spec: weight} of an expression.
 
     Raises:
         ExpressionError: shows the place and why.
     """
-    reader = _Reader(text)
-    weights = reader.sum()
-    if reader.kind != "end":
-        raise reader.error("an operator is missing here")
-    if weights.pop("", 0.0):
-        raise ExpressionError(f"a number stands alone in {text!r}: a constant changes no comparison and no reward")
-    if not weights:
-        raise ExpressionError(f"there is no scorer in {text!r}")
+    weights: dict[str, float] = {}
+    at = 0
+    while at < len(text) or not weights:
+        term = _TERM.match(text, at)
+        if term is None or (weights and not term["sign"]):
+            raise _error(text, at)
+        weight = float(term["before"] or 1) * float(term["after"] or 1)
+        scorer = term["scorer"]
+        weights[scorer] = weights.get(scorer, 0.0) + (-weight if term["sign"] == "-" else weight)
+        at = term.end()
     return weights
+
+
+def _error(text: str, at: int) -> ExpressionError:
+    """Find the place behind what can be read, and why it ends there."""
+    at += len(re.match(rf"\s*[-+]?\s*(?:{_NUMBER}\s*\*\s*)?", text[at:])[0])  # type: ignore[index]
+    why = _WRONG.get(text[at : at + 1])
+    if why is None and re.match(_NUMBER, text[at:]):
+        why = "a number stands alone: a constant changes no comparison and no reward"
+    if why is None and re.match(_SCORER, text[at:]):
+        why = "an operator is missing here"
+    return ExpressionError(
+        f"{why or 'this cannot be read'}, in the expression\n    {text}\n    {' ' * at}^\n"
+        "Write a weighted sum of scorers, such as: cider + 0.5*clip - 0.1*length"
+    )
 
 
 class Expression(Scorer):

@@ -1,9 +1,13 @@
-"""The scorers by name."""
+"""The scorers by name, from captune, from other packages, and from files.
+
+A package adds scorers through an entry point; `storybook` comes in through this door too::
+
+    [project.entry-points."captune.scorers"]
+    my_scorer = "my_package:MyScorer"
+"""
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 import re
 from fnmatch import fnmatchcase
@@ -12,48 +16,71 @@ from typing import Any, NamedTuple
 from captune.errors import UnknownScorer
 from captune.scorers.base import Cache, Scorer
 from captune.scorers.expression import Expression, is_expression, parse
+from captune.scorers.files import FILE, scorer_from_file
+from captune.utils.registry import Registry
 
-#: name -> "module:class". Imported when asked for, so that BLEU does not load torch.
-SCORERS: dict[str, str] = {
-    "bleu": "captune.scorers.reference.bleu:Bleu",
-    "rouge": "captune.scorers.reference.rouge:Rouge",
-    "cider": "captune.scorers.reference.cider:Cider",
-    "clip": "captune.scorers.image.clip:ClipScore",
-    "vizer": "captune.scorers.image.vizer_mapper:ViZerScorer",
-    "storybook": "captune.storybook.scorer:StorybookScorer",
-    "health": "captune.scorers.text.health:Health",
-    "length": "captune.scorers.text.health:Length",
-    "repetition": "captune.scorers.text.health:Repetition",
-    "bias": "captune.scorers.image.bias:Bias",
-    "meteor": "captune.scorers.reference.meteor:Meteor",
-    "spice": "captune.scorers.reference.spice:Spice",
-    "bertscore": "captune.scorers.reference.bertscore:BertScore",
-    "sbert": "captune.scorers.reference.sentence_similarity:SbertSimilarity",
-    "capture": "captune.scorers.reference.capture:Capture",
-    "objects": "captune.scorers.reference.scene_graph_f1:Objects",
-    "attributes": "captune.scorers.reference.scene_graph_f1:Attributes",
-    "relations": "captune.scorers.reference.scene_graph_f1:Relations",
-    "relation_qa": "captune.scorers.questions.relation_qa:RelationQA",
-    "species": "captune.scorers.questions.classification:Species",
-    "judge": "captune.scorers.questions.vlm_judge:Judge",
-    "chair": "captune.scorers.reference.chair:Chair",
-    "diversity": "captune.scorers.text.diversity:Diversity",
-    "self_bleu": "captune.scorers.text.diversity:SelfBleu",
-    "self_retrieval": "captune.scorers.image.self_retrieval:SelfRetrieval",
-    "cycle": "captune.scorers.image.cycle:Cycle",
-    "grc": "captune.scorers.image.retrieval:GRC",
-    "qir": "captune.scorers.image.retrieval:QIR",
+#: What the folders of `captune.scorers` hold, in the order of listings.
+GROUPS = {
+    "reference": "compare a caption with references",
+    "image": "compare a caption with its image",
+    "questions": "ask a model about a caption",
+    "text": "look at the caption alone",
+    "other": "from the embedded world and from other packages",
 }
+#: Imported when asked for, so that BLEU does not load torch.
+SCORERS = Registry(
+    "captune.scorers",
+    "scorer",
+    {
+        "bleu": "captune.scorers.reference.bleu:Bleu",
+        "rouge": "captune.scorers.reference.rouge:Rouge",
+        "cider": "captune.scorers.reference.cider:Cider",
+        "meteor": "captune.scorers.reference.meteor:Meteor",
+        "spice": "captune.scorers.reference.spice:Spice",
+        "bertscore": "captune.scorers.reference.bertscore:BertScore",
+        "sbert": "captune.scorers.reference.sentence_similarity:SbertSimilarity",
+        "capture": "captune.scorers.reference.capture:Capture",
+        "objects": "captune.scorers.reference.scene_graph_f1:Objects",
+        "attributes": "captune.scorers.reference.scene_graph_f1:Attributes",
+        "relations": "captune.scorers.reference.scene_graph_f1:Relations",
+        "chair": "captune.scorers.reference.chair:Chair",
+        "clip": "captune.scorers.image.clip:ClipScore",
+        "self_retrieval": "captune.scorers.image.self_retrieval:SelfRetrieval",
+        "grc": "captune.scorers.image.retrieval:GRC",
+        "qir": "captune.scorers.image.retrieval:QIR",
+        "cycle": "captune.scorers.image.cycle:Cycle",
+        "vizer": "captune.scorers.image.vizer_mapper:ViZerScorer",
+        "bias": "captune.scorers.image.bias:Bias",
+        "relation_qa": "captune.scorers.questions.relation_qa:RelationQA",
+        "species": "captune.scorers.questions.classification:Species",
+        "judge": "captune.scorers.questions.vlm_judge:Judge",
+        "health": "captune.scorers.text.health:Health",
+        "length": "captune.scorers.text.health:Length",
+        "repetition": "captune.scorers.text.health:Repetition",
+        "diversity": "captune.scorers.text.diversity:Diversity",
+        "self_bleu": "captune.scorers.text.diversity:SelfBleu",
+    },
+    error=UnknownScorer,
+)
 
 
-def scorer_class(name: str) -> type[Scorer]:
-    """The class registered under `name` (no argument); raises UnknownScorer with the nearest names."""
-    if name not in SCORERS:
-        near = difflib.get_close_matches(name.lower(), SCORERS, n=3, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise UnknownScorer(f"no scorer is called {name!r}. {hint}The scorers are {', '.join(SCORERS)}.")
-    module, _, attribute = SCORERS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+def scorer_class(spec: str) -> type[Scorer]:
+    """Return the class behind a scorer's name, spec or `file.py:name`, whose code is run.
+
+    Raises:
+        UnknownScorer: with the nearest names.
+    """
+    if match := FILE.fullmatch(spec.strip()):
+        return scorer_from_file(match["file"], match["attribute"])
+    return SCORERS[spec.strip().partition(":")[0]]
+
+
+def group_of(name: str) -> str:
+    """Return a scorer's group, a key of `GROUPS`: the folder that its module stands in."""
+    cls = scorer_class(name)
+    parts = cls.__module__.split(".")
+    folder = parts[2] if parts[:2] == ["captune", "scorers"] and len(parts) > 3 else "other"
+    return cls.group or (folder if folder in GROUPS else "other")
 
 
 def direction(spec: str | Scorer, figure: str | None = None) -> bool | None:
@@ -89,8 +116,8 @@ def label(spec: str | Scorer, figure: str) -> str:
 
 def _class_of(spec: str) -> type[Scorer] | None:
     """The class behind a spec; None for a scorer that is not known (a figure of another program)."""
-    name = spec.strip().partition(":")[0]
-    return scorer_class(name) if name in SCORERS else None
+    known = FILE.fullmatch(spec.strip()) or spec.strip().partition(":")[0] in SCORERS
+    return scorer_class(spec) if known else None
 
 
 def _stands_for(key: str, figure: str) -> bool:
@@ -98,23 +125,28 @@ def _stands_for(key: str, figure: str) -> bool:
 
 
 def load_scorer(spec: str, *, cache: Cache | None = None, **context: Any) -> Scorer:
-    """ "cider", "clip:<folder>", "cider + 0.5*rouge" ... -> a scorer.
+    """Return the scorer of a spec.
 
-    :param cache: where the rows of costly scorers are kept.
-    :param context: what some scorers can use (device, df ...); each takes what its constructor declares.
+    Args:
+        spec: "cider", "clip:<folder>", "cider + 0.5*rouge", "path/to/file.py:Class" or "path/to/file.py:function",
+            whose code is run.
+        cache: where the rows of costly scorers are kept.
+        context: what some scorers can use (device, df ...); each takes what its constructor declares.
     """
     if is_expression(spec):
         return load_reward(spec, cache=cache, **context)
-    name, _, argument = spec.strip().partition(":")
-    cls = scorer_class(name)
+    spec = spec.strip()
+    cls = scorer_class(spec)
+    match = FILE.fullmatch(spec)
+    argument = match["argument"] if match else spec.partition(":")[2]
     declared = inspect.signature(cls).parameters
     scorer = cls(argument or None, **{key: value for key, value in context.items() if key in declared})
-    scorer.name, scorer.cache = spec.strip(), cache
+    scorer.name, scorer.cache = spec, cache
     return scorer
 
 
 def load_reward(spec: str, **context: Any) -> Expression:
-    """Like `load_scorer`, but one scorer is an expression of one part too: a reward has parts.
+    """Like `load_scorer`, but one scorer is a sum of one part too: a reward has parts.
 
     Args:
         spec: one scorer or a weighted sum of scorers.
@@ -125,8 +157,10 @@ def load_reward(spec: str, **context: Any) -> Expression:
 
 
 def split_specs(text: str) -> list[str]:
-    """ "bleu,self_retrieval:?k=1,5" -> ["bleu", "self_retrieval:?k=1,5"]: a number alone is no scorer, but the end of
-    the argument before it."""
+    """Split "bleu,self_retrieval:?k=1,5" into ["bleu", "self_retrieval:?k=1,5"].
+
+    A number alone is no scorer, but the end of the argument before it.
+    """
     specs: list[str] = []
     for piece in text.split(","):
         if specs and re.fullmatch(r"\s*[-+]?[\d.]+\s*", piece):
@@ -148,7 +182,7 @@ class About(NamedTuple):
 
 
 def describe() -> list[About]:
-    """Every scorer of the registry."""
+    """Describe every scorer of the registry."""
     classes = {name: scorer_class(name) for name in SCORERS}
     return [
         About(

@@ -52,8 +52,9 @@ class Registry(Mapping[str, Any]):
         self.builtin, self.aliases = dict(builtin or {}), dict(aliases or {})
 
     @cached_property
-    def _targets(self) -> dict[str, str]:
-        targets = dict(self.builtin)
+    def targets(self) -> dict[str, Any]:
+        """What each name stands for: "module:attribute", or an object that was put there."""
+        targets: dict[str, Any] = dict(self.builtin)
         for point in sorted(importlib.metadata.entry_points(group=self.group), key=lambda point: point.name):
             if targets.setdefault(point.name, point.value) != point.value:
                 package = point.dist.name if point.dist else "a package"
@@ -70,16 +71,19 @@ class Registry(Mapping[str, Any]):
         Raises:
             CaptuneError: the registry's own kind, with the nearest names.
         """
-        if name in self._targets:
+        if name in self.targets:
             return name
         if name in self.aliases:
             new = self.aliases[name]
             warnings.warn(f"the {self.what} {name!r} is now called {new!r}", FutureWarning, stacklevel=3)
             return new
-        raise self.error(nearest(name, self._targets, self.what))
+        raise self.error(nearest(name, self.targets, self.what))
 
     def __getitem__(self, name: str) -> Any:
-        module, _, attribute = self._targets[self.canonical(name)].partition(":")
+        target = self.targets[self.canonical(name)]
+        if not isinstance(target, str):
+            return target
+        module, _, attribute = target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
@@ -88,10 +92,10 @@ class Registry(Mapping[str, Any]):
             raise self.error(f"the {self.what} {name!r} ({module}:{attribute}) cannot be imported: {error}") from error
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._targets)
+        return iter(self.targets)
 
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(self.targets)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._targets or name in self.aliases
+        return name in self.targets or name in self.aliases

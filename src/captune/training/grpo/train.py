@@ -113,7 +113,7 @@ class RewardConfig(TrainingConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, it is {getattr(self, name)}")
         for spec in parse(self.reward):
-            scorer_class(spec.partition(":")[0])
+            scorer_class(spec)
 
 
 def prepare(reward: Expression, images: Any, run_dir: RunDir) -> None:
