@@ -23,9 +23,6 @@ LAYERS = (
 )
 # Modules that are still being moved; this must become empty.
 MOVING = {
-    "captune.scorers.text.diversity",
-    "captune.scorers.reference.chair",
-    "captune.scorers.reference.scene_graph_f1",
     "captune.scorers.registry",
     "captune.training.vizer.train",
     "captune.training.vizer.objectives",

@@ -66,7 +66,16 @@ RELATION_MARGIN = 0.2  # two centres at least this far apart along an axis are i
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `x`, `y` are its centre in [0, 1], y grows downwards; kinds without breeds have the `subkind` None."""
+    """One object.
+
+    Attributes:
+        kind: one of `KINDS`.
+        subkind: its breed; None for a kind without breeds.
+        colour: one of `COLOURS`.
+        size: "big" or "small".
+        x: its centre, 0 to 1 from left to right.
+        y: its centre, 0 to 1 from top to bottom.
+    """
 
     kind: str
     subkind: str | None
