@@ -23,7 +23,6 @@ LAYERS = (
 )
 # Modules that are still being moved; this must become empty.
 MOVING = {
-    "captune.scorers.registry",
     "captune.training.vizer.train",
     "captune.training.vizer.objectives",
     "captune.training.vizer.mapper_fit",

@@ -245,7 +245,7 @@ def default_watch(reward: Reward, source: str) -> list[str]:
     references = load_references(source, limit=64).values()
     if "cider" not in names and references and all(references):
         given = reward if isinstance(reward, (list, tuple)) else [reward]
-        if not any("references" in getattr(part, "needs", ()) for part in (*climbed, *given)):
+        if not any("references" in getattr(part, "required_columns", ()) for part in (*climbed, *given)):
             logger.warning("the watch judges by %s's references (cider), though the reward does without labels", source)
         return ["cider"]
     logger.warning("no held-out scorer is watched on %s, only health: name one that the reward has not", source)
