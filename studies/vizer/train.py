@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,25 @@ from studies._lib.train import UNSAVED, clean, cycle, digest_of, key_of, on_wron
 from .experiments import Spec, specs
 
 # What does not decide a result. The model is in the key by the digest of its weights.
-NOT_IN_KEY = {"prompt", "model", "output", "evaluation", "overwrite", "save_steps", "device"}
-# Younger than the first rows: in the key where on.
-LATER = ("full", "connector", "group_by_length", "image_dropout", "guidance")
+NOT_IN_KEY = {
+    "prompt",
+    "model",
+    "output",
+    "evaluation",
+    "eval_images",
+    "overwrite",
+    "save_steps",
+    "device",
+    "report_to",
+}
+# In the key of every row; `guidance` where on; others, younger than the first rows, where not at their default.
+KEYED = set(
+    """
+    images seed limit max_steps batch_size gradient_accumulation_steps learning_rate warmup_steps weight_decay lora_r
+    lora_alpha lora_dropout dtype width depth feature pool caption_pool blind centred whitened shift preset objective
+    mapper_captions mapper_size mapper_samples mapper_epochs mapper_learning_rate rounds beta repetition_weight
+    num_generations temperature max_new_tokens""".split()
+)
 MAPPER_FIELDS = (
     "mapper_captions", "mapper_size", "mapper_samples", "guidance", "temperature", "max_new_tokens", "limit", "seed",
 )  # fmt: skip
@@ -70,8 +86,11 @@ class Bench:
         """What the row's result depends on, but for the images of the evaluation."""
         if config is None and spec.trains:
             config = self.config(spec)
-        settings = spec.settings if config is None else {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
-        settings = {k: v for k, v in settings.items() if v or k not in LATER}
+        settings = spec.settings
+        if config is not None:
+            default = {f.name: 0.0 if f.name == "guidance" else f.default for f in fields(config)}
+            settings = {name: value for name, value in asdict(config).items() if name not in NOT_IN_KEY}
+            settings = {name: v for name, v in settings.items() if name in KEYED or v != default[name]}
         seeded = spec.kind in ("best_of", "probe")
         return key_of([self.digest, spec.kind, spec.reward, settings, self.seed if seeded else None])
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -184,32 +183,3 @@ def _figures(
 def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds with its 95% t interval, which one seed does not have."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate | None:
-        if not values:
-            return None
-        mean = fmean(values)
-        if len(values) == 1:
-            return cls(mean, None, None)
-        from scipy.stats import t as student
-
-        half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-        return cls(mean, mean - half, mean + half)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None else "")
-
-    def above(self, bound: float) -> str:
-        """Whether the interval lies above the bound: yes, no, or open."""
-        if self.low is None or self.high is None:
-            return "-"
-        return "yes" if self.low >= bound else "no" if self.high < bound else "open"
