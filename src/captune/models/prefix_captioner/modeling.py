@@ -132,11 +132,11 @@ class PrefixModel(PrefixPreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
-        mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Return hidden states (B, T, D_h) of tokens (B, T) whose image tokens stand for the images' prefixes."""
