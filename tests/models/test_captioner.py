@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from captune.errors import CaptionerError
-from captune.models import image_inputs as image_units
+from captune.models import image_inputs
 from captune.models.captioner import Captioner
 
 
@@ -63,7 +63,7 @@ def test_features_of_quarters(captioner: Captioner, images: list, tiny_folder) -
 
 def test_quarters_need_four_tokens() -> None:
     with pytest.raises(CaptionerError, match="needs 4 tokens of each image, one has 3"):
-        image_units.pool([torch.ones(8, 2), torch.ones(3, 2)], [1, 1], "quarters")
+        image_inputs.pool([torch.ones(8, 2), torch.ones(3, 2)], [1, 1], "quarters")
 
 
 def test_visual_features_computed_before(captioner: Captioner, images: list) -> None:
@@ -77,5 +77,5 @@ def test_visual_features_computed_before(captioner: Captioner, images: list) -> 
 
 def test_quarters_are_those_of_the_picture_where_there_is_a_grid() -> None:
     grid = torch.arange(16.0).view(16, 1)  # 4 x 4, row by row
-    assert image_units.quarters(grid).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
-    assert image_units.quarters(torch.arange(6.0).view(6, 1)).flatten().tolist() == [0.5, 2.5, 4.0, 5.0]
+    assert image_inputs.quarters(grid).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert image_inputs.quarters(torch.arange(6.0).view(6, 1)).flatten().tolist() == [0.5, 2.5, 4.0, 5.0]
