@@ -178,7 +178,7 @@ def scored(answer: dict[str, float], caption: str, unscorable: float | None) -> 
     """Return the answer with a number for a score.
 
     Raises:
-        EvaluationError: the score is NaN and `unscorable` is None.
+        EvaluationError: the score is NaN, without `unscorable`.
     """
     if not math.isnan(answer["score"]):
         return answer

@@ -240,8 +240,7 @@ def method(monkeypatch):
         presets={"paper": {"rate": 0.5}, "captune": {"blind": True}},
         run=lambda config: ran.append(config) or SimpleNamespace(path=Path(config.output)),
     )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "a_method", SimpleNamespace(METHOD=found))
-    monkeypatch.setitem(train.METHODS._targets, "sft", "a_method:METHOD")
+    monkeypatch.setitem(train.METHODS.targets, "sft", found)
     return found
 
 
