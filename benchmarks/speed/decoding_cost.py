@@ -36,7 +36,7 @@ import torch
 from benchmarks import _lib
 from captune import storybook
 from captune.decoding import load_decoder
-from captune.decoding.zerocap import FrozenPair
+from captune.decoding.zerocap import ZeroCapModel
 from captune.evaluation.statistics import paired
 from captune.models.captioner import Captioner
 from captune.scorers import load_scorer
@@ -47,7 +47,7 @@ FEW = 2  # pictures for that
 SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 
 
-def contenders(captioner: Captioner, pair: FrozenPair, images: list[Any]) -> dict[str, tuple[Callable[[], Any], int]]:
+def contenders(captioner: Captioner, pair: ZeroCapModel, images: list[Any]) -> dict[str, tuple[Callable[[], Any], int]]:
     """What is timed, by name, and how many captions it makes."""
     captions = captioner.generate(images)
 
@@ -79,7 +79,7 @@ def contenders(captioner: Captioner, pair: FrozenPair, images: list[Any]) -> dic
     }
 
 
-def cost(captioner: Captioner, pair: FrozenPair, repeats: int) -> dict[str, Any]:
+def cost(captioner: Captioner, pair: ZeroCapModel, repeats: int) -> dict[str, Any]:
     """Seconds per caption: medians of the turns."""
     images = list(storybook.load("val", 16, seed=3)["image"])
     jobs = contenders(captioner, pair, images)
@@ -119,7 +119,7 @@ def figures(captions: list[str], data: Any) -> dict[str, float]:
     return {key: round(float(found[key]), 4) for key in kept if key in found}
 
 
-def gain(pair: FrozenPair, n: int) -> dict[str, Any]:
+def gain(pair: ZeroCapModel, n: int) -> dict[str, Any]:
     """ZeroCap against the unguided language model on storybook:test."""
     data = storybook.load("test", n)
     images = list(data["image"])
@@ -202,7 +202,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     captioner = Captioner.load("storybook", adapter=args.adapter, device="cpu")
     captioner.merge_adapter()
-    pair = FrozenPair.load("storybook-lm", "storybook-clip", device="cpu")
+    pair = ZeroCapModel.load("storybook-lm", "storybook-clip", device="cpu")
     curves = {"base": curve(Captioner.load("storybook", device="cpu"), args.val)}
     if args.adapter:
         curves["supervised"] = curve(captioner, args.val)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from captune.decoding.zerocap import FrozenPair
+from captune.decoding.zerocap import ZeroCapModel
 from captune.models.captioner import Captioner
 from captune.models.encoders.clip import Encoder
 from captune.scorers import load_scorer
@@ -100,7 +100,7 @@ def measure(row: System, base: str, made: train.Trained, exams: dict[str, Exam],
     """{scores: {split: figures}, captions: {split: the first few}, cost: of a caption, on the first split}"""
     captioner: Any = None
     if row.captions == "frozen pair":
-        captioner = FrozenPair.load(*PARTS.values())
+        captioner = ZeroCapModel.load(*PARTS.values())
     elif row.captions not in ("references", "consensus"):
         captioner = Captioner.load(made.model, adapter=made.adapter)
         captioner.merge_adapter()
@@ -137,7 +137,7 @@ class Study(runner.Study):
             return
         self.encoder = held_out_encoder(args.work, args.results, quick=args.quick)
         self.base = weights_digest(Captioner.load(args.bases[0]).core.state_dict())
-        pair = FrozenPair.load(*PARTS.values())
+        pair = ZeroCapModel.load(*PARTS.values())
         self.digests = [self.base, weights_digest(pair.model.state_dict()), self.encoder.digest]
 
     def rows(self, section: str) -> list[System]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, MistralConfig
 
 from captune.decoding import load_decoder
-from captune.decoding.zerocap import ContextGuidance, FrozenPair, ZeroCap
+from captune.decoding.zerocap import ContextGuidance, ZeroCap, ZeroCapModel
 from captune.errors import CaptionerError
 from captune.models.captioner import Captioner
 from captune.models.encoders.clip import Encoder
@@ -41,14 +41,14 @@ def language_model(tokenizer: Any, kind: str = "gpt2") -> Any:
 
 
 @pytest.fixture
-def pair(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> FrozenPair:
+def pair(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> ZeroCapModel:
     encoder = Encoder.load(tiny_encoders.clip(tmp_path_factory.mktemp("clip")), device="cpu")
-    return FrozenPair(language_model(tokenizer), tokenizer, encoder, name="tiny")
+    return ZeroCapModel(language_model(tokenizer), tokenizer, encoder, name="tiny")
 
 
 @pytest.fixture(scope="module")
-def storybook_pair() -> FrozenPair:
-    return FrozenPair.load("storybook-lm", "storybook-clip", device="cpu")
+def storybook_pair() -> ZeroCapModel:
+    return ZeroCapModel.load("storybook-lm", "storybook-clip", device="cpu")
 
 
 class Taste:
@@ -64,7 +64,7 @@ class Taste:
         return torch.tensor([[1.0, 0.0] if text.endswith("fish") else [0.0, 1.0] for text in texts])
 
 
-def guidance(pair: FrozenPair, config: ZeroCap, images: list, ids: Tensor) -> tuple[ContextGuidance, Tensor]:
+def guidance(pair: ZeroCapModel, config: ZeroCap, images: list, ids: Tensor) -> tuple[ContextGuidance, Tensor]:
     """The processor as `generate` would call it after these tokens, and the scores that it would be given."""
     cache = DynamicCache(config=pair.language_model.config)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def guidance(pair: FrozenPair, config: ZeroCap, images: list, ids: Tensor) -> tu
     return ContextGuidance(config, pair, images, cache), logits
 
 
-def test_what_the_encoder_likes_becomes_likelier(pair: FrozenPair, images: list) -> None:
+def test_what_the_encoder_likes_becomes_likelier(pair: ZeroCapModel, images: list) -> None:
     pair.encoder = taste = Taste()  # type: ignore[assignment]
     fish = pair.tokenizer(" fish", add_special_tokens=False)["input_ids"]
     assert len(fish) == 1
@@ -87,10 +87,10 @@ def test_what_the_encoder_likes_becomes_likelier(pair: FrozenPair, images: list)
     assert "a red fish" in taste.texts and "a red" in taste.texts  # the end of the caption adds nothing to the text
 
 
-def test_a_candidate_that_is_not_asked_about_gains_nothing_from_the_encoder(pair: FrozenPair, images: list) -> None:
+def test_a_candidate_that_is_not_asked_about_gains_nothing_from_the_encoder(pair: ZeroCapModel, images: list) -> None:
     ids = torch.tensor([pair.prompt_ids + pair.tokenizer("a red")["input_ids"]])
     processor, logits = guidance(pair, ZeroCap(top_k=3), images[:1], ids)
-    candidates, opinion = processor.opinion(ids, torch.tensor([0]), logits.log_softmax(-1))
+    candidates, opinion = processor.clip_distribution(ids, torch.tensor([0]), logits.log_softmax(-1))
     assert set(candidates[0].tolist()) == set(logits.topk(3).indices[0].tolist())
     torch.testing.assert_close(opinion.sum(-1), torch.ones(1))
     features = pair.encoder.encode_texts([pair.tokenizer.decode([*ids[0, 1:], i]).strip() for i in candidates[0]])
@@ -98,7 +98,7 @@ def test_a_candidate_that_is_not_asked_about_gains_nothing_from_the_encoder(pair
     torch.testing.assert_close(opinion[0], (cosines / 0.01).softmax(0), atol=1e-4, rtol=1e-4)
 
 
-def test_fluency_keeps_the_words_of_the_language_model(pair: FrozenPair, images: list) -> None:
+def test_fluency_keeps_the_words_of_the_language_model(pair: ZeroCapModel, images: list) -> None:
     """The larger lambda, the nearer to p_hat (KL), the gradient's length being the same."""
     ids = torch.tensor([pair.prompt_ids + pair.tokenizer("a red")["input_ids"]])
     distances = []
@@ -110,22 +110,26 @@ def test_fluency_keeps_the_words_of_the_language_model(pair: FrozenPair, images:
     assert distances[0] > distances[1] > distances[2] >= 0
 
 
-def test_a_step_is_the_gradient_over_its_norm(pair: FrozenPair, images: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_the_gradient_over_its_norm(
+    pair: ZeroCapModel, images: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Recomputed with the paper's loss, for one row, from the cache's tensors."""
     ids = torch.tensor([pair.prompt_ids + pair.tokenizer("a red")["input_ids"]] * 2)
     config = ZeroCap(steps=1, fluency=0.7, step_size=0.2, norm_exponent=0.9)
     processor, logits = guidance(pair, config, images[:2], ids)
     before = [state.clone() for layer in processor.cache.layers for state in (layer.keys, layer.values)]
     seen: list[list[Tensor]] = []
-    speak = processor.speak
-    monkeypatch.setattr(processor, "speak", lambda last, context: seen.append(list(context)) or speak(last, context))
+    speak = processor.next_token_logprobs
+    monkeypatch.setattr(
+        processor, "next_token_logprobs", lambda last, context: seen.append(list(context)) or speak(last, context)
+    )
     processor(ids, logits)
     states = [state[1:, :, :-1].clone().requires_grad_() for state in before]
     layers = list(zip(states[::2], states[1::2], strict=True))
     output = pair.language_model(input_ids=ids[1:, -1:], past_key_values=DynamicCache(layers))
     p_hat, log_p = logits[1].log_softmax(-1), output.logits[0, -1].log_softmax(-1)
     torch.testing.assert_close(log_p, p_hat, atol=1e-4, rtol=1e-4)  # the cache had not been moved
-    candidates, opinion = processor.opinion(ids, torch.arange(2), logits.log_softmax(-1))
+    candidates, opinion = processor.clip_distribution(ids, torch.arange(2), logits.log_softmax(-1))
     loss = -(opinion[1] * log_p[candidates[1]]).sum() + 0.7 * (log_p.exp() * (log_p - p_hat)).sum()
     for state, gradient, moved in zip(states, torch.autograd.grad(loss, states), seen[-1], strict=True):
         expected = state[0] - 0.2 * gradient[0] / gradient.norm() ** 0.9
@@ -134,7 +138,7 @@ def test_a_step_is_the_gradient_over_its_norm(pair: FrozenPair, images: list, mo
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))  # each token starts anew
 
 
-def test_without_steps_it_is_the_language_model_alone(pair: FrozenPair, images: list) -> None:
+def test_without_steps_it_is_the_language_model_alone(pair: ZeroCapModel, images: list) -> None:
     alone = pair.generate(images, max_new_tokens=8)
     assert load_decoder("zerocap:?steps=0")(pair, images, max_new_tokens=8) == alone
     assert len(set(alone)) == 1  # it sees no picture
@@ -142,15 +146,15 @@ def test_without_steps_it_is_the_language_model_alone(pair: FrozenPair, images: 
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_four_at_once_are_four_one_at_a_time(pair: FrozenPair, tokenizer: Any, images: list, kind: str) -> None:
-    pair = FrozenPair(language_model(tokenizer, kind), tokenizer, pair.encoder, name="tiny", prompt="a red")
+def test_four_at_once_are_four_one_at_a_time(pair: ZeroCapModel, tokenizer: Any, images: list, kind: str) -> None:
+    pair = ZeroCapModel(language_model(tokenizer, kind), tokenizer, pair.encoder, name="tiny", prompt="a red")
     decoder = load_decoder("zerocap:?step_size=1&top_k=64&steps=2")
     together = decoder(pair, images, max_new_tokens=5)
     assert together == [decoder(pair, [image], max_new_tokens=5)[0] for image in images]
     assert together != pair.generate(images, max_new_tokens=5)
 
 
-def test_it_raises_the_clip_score_and_the_batch_does_not_matter(storybook_pair: FrozenPair) -> None:
+def test_it_raises_the_clip_score_and_the_batch_does_not_matter(storybook_pair: ZeroCapModel) -> None:
     data = load("val", 4, seed=11)
     images, decoder = list(data["image"]), load_decoder("zerocap")
     guided = decoder(storybook_pair, images, max_new_tokens=10)
@@ -162,12 +166,12 @@ def test_it_raises_the_clip_score_and_the_batch_does_not_matter(storybook_pair: 
     assert (scores[0] > scores[1]).all()
 
 
-def test_siglip_guides_as_well(pair: FrozenPair, images: list, tmp_path: Any) -> None:
+def test_siglip_guides_as_well(pair: ZeroCapModel, images: list, tmp_path: Any) -> None:
     pair.encoder = Encoder.load(tiny_encoders.siglip(tmp_path), device="cpu")
     assert len(load_decoder("zerocap:?top_k=8")(pair, images, max_new_tokens=4)) == 4
 
 
-def test_beams_and_samples_are_those_of_transformers(pair: FrozenPair, images: list) -> None:
+def test_beams_and_samples_are_those_of_transformers(pair: ZeroCapModel, images: list) -> None:
     decoder = load_decoder("zerocap:?step_size=1&top_k=16")
     alone = [decoder(pair, [image], max_new_tokens=5, num_beams=3)[0] for image in images[:2]]
     assert decoder(pair, images[:2], max_new_tokens=5, num_beams=3) == alone
@@ -176,7 +180,7 @@ def test_beams_and_samples_are_those_of_transformers(pair: FrozenPair, images: l
     assert len(drawn) == 8 and len(set(drawn)) > 4
 
 
-def test_what_generate_forbids_stays_forbidden(pair: FrozenPair, images: list) -> None:
+def test_what_generate_forbids_stays_forbidden(pair: ZeroCapModel, images: list) -> None:
     ids = torch.tensor([pair.prompt_ids + pair.tokenizer("a red")["input_ids"]])
     processor, logits = guidance(pair, ZeroCap(), images[:1], ids)
     logits[0, logits[0].topk(5).indices] = -torch.inf
@@ -184,7 +188,7 @@ def test_what_generate_forbids_stays_forbidden(pair: FrozenPair, images: list) -
     assert torch.equal(scores.isneginf(), logits.isneginf()) and not scores.isnan().any()
 
 
-def test_a_caption_ends_and_takes_no_further_part(pair: FrozenPair, images: list) -> None:
+def test_a_caption_ends_and_takes_no_further_part(pair: ZeroCapModel, images: list) -> None:
     stop = pair.tokenizer(".", add_special_tokens=False)["input_ids"]
     assert set(pair.eos_ids) == {pair.tokenizer.eos_token_id, *stop}
     ids = torch.tensor([[*pair.prompt_ids, 40, 41, 42], [*pair.prompt_ids, 40, stop[0], 42]])
@@ -195,8 +199,8 @@ def test_a_caption_ends_and_takes_no_further_part(pair: FrozenPair, images: list
     assert empty == [""] * 4
 
 
-def test_the_prompt_is_context_and_no_part_of_the_caption(pair: FrozenPair, images: list, tokenizer: Any) -> None:
-    prompted = FrozenPair(pair.language_model, tokenizer, pair.encoder, name="tiny", prompt="two green fish")
+def test_the_prompt_is_context_and_no_part_of_the_caption(pair: ZeroCapModel, images: list, tokenizer: Any) -> None:
+    prompted = ZeroCapModel(pair.language_model, tokenizer, pair.encoder, name="tiny", prompt="two green fish")
     assert prompted.generate(images[:1], max_new_tokens=4) != pair.generate(images[:1], max_new_tokens=4)
     pair.encoder = prompted.encoder = taste = Taste()  # type: ignore[assignment]
     (caption,) = load_decoder("zerocap")(prompted, images[:1], max_new_tokens=2)
@@ -205,18 +209,18 @@ def test_the_prompt_is_context_and_no_part_of_the_caption(pair: FrozenPair, imag
 
 
 def test_only_a_pair_with_a_plain_cache_is_guided(
-    pair: FrozenPair, captioner: Captioner, images: list, tokenizer: Any
+    pair: ZeroCapModel, captioner: Captioner, images: list, tokenizer: Any
 ) -> None:
     with pytest.raises(CaptionerError, match="--language-model storybook-lm --image-encoder storybook-clip"):
         load_decoder("zerocap")(captioner, images)  # type: ignore[arg-type]
-    sliding = FrozenPair(language_model(tokenizer, "mistral"), tokenizer, pair.encoder, name="sliding")
+    sliding = ZeroCapModel(language_model(tokenizer, "mistral"), tokenizer, pair.encoder, name="sliding")
     with pytest.raises(CaptionerError, match="sliding has another kind"):
         load_decoder("zerocap")(sliding, images)
 
 
 def test_a_missing_language_model_is_answered_in_one_sentence(tmp_path: Any) -> None:
     with pytest.raises(CaptionerError, match="does not exist"):
-        FrozenPair.load(tmp_path / "none", "storybook-clip")
+        ZeroCapModel.load(tmp_path / "none", "storybook-clip")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CaptionerError, match="it has no config.json"):
-        FrozenPair.load(tmp_path / "empty", "storybook-clip")
+        ZeroCapModel.load(tmp_path / "empty", "storybook-clip")

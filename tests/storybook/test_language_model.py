@@ -70,9 +70,9 @@ def test_the_shipped_model_is_small_and_what_the_defaults_build() -> None:
 
 
 def test_the_shipped_model_knows_the_language_and_not_the_picture() -> None:
-    from captune.decoding.zerocap import FrozenPair
+    from captune.decoding.zerocap import ZeroCapModel
 
-    pair = FrozenPair.load("storybook-lm", "storybook-clip", device="cpu")
+    pair = ZeroCapModel.load("storybook-lm", "storybook-clip", device="cpu")
     texts = [reference(sample_scene("test", 5, i), random_for("test", 5, i, "x")) for i in range(50)]
     shuffled = [" ".join(reversed(text.split())) for text in texts]
     model, tokenizer = pair.language_model, pair.tokenizer

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from captune.data import load_images, open_image, read_jsonl
+from captune.decoding.self_correct import REQUEST, SelfCorrection, correct, second_turn
 from captune.errors import MissingColumn
 from captune.models.captioner import Captioner
 from captune.scene_graphs import SceneGraph
@@ -26,18 +27,14 @@ from captune.training import lifecycle as training
 from captune.training import sc_captioner
 from captune.training.lifecycle import training_arguments
 from captune.training.sc_captioner import (
-    REQUEST,
     Corrections,
     GraphElements,
     SCConfig,
     SCTrainer,
-    SelfCorrection,
     changes,
-    correct,
     corrections,
     reward_of,
     run,
-    second_turn,
 )
 
 

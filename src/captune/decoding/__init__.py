@@ -4,36 +4,46 @@
     captions = decoder(captioner, images, max_new_tokens=40)  # list[str]
 
 A decoder is a frozen dataclass whose fields are its settings; settings of the call are those of `Captioner.generate`.
-To add one: a module with such a class, and a line in `DECODERS`.
+To add one: such a class in a package with an entry point `captune.decoders`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
-from urllib.parse import parse_qsl
 
-from captune.errors import UnknownDecoder
+from captune.errors import SettingError, UnknownDecoder
+from captune.utils import spec as specs
+from captune.utils.registry import Registry
 
-#: name -> "module:class". Imported when asked for.
-DECODERS: dict[str, str] = {
-    "cfg": "captune.decoding.cfg:ClassifierFreeGuidance",
-    "contrastive": "captune.decoding.contrastive:Contrastive",
-    "best-of": "captune.decoding.best_of:BestOf",
-    "self-correct": "captune.training.sc_captioner:SelfCorrection",
-    "zerocap": "captune.decoding.zerocap:ZeroCap",
-}
+#: Imported when asked for.
+DECODERS = Registry(
+    "captune.decoders",
+    "decoder",
+    {
+        "cfg": "captune.decoding.cfg:ClassifierFreeGuidance",
+        "contrastive": "captune.decoding.contrastive:Contrastive",
+        "best-of": "captune.decoding.best_of:BestOf",
+        "self-correct": "captune.decoding.self_correct:SelfCorrection",
+        "zerocap": "captune.decoding.zerocap:ZeroCap",
+    },
+    error=UnknownDecoder,
+)
 
 
 class Decoder(Protocol):
-    """What turns images into captions with a captioner (`ZeroCap`: with a `FrozenPair`)."""
+    """What turns images into captions with a captioner (`ZeroCap`: with a `ZeroCapModel`).
 
-    positional: ClassVar[tuple[str, ...]]  # the fields that the spec gives by place: "best-of:8:clip"
+    Attributes:
+        positional: the fields that a spec gives by position, as in "best-of:8:clip".
+        example: a whole spec, for messages.
+        samples: whether captions are sampled.
+    """
+
+    positional: ClassVar[tuple[str, ...]]
     example: ClassVar[str]
-    samples: ClassVar[bool]  # whether captions are drawn by lot
+    samples: ClassVar[bool]
 
     @property
     def required_columns(self) -> tuple[str, ...]:
@@ -44,37 +54,31 @@ class Decoder(Protocol):
         """Everything that decides the captions beside captioner, images and the call's settings."""
 
     def __call__(self, captioner: Any, images: Sequence[Any], **settings: Any) -> list[str]:
-        """One caption per image."""
+        """Return one caption per image."""
 
 
 def load_decoder(spec: str) -> Decoder:
-    """ "cfg:2.0", "contrastive:0.5?beta=0.2", "best-of:8:clip - 0.1*length", "zerocap:?steps=3" -> a decoder.
+    """Return the decoder of a spec.
+
+    Args:
+        spec: "cfg:2.0", "contrastive:0.5?beta=0.2", "best-of:8:clip - 0.1*length", "zerocap:?steps=3".
 
     Raises:
         UnknownDecoder: with the nearest names.
-        ValueError: for a setting that the decoder has not, or a value that it cannot use.
+        SettingError: for a setting that the decoder does not have, or a value out of range.
     """
     name, _, argument = spec.strip().partition(":")
-    if name not in DECODERS:
-        near = difflib.get_close_matches(name.lower(), DECODERS, n=2, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise UnknownDecoder(f"no decoder is called {name!r}. {hint}The decoders are {', '.join(DECODERS)}.")
-    module, _, attribute = DECODERS[name].partition(":")
-    cls: Any = getattr(importlib.import_module(module), attribute)
-    fields: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-    query = ""
-    if len(fields) > len(cls.positional):  # else a "?" belongs to what is named, such as best-of's scorer
-        argument, _, query = argument.partition("?")
-    try:
-        given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-        heads = argument.split(":", max(0, len(cls.positional) - 1)) if argument else []
-        given = {**dict(zip(cls.positional, heads, strict=False)), **given}
-        if (heads and not cls.positional) or not given.keys() <= fields.keys():
-            raise ValueError(f"its settings are {', '.join(fields)}" if fields else "it has no settings")
-        values = {key: fields[key](value) for key, value in given.items() if value or fields[key] is str}
-    except ValueError as error:
-        raise ValueError(f"decoder {spec!r} cannot be read: {error}. Write it like {cls.example!r}.") from error
-    return cls(**values)
+    cls = DECODERS[name]
+    more = len(dataclasses.fields(cls)) > len(cls.positional)  # else a "?" belongs to what is named, best-of's scorer
+    return specs.parse(
+        argument,
+        cls,
+        what=f"decoder {name!r}",
+        positional=cls.positional,
+        example=cls.example,
+        error=SettingError,
+        query="first" if more else "never",
+    )
 
 
 __all__ = ["DECODERS", "Decoder", "UnknownDecoder", "load_decoder"]

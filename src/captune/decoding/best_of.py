@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import numpy as np
+from pydantic import Field
 
 from captune.models.caching.prefill import PrefillCache
 from captune.scorers import Scorer, check_needs, load_scorer
@@ -26,16 +27,14 @@ if TYPE_CHECKING:
 class BestOf:
     """ "best-of:8:clip", "best-of:8:clip - 0.1*length": N samples (temperature 1), judged by a scorer."""
 
-    n: int = 8
-    scorer: str = "clip"
+    n: Annotated[int, Field(ge=1, description="samples of each image")] = 8
+    scorer: Annotated[str, Field(description="what picks one of them: a scorer, or a weighted sum of scorers")] = "clip"
 
     positional: ClassVar = ("n", "scorer")
     example: ClassVar = "best-of:8:clip"
     samples: ClassVar = True
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"best-of needs at least one sample, not {self.n}")
         self.judge.check()
 
     @cached_property
@@ -68,5 +67,5 @@ class BestOf:
             return captions
         own = {name: [entry for entry in column for _ in range(self.n)] for name, column in columns.items()}
         rewards = np.array(cast(Any, self.judge)(captions, **own), dtype=float).reshape(len(images), self.n)
-        best = np.nan_to_num(rewards, nan=-np.inf).argmax(axis=1)  # a reward that is none wins nothing
+        best = np.nan_to_num(rewards, nan=-np.inf).argmax(axis=1)  # an invalid reward wins nothing
         return [captions[row * self.n + place] for row, place in enumerate(best)]

@@ -16,10 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from transformers import BatchFeature, LogitsProcessor
 
@@ -103,16 +104,12 @@ def guided(captioner: Captioner, images: Sequence[Any], *, weight: float, beta: 
 class ClassifierFreeGuidance:
     """ "cfg:2.0": guidance scale gamma > 0; 1 is plain decoding, and costs no more than that."""
 
-    scale: float = 2.0
+    scale: Annotated[float, Field(gt=0, description="gamma; 1 is plain decoding")] = 2.0
 
     positional: ClassVar = ("scale",)
     example: ClassVar = "cfg:2.0"
     samples: ClassVar = False
     required_columns: ClassVar = ()
-
-    def __post_init__(self) -> None:
-        if not self.scale > 0:
-            raise ValueError(f"cfg's guidance scale must be above 0, not {self.scale:g}; 1 is no guidance")
 
     @property
     def signature(self) -> str:

@@ -7,7 +7,7 @@ vision-language models through visual contrastive decoding", CVPR 2024).
 What the captioner would say of any picture, its habits, is what it says of I', and counts against a word. alpha > 0 is
 how much; beta is the adaptive plausibility constraint, which keeps words that only I' speaks against from being said.
 
-I' is a blank image here, where VCD blurs I with diffusion noise: nothing has to be drawn by lot, so that a caption
+I' is a blank image here, where VCD blurs I with diffusion noise: nothing is sampled, so that a caption
 does not depend on a seed, and its prompt is evaluated once per batch instead of once per image. That makes it
 classifier-free guidance (`captune.decoding.cfg`) with gamma = 1 + alpha, and the constraint besides.
 """
@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from captune.decoding.cfg import guided
 
@@ -28,19 +30,13 @@ if TYPE_CHECKING:
 class Contrastive:
     """ "contrastive:0.5" or "contrastive:0.5?beta=0.2": alpha >= 0, and beta between 0 and 1."""
 
-    alpha: float = 1.0
-    beta: float = 0.1
+    alpha: Annotated[float, Field(ge=0, description="how much the blank image counts against a word")] = 1.0
+    beta: Annotated[float, Field(ge=0, le=1, description="least share of the likeliest word's probability")] = 0.1
 
     positional: ClassVar = ("alpha",)
     example: ClassVar = "contrastive:0.5?beta=0.1"
     samples: ClassVar = False
     required_columns: ClassVar = ()
-
-    def __post_init__(self) -> None:
-        if not self.alpha >= 0 or not 0 <= self.beta <= 1:
-            raise ValueError(
-                f"contrastive decoding needs alpha >= 0 and beta between 0 and 1, not {self.alpha:g} and {self.beta:g}"
-            )
 
     @property
     def signature(self) -> str:

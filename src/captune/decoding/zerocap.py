@@ -9,10 +9,10 @@ every layer. Before each token the cache is moved to the minimum of
 by a few steps C_i <- C_i - alpha grad / ||grad||^r, where the norm is that of one row, one layer, its keys or values.
 
     p_hat    what the LM says with the cache as it was; lambda keeps the words a language
-    L_CLIP   - sum_k p_k log LM(x_i, C_i)_k over the top candidates, cross-entropy with CLIP's opinion
+    L_CLIP   - sum_k p_k log LM(x_i, C_i)_k over the top candidates, cross-entropy with CLIP's distribution p_k
     p_k      proportional to exp(cos(E_text(x_1 .. x_i k), E_image(I)) / tau_c)
 
-The token comes from LM(x_i, C_i)^f p_hat^(1 - f), normalised; then the cache is what it was (each token starts anew).
+The token comes from LM(x_i, C_i)^f p_hat^(1 - f), normalised; then the cache is what it was for the next token.
 
 It is a `LogitsProcessor`: `generate` runs the LM, which gives p_hat, and the processor reads C_i off the cache that
 `generate` fills, so that greedy search, sampling and beams (the paper's decoding has 5) are those of transformers.
@@ -21,7 +21,7 @@ texts that rows have in common are read once, rows whose caption has ended cost 
 
 *Left open by the paper, or different here.* The paper writes cross-entropy for L_CE, its published code the divergence
 KL(LM(x_i, C_i) || p_hat), taken here. The paper's norm is squared, the code's exponent r = 0.9. The candidates are the
-best of p_hat, once for each token, where the code picks 512 anew in every step, which costs a reading by CLIP each: the
+best of p_hat, once for each token, where the code picks 512 again in every step, which costs a pass of CLIP each: the
 few that differ have next to no probability. The code lowers a list of forbidden tokens and raises the full stop's
 logit by 1.01 (captions end at ".", as here, or at the LM's own end); neither is done. Where the context is <bos> alone
 there is no cache to move, and the first token is the LM's. lambda = 0.2, alpha = 0.3, 5 steps, tau_c = 0.01, f = 0.99
@@ -30,13 +30,15 @@ are the paper's and its code's; `top_k` is 512 there. The paper prompts GPT-2 wi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessor
@@ -51,11 +53,11 @@ from captune.utils.device import pick_device
 MAX_NEW_TOKENS = 15  # the paper's, for language models that name no number
 
 
-class FrozenPair:
+class ZeroCapModel:
     """A causal language model and an encoder of images and texts, neither trained for the other, neither trained here.
 
     What a captioner is to other decoders; `generate` is the language model alone, which sees no image. `prompt` is the
-    text that it goes on from, "Image of a" in the paper; it is no part of the caption.
+    text that it continues, "Image of a" in the paper; it is no part of the caption.
     """
 
     def __init__(self, language_model: Any, tokenizer: Any, encoder: Encoder, *, name: str, prompt: str = "") -> None:
@@ -73,8 +75,14 @@ class FrozenPair:
         *,
         prompt: str | None = None,
         device: str | torch.device | None = None,
-    ) -> FrozenPair:
-        """Folders, hub names, "storybook-lm" and "storybook-clip"; both in float32, since gradients are taken.
+    ) -> ZeroCapModel:
+        """Load both in float32, since gradients are taken.
+
+        Args:
+            language_model: a folder, a hub name, or the name of a shipped model such as "storybook-lm".
+            image_encoder: a CLIP or SigLIP, as above.
+            prompt: what the caption continues.
+            device: default: the GPU where there is one.
 
         Raises:
             CaptionerError, EncoderError: say what is missing.
@@ -146,34 +154,30 @@ class FrozenPair:
 class ZeroCap:
     """ "zerocap", "zerocap:?top_k=512&steps=5": CLIP-guided decoding of a frozen language model."""
 
-    steps: int = 5  # gradient steps for each token
-    clip_scale: float = 1.0  # weight of L_CLIP
-    fluency: float = 0.2  # lambda
-    step_size: float = 0.3  # alpha
-    norm_exponent: float = 0.9  # r
-    temperature: float = 0.01  # tau_c
-    top_k: int = 512
-    min_p: float = 0.01  # candidates are at least so likely, as a share of the likeliest one
-    fusion: float = 0.99  # f
+    steps: Annotated[int, Field(ge=0, description="gradient steps for each token")] = 5
+    clip_scale: Annotated[float, Field(description="weight of L_CLIP")] = 1.0
+    fluency: Annotated[float, Field(description="lambda, the weight of L_CE")] = 0.2
+    step_size: Annotated[float, Field(description="alpha")] = 0.3
+    norm_exponent: Annotated[float, Field(description="r")] = 0.9
+    temperature: Annotated[float, Field(gt=0, description="tau_c, of CLIP's distribution")] = 0.01
+    top_k: Annotated[int, Field(ge=1, description="candidates that CLIP is asked about")] = 512
+    min_p: Annotated[float, Field(description="a candidate's least share of the likeliest one's probability")] = 0.01
+    fusion: Annotated[float, Field(description="f, how much of the moved distribution is taken")] = 0.99
 
     positional: ClassVar = ()
     example: ClassVar = "zerocap:?top_k=512&steps=5"
     samples: ClassVar = False
     required_columns: ClassVar = ()
 
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.top_k < 1 or not self.temperature > 0:
-            raise ValueError("zerocap needs steps >= 0, top_k >= 1 and temperature > 0")
-
     @property
     def signature(self) -> str:
         return repr(self)
 
-    def __call__(self, captioner: FrozenPair, images: Sequence[Any], **settings: Any) -> list[str]:
-        if not isinstance(captioner, FrozenPair):
+    def __call__(self, captioner: ZeroCapModel, images: Sequence[Any], **settings: Any) -> list[str]:
+        if not isinstance(captioner, ZeroCapModel):
             raise CaptionerError(
                 "zerocap guides a language model with an image encoder and takes no captioner: name the two "
-                "(--language-model storybook-lm --image-encoder storybook-clip, in Python FrozenPair.load)"
+                "(--language-model storybook-lm --image-encoder storybook-clip, in Python ZeroCapModel.load)"
             )
         cache = DynamicCache(config=captioner.language_model.config)
         if not all(type(layer) is DynamicLayer for layer in cache.layers):
@@ -188,7 +192,7 @@ class ContextGuidance(LogitsProcessor):
     N may be a multiple of the images (beams, samples); `cache` is the one that `generate` fills, and is left as it is.
     """
 
-    def __init__(self, config: ZeroCap, pair: FrozenPair, images: Sequence[Any], cache: DynamicCache) -> None:
+    def __init__(self, config: ZeroCap, pair: ZeroCapModel, images: Sequence[Any], cache: DynamicCache) -> None:
         self.config, self.pair, self.cache = config, pair, cache
         self.images = pair.encoder.encode_images(images).to(pair.device)  # (B, D)
         self.eos_ids = torch.tensor(pair.eos_ids, device=pair.device)
@@ -202,14 +206,14 @@ class ContextGuidance(LogitsProcessor):
         if len(live) == 0:
             return scores
         p_hat = scores[live].float().log_softmax(-1)
-        candidates, opinion = self.opinion(input_ids, live, p_hat)
-        moved = self.move(input_ids[live, -1:], live, p_hat, candidates, opinion)
+        candidates, p_clip = self.clip_distribution(input_ids, live, p_hat)
+        moved = self.update_cache(input_ids[live, -1:], live, p_hat, candidates, p_clip)
         fused = (self.config.fusion * moved + (1 - self.config.fusion) * p_hat).log_softmax(-1)
         result = scores.clone()
         result[live] = fused.to(scores.dtype)
         return result  # type: ignore[return-value]
 
-    def opinion(self, input_ids: Tensor, live: Tensor, p_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def clip_distribution(self, input_ids: Tensor, live: Tensor, p_hat: Tensor) -> tuple[Tensor, Tensor]:
         """The candidates (L, K) of the live rows and CLIP's distribution over them, p_k (L, K)."""
         best = p_hat.topk(min(self.config.top_k, len(self.pair.token_texts)))
         asked = best.values.exp() >= self.config.min_p * best.values[:, :1].exp()  # (L, K), the rest has p_k = 0
@@ -224,7 +228,7 @@ class ContextGuidance(LogitsProcessor):
         similarity[row, place] = (features * images[row]).sum(-1)
         return best.indices, (similarity / self.config.temperature).softmax(-1)
 
-    def move(self, last: Tensor, live: Tensor, p_hat: Tensor, candidates: Tensor, opinion: Tensor) -> Tensor:
+    def update_cache(self, last: Tensor, live: Tensor, p_hat: Tensor, candidates: Tensor, p_clip: Tensor) -> Tensor:
         """log LM(x_i, C_i) after the steps, (L, vocabulary)."""
         config = self.config
         context = [  # keys and values (L, heads, i, width) of each layer, without those of x_i
@@ -234,17 +238,17 @@ class ContextGuidance(LogitsProcessor):
         for _ in range(config.steps):
             with torch.enable_grad():
                 context = [state.detach().requires_grad_() for state in context]
-                log_p = self.speak(last, context)
-                clip = -(opinion * log_p.gather(1, candidates)).sum()
+                log_p = self.next_token_logprobs(last, context)
+                clip = -(p_clip * log_p.gather(1, candidates)).sum()
                 fluency = (log_p.exp() * (log_p - p_hat.masked_fill(~allowed, 0)))[allowed].sum()
                 gradients = torch.autograd.grad(config.clip_scale * clip + config.fluency * fluency, context)
             context = [
                 state - config.step_size * gradient / (norm(gradient) + 1e-15) ** config.norm_exponent
                 for state, gradient in zip(context, gradients, strict=True)
             ]
-        return self.speak(last, context).detach()
+        return self.next_token_logprobs(last, context).detach()
 
-    def speak(self, last: Tensor, context: Sequence[Tensor]) -> Tensor:
+    def next_token_logprobs(self, last: Tensor, context: Sequence[Tensor]) -> Tensor:
         """log LM(x_i, C_i), (L, vocabulary)."""
         layers = zip(context[::2], context[1::2], strict=True)
         output = self.pair.language_model(input_ids=last, past_key_values=DynamicCache(layers), use_cache=True)
@@ -254,3 +258,10 @@ class ContextGuidance(LogitsProcessor):
 def norm(gradient: Tensor) -> Tensor:
     """Of each row by itself, (L, 1, 1, 1)."""
     return gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FrozenPair":
+        warnings.warn("captune.decoding.zerocap.FrozenPair is now called ZeroCapModel", FutureWarning, stacklevel=2)
+        return ZeroCapModel
+    raise AttributeError(name)

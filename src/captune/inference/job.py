@@ -78,20 +78,20 @@ def caption_to_file(
 
     ``language_model`` and ``image_encoder``: what ``decoder="zerocap"`` works with in place of a model.
     """
-    from captune.decoding.zerocap import FrozenPair, ZeroCap
+    from captune.decoding.zerocap import ZeroCapModel, ZeroCap
     from captune.models.captioner import Captioner
 
     load_images(source, limit=1, decode=False, stream=True)
     decode = None if decoder is None else load_decoder(decoder)
     if decode is not None and isinstance(decode, ZeroCap) != (model is None):
         raise ValueError("zerocap works with a language model and an image encoder, other decoders with a model")
-    captioner: Captioner | FrozenPair
+    captioner: Captioner | ZeroCapModel
     if model is not None and language_model is None and image_encoder is None:
         captioner = Captioner.load(
             model, adapter=adapter, dtype=dtype, device=device, trust_remote_code=trust_remote_code, prompt=prompt
         )
     elif model is None and language_model is not None and image_encoder is not None:
-        captioner = FrozenPair.load(language_model, image_encoder, device=device, prompt=prompt)
+        captioner = ZeroCapModel.load(language_model, image_encoder, device=device, prompt=prompt)
     else:
         raise ValueError("name a model, or (for the decoder zerocap) both a language model and an image encoder")
     return caption_source(captioner, source, output, resume=not overwrite, decoder=decode, **job)

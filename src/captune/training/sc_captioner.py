@@ -38,14 +38,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature
 
 from captune.data.schemes import SOURCES, scheme_of
+from captune.decoding.self_correct import SelfCorrection, correct, second_turn
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scene_graphs import Parser, SceneGraph, merged
@@ -56,10 +55,6 @@ from captune.training.method import Method
 from captune.training.scst import SCSTTrainer, fit, leave_one_out, scst_loss, starting_captioner
 from captune.training.sequences import caption_logits, sample
 
-REQUEST = (
-    "Check this caption against the image: its objects, their attributes, the relations between them. Leave out what "
-    "is not in the image and add what is missing. Answer with the corrected caption alone."
-)
 TAU, SURE, DOUBTFUL = 0.6, 0.7, 0.6
 BONUS = {"object": 0.25, "attribute": 0.15, "relation": 0.15}
 
@@ -143,46 +138,10 @@ class Corrections:
         ]
 
 
-def second_turn(captioner: Captioner, images: Sequence[Image.Image], captions: Sequence[str]) -> BatchFeature:
-    """A prompt batch that asks for the correction of each image's caption, LEFT padded, on the device."""
-    turns, texts = captioner.has_turns(), []
-    for caption in captions:
-        for token in captioner.tokenizer.all_special_tokens:  # a caption holds no image and ends no turn
-            caption = caption.replace(token, " ")
-        messages, caption = captioner.conversation(), " ".join(caption.split())
-        if turns:
-            for role, text in (("assistant", caption), ("user", REQUEST)):
-                messages.append({"role": role, "content": [{"type": "text", "text": text}]})
-        else:
-            messages[0]["content"].insert(0, {"type": "text", "text": f"{caption}\n"})
-        texts.append(captioner.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    return captioner.encode(texts, images)
-
-
-def correct(captioner: Captioner, images: Sequence[Image.Image], captions: Sequence[str], **settings: Any) -> list[str]:
-    """The captions as the captioner corrects them; settings are those of `Captioner.generate`."""
-    return captioner.generate(second_turn(captioner, images, captions), **settings)
-
-
 def corrections(captioner: Captioner, images: Sequence[Any], **settings: Any) -> list[str]:
     """Corrections, generated with the settings, of the greedy captions."""
     greedy = captioner.generate(images, max_new_tokens=settings["max_new_tokens"])
     return correct(captioner, images, greedy, **settings)
-
-
-@dataclass(frozen=True)
-class SelfCorrection:
-    """ "self-correct": a caption, and its correction. A decoder (`captune.decoding`)."""
-
-    positional: ClassVar[tuple[str, ...]] = ()
-    example: ClassVar = "self-correct"
-    samples: ClassVar = False
-    required_columns: ClassVar[tuple[str, ...]] = ()
-    signature: ClassVar = f"self-correct|request:{REQUEST}"
-
-    def __call__(self, captioner: Captioner, images: Sequence[Any], **settings: Any) -> list[str]:
-        with captioner.share_vision():
-            return correct(captioner, images, captioner.generate(images, **settings), **settings)
 
 
 @dataclass
