@@ -22,15 +22,21 @@ _LOCATION = (
 _AT = r"(?:to|on|at|in|along|from|near|towards?)"
 # expressions that are one preposition; what the match is called in a relation
 _PREPOSITIONS = (
-    (re.compile(r"\b(in front|on top|on the top|at the top|on the front|on the back|on the bottom|at the bottom) of\b"),
-     lambda m: f"{m[1].replace('the ', '')} of"),
-    (re.compile(rf"\b{_AT} (?:the |its |his |her )?({_LOCATION})(?: hand)?(?: sides?)? of\b"),
-     lambda m: f"{re.findall(_PLACE, m[1])[0]} of"),
+    (
+        re.compile(
+            r"\b(in front|on top|on the top|at the top|on the front|on the back|on the bottom|at the bottom) of\b"
+        ),
+        lambda m: f"{m[1].replace('the ', '')} of",
+    ),
+    (
+        re.compile(rf"\b{_AT} (?:the |its |his |her )?({_LOCATION})(?: hand)?(?: sides?)? of\b"),
+        lambda m: f"{re.findall(_PLACE, m[1])[0]} of",
+    ),
     (re.compile(r"\b(left|right|inside|outside|ahead|on board) of\b"), lambda m: f"{m[1]} of"),
     (re.compile(r"\b(next|close|adjacent|attached|parallel|perpendicular) to\b"), lambda m: f"{m[1]} to"),
     (re.compile(r"\b(out|off|up|down|away) (of|from|against|into|on|onto|to)\b"), lambda m: f"{m[1]} {m[2]}"),
     (re.compile(r"\b(along|together) with\b"), lambda m: "with"),
-)  # fmt: skip
+)
 _MEDIA = r"(?:picture|image|photo|photograph|frame|shot|scene|view|picture frame)s?"
 # expressions that say where in the picture something is, or how it was taken: they relate no two objects
 _ADVERBIALS = re.compile(

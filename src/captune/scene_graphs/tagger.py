@@ -154,8 +154,17 @@ def _guess(word: str) -> dict[str, float]:
         if last.endswith(("ed", "ing", "like", "style", "shaped", "sized", "up", "toned", "free")):
             return {"A": 2.0, "N": 0.2}
         return {"A": 1.0, "N": 1.0}
-    endings = (("ly", "R"), ("ing", "G"), ("ed", "E"), ("ish", "A"), ("ous", "A"), ("ful", "A"), ("less", "A"),
-               ("able", "A"), ("like", "A"))  # fmt: skip
+    endings = (
+        ("ly", "R"),
+        ("ing", "G"),
+        ("ed", "E"),
+        ("ish", "A"),
+        ("ous", "A"),
+        ("ful", "A"),
+        ("less", "A"),
+        ("able", "A"),
+        ("like", "A"),
+    )
     tag = next((tag for ending, tag in endings if word.endswith(ending)), "N")
     return {tag: 1.0, "N": 0.3} if tag != "N" else {"N": 1.0, "A": 0.1}
 
