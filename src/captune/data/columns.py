@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -44,3 +45,16 @@ def column(dataset: ImageSource, name: str) -> list[Any]:
     if isinstance(dataset, IterableDataset):
         return [row[name] for row in undecoded(dataset)]
     return list(dataset.with_format(None)[name])
+
+
+class LazyImages(Sequence[Any]):
+    """The images of a dataset, opened (or drawn) when they are read, not all at once."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.dataset[index]["image"]

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from captune.data import load_images, load_references, load_scenes, read_captions
-from captune.data.columns import column
+from captune.data.columns import LazyImages, column
 from captune.data.schemes import SOURCES, scheme_of, source_of
 from captune.errors import EvaluationError, MissingColumn, ScorerError, SourceError
 from captune.evaluation.cache import Cache
@@ -195,24 +195,11 @@ def _columns(
     columns: dict[str, Any] = {name: [known[i] for i in ids] for name, known in by_id.items()}
     columns["image_id"] = ids
     if dataset is not None:
-        columns["image"] = Images(dataset.select(columns["image"]))
+        columns["image"] = LazyImages(dataset.select(columns["image"]))
     if "references" in needed and not all(columns["references"]):
         empty = next(i for i, texts in zip(ids, columns["references"], strict=True) if not texts)
         raise EvaluationError(f"image {empty!r} has no reference in {references}")
     return ids, columns, len(expected)
-
-
-class Images(Sequence[Any]):
-    """The images of a dataset, opened (or drawn) when they are asked for, not all at once."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.dataset[index]["image"]
 
 
 def _warnings(systems: Mapping[str, Mapping[str, str]], matched: int, expected: int) -> list[str]:

@@ -31,9 +31,9 @@ import torch
 from datasets import Dataset
 
 from captune.data import load_images, load_references, without_bad
+from captune.data.columns import LazyImages
 from captune.data.schemes import scheme_of
 from captune.errors import ScorerError
-from captune.evaluation.run import Images
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir, plain
 from captune.scorers import Scorer, check_needs, load_reward, load_scorer
@@ -100,7 +100,7 @@ class Watch:
         if not len(dataset):
             raise ValueError(f"{source} has no image to watch" + (f"; {bad[0][0]}: {bad[0][1]}" if bad else ""))
         text = dataset.with_format(None).select_columns([c for c in dataset.column_names if c != "image"])
-        self.columns: dict[str, Any] = {"image": Images(dataset), **text.to_dict()}
+        self.columns: dict[str, Any] = {"image": LazyImages(dataset), **text.to_dict()}
         if not all(self.columns.get("references", [])):
             del self.columns["references"]
         check_needs(self.scorers.values(), self.columns, len(dataset))
