@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from datasets import Dataset, Features, Image, List, Value
@@ -62,13 +60,11 @@ class Plates(Scheme):
 
 
 @pytest.fixture(autouse=True)
-def plates(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheme]:
-    """The scheme, found where an entry point would name it."""
-    module = ModuleType("plates_of_a_stranger")
-    module.SOURCE = Plates()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(SOURCES._targets, "plates", f"{module.__name__}:SOURCE")
-    yield module.SOURCE
+def plates(monkeypatch: pytest.MonkeyPatch) -> Scheme:
+    """The scheme, where an entry point would put it."""
+    scheme = Plates()
+    monkeypatch.setitem(SOURCES.targets, "plates", scheme)
+    return scheme
 
 
 def test_its_images_and_references_load() -> None:
