@@ -70,12 +70,12 @@ def photos(images: list, tmp_path: Path) -> str:
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run ends with its adapter; captions and scores are tested elsewhere."""
 
-    def conclude(config: Any, run_dir: Any, captioner: Any, **_: Any) -> Any:
+    def finish_run(config: Any, run_dir: Any, captioner: Any, **_: Any) -> Any:
         captioner.save_adapter(run_dir.adapter)
         return run_dir.finish("done")
 
     for method in ("sc_captioner", "scst", "sft", "vizer.train"):
-        monkeypatch.setattr(f"captune.training.{method}.conclude", conclude)
+        monkeypatch.setattr(f"captune.training.{method}.finish_run", finish_run)
 
 
 @pytest.fixture(scope="session")

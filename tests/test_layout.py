@@ -21,19 +21,12 @@ LAYERS = (
     "cli",
     "__main__",
 )
-# Modules that are still being moved; this must become empty.
-MOVING = {
-    "captune.training.vizer.train",
-    "captune.training.vizer.objectives",
-    "captune.training.vizer.mapper_fit",
-}
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms.split()}
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in ROOT.rglob("*.py")
     if "__pycache__" not in path.parts
 }
-FILES = {module: path for module, path in FILES.items() if module not in MOVING}
 
 
 def imports() -> dict[str, set[str]]:

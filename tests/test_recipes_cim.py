@@ -10,7 +10,7 @@ import yaml
 
 from captune.cli.config import build
 from captune.cli.main import main
-from captune.training.grpo.train import PRESETS, RewardConfig
+from captune.training.grpo.config import PRESETS, CaptionGRPOConfig
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "cim"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -25,18 +25,19 @@ def test_there_is_one_of_each_model():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
 def test_every_setting_is_one_of_captune_grpo(recipe):
-    assert set(yaml.safe_load(recipe.read_text(encoding="utf-8"))) <= {f.name for f in dataclasses.fields(RewardConfig)}
+    names = {field.name for field in dataclasses.fields(CaptionGRPOConfig)}
+    assert set(yaml.safe_load(recipe.read_text(encoding="utf-8"))) <= names
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
 def test_the_settings_are_the_papers(recipe, tmp_path):
     text = recipe.read_text(encoding="utf-8")
-    config = build(RewardConfig, {"output": tmp_path}, recipe, PRESETS)
+    config = build(CaptionGRPOConfig, {"output": tmp_path}, recipe, PRESETS)
     assert config.preset == "cim" and config.reward == "grc:runs/cim-corpus + qir:runs/cim-corpus"
     assert config.num_generations == 5 and config.learning_rate == 1e-6 and config.epochs == 2
     processes = next(count for words, count in PROCESSES.items() if words in text)
     mini_batch = config.batch_size * config.gradient_accumulation_steps * processes
-    assert mini_batch == 64 and mini_batch * config.updates_per_generation == 256
+    assert mini_batch == 64 and mini_batch * config.steps_per_generation == 256
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=IDS)

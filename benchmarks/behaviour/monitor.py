@@ -11,7 +11,7 @@ on storybook:val), with an evaluation every ten steps, as in `captune grpo`. A r
 its last step.
 
 A finished run in --work is not done again. The rule's thresholds were chosen with seed 1 (see
-`captune.training.monitor.rules`).
+`captune.training.monitor.alert_rules`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ from transformers import TrainerCallback
 
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
-from captune.training.grpo.train import LastStep, RewardConfig, prepare, train_with_reward
-from captune.training.lifecycle import load_training_images, start
-from captune.training.monitor.watch import FILE, Watch, default_watch
+from captune.training.grpo.config import CaptionGRPOConfig
+from captune.training.grpo.train import train_with_reward
+from captune.training.lifecycle import load_training_images, start_run
+from captune.training.monitor.held_out import FILE, HeldOutMonitor, default_scorers
+from captune.training.monitor.setup import LastStep
+from captune.training.reward import prepare_reward
 from captune.training.vizer.train import ViZerConfig, build_mapper
 from captune.utils.files import read_jsonl
 
@@ -42,7 +45,7 @@ VIZER = ("max_steps", "warmup_steps", "learning_rate", "beta")
 
 class UntilMarked(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        if metrics["eval_marks"]:
+        if metrics["eval_alerts"]:
             control.should_training_stop = True
 
 
@@ -51,7 +54,7 @@ def mapper_reward(model: str, seed: int, work: Path) -> tuple[str, dict[str, Any
     config = ViZerConfig(model=model, output=work / f"fitted-{seed}", images="storybook:unlabelled", seed=seed)
     folder = RunDir(config.output)
     if not (folder.mapper / "config.json").is_file():
-        run_dir, captioner = start(config, "vizer")
+        run_dir, captioner = start_run(config, "vizer")
         build_mapper(captioner, config, run_dir, load_training_images(config))
     reward = f"vizer:{folder.mapper} - {config.repetition_weight}*repetition"
     return reward, {name: getattr(config, name) for name in VIZER}
@@ -64,15 +67,15 @@ def train(kind: str, model: str, seed: int, work: Path, steps: int) -> Path:
         return output
     reward, settings = mapper_reward(model, seed, work) if kind == "mapper" else (kind, {})
     images = "storybook:train" if kind == "cider" else "storybook:unlabelled"
-    config = RewardConfig(
+    config = CaptionGRPOConfig(
         model=model, output=output, images=images, seed=seed, reward=reward, overwrite=True, **settings
     )
-    run_dir, captioner = start(config, "grpo")
+    run_dir, captioner = start_run(config, "grpo")
     (output / FILE).unlink(missing_ok=True)
     expression, dataset = load_reward(config.reward, captioner=captioner), load_training_images(config)
-    prepare(expression, dataset, run_dir)
+    prepare_reward(expression, dataset, run_dir, captioner)
     captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
-    watch = Watch(captioner, SOURCE, default_watch(expression, SOURCE), run_dir, reward=expression)
+    monitor = HeldOutMonitor(captioner, SOURCE, default_scorers(expression, SOURCE), run_dir, reward=expression)
     train_with_reward(
         captioner,
         dataset,
@@ -83,7 +86,7 @@ def train(kind: str, model: str, seed: int, work: Path, steps: int) -> Path:
         num_generations=config.num_generations,
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
-        watch=watch,
+        monitor=monitor,
         callbacks=[LastStep(), UntilMarked()],
         eval_strategy="steps",
         eval_steps=steps,
@@ -97,7 +100,7 @@ def train(kind: str, model: str, seed: int, work: Path, steps: int) -> Path:
 def summary(kind: str, seed: int, folder: Path) -> dict[str, Any]:
     rows = read_jsonl(folder / FILE)
     last, steps = rows[-1], RunDir(folder).config["max_steps"]
-    marked = [row["step"] for row in rows if row["marks"]]
+    marked = [row["step"] for row in rows if row["alerts"]]
     figures = {name: [row["sampled"][name] for row in rows] for name in last["sampled"]}
     kept = ("length", "repetition", "cut", "hallucinated")
     return {
@@ -108,7 +111,7 @@ def summary(kind: str, seed: int, folder: Path) -> dict[str, Any]:
         "first mark": marked[0] if marked else None,
         "evaluated at": [row["step"] for row in rows],
         "as it should be": bool(marked) and marked[0] <= steps / 4 if RUNS[kind] else not marked,
-        "sentence": next((row["sentence"] for row in rows if row["marks"]), None),
+        "sentence": next((row["sentence"] for row in rows if row["alerts"]), None),
         "reward": [row["reward"] for row in rows],
         "sampled": figures,
         "health at the end": {name: last["health"][name] for name in kept if name in last["health"]},

@@ -39,7 +39,7 @@ from captune.models.families import attribute
 from captune.models.vizer_mapper import Mapper, MapperConfig
 from captune.storybook import captioner_model as builder
 from captune.storybook.train import save
-from captune.training.lifecycle import training_arguments
+from captune.training.trainer import training_arguments
 from captune.training.vizer.objectives import ViZerTrainer, latent_loss
 from captune.training.vizer.train import ViZerConfig
 
@@ -144,7 +144,8 @@ class Latent(Side):
         config = ViZerConfig(model=captioner.name, output=scratch, images="given", preset="paper", device="cpu")
         hidden = captioner.core.config.get_text_config().hidden_size
         mapper = Mapper(MapperConfig(width=256), hidden, hidden).requires_grad_(False)
-        self.trainer = GivenCaptions(captioner, [0], training_arguments(config), mapper=mapper, vizer_config=config)
+        settings = config.trainer_settings()
+        self.trainer = GivenCaptions(captioner, [0], training_arguments(config), mapper=mapper, **settings)
         self.ready()
         self.memo = captioner.share_vision()
         captioner.prepare = self.timed(captioner.prepare)

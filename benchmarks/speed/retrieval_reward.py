@@ -42,7 +42,8 @@ from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
 from captune.scorers.image.retrieval import GRC, QIR
-from captune.training.grpo.train import RewardConfig, train_with_reward
+from captune.training.grpo.config import CaptionGRPOConfig
+from captune.training.grpo.train import train_with_reward
 from captune.training.lifecycle import load_training_images
 
 IMAGES, SAMPLES = 256, 5
@@ -154,7 +155,7 @@ class Timed:
 def on_storybook(corpus: Path, samples: int, steps: int, images: int) -> dict[str, Any]:
     """Seconds of both scorers and of the trainer's steps; `steps` to a pass over the images, two passes."""
     with tempfile.TemporaryDirectory() as folder:
-        config = RewardConfig(
+        config = CaptionGRPOConfig(
             model="storybook", output=Path(folder, "run"), images=f"storybook:unlabelled?n={steps * images}",
             reward=f"grc:{corpus} + qir:{corpus}", max_steps=2 * steps, batch_size=images, save_steps=10_000,
             device="cpu",

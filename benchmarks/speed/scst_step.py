@@ -34,12 +34,12 @@ from benchmarks.speed.latent_step import smolvlm_proportions
 from captune import storybook
 from captune.models import inputs as batches
 from captune.models.caching.prefill import PrefillCache
-from captune.models.captioner import Captioner
-from captune.models.captioner import NEUTRAL
+from captune.models.captioner import NEUTRAL, Captioner
 from captune.models.loading import load_adapter
 from captune.scorers import load_reward
-from captune.training.lifecycle import training_arguments
-from captune.training.scst import SCSTConfig, SCSTTrainer, scst_loss
+from captune.training.losses import scst_loss
+from captune.training.scst import SCSTConfig, SCSTTrainer
+from captune.training.trainer import training_arguments
 
 
 class Ours(SCSTTrainer):
@@ -106,7 +106,7 @@ def trainer(kind: type[SCSTTrainer], folder: Path, adapter: Path | None, config:
         captioner.core.generation_config.min_new_tokens = MIN_TOKENS
     reward = load_reward("cider:?eos=1")
     reward.parts[0][0].fit([row["references"] for row in rows])  # type: ignore[attr-defined]
-    made = kind(captioner, [0], training_arguments(config), reward=reward, scst_config=config)
+    made = kind(captioner, [0], training_arguments(config), reward=reward, rl_config=config)
     made.create_optimizer()
     made.current_gradient_accumulation_steps = 1
     return made

@@ -27,8 +27,8 @@ from benchmarks import _lib
 from benchmarks.speed.latent_step import Side, Supervised, smolvlm_proportions
 from captune import storybook
 from captune.models.captioner import Captioner
-from captune.training.lifecycle import training_arguments
 from captune.training.sft import ByLength, Pairs, SFTConfig, SFTTrainer
+from captune.training.trainer import training_arguments
 
 
 class Ours(Side):

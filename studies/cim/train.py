@@ -12,8 +12,9 @@ from captune.models.captioner import Captioner
 from captune.models.loading import load_adapter
 from captune.scorers import load_scorer
 from captune.scorers.image.retrieval import GRC, QIR
+from captune.training.config import TrainingConfig
 from captune.training.grpo.train import train_with_reward
-from captune.training.lifecycle import TrainingConfig, load_training_images, start
+from captune.training.lifecycle import load_training_images, start_run
 from captune.training.sft import SFTConfig
 from studies._lib.train import UNSAVED, Reward, clean, cycle, digest_of, key_of, on_wrong_image, once, supervise
 
@@ -70,7 +71,7 @@ class Workshop:
     def supervise(self, spec: Spec, output: Path) -> None:
         """`captune sft` with its defaults."""
         config = self.config(SFTConfig, spec, output, images=LABELLED)
-        run_dir, captioner = start(config, "sft")
+        run_dir, captioner = start_run(config, "sft")
         images = load_training_images(config, references=True)
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
         supervise(captioner, images, config, run_dir)
@@ -85,7 +86,7 @@ class Workshop:
         sampling = {name: settings.pop(name) for name in ("beta", "num_generations", "temperature", "max_new_tokens")}
         del settings["reward"]
         config = self.config(TrainingConfig, spec, output, **settings)
-        run_dir, captioner = start(config, "grpo")
+        run_dir, captioner = start_run(config, "grpo")
         images = load_training_images(config)
         if adapter is None:
             captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)

@@ -19,11 +19,12 @@ from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper
 from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
-from captune.training.lifecycle import TrainingConfig, load_training_images, start
+from captune.training.config import TrainingConfig
+from captune.training.lifecycle import load_training_images, start_run
 from captune.training.sft import SFTConfig
-from captune.training.vizer.mapper_fit import fit_mapper, own_captions
+from captune.training.vizer.mapper_fit import fit_mapper
 from captune.training.vizer.objectives import ViZerTrainer
-from captune.training.vizer.train import PRESETS, ViZerConfig, mapper_images, train_by_reward
+from captune.training.vizer.train import PRESETS, ViZerConfig, captions_for_mapper, mapper_images, train_by_reward
 from studies._lib.train import UNSAVED, clean, cycle, digest_of, key_of, on_wrong_image, once, supervise
 
 from .experiments import Spec, specs
@@ -103,7 +104,7 @@ class Bench:
 
     def train(self, spec: Spec, config: TrainingConfig) -> float:
         """Trains and leaves the adapter in the config's output; the seconds it took, the mapper's fit included."""
-        run_dir, captioner = start(config, spec.kind)
+        run_dir, captioner = start_run(config, spec.kind)
         images = load_training_images(config, references=spec.kind == "sft")
         mapper, seconds = None, 0.0
         if isinstance(config, ViZerConfig) and config.objective != "reward":
@@ -120,7 +121,7 @@ class Bench:
             train_by_reward(captioner, config, run_dir, images, lambda scorer: reward_of(spec.reward, scorer, images))
         elif isinstance(config, ViZerConfig):
             with captioner.share_vision():
-                ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, vizer_config=config)
+                ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, **config.trainer_settings())
         captioner.save_adapter(run_dir.adapter)
         clean(run_dir.path)
         return seconds + time.perf_counter() - started
@@ -152,7 +153,7 @@ class Bench:
 
         def write() -> dict[str, Any]:
             started = time.perf_counter()
-            captions = own_captions(captioner, images, config)
+            captions = captions_for_mapper(captioner, images, config)
             return {"seconds": time.perf_counter() - started, "captions": captions}
 
         file = self.work / "mapper-captions" / f"{key_of([self.digest, settings, config.images])}.json"

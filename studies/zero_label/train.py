@@ -23,7 +23,7 @@ from captune.scorers.expression import parse
 from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.scorers.reference.cider import Cider
 from captune.training.grpo.train import train_with_reward
-from captune.training.lifecycle import start
+from captune.training.lifecycle import start_run
 from captune.training.sft import SFTConfig
 from captune.training.vizer.objectives import ViZerTrainer
 from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper
@@ -85,7 +85,7 @@ class Trial:
             **(QUICK_VIZER if self.quick else {}),
         }
         config: ViZerConfig = build(ViZerConfig, settings, presets=PRESETS)
-        run_dir, captioner = start(config, self.row.kind)
+        run_dir, captioner = start_run(config, self.row.kind)
         images = drawn(config.images).select_columns(self.row.columns)
         clock, preparing, training = Clock(), 0.0, 0.0
         if self.row.kind == "latent":
@@ -95,7 +95,7 @@ class Trial:
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
         if self.row.kind == "latent":
             with captioner.share_vision():
-                ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, vizer_config=config)
+                ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, **config.trainer_settings())
         if self.steps[0]:
             supervised: SFTConfig = build(SFTConfig, self.common | {"max_steps": self.steps[0]})
             supervise(captioner, images, replace(supervised, output=run_dir.path / "supervised"), run_dir)

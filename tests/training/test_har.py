@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from captune.models.captioner import Captioner
 from captune.training import har, scst
-from captune.training import lifecycle as training
+from captune.training import trainer as training
 from captune.training.har import HARConfig, run
 
 SMALL: dict[str, Any] = {
     "image_encoder": "storybook-clip", "language_model": "storybook-lm", "images": "storybook:train?n=6&seed=3",
-    "evaluation": "storybook:val?n=3&seed=3", "num_prefix_tokens": 2, "mle_steps": 2, "mle_batch_size": 2,
+    "eval_images": "storybook:val?n=3&seed=3", "num_prefix_tokens": 2, "mle_steps": 2, "mle_batch_size": 2,
     "scst_steps": 2, "scst_batch_size": 2, "num_generations": 2, "max_new_tokens": 5, "lora_r": 2, "lora_alpha": 4,
     "save_steps": 1, "device": "cpu",
 }  # fmt: skip

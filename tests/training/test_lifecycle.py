@@ -15,7 +15,7 @@ from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
 from captune.training.grpo.train import train_with_reward
-from captune.training.lifecycle import load_training_images, measure
+from captune.training.lifecycle import caption_and_score, load_training_images
 from captune.training.sft import SFTConfig, SFTTrainer
 
 
@@ -100,7 +100,7 @@ def test_images_without_references_cost_scores_and_not_the_run(
     del lines[1]["references"]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     run_dir = RunDir(tmp_path / "run").start({})
-    measure(captioner, source, run_dir, "base")
+    caption_and_score(captioner, source, run_dir, "base")
     (row,) = run_dir.scores()["rows"]
     assert set(row["scores"]) == {"health"}
     assert "1 of 4 images have none, such as '1'" in caplog.text

@@ -23,12 +23,11 @@ from captune.models.captioner import Captioner
 from captune.scene_graphs import SceneGraph
 from captune.storybook.facts import FactElements
 from captune.storybook.world import Scene, Thing
-from captune.training import lifecycle as training
 from captune.training import sc_captioner
-from captune.training.lifecycle import training_arguments
+from captune.training import trainer as training
 from captune.training.sc_captioner import (
     Corrections,
-    GraphElements,
+    GraphFacts,
     SCConfig,
     SCTrainer,
     changes,
@@ -36,6 +35,7 @@ from captune.training.sc_captioner import (
     reward_of,
     run,
 )
+from captune.training.trainer import training_arguments
 
 
 @dataclass
@@ -158,7 +158,7 @@ class Axes:
 
 def test_scene_graphs_of_references_reward_corrections() -> None:
     """Both references count, as one text; a puppy is a dog to 0.8; relations earn and cost nothing."""
-    own = Corrections(GraphElements(encoder=Axes()))
+    own = Corrections(GraphFacts(encoder=Axes()))
     references = [["a brown dog", "a dog beside a tree"]] * 3
     found = own(
         ["a brown dog", "a dog and a puppy", "a dog on a tree"],
@@ -240,7 +240,7 @@ def test_the_step_has_the_gradient_of_equation_1(
     """Against the logits of each caption read by itself, after its own first caption; KL by hand."""
     tiny.taught(captioner)
     config, reward, drawn = settings(tmp_path, baseline=baseline, beta=0.3), Length(), []
-    trainer = SCTrainer(captioner, [0], training_arguments(config), reward=reward, scst_config=config)  # type: ignore[arg-type]
+    trainer = SCTrainer(captioner, [0], training_arguments(config), reward=reward, rl_config=config)  # type: ignore[arg-type]
     trainer._memo = captioner.share_vision()
 
     def spy(*args: Any, **kwargs: Any) -> Any:
@@ -285,8 +285,8 @@ def test_the_step_has_the_gradient_of_equation_1(
 
 @pytest.fixture
 def no_evaluation(monkeypatch: pytest.MonkeyPatch, no_report: None) -> None:
-    monkeypatch.setattr(sc_captioner, "measure", lambda *args, **_: None)
-    monkeypatch.setattr(sc_captioner, "GraphElements", partial(GraphElements, encoder=Axes()))
+    monkeypatch.setattr(sc_captioner, "caption_and_score", lambda *args, **_: None)
+    monkeypatch.setattr(sc_captioner, "GraphFacts", partial(GraphFacts, encoder=Axes()))
 
 
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm", "qwen2_vl"])
@@ -362,6 +362,6 @@ def test_settings_are_checked(tmp_path: Path, source: str, tiny_folder: Any) -> 
     bare.write_text(json.dumps({"image": "0.png", "image_id": "0", "references": ["a ball"]}))
     model = str(tiny_folder("idefics3"))
     with pytest.raises(MissingColumn, match="'corrections' needs scene"):
-        run(settings(tmp_path / "facts", model=model, images=str(bare), elements="storybook"))
+        run(settings(tmp_path / "facts", model=model, images=str(bare), fact_source="storybook"))
     with pytest.raises(ValueError, match="parser"):
-        run(settings(tmp_path / "other", model=model, images=source, elements="guess"))
+        run(settings(tmp_path / "other", model=model, images=source, fact_source="guess"))

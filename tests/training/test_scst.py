@@ -20,11 +20,10 @@ from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
 from captune.scorers._support import ptb
 from captune.scorers.reference.cider import END, Cider
-from captune.training import lifecycle as training
 from captune.training import scst
-from captune.training.lifecycle import training_arguments
+from captune.training import trainer as training
 from captune.training.scst import SCSTConfig, SCSTTrainer, leave_one_out, run, scst_loss
-from captune.training.sft import SFTConfig, add_trainable
+from captune.training.trainer import training_arguments
 from captune.utils.files import read_jsonl
 
 
@@ -40,7 +39,7 @@ def build(captioner: Captioner, dataset: Any, config: SCSTConfig, **more: Any) -
         if isinstance(part, Cider):
             part.set_eos(config.end_token)
             part.fit(dataset["references"])
-    trainer = SCSTTrainer(captioner, dataset, training_arguments(config), reward=reward, scst_config=config, **more)
+    trainer = SCSTTrainer(captioner, dataset, training_arguments(config), reward=reward, rl_config=config, **more)
     trainer._memo = captioner.share_vision()
     return trainer
 
@@ -216,7 +215,7 @@ def test_an_image_is_seen_once_per_step(captioner: Captioner, dataset: Any, tmp_
     config = settings(tmp_path, baseline=baseline, max_steps=2, num_generations=4)
     build(captioner, dataset, config)._memo.remove()
     SCSTTrainer.fit(captioner, dataset, config, RunDir(tmp_path / "run").start({}),
-                    reward=load_reward("length"), scst_config=config)  # fmt: skip
+                    reward=load_reward("length"), rl_config=config)  # fmt: skip
     assert forward == [2, 2] and not backward
     assert passes[0] == 2 and passes[1] == 2 * (5 if baseline == "greedy" else 4)
     assert passes[-2:] == [2, 8]
@@ -243,7 +242,7 @@ def test_a_liked_word_becomes_likelier(captioner: Captioner, dataset: Any, tmp_p
     reward.parts[0][0].name = "liked"  # type: ignore[attr-defined]
     run_dir = RunDir(tmp_path / "run").start({})
     torch.manual_seed(0)
-    SCSTTrainer.fit(captioner, dataset, config, run_dir, reward=reward, scst_config=config)
+    SCSTTrainer.fit(captioner, dataset, config, run_dir, reward=reward, rl_config=config)
     assert first_words()[liked] > 2 * before[liked]
     rows = [row for row in run_dir.metrics() if "reward" in row]
     assert len(rows) == 12 and rows[-1]["reward"] > rows[0]["reward"]
@@ -310,7 +309,7 @@ def test_a_whole_run(tiny_folder: Any, source: str, tmp_path: Path) -> None:
     """From a fully fine-tuned adapter with a connector of its own, which this stage leaves as it is."""
     model = str(tiny_folder("idefics3"))
     captioner = Captioner.load(model, device="cpu")
-    add_trainable(captioner, SFTConfig(model=model, output=tmp_path, images="-", full=True, connector=True))
+    captioner.make_trainable(full=True, connector=True)
     captioner.save_adapter(tmp_path / "sft")
     run_dir = run(settings(tmp_path / "run", model=model, images=source, adapter=tmp_path / "sft", max_steps=2))
     assert run_dir.finished and (run_dir.path / "report.html").is_file()

@@ -14,8 +14,9 @@ import torch
 from captune.decoding.cfg import blank
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
-from captune.training import lifecycle as training
-from captune.training.sft import ByLength, Pairs, SFTConfig, SFTTrainer, add_trainable, run, supervised_loss
+from captune.training import trainer as training
+from captune.training.lifecycle import make_trainable
+from captune.training.sft import ByLength, Pairs, SFTConfig, SFTTrainer, run, supervised_loss
 
 CAPTIONS = ["a red ball", "two green fish and a small yellow bird", "a", "my house in 2011"]
 
@@ -175,8 +176,8 @@ def test_whole_modules_learn_and_are_kept(
     """The language model, the connector, or both; the tower never. The base is still there, and the adapter loads."""
     captioner = Captioner.load(tiny_folder(family), device="cpu")
     base = captioner.model(**captioner.prepare(images[:2])).logits
-    settings = config(tmp_path, full=full, connector=connector, lora_dropout=0.0)
-    add_trainable(captioner, settings)
+    settings = config(tmp_path, train_all_weights=full, train_connector=connector, lora_dropout=0.0)
+    make_trainable(captioner, settings, connector=connector)
     torch.testing.assert_close(captioner.model(**captioner.prepare(images[:2])).logits, base)
     supervised_loss(captioner, images[:2], CAPTIONS[:2]).backward()
     names = [name for name, p in captioner.model.named_parameters() if p.grad is not None]
@@ -262,7 +263,8 @@ def test_the_same_seed_gives_the_same_bytes(tiny_folder: Any, source: str, tmp_p
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(("save_steps", "step", "more"), [
-    (3, 4, {}), (3, 3, {}), (2, 3, {}), (3, 4, {"full": True, "connector": True, "group_by_length": True}),
+    (3, 4, {}), (3, 3, {}), (2, 3, {}),
+    (3, 4, {"train_all_weights": True, "train_connector": True, "group_by_length": True}),
     (5, 6, {"group_by_length": True}),
 ])  # fmt: skip
 def test_a_cut_run_ends_like_an_uncut_one(

@@ -51,21 +51,34 @@ class MapperConfig:
             in place of those at the tokens.
     """
 
-    width: int = field(default=256, metadata={"help": "hidden width of the MLP h"})
-    depth: int = field(default=2, metadata={"help": "linear layers of the MLP h"})
-    feature: Literal["connector", "tower"] = field(default="connector", metadata={"help": "where F_I is taken"})
+    width: int = field(default=256, metadata={"help": "hidden width of the MLP h", "group": "mapper"})
+    depth: int = field(default=2, metadata={"help": "linear layers of the MLP h", "group": "mapper"})
+    feature: Literal["connector", "tower"] = field(
+        default="connector", metadata={"help": "where F_I is taken", "group": "mapper"}
+    )
     pool: Literal["mean", "quarters"] = field(
-        default="mean", metadata={"help": "F_I: mean of an image's tokens, or of each quarter of it"}
+        default="mean", metadata={"help": "F_I: mean of an image's tokens, or of each quarter of it", "group": "mapper"}
     )
     caption_pool: Literal["mean", "last", "tokens"] = field(
-        default="mean", metadata={"help": "f_psi over the caption: averaged, its end, or each token mapped"}
+        default="mean",
+        metadata={"help": "f_psi over the caption: averaged, its end, or each token mapped", "group": "mapper"},
     )
-    blind: bool = field(default=False, metadata={"help": "read the caption without its image in context"})
-    centred: bool = field(default=False, metadata={"help": "measure the cosine from the mean image feature"})
+    blind: bool = field(
+        default=False, metadata={"help": "read the caption without its image in context", "group": "mapper"}
+    )
+    centred: bool = field(
+        default=False, metadata={"help": "measure the cosine from the mean image feature", "group": "mapper"}
+    )
     whitened: int = field(
-        default=0, metadata={"help": "measure it in F_I's first N principal directions, at unit variance (0: off)"}
+        default=0,
+        metadata={
+            "help": "measure it in F_I's first N principal directions, at unit variance (0: off)",
+            "group": "mapper",
+        },
     )
-    shift: bool = field(default=False, metadata={"help": "use the states that predict the caption's tokens"})
+    shift: bool = field(
+        default=False, metadata={"help": "use the states that predict the caption's tokens", "group": "mapper"}
+    )
 
 
 class Mapper(nn.Module):

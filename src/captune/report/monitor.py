@@ -1,6 +1,6 @@
 """What the reward-hacking monitor saw in a run, and captions that show what it flagged.
 
-The rows of ``watch.jsonl`` and the captions beside it are written by `captune.training.monitor.watch`.
+The rows of ``watch.jsonl`` and the captions beside it are written by `captune.training.monitor`.
 """
 
 from __future__ import annotations

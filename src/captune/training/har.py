@@ -3,25 +3,19 @@
     stage 1, alignment     maximum likelihood, equation 1: the projector W_proj, and the language model by LoRA or whole
     stage 2, refinement    self-critical training on a reward, equation 2 (`captune.training.scst`)
 
-The captioner is `captune.models.prefix_captioner`: an image encoder, an MLP projector to a soft prefix, a causal language model. Each
-stage is a run of its own, so that a killed pipeline goes on where it was:
+The captioner (`captune.models.prefix_captioner`): an image encoder, an MLP projector to a soft prefix, a causal
+language model. Each stage is a run of its own, so that a killed pipeline resumes where it was: OUTPUT/parts, the
+captioner as assembled; OUTPUT/mle, stage 1; OUTPUT/captioner, its result merged, the model of stage 2 and what KL is
+to; OUTPUT/scst, stage 2; OUTPUT/adapter, its adapter for OUTPUT/captioner.
 
-    <output>/parts       the captioner as it is put together, its projector fresh
-    <output>/mle         stage 1, a run of `captune sft`
-    <output>/captioner   the captioner after stage 1, its adapter merged: the model of stage 2, and what KL is to
-    <output>/scst        stage 2, a run of `captune scst`
-    <output>/adapter     stage 2's adapter, for <output>/captioner
-
-The paper does not say whether the projector learns in stage 2; here it is frozen, so that images are encoded once.
-It does not state k, the projector's depth or width, learning rates or steps; the defaults are ours (`docs/prefix.md`).
-
-    captune har --image-encoder storybook-clip --language-model storybook-lm --images storybook:train --output runs/har
+The paper does not say whether the projector learns in stage 2; here it is frozen, so that images are encoded once. It
+does not state k, the projector's depth or width, learning rates or steps; the defaults are ours (`docs/prefix.md`).
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,75 +25,80 @@ from captune.models.captioner import Captioner
 from captune.models.prefix_captioner import assemble
 from captune.runs.run_dir import RunDir
 from captune.training import scst, sft
+from captune.training.config import RunConfig, at_least, defaults, like, setting
 from captune.training.method import Method
 
 
-@dataclass
-class HARConfig:
+@dataclass(kw_only=True)
+@defaults(
+    {
+        "output": "the folder to write",
+        "images": "images with references: a file, a dataset, storybook:train",
+        "train_all_weights": "stage 1 trains all of the language model instead of LoRA",
+    },
+)
+class HARConfig(RunConfig):
     """Settings of `captune har`; those of a stage that are not here are the defaults of `captune sft` and `scst`."""
 
-    image_encoder: str = field(metadata={"help": "a CLIP, SigLIP or DINOv2 folder or hub name, or storybook-clip"})
-    language_model: str = field(metadata={"help": "a causal language model's folder or hub name, or storybook-lm"})
-    output: Path = field(metadata={"help": "the folder to write"})
-    images: str = field(metadata={"help": "images with references: a file, a dataset, storybook:train"})
-    seed: int = field(default=0, metadata={"help": "seed of everything that is drawn by lot"})
-    limit: int | None = field(default=None, metadata={"help": "use only the first N images"})
-    evaluation: str | None = field(
-        default=None, metadata={"help": "images to caption before and after; default: storybook:val, or 64 of --images"}
+    image_encoder: str = setting("a CLIP, SigLIP or DINOv2 folder or hub name, or storybook-clip", group="model")
+    language_model: str = setting("a causal language model's folder or hub name, or storybook-lm", group="model")
+    num_prefix_tokens: int = setting("k, tokens of the soft prefix", 16, group="model")
+    image_feature: Literal["pooled", "patches"] = setting(
+        "v: the encoder's one embedding, or its patches averaged over a grid", "pooled", group="model"
     )
-    num_prefix_tokens: int = field(default=16, metadata={"help": "k, tokens of the soft prefix"})
-    image_feature: Literal["pooled", "patches"] = field(
-        default="pooled", metadata={"help": "v: the encoder's one embedding, or its patches averaged over a grid"}
+    mle_steps: int = setting("optimiser steps of stage 1", 600, group="stage 1")
+    mle_batch_size: int = setting("images per step of stage 1", 32, group="stage 1")
+    mle_learning_rate: float = setting("peak learning rate of stage 1", 1e-3, group="stage 1")
+    scst_steps: int = setting("optimiser steps of stage 2", 60, group="stage 2")
+    scst_batch_size: int = setting("images per step of stage 2", 16, group="stage 2")
+    scst_learning_rate: float = setting("peak learning rate of stage 2", 5e-4, group="stage 2")
+    reward: str = like(
+        scst.SCSTConfig, "reward", help="R of stage 2: 'cider', 'cider + 0.5*clip', ...", group="stage 2"
     )
-    full: bool = field(default=False, metadata={"help": "stage 1 trains all of the language model instead of LoRA"})
-    mle_steps: int = field(default=600, metadata={"help": "optimiser steps of stage 1"})
-    mle_batch_size: int = field(default=32, metadata={"help": "images per step of stage 1"})
-    mle_learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of stage 1"})
-    reward: str = field(default="cider", metadata={"help": "R of stage 2: 'cider', 'cider + 0.5*clip', ..."})
-    baseline: Literal["greedy", "mean"] = field(default="greedy", metadata={"help": "b of stage 2"})
-    scst_steps: int = field(default=60, metadata={"help": "optimiser steps of stage 2"})
-    scst_batch_size: int = field(default=16, metadata={"help": "images per step of stage 2"})
-    scst_learning_rate: float = field(default=5e-4, metadata={"help": "peak learning rate of stage 2"})
-    num_generations: int = field(default=5, metadata={"help": "captions sampled per image in stage 2"})
-    max_new_tokens: int = field(default=40, metadata={"help": "longest caption in tokens"})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per optimiser step"})
-    save_steps: int = field(default=50, metadata={"help": "steps between checkpoints"})
-    lora_r: int = field(default=32, metadata={"help": "rank of LoRA"})
-    lora_alpha: int = field(default=64, metadata={"help": "alpha of LoRA"})
-    lora_dropout: float = field(default=0.1, metadata={"help": "dropout of LoRA"})
-    dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16"})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; default: the best there is"})
-    overwrite: bool = field(default=False, metadata={"help": "start afresh in an output that holds another run"})
+    baseline: Literal["greedy", "mean"] = like(scst.SCSTConfig, "baseline", group="stage 2")
+    num_generations: int = like(scst.SCSTConfig, "num_generations", group="stage 2")
+    max_new_tokens: int = like(scst.SCSTConfig, "max_new_tokens", group="stage 2")
 
     def __post_init__(self) -> None:
-        for name in ("num_prefix_tokens", "mle_steps", "scst_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, it is {getattr(self, name)}")
-        self.stage_1(), self.stage_2()  # what a stage refuses is said before the first one begins
+        super().__post_init__()
+        at_least(self, 1, "num_prefix_tokens", "mle_steps", "scst_steps")
+        self.stage_1(), self.stage_2()  # refuse what a stage refuses before the first one begins
 
     def _common(self) -> dict[str, Any]:
-        names = ("images", "seed", "limit", "evaluation", "gradient_accumulation_steps", "save_steps", "lora_r",
-                 "lora_alpha", "lora_dropout", "dtype", "device", "overwrite")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        shared = (field.name for field in fields(RunConfig))
+        return {name: getattr(self, name) for name in shared if name not in ("output", "train_all_weights")}
 
     def stage_1(self) -> sft.SFTConfig:
+        """Return the settings of stage 1, maximum likelihood."""
         return sft.SFTConfig(
-            model=str(self.output / "parts"), output=self.output / "mle", connector=True, full=self.full,
-            max_steps=self.mle_steps, batch_size=self.mle_batch_size, learning_rate=self.mle_learning_rate,
+            model=str(self.output / "parts"),
+            output=self.output / "mle",
+            train_connector=True,
+            train_all_weights=self.train_all_weights,
+            max_steps=self.mle_steps,
+            batch_size=self.mle_batch_size,
+            learning_rate=self.mle_learning_rate,
             **self._common(),
-        )  # fmt: skip
+        )
 
     def stage_2(self) -> scst.SCSTConfig:
+        """Return the settings of stage 2, self-critical training."""
         return scst.SCSTConfig(
-            model=str(self.output / "captioner"), output=self.output / "scst", reward=self.reward,
-            baseline=self.baseline, max_steps=self.scst_steps, batch_size=self.scst_batch_size,
-            learning_rate=self.scst_learning_rate, num_generations=self.num_generations,
-            max_new_tokens=self.max_new_tokens, **self._common(),
-        )  # fmt: skip
+            model=str(self.output / "captioner"),
+            output=self.output / "scst",
+            reward=self.reward,
+            baseline=self.baseline,
+            max_steps=self.scst_steps,
+            batch_size=self.scst_batch_size,
+            learning_rate=self.scst_learning_rate,
+            num_generations=self.num_generations,
+            max_new_tokens=self.max_new_tokens,
+            **self._common(),
+        )
 
 
 def run(config: HARConfig) -> RunDir:
-    """Both stages; what is finished is not done again, unless `overwrite` says so."""
+    """Run both stages; what is finished is not done again, unless `overwrite` is set."""
     from captune.report import render
 
     run_dir = RunDir(config.output)
@@ -148,7 +147,7 @@ def _saved(folder: Path) -> bool:
 
 
 def _save(model: Any, processor: Any, folder: Path) -> None:
-    """The processor last: a folder that has one is whole."""
+    """Save the processor last: a folder that has one is complete."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -1,194 +1,46 @@
-"""What the methods share: settings, the narrow `Trainer`, and how a run starts and ends."""
+"""How a run starts and ends: its folder, its captioner, its images, its scores."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from peft import PeftModel
+from transformers import set_seed
+from trl.trainer.utils import use_adapter
 
 from captune.data.schemes import scheme_of
 from captune.decoding import Decoder
+from captune.errors import SourceError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
+from captune.training.config import DEFAULT_SHOWN, TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass
-class TrainingConfig:
-    """Settings that every method has. LoRA as in ViZer's section 4.1."""
-
-    model: str = field(metadata={"help": "a folder, a hub name, or storybook"})
-    output: Path = field(metadata={"help": "the run directory to write"})
-    images: str = field(metadata={"help": "images to learn from: a folder, a file, a dataset, storybook:unlabelled"})
-    prompt: str | None = field(default=None, metadata={"help": "the text beside the image; default: the family's"})
-    seed: int = field(default=0, metadata={"help": "seed of everything that is drawn by lot"})
-    limit: int | None = field(default=None, metadata={"help": "use only the first N images"})
-    evaluation: str | None = field(
-        default=None,
-        metadata={"help": "images to caption before and after; default: storybook:val, or 64 of --images"},
-    )
-    max_steps: int = field(default=100, metadata={"help": "optimiser steps"})
-    batch_size: int = field(default=16, metadata={"help": "images per step"})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per optimiser step"})
-    learning_rate: float = field(default=5e-4, metadata={"help": "peak learning rate of AdamW; warm-up, then cosine"})
-    warmup_steps: int = field(default=10, metadata={"help": "steps until the peak"})
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay"})
-    lora_r: int = field(default=32, metadata={"help": "rank of LoRA"})
-    lora_alpha: int = field(default=64, metadata={"help": "alpha of LoRA"})
-    lora_dropout: float = field(default=0.1, metadata={"help": "dropout of LoRA"})
-    save_steps: int = field(default=50, metadata={"help": "steps between checkpoints"})
-    dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16"})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; default: the best there is"})
-    overwrite: bool = field(default=False, metadata={"help": "start afresh in an output that holds another run"})
-
-    def __post_init__(self) -> None:
-        if not self.images:
-            raise ValueError("--images is still needed: a folder, a file, a dataset name or storybook:<split>")
-        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "lora_r", "save_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, it is {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"--learning-rate must be positive, it is {self.learning_rate}")
+REFERENCE = "start"  # the name of the adapter as it was when training began, which KL is measured from
 
 
-class MetricsCallback(TrainerCallback):
-    """Writes what the trainer logs to the run's metrics.jsonl."""
-
-    def __init__(self, run_dir: RunDir, first_step: int = 0) -> None:
-        self.run_dir, self.first_step = run_dir, first_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
-        self.run_dir.log(step=self.first_step + state.global_step, **numbers)
+# -- start -------------------------------------------------------------------------------------------------------------
 
 
-class BarCallback(ProgressCallback):
-    """The trainer's progress bar, on stderr where that is a terminal, with the newest loss or reward beside it."""
+def start_run(config: TrainingConfig, method: str) -> tuple[RunDir, Captioner]:
+    """Start a run, or resume an unfinished one with the same settings.
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.training_bar = tqdm(total=state.max_steps, desc="training", unit="step", disable=None)
-        self.current_step = 0
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if self.training_bar is not None:  # transformers' own writes each log to stdout
-            shown = {key: logs[key] for key in ("loss", "reward") if logs and key in logs}
-            self.training_bar.set_postfix(shown, refresh=False)
-
-
-def follow(trainer: Trainer, run_dir: RunDir, first_step: int = 0) -> None:
-    """Lets the trainer's numbers go to metrics.jsonl and to a progress bar, and nothing to stdout."""
-    trainer.remove_callback(PrinterCallback)  # what `disable_tqdm` puts in
-    trainer.add_callback(MetricsCallback(run_dir, first_step))
-    trainer.add_callback(BarCallback())
-
-
-def as_they_are(examples: list[dict[str, Any]]) -> Any:
-    """The collator: a batch is the list of its examples."""
-    return examples
-
-
-class CaptionerTrainer(Trainer):
-    """`transformers.Trainer` on a captioner: a batch is a list of examples, a subclass says what the loss is."""
-
-    def __init__(self, captioner: Captioner, dataset: Any, args: TrainingArguments, **kwargs: Any) -> None:
-        super().__init__(model=captioner.model, args=args, train_dataset=dataset, data_collator=as_they_are, **kwargs)
-        self.captioner = captioner
-
-    def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
-        raise NotImplementedError
-
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        loss = self.caption_loss([example["image"] for example in inputs], inputs)
-        return (loss, {}) if return_outputs else loss
-
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        return inputs  # a list of examples; the captioner puts tensors on the device
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        return 0
-
-    @classmethod
-    def fit(
-        cls, captioner: Captioner, dataset: Any, config: TrainingConfig, run_dir: RunDir,
-        settings: dict[str, Any] | None = None, **kwargs: Any,
-    ) -> None:  # fmt: skip
-        """Trains, resuming from the run's last checkpoint where there is one.
-
-        Args:
-            settings: further settings of `TrainingArguments`.
-            kwargs: the trainer's own.
-
-        Raises:
-            ValueError: with several processes: the loss is computed beside DDP's wrapper, which would average nothing.
-        """
-        arguments = training_arguments(config, **(settings or {}))
-        if arguments.world_size > 1:
-            raise ValueError(f"this method trains in one process, not in {arguments.world_size}: launch it without "
-                             "torchrun; the reward objective, on trl's GRPOTrainer, runs on several")  # fmt: skip
-        trainer = cls(captioner, dataset, arguments, **kwargs)
-        follow(trainer, run_dir)
-        trainer.train(resume_from_checkpoint=last_checkpoint(config.output))
-
-
-def kl_to_base(captioner: Captioner, batch: Any, logits: Tensor | None = None) -> Tensor:
-    """KL(pi || pi_base) per caption token, averaged; pi_base is the captioner without its adapter."""
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "caption_mask")}
-    if logits is None:
-        logits = captioner.model(**inputs, use_cache=False).logits
-    with torch.no_grad(), captioner.disable_adapter():
-        base = captioner.model(**inputs, use_cache=False).logits
-    mask = batch["caption_mask"][:, 1:].bool()
-    ours, theirs = (x[:, :-1][mask].float().log_softmax(dim=-1) for x in (logits, base))
-    return (ours.exp() * (ours - theirs)).sum(dim=-1).mean()
-
-
-def common_arguments(config: TrainingConfig) -> dict[str, Any]:
-    """The TrainingArguments that every method, TRL's included, is run with."""
-    return {
-        "output_dir": str(config.output),
-        "seed": config.seed,
-        "max_steps": config.max_steps,
-        "per_device_train_batch_size": config.batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": config.warmup_steps,
-        "weight_decay": config.weight_decay,
-        "logging_steps": max(1, min(5, config.max_steps // 20)),
-        "save_steps": config.save_steps,
-        "save_total_limit": 2,
-        "report_to": [],
-        "disable_tqdm": True,  # `follow` puts in a bar of its own
-        "remove_unused_columns": False,
-        "dataloader_num_workers": 0,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        "bf16": False,
-    }
-
-
-def training_arguments(config: TrainingConfig, **settings: Any) -> TrainingArguments:
-    return TrainingArguments(**{**common_arguments(config), **settings})
-
-
-def last_checkpoint(output: str | Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(output)) if Path(output).is_dir() else None
-
-
-def start(config: TrainingConfig, method: str) -> tuple[RunDir, Captioner]:
-    """The run directory with its config, and the frozen captioner. An unfinished run with the same settings goes on."""
+    Returns:
+        The run directory, with its config, and the frozen captioner.
+    """
     set_seed(config.seed)
-    captioner = Captioner.load(config.model, dtype=config.dtype, device=config.device, prompt=config.prompt)
+    captioner = Captioner.load(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        prompt=config.prompt,
+        load_in_4bit=config.load_in_4bit,
+    )
     run_dir = RunDir(config.output)
     unfinished = (run_dir.path / "config.yaml").is_file() and not run_dir.finished and not config.overwrite
     run_dir.start({"method": method, **asdict(config)}, resume=unfinished, overwrite=config.overwrite)
@@ -198,18 +50,26 @@ def start(config: TrainingConfig, method: str) -> tuple[RunDir, Captioner]:
 
 
 def steps_done(run_dir: RunDir, config: TrainingConfig) -> int:
-    """The last step that need not be done again: that of the last checkpoint, of the last round if there are rounds."""
+    """Return the last step that need not be done again: that of the last checkpoint, in the last round if any."""
     rounds = [RunDir(path) for path in sorted(run_dir.path.glob("round-*"))]
     finished = sum(part.adapter.is_dir() for part in rounds)
     checkpoints = rounds[finished].checkpoints() if finished < len(rounds) else run_dir.checkpoints()
     return finished * config.max_steps + (int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0)
 
 
-def load_training_images(config: TrainingConfig, *, references: bool = False, source: str | None = None) -> Any:
-    """The training images as a dataset; bad ones are left out, each named in the log.
+def load_training_images(config: Any, *, references: bool = False, source: str | None = None) -> Any:
+    """Load the training images; bad ones are left out, each named in the log.
+
+    Args:
+        config: a `RunConfig`; its `images` and `limit` are read.
+        references: whether every image must have one.
+        source: in place of `config.images`.
+
+    Returns:
+        A dataset with the columns image, image_id, and what else the source has.
 
     Raises:
-        ValueError: for a source that streams, where no image can be opened, or with `references`, where one has none.
+        SourceError: for a source that streams, where no image can be opened, or with `references`, where one has none.
     """
     from datasets import IterableDataset
 
@@ -218,46 +78,121 @@ def load_training_images(config: TrainingConfig, *, references: bool = False, so
     source = source or config.images
     images = load_images(source, limit=config.limit)
     if isinstance(images, IterableDataset):
-        raise ValueError(f"{source}: training sees images again and again, a stream cannot; leave streaming=1 out")
+        raise SourceError(f"{source}: training reads each image several times, a stream cannot; leave streaming=1 out")
     dataset, bad = without_bad(images)
     if bad and not len(dataset):
-        raise ValueError(f"{source}: not one of {len(bad)} images can be used; the first, {bad[0][0]}: {bad[0][1]}")
+        raise SourceError(f"{source}: not one of {len(bad)} images can be used; the first, {bad[0][0]}: {bad[0][1]}")
     if references:
-        lacking = [i for i, own in zip(dataset["image_id"], dataset["references"], strict=True) if not own]
+        lacking = [i for i, refs in zip(dataset["image_id"], dataset["references"], strict=True) if not refs]
         if lacking:
-            raise ValueError(
+            raise SourceError(
                 f"{source}: {len(lacking)} images have no caption to learn from, the first is {lacking[0]!r}"
             )
     return dataset
 
 
-def held_out(config: TrainingConfig) -> str:
-    """The source of the images that a run is judged on."""
-    return config.evaluation or scheme_of(config.images).held_out or config.images
+# -- what learns -------------------------------------------------------------------------------------------------------
 
 
-def conclude(
+def make_trainable(captioner: Captioner, config: TrainingConfig, *, connector: bool = False) -> None:
+    """Put in what learns: a new LoRA, the adapter to continue from, or all weights of the language model.
+
+    Args:
+        captioner: without an adapter.
+        config: the run's settings.
+        connector: train the part between vision tower and language model as well.
+    """
+    captioner.make_trainable(
+        adapter=config.adapter,
+        full=config.train_all_weights,
+        connector=connector,
+        r=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+    )
+
+
+def keep_start(captioner: Captioner, config: TrainingConfig) -> None:
+    """Keep a frozen copy of the adapter that training continues from, for `starting_captioner`; none without one."""
+    if config.adapter is not None and isinstance(captioner.model, PeftModel):
+        captioner.model.load_adapter(str(config.adapter), REFERENCE)
+        captioner.freeze_vision()
+
+
+def drop_start(captioner: Captioner) -> None:
+    """Remove the copy again, so that it is not saved."""
+    if isinstance(captioner.model, PeftModel) and REFERENCE in captioner.model.peft_config:
+        captioner.model.delete_adapter(REFERENCE)
+
+
+@contextmanager
+def starting_captioner(captioner: Captioner) -> Iterator[None]:
+    """Inside, the captioner is as it was when training began: with the adapter that `keep_start` kept, or with none."""
+    model: Any = captioner.model
+    with use_adapter(model, REFERENCE if REFERENCE in model.peft_config else None):
+        yield
+    captioner.freeze_vision()  # peft makes all of the adapter trainable again
+
+
+# -- end ---------------------------------------------------------------------------------------------------------------
+
+
+def evaluation_source(config: Any) -> str:
+    """Return the source of the images that a run is judged on; `config` is a `RunConfig`."""
+    return config.eval_images or scheme_of(config.images).held_out or config.images
+
+
+def evaluation_limit(config: Any) -> int | None:
+    """Return how many of them: the first `DEFAULT_SHOWN` where they are the training images."""
+    return DEFAULT_SHOWN if evaluation_source(config) == config.images else None
+
+
+def finish_run(
     config: TrainingConfig, run_dir: RunDir, captioner: Captioner, *, row: str, method: str, role: str = "trained"
 ) -> RunDir:
-    """Saves `adapter/`, captions the evaluation images before and after, scores them, writes report and model card."""
+    """Save `adapter/`, caption the evaluation images before and after, score them, write report and model card.
+
+    Args:
+        config: the run's settings.
+        run_dir: the run.
+        captioner: trained.
+        row: the name of the trained captioner in tables.
+        method: what was done, for the model card.
+        role: the row's part in a comparison (`captune.runs.run_dir.ROLES`).
+    """
     from captune.report import render
 
     captioner.save_adapter(run_dir.adapter)
-    source = held_out(config)
-    limit = 64 if source == config.images else None
+    source, limit = evaluation_source(config), evaluation_limit(config)
     with captioner.disable_adapter():
-        measure(captioner, source, run_dir, "base", role="base", limit=limit)
-    measure(captioner, source, run_dir, row, role=role, limit=limit)
+        caption_and_score(captioner, source, run_dir, "base", role="base", limit=limit)
+    caption_and_score(captioner, source, run_dir, row, role=role, limit=limit)
     run_dir.finish(run_dir.card(method=method, base=config.model, data=config.images))
     render([run_dir.path], run_dir.path / "report.html")
     return run_dir
 
 
-def measure(
-    captioner: Captioner, source: str, run_dir: RunDir, row: str, *, limit: int | None = None,
-    decoder: Decoder | None = None, role: str | None = None,
-) -> None:  # fmt: skip
-    """Captions a source with the captioner as it is, scores what can be scored there, adds the row to scores.json."""
+def caption_and_score(
+    captioner: Captioner,
+    source: str,
+    run_dir: RunDir,
+    row: str,
+    *,
+    limit: int | None = None,
+    decoder: Decoder | None = None,
+    role: str | None = None,
+) -> None:
+    """Caption a source with the captioner as it is, score what can be scored there, add the row to scores.json.
+
+    Args:
+        captioner: as it is.
+        source: the images; where each has references, the captions are compared with them.
+        run_dir: receives `captions/ROW.jsonl` and the row of scores.
+        row: the captioner's name in tables.
+        limit: use the first N images.
+        decoder: what makes the captions; default: greedy generation.
+        role: the row's part in a comparison (`captune.runs.run_dir.ROLES`).
+    """
     from captune.data import load_references
     from captune.evaluation.run import evaluate_files
     from captune.inference.job import caption_source
@@ -265,10 +200,15 @@ def measure(
     captions = run_dir.captions(row)
     made = caption_source(captioner, source, captions, resume=False, limit=limit, decoder=decoder)
     scorers, references = ["health"], load_references(source)
-    lacking = [image_id for image_id, own in references.items() if not own]
+    lacking = [image_id for image_id, refs in references.items() if not refs]
     if 0 < len(lacking) < len(references):
-        logger.warning("%s: no scores against references, for %d of %d images have none, such as %r", source,
-                       len(lacking), len(references), lacking[0])  # fmt: skip
+        logger.warning(
+            "%s: no scores against references, for %d of %d images have none, such as %r",
+            source,
+            len(lacking),
+            len(references),
+            lacking[0],
+        )
     if has_references := bool(references) and not lacking:
         scorers += ["cider", "bleu", "rouge"]
     scorers += scheme_of(source).scorers

@@ -50,7 +50,7 @@ def sample(
 
 def _decode(model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
             greedy_rows: list[bool], **model_kwargs: Any) -> Tensor:  # fmt: skip
-    """transformers' sampling loop (`custom_generate`), in which `greedy_rows` are not drawn and ended rows leave."""
+    """Run transformers' sampling loop; `greedy_rows` take the likeliest token, rows that have ended leave."""
     sequences = input_ids.new_full((len(input_ids), stopping_criteria.max_length), generation_config.pad_token_id)
     sequences[:, : input_ids.shape[1]] = input_ids
     rows = torch.arange(len(input_ids), device=input_ids.device)  # of `sequences`, those that are in the batch

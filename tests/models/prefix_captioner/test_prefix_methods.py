@@ -17,8 +17,8 @@ from captune.inference.job import caption_source
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
+from captune.training.config import TrainingConfig
 from captune.training.grpo.train import train_with_reward
-from captune.training.lifecycle import TrainingConfig
 from captune.training.sft import SFTConfig, SFTTrainer
 from captune.training.vizer.train import ViZerConfig, run
 

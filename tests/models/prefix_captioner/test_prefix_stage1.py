@@ -13,9 +13,10 @@ from captune.models.captioner import Captioner
 from captune.models.loading import load_adapter
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
-from captune.training.lifecycle import follow, training_arguments
+from captune.training.lifecycle import make_trainable
 from captune.training.scst import SCSTConfig, SCSTTrainer
-from captune.training.sft import SFTConfig, SFTTrainer, add_trainable, freeze_vision
+from captune.training.sft import SFTConfig, SFTTrainer
+from captune.training.trainer import attach_callbacks, training_arguments
 
 SMALL: dict[str, Any] = {"model": "", "images": "-", "device": "cpu", "batch_size": 4, "warmup_steps": 0}
 
@@ -40,8 +41,8 @@ def test_stage_1_and_stage_2(images: list, tmp_path: Path) -> None:
         captioner.core.model.vision_tower.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         run_dir = begun(tmp_path / f"run-{shared}")
         lora: dict[str, Any] = {"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
-        config = SFTConfig(output=run_dir.path, max_steps=6, learning_rate=0.01, connector=True, **lora, **SMALL)
-        add_trainable(captioner, config)
+        config = SFTConfig(output=run_dir.path, max_steps=6, learning_rate=0.01, train_connector=True, **lora, **SMALL)
+        make_trainable(captioner, config, connector=True)
         memo = captioner.share_vision() if shared else None
         SFTTrainer.fit(captioner, data, config, run_dir)
         features = captioner.image_features(images)
@@ -60,12 +61,12 @@ def test_stage_1_and_stage_2(images: list, tmp_path: Path) -> None:
 
     captioner = Captioner.load(folder, device="cpu")
     captioner.model = load_adapter(captioner.core, tmp_path / "adapter", trainable=True)
-    freeze_vision(captioner)
+    captioner.freeze_vision()
     run_dir = begun(tmp_path / "scst")
     config = SCSTConfig(output=run_dir.path, reward="length", max_steps=2, num_generations=3, max_new_tokens=5, **SMALL)
     start = {name: p.clone() for name, p in captioner.model.named_parameters()}
-    trainer = SCSTTrainer(captioner, data, training_arguments(config), reward=load_reward("length"), scst_config=config)
-    follow(trainer, run_dir)
+    trainer = SCSTTrainer(captioner, data, training_arguments(config), reward=load_reward("length"), rl_config=config)
+    attach_callbacks(trainer, run_dir)
     trainer.train()
     moved = [name for name, p in captioner.model.named_parameters() if not torch.equal(p, start[name])]
     assert moved and all(".lora_" in name for name in moved)

@@ -15,9 +15,11 @@ from captune.errors import MissingColumn, UnknownScorer
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import Scorer, load_reward, load_scorer
-from captune.training import lifecycle as training
-from captune.training.grpo.train import RewardConfig, prepare, run, train_with_reward
-from captune.training.lifecycle import TrainingConfig
+from captune.training import trainer as training
+from captune.training.config import TrainingConfig
+from captune.training.grpo.config import CaptionGRPOConfig
+from captune.training.grpo.train import run, train_with_reward
+from captune.training.reward import prepare_reward
 
 
 @pytest.fixture
@@ -218,10 +220,10 @@ def test_rewards_are_summed_with_their_weights(captioner: Captioner, dataset: da
 # -- captune grpo ----------------------------------------------------------------------------------------------------
 
 
-def reward_config(tmp_path: Path, model: Path, name: str = "run", **settings: Any) -> RewardConfig:
+def reward_config(tmp_path: Path, model: Path, name: str = "run", **settings: Any) -> CaptionGRPOConfig:
     small = {"max_steps": 2, "batch_size": 2, "num_generations": 2, "max_new_tokens": 3, "lora_r": 4, "lora_alpha": 8}
-    sources = {"images": "storybook:train?n=6&seed=3", "evaluation": "storybook:val?n=3&seed=3"}
-    return RewardConfig(model=str(model), output=tmp_path / name, device="cpu", **(small | sources | settings))
+    sources = {"images": "storybook:train?n=6&seed=3", "eval_images": "storybook:val?n=3&seed=3"}
+    return CaptionGRPOConfig(model=str(model), output=tmp_path / name, device="cpu", **(small | sources | settings))
 
 
 def test_a_run_with_a_sum_of_scorers_logs_its_parts_and_goes_on_from_an_adapter(
@@ -245,13 +247,15 @@ def test_a_run_with_a_sum_of_scorers_logs_its_parts_and_goes_on_from_an_adapter(
     assert any(key.endswith("lora_B.weight") and bool(before[key].any()) for key in before)
 
 
-def test_what_a_reward_lacks_is_said_before_training(dataset: datasets.Dataset, tmp_path: Path) -> None:
+def test_what_a_reward_lacks_is_said_before_training(
+    captioner: Captioner, dataset: datasets.Dataset, tmp_path: Path
+) -> None:
     run_dir = RunDir(tmp_path / "run").start({})
     with pytest.raises(MissingColumn, match="scene"):
-        prepare(load_reward("storybook + length"), dataset, run_dir)
+        prepare_reward(load_reward("storybook + length"), dataset, run_dir, captioner)
     with pytest.raises(UnknownScorer, match="cider"):
         reward_config(tmp_path, tmp_path, reward="0.5*cidre")
-    with pytest.raises(ValueError, match="--reward is still needed"):
+    with pytest.raises(ValueError, match="missing required option: --reward"):
         reward_config(tmp_path, tmp_path)
     with pytest.raises(ValueError, match="operator is missing"):
         reward_config(tmp_path, tmp_path, reward="cider rouge")

@@ -14,17 +14,18 @@ from safetensors.torch import load_file
 from captune.cli.config import build
 from captune.corpus.build import build as build_corpus
 from captune.runs.run_dir import RunDir
-from captune.training import lifecycle as training
+from captune.training import trainer as training
 from captune.training.grpo import train as grpo
-from captune.training.grpo.train import PRESETS, RewardConfig, run
-from captune.training.monitor.watch import Watch
+from captune.training.grpo.config import PRESETS, CaptionGRPOConfig
+from captune.training.grpo.train import run
+from captune.training.monitor.held_out import HeldOutMonitor
 
 
-def config(folder: Path, model: Path, **settings: Any) -> RewardConfig:
+def config(folder: Path, model: Path, **settings: Any) -> CaptionGRPOConfig:
     small = {"max_steps": 6, "batch_size": 2, "num_generations": 2, "max_new_tokens": 3, "lora_r": 4, "lora_alpha": 8}
-    sources = {"images": "storybook:train?n=6&seed=3", "evaluation": "storybook:val?n=3&seed=3"}
-    rest = {"reward": "length", "watch_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0}
-    return RewardConfig(model=str(model), output=folder, device="cpu", **(small | sources | rest | settings))
+    sources = {"images": "storybook:train?n=6&seed=3", "eval_images": "storybook:val?n=3&seed=3"}
+    rest = {"reward": "length", "eval_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0}
+    return CaptionGRPOConfig(model=str(model), output=folder, device="cpu", **(small | sources | rest | settings))
 
 
 @pytest.fixture
@@ -32,10 +33,10 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float]], None]
     """`judged([.1, .3, .2])`: what the held-out scorer says at each evaluation, the last one for ever after."""
 
     def say(scores: Sequence[float]) -> None:
-        def measure(self: Watch, step: int, reward: float | None) -> dict[str, float]:
-            return {"eval_clip": scores[min(step, len(scores) - 1)], "eval_marks": 0.0}
+        def measure(self: HeldOutMonitor, step: int, reward: float | None) -> dict[str, float]:
+            return {"eval_clip": scores[min(step, len(scores) - 1)], "eval_alerts": 0.0}
 
-        monkeypatch.setattr(Watch, "measure", measure)
+        monkeypatch.setattr(HeldOutMonitor, "measure", measure)
 
     return say
 
@@ -64,7 +65,7 @@ def test_the_end_is_an_evaluation_too(
     tiny_folder: Callable[[str], Path], tmp_path: Path, judged: Callable[[Sequence[float]], None]
 ) -> None:
     judged([0.1, 0.2, 0.3, 0.4, 0.5])
-    found = run(config(tmp_path / "run", tiny_folder("idefics3"), max_steps=3, watch_steps=2, patience=0))
+    found = run(config(tmp_path / "run", tiny_folder("idefics3"), max_steps=3, eval_steps=2, early_stopping_patience=0))
     assert [row["step"] for row in found.metrics() if "eval_clip" in row] == [0, 2, 3]
     assert same(weights(found.adapter), weights(found.path / "checkpoint-3"))
 
@@ -81,7 +82,13 @@ def test_a_killed_run_ends_with_the_same_adapter_and_watch(
         if state.global_step == 4:
             raise Cut
 
-    settings: dict[str, Any] = {"num_iterations": 2, "watch_steps": 3, "patience": 0, "beta": 0.1, "keep_vision": True}
+    settings: dict[str, Any] = {
+        "num_iterations": 2,
+        "eval_steps": 3,
+        "early_stopping_patience": 0,
+        "beta": 0.1,
+        "keep_vision": True,
+    }
     model = tiny_folder("idefics3")
     whole = run(config(tmp_path / "whole", model, **settings))
     with monkeypatch.context() as patch:
@@ -100,10 +107,10 @@ def test_a_killed_run_ends_with_the_same_adapter_and_watch(
 
 def test_cim_is_a_preset(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     given = {"model": str(tiny_folder("idefics3")), "output": tmp_path / "run", "images": "storybook:unlabelled"}
-    cim = build(RewardConfig, {**given, "preset": "cim", "corpus": tmp_path / "c"}, None, PRESETS)
+    cim = build(CaptionGRPOConfig, {**given, "preset": "cim", "corpus": tmp_path / "c"}, None, PRESETS)
     assert cim.reward == f"grc:{tmp_path / 'c'} + qir:{tmp_path / 'c'}" and cim.num_generations == 5
     with pytest.raises(ValueError, match="needs --corpus"):
-        build(RewardConfig, {**given, "preset": "cim"}, None, PRESETS)
+        build(CaptionGRPOConfig, {**given, "preset": "cim"}, None, PRESETS)
 
 
 def test_cim_trains(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
@@ -112,7 +119,7 @@ def test_cim_trains(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     build_corpus("storybook:train?n=8&seed=5", tmp_path / "corpus", **clip)
     found = run(config(
         tmp_path / "run", tiny_folder("idefics3"), reward="", preset="cim", corpus=tmp_path / "corpus", max_steps=2,
-        updates_per_generation=2, watch="none",
+        steps_per_generation=2, watch="none",
     ))  # fmt: skip
     rows = [row for row in found.metrics() if "reward" in row]
     assert len(rows) == 1, "two steps, one sampling"
@@ -129,6 +136,6 @@ def test_epochs_count_passes(tiny_folder: Callable[[str], Path], tmp_path: Path)
 def test_what_is_rewarded_cannot_watch(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="part of the reward"):
         run(config(tmp_path / "run", tiny_folder("idefics3"), reward="clip - 0.1*length", watch="clip"))
-    with pytest.raises(ValueError, match="--watch-steps must be at least 1"):
-        config(tmp_path / "other", tmp_path, watch_steps=0)
+    with pytest.raises(ValueError, match="--eval-steps must be at least 1"):
+        config(tmp_path / "other", tmp_path, eval_steps=0)
     assert grpo.PRESETS.keys() == {"captune", "cim"}

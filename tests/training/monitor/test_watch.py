@@ -17,7 +17,7 @@ from captune.errors import MissingColumn, ScorerError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import Scorer, load_reward, load_scorer
-from captune.training.monitor.watch import Watch, default_watch
+from captune.training.monitor.held_out import HeldOutMonitor, default_scorers
 
 SOURCE = "storybook:val?n=16&seed=5"
 
@@ -90,9 +90,9 @@ def run_dir(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "run").start({})
 
 
-def watch(captioner: Any, run_dir: RunDir, scorers: Sequence[Any] | None = None, **settings: Any) -> Watch:
+def watch(captioner: Any, run_dir: RunDir, scorers: Sequence[Any] | None = None, **settings: Any) -> HeldOutMonitor:
     given: dict[str, Any] = {"reward": load_scorer("length"), "samples": 2, "max_new_tokens": 30}
-    return Watch(captioner, SOURCE, [Marker()] if scorers is None else scorers, run_dir, **(given | settings))
+    return HeldOutMonitor(captioner, SOURCE, [Marker()] if scorers is None else scorers, run_dir, **(given | settings))
 
 
 def rows(run_dir: RunDir) -> list[dict[str, Any]]:
@@ -107,15 +107,15 @@ def test_a_reward_that_rises_while_a_held_out_score_falls_is_marked(
     assert judge.primary == "eval_marker"
     captioner.sampled = "a house 10"
     start = judge.measure(0, None)
-    assert start["eval_marks"] == 0 and start["eval_marker"] == 1 and start["eval_marker_sampled"] == 10
+    assert start["eval_alerts"] == 0 and start["eval_marker"] == 1 and start["eval_marker_sampled"] == 10
     assert start["eval_length"] == 2 and all(isinstance(value, float) for value in start.values())
     run_dir.log(step=1, reward=2.5)
     captioner.sampled = "a day with <PERSON> 8"
     with caplog.at_level(logging.WARNING):
         figures = judge.measure(5, 7.0)
-    assert figures["eval_marks"] == 1 and figures["eval_marker_sampled"] == 8 and figures["eval_marker"] == 1
+    assert figures["eval_alerts"] == 1 and figures["eval_marker_sampled"] == 8 and figures["eval_marker"] == 1
     row = rows(run_dir)[1]
-    assert row["marks"] == [{"figure": "marker", "since": 0, "text": row["marks"][0]["text"]}]
+    assert row["alerts"] == [{"figure": "marker", "since": 0, "text": row["alerts"][0]["text"]}]
     said = "step 5: the reward rose from 2.5 to 7, but marker of sampled captions fell from 10.000 (step 0) to 8.000"
     assert row["sentence"].startswith(said)
     assert [record.getMessage() for record in caplog.records] == [row["sentence"]]
@@ -135,7 +135,29 @@ def test_a_healthy_evaluation_is_not_marked(run_dir: RunDir, after: str, reward:
     judge.measure(0, None)
     run_dir.log(step=1, reward=2.5)
     captioner.sampled = after
-    assert judge.measure(5, reward)["eval_marks"] == 0
+    assert judge.measure(5, reward)["eval_alerts"] == 0
+
+
+class Errors(Marker):
+    """A scorer of which less is better, as `chair` is."""
+
+    name = "errors"
+    primary = "errors"
+    higher_is_better: ClassVar = {"errors": False, "recall": True}
+
+
+def test_which_way_is_better_is_what_the_scorer_declares(run_dir: RunDir) -> None:
+    captioner = Scripted()
+    judge = watch(captioner, run_dir, [Errors()])
+    assert (
+        judge.primary == "eval_errors" and not judge.greater_is_better and watch(captioner, run_dir).greater_is_better
+    )
+    for step, (reward, errors, alerts) in enumerate([(None, 40, 0), (1.0, 20, 0), (2.0, 10, 0), (3.0, 30, 1)]):
+        captioner.sampled = captioner.greedy = f"a house {errors}"
+        figures = judge.measure(step, reward)
+        assert figures["eval_alerts"] == alerts and figures["eval_errors"] == errors
+    (alert,) = rows(run_dir)[-1]["alerts"]
+    assert alert["since"] == 2 and "rose from 10.000 (step 2) to 30.000" in alert["text"]
 
 
 def test_a_fall_is_measured_from_the_best(run_dir: RunDir) -> None:
@@ -143,8 +165,8 @@ def test_a_fall_is_measured_from_the_best(run_dir: RunDir) -> None:
     judge = watch(captioner, run_dir)
     for step, (reward, score, marks) in enumerate([(None, 10, 0), (1.0, 20, 0), (2.0, 40, 0), (3.0, 30, 1)]):
         captioner.sampled = f"a house {score}"
-        assert judge.measure(step, reward)["eval_marks"] == marks
-    assert rows(run_dir)[-1]["marks"][0]["since"] == 2
+        assert judge.measure(step, reward)["eval_alerts"] == marks
+    assert rows(run_dir)[-1]["alerts"][0]["since"] == 2
 
 
 def test_a_fall_within_the_noise_is_not_marked(run_dir: RunDir) -> None:
@@ -152,7 +174,7 @@ def test_a_fall_within_the_noise_is_not_marked(run_dir: RunDir) -> None:
     judge = watch(captioner, run_dir)
     for step in range(6):
         captioner.sampled = [f"a house {noise.integers(0, 100)}" for _ in range(16)]
-        assert judge.measure(step, float(step))["eval_marks"] == 0
+        assert judge.measure(step, float(step))["eval_alerts"] == 0
     sampled = [row["sampled"]["marker"] for row in rows(run_dir)]
     assert min(sampled[1:]) < 0.9 * sampled[0] or max(sampled) > 1.1 * sampled[-1], "the noise is worth a tenth"
 
@@ -174,8 +196,8 @@ def test_a_failing_vital_sign_is_marked_whatever_the_scores_say(run_dir: RunDir,
     captioner.greedy, captioner.sampled = caption, "a house 50"
     judge.measure(5, 1.0)
     captioner.greedy = caption
-    assert judge.measure(10, 2.0)["eval_marks"] >= 1
-    assert figure in [mark["figure"] for mark in rows(run_dir)[-1]["marks"]]
+    assert judge.measure(10, 2.0)["eval_alerts"] >= 1
+    assert figure in [mark["figure"] for mark in rows(run_dir)[-1]["alerts"]]
 
 
 def test_captions_as_long_as_the_references_and_roughness_pass(run_dir: RunDir) -> None:
@@ -184,7 +206,7 @@ def test_captions_as_long_as_the_references_and_roughness_pass(run_dir: RunDir) 
     judge.measure(0, None)
     captioner.greedy = "a big red cat left of a small red ball and a red cat in the snow"
     judge.measure(5, 1.0)
-    assert judge.measure(10, 2.0)["eval_marks"] == 0
+    assert judge.measure(10, 2.0)["eval_alerts"] == 0
     assert 0 < rows(run_dir)[-1]["health"]["repetition"] < 0.15
 
 
@@ -193,11 +215,11 @@ def test_a_vocabulary_that_collapses_is_marked(run_dir: RunDir) -> None:
     judge = watch(captioner, run_dir, [])
     assert judge.primary is None
     captioner.greedy = " ".join(f"w{i}" for i in range(12))
-    assert judge.measure(0, None).keys() >= {"eval_vocabulary", "eval_hallucinated", "eval_marks"}
+    assert judge.measure(0, None).keys() >= {"eval_vocabulary", "eval_hallucinated", "eval_alerts"}
     judge.measure(5, 1.0)
     captioner.greedy = "w1 w2 w3 w4 w5"
     judge.measure(10, 2.0)
-    assert [mark["figure"] for mark in rows(run_dir)[-1]["marks"]] == ["vocabulary"]
+    assert [mark["figure"] for mark in rows(run_dir)[-1]["alerts"]] == ["vocabulary"]
 
 
 def test_what_is_part_of_the_reward_is_refused(run_dir: RunDir, caplog: pytest.LogCaptureFixture) -> None:
@@ -208,12 +230,12 @@ def test_what_is_part_of_the_reward_is_refused(run_dir: RunDir, caplog: pytest.L
         (["cider + rouge"], load_reward("rouge")),
         ([WithModel()], [WithModel()]),
     ):
-        with pytest.raises(ValueError, match="cannot be watched: it is part of the reward"):
+        with pytest.raises(ValueError, match="cannot monitor the run: it is part of the reward"):
             watch(Scripted(), run_dir, scorers, reward=reward)
     watch(Scripted(), run_dir, [WithModel()], reward=[OtherModel(), lambda completions: completions])
     assert not caplog.records
     watch(Scripted(), run_dir, [WithModel()], reward=[Elsewhere()])
-    assert "'marker' is watched and 'elsewhere' rewarded, but both judge by the same model" in caplog.text
+    assert "'marker' monitors and 'elsewhere' rewards the run, but both judge by the same model" in caplog.text
 
 
 def test_facts_that_are_the_reward_are_no_vital_sign(run_dir: RunDir) -> None:
@@ -225,17 +247,17 @@ def test_what_is_missing_is_said_at_once(run_dir: RunDir, tmp_path: Path, images
     (tmp_path / "photos").mkdir()
     images[0].save(tmp_path / "photos" / "a.png")
     with pytest.raises(MissingColumn, match="references"):
-        Watch(Scripted(), str(tmp_path / "photos"), ["cider"], run_dir, reward="length")
+        HeldOutMonitor(Scripted(), str(tmp_path / "photos"), ["cider"], run_dir, reward="length")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("no image")
-    with pytest.raises(ValueError, match="has no image to watch; a.png"):
-        Watch(Scripted(), str(tmp_path / "broken"), [], run_dir, reward="length")
+    with pytest.raises(ValueError, match="has no image to monitor; a.png"):
+        HeldOutMonitor(Scripted(), str(tmp_path / "broken"), [], run_dir, reward="length")
 
 
 @pytest.mark.parametrize("scorer", [Failing(), Nothing()])
 def test_a_scorer_that_fails_names_itself(run_dir: RunDir, scorer: Scorer) -> None:
     judge = watch(Scripted(), run_dir, [Marker(), scorer])
-    with pytest.raises(ScorerError, match=f"the watch's scorer '{scorer.name}' .*at step 5"):
+    with pytest.raises(ScorerError, match=f"the monitor's scorer '{scorer.name}' .*at step 5"):
         judge.measure(5, 1.0)
     assert (run_dir.path / "captions" / "watch-5.jsonl").is_file(), "captions are kept before they are scored"
     assert not (run_dir.path / "watch.jsonl").exists()
@@ -273,7 +295,7 @@ def test_a_run_that_goes_on_writes_the_same_bytes(tmp_path: Path) -> None:
         judge.measure(step, script(resumed, step))
     for name in ("watch.jsonl", "captions/watch-10.jsonl", "captions/watch-15.jsonl"):
         assert (cut.path / name).read_bytes() == (whole.path / name).read_bytes()
-    assert rows(whole)[-1]["marks"], "the marks are part of what agrees"
+    assert rows(whole)[-1]["alerts"], "the marks are part of what agrees"
 
 
 def test_a_later_round_is_not_compared_by_an_earlier_reward(run_dir: RunDir) -> None:
@@ -286,7 +308,7 @@ def test_a_later_round_is_not_compared_by_an_earlier_reward(run_dir: RunDir) -> 
     assert judge.measure(0, None)["eval_marker_sampled"] == 10
     run_dir.log(step=41, reward=0.1)
     captioner.sampled = "a house 5"
-    assert judge.measure(5, 0.2)["eval_marks"] == 1
+    assert judge.measure(5, 0.2)["eval_alerts"] == 1
     assert rows(run_dir)[-1]["step"] == 45
 
 
@@ -309,8 +331,8 @@ def test_the_same_random_numbers_every_time_and_none_of_training(captioner: Capt
 
 
 def test_the_trainer_evaluates_by_it(captioner: Captioner, images: list, tmp_path: Path) -> None:
+    from captune.training.config import TrainingConfig
     from captune.training.grpo.train import train_with_reward
-    from captune.training.lifecycle import TrainingConfig
 
     run_dir = RunDir(tmp_path / "run").start({})
     small: dict[str, Any] = {"max_steps": 2, "batch_size": 2, "learning_rate": 1e-2, "device": "cpu"}
@@ -325,7 +347,7 @@ def test_the_trainer_evaluates_by_it(captioner: Captioner, images: list, tmp_pat
         "eval_on_start": True,
         "metric_for_best_model": judge.primary,
     }
-    train_with_reward(captioner, dataset, [(reward, 1.0)], config, run_dir, watch=judge, **given, **evaluated)
+    train_with_reward(captioner, dataset, [(reward, 1.0)], config, run_dir, monitor=judge, **given, **evaluated)
     assert [row["step"] for row in rows(run_dir)] == [0, 1, 2]
     assert rows(run_dir)[0]["reward"] is None
     logged = {row["step"]: row["reward"] for row in run_dir.metrics() if "reward" in row}
@@ -334,25 +356,25 @@ def test_the_trainer_evaluates_by_it(captioner: Captioner, images: list, tmp_pat
 
 
 def test_the_default_watch(tmp_path: Path, images: list, caplog: pytest.LogCaptureFixture) -> None:
-    assert default_watch("length", SOURCE) == default_watch(load_reward("cider"), SOURCE) == ["clip"]
+    assert default_scorers("length", SOURCE) == default_scorers(load_reward("cider"), SOURCE) == ["clip"]
     assert not caplog.records
-    assert default_watch("clip - 0.1*length", SOURCE) == ["cider"]
-    assert "though the reward does without labels" in caplog.text
-    assert default_watch("clip + cider", SOURCE) == []
+    assert default_scorers("clip - 0.1*length", SOURCE) == ["cider"]
+    assert "though the reward needs no labels" in caplog.text
+    assert default_scorers("clip + cider", SOURCE) == []
     assert "only health" in caplog.text
     images[0].save(tmp_path / "a.png")
-    assert default_watch("length", str(tmp_path)) == []
+    assert default_scorers("length", str(tmp_path)) == []
     (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "a.png", "captions": ["a cat"]}) + "\n")
     caplog.clear()
-    assert default_watch(["rouge", "some_function"], str(tmp_path / "captions.jsonl")) == ["cider"]
-    assert "though the reward does without labels" in caplog.text
+    assert default_scorers(["rouge", "some_function"], str(tmp_path / "captions.jsonl")) == ["cider"]
+    assert "though the reward needs no labels" in caplog.text
     caplog.clear()
 
     def labelled(completions: list) -> list[float]:
         return [0.0 for _ in completions]
 
     labelled.required_columns = ("references",)  # type: ignore[attr-defined]
-    assert default_watch([labelled], str(tmp_path / "captions.jsonl")) == ["cider"] and not caplog.records
+    assert default_scorers([labelled], str(tmp_path / "captions.jsonl")) == ["cider"] and not caplog.records
     with (tmp_path / "captions.jsonl").open("a") as lines:  # where some have no references, nothing is judged by them
         lines.write(json.dumps({"image": "a.png", "image_id": "another"}) + "\n")
-    assert default_watch("length", str(tmp_path / "captions.jsonl")) == []
+    assert default_scorers("length", str(tmp_path / "captions.jsonl")) == []

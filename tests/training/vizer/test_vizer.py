@@ -14,9 +14,8 @@ from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper, MapperConfig
 from captune.runs.run_dir import RunDir
 from captune.scorers.image.vizer_mapper import ViZerScorer
-from captune.training.lifecycle import kl_to_base
 from captune.training.vizer.mapper_fit import fit_mapper
-from captune.training.vizer.objectives import ViZerTrainer, latent_loss, straight_through_loss
+from captune.training.vizer.objectives import ViZerTrainer, kl_to_start, latent_loss, straight_through_loss
 from captune.training.vizer.train import (
     ViZerConfig,
 )
@@ -153,7 +152,7 @@ def test_straight_through_gradients_point_at_better_words(captioner: Captioner, 
 def test_kl_is_zero_before_training(captioner: Captioner, images: list) -> None:
     captioner.add_lora(r=4, alpha=8)
     captioner.model.train()
-    value = kl_to_base(captioner, captioner.prepare(images, CAPTIONS))
+    value = kl_to_start(captioner, captioner.prepare(images, CAPTIONS))
     assert value.item() == pytest.approx(0, abs=1e-6)
     value.backward()  # at its minimum: a gradient of zero, but a gradient
     assert any(p.grad is not None for p in captioner.model.parameters())
@@ -162,7 +161,7 @@ def test_kl_is_zero_before_training(captioner: Captioner, images: list) -> None:
 def test_kl_by_hand(captioner: Captioner, images: list) -> None:
     tiny.taught(captioner)
     batch = captioner.prepare(images, CAPTIONS)
-    value = kl_to_base(captioner, batch)
+    value = kl_to_start(captioner, batch)
     inputs = {key: value for key, value in batch.items() if key not in ("labels", "caption_mask")}
     with torch.no_grad():
         ours = captioner.model(**inputs).logits.log_softmax(-1)
@@ -175,7 +174,7 @@ def test_kl_by_hand(captioner: Captioner, images: list) -> None:
     assert min(each) >= -1e-6 and value.item() > 1e-3
     assert value.item() == pytest.approx(sum(each) / len(each), rel=1e-4)
     logits = captioner.model(**inputs).logits
-    assert kl_to_base(captioner, batch, logits).item() == pytest.approx(value.item(), rel=1e-5)
+    assert kl_to_start(captioner, batch, logits).item() == pytest.approx(value.item(), rel=1e-5)
 
 
 def test_kl_pulls_back_to_the_base(captioner: Captioner, images: list) -> None:
@@ -185,7 +184,7 @@ def test_kl_pulls_back_to_the_base(captioner: Captioner, images: list) -> None:
     values = []
     for _ in range(8):
         optimizer.zero_grad()
-        loss = kl_to_base(captioner, batch)
+        loss = kl_to_start(captioner, batch)
         loss.backward()
         optimizer.step()
         values.append(loss.item())
@@ -202,7 +201,7 @@ def adapter(captioner: Captioner) -> dict[str, torch.Tensor]:
 def train(captioner: Captioner, dataset: datasets.Dataset, settings: ViZerConfig, mapper: Mapper) -> RunDir:
     run_dir = RunDir(settings.output).start({})
     with captioner.share_vision():
-        ViZerTrainer.fit(captioner, dataset, settings, run_dir, mapper=mapper, vizer_config=settings)
+        ViZerTrainer.fit(captioner, dataset, settings, run_dir, mapper=mapper, **settings.trainer_settings())
     return run_dir
 
 

@@ -13,9 +13,8 @@ from captune.decoding import load_decoder
 from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper
 from captune.runs.run_dir import RunDir
-from captune.training import lifecycle as training
-from captune.training.vizer.mapper_fit import own_captions
-from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper, run
+from captune.training import trainer as training
+from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper, captions_for_mapper, run
 
 
 def config(output: Path, **settings: Any) -> ViZerConfig:
@@ -143,11 +142,11 @@ def test_one_of_an_images_captions_is_guided(captioner: Captioner, photos: str, 
         (9.0, [[a, a, b] for a, b in zip(plain, under, strict=True)]),
         (0.0, [[a] * 3 for a in plain]),
     ):
-        assert own_captions(captioner, images, replace(settings, guidance=scale)) == expected
+        assert captions_for_mapper(captioner, images, replace(settings, guidance=scale)) == expected
     alone = replace(settings, mapper_samples=1, guidance=9.0)
-    assert own_captions(captioner, images, alone) == [[text] for text in under]
+    assert captions_for_mapper(captioner, images, alone) == [[text] for text in under]
     greedy = replace(settings, mapper_captions="generated", guidance=9.0)
-    assert own_captions(captioner, images, greedy) == [[text] for text in plain]
+    assert captions_for_mapper(captioner, images, greedy) == [[text] for text in plain]
 
 
 @pytest.mark.usefixtures("no_report")

@@ -95,15 +95,3 @@ class PromptCache:
         context = {"attention_mask": attention_mask, "past_key_values": cache}
         positions = core._prepare_position_ids_for_generation(input_ids, context)[..., -input_ids.shape[1] :]
         return model(input_ids=input_ids, position_ids=positions, use_cache=True, **context, **kwargs)
-
-    def model(self, model: Any, attention_mask: Tensor) -> Any:
-        """Return `model` as a function of the captions alone, to be called on a few rows at a time, in order."""
-        done = 0
-
-        def forward(*, input_ids: Tensor, **kwargs: Any) -> Any:
-            nonlocal done
-            rows = slice(done, done + len(input_ids))
-            done = rows.stop
-            return self.forward(model, rows, input_ids, **{**kwargs, "attention_mask": attention_mask[rows]})
-
-        return forward

@@ -1,18 +1,17 @@
-"""`trl.GRPOTrainer` for a captioner: nothing done twice, nothing lost when a run is killed, a watch, a latent term.
+"""`trl.GRPOTrainer` for a captioner: nothing done twice, nothing lost when a run is killed, a monitor, a latent term.
 
 What TRL repeats for each of the G captions of an image is done once here: decoding and preprocessing the image
-(`captune.models.caching.preprocessing`), its pass through the frozen vision tower (`captune.models.caching.vision`), the prefill of its prompt
-(`captune.models.caching.prefill`) and the prompt's part of the passes that read log-probabilities and learn (`shared_prompts`).
-Sampling, advantages, loss and optimiser are TRL's.
+(`captune.models.caching.preprocessing`), its pass through the frozen vision tower (`.vision`), the prefill of its
+prompt (`.prefill`) and the prompt's part of the passes that read log-probabilities and learn (`.prompts`). Sampling,
+advantages, loss and optimiser are TRL's.
 
 TRL forgets what is sampled and not yet learned from when a checkpoint falls between two generations, and orders the
-images of a later pass otherwise after a resume. Both are mended: the buffer is kept in the checkpoint, and each pass
-over the images has a permutation of its own seed.
+images of a later pass otherwise after a resume. Here the checkpoint keeps the buffer, and each pass over the images has
+a permutation of its own seed.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from captune.models.caching.prefill import PrefillCache
 from captune.models.caching.preprocessing import PreprocessingCache, RowCache
 from captune.models.caching.prompts import PromptCache
 from captune.models.captioner import Captioner
-from captune.training.monitor.trainer import Watched, Watching
+from captune.training.monitor.trainer import Monitor, MonitoredTrainer
 
 if TYPE_CHECKING:
     from captune.models.vizer_mapper import Mapper
@@ -40,14 +39,15 @@ if TYPE_CHECKING:
 BUFFER, PLACE = "rollouts.safetensors", "rollouts.json"
 
 
-class CaptionGRPOTrainer(Watched, GRPOTrainer):
+class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
     """GRPO on a captioner's LoRA.
 
     Args:
         captioner: with a trainable adapter; its vision side is frozen.
         dataset: columns `image` and whatever the rewards need (`references`, `scene`).
         rewards: (function with TRL's reward signature, weight); a scorer is one.
-        watch: measured in place of an evaluation, when `args.eval_strategy` says so; see `captune.training.monitor.watch`.
+        args: TRL's; `reward_weights` is set here.
+        monitor: measured in place of an evaluation, when `args.eval_strategy` says so.
         latent: (mapper, weight) adds weight * L_zero on the sampled captions: ViZer's loss beside the reward.
         keep_vision: a folder that keeps the images' visual features, for later passes and runs.
     """
@@ -61,7 +61,7 @@ class CaptionGRPOTrainer(Watched, GRPOTrainer):
         rewards: Sequence[tuple[Callable[..., Sequence[float | None]], float]],
         args: GRPOConfig,
         *,
-        watch: Watching | None = None,
+        monitor: Monitor | None = None,
         latent: tuple[Mapper, float] | None = None,
         keep_vision: Path | None = None,
     ) -> None:
@@ -74,9 +74,9 @@ class CaptionGRPOTrainer(Watched, GRPOTrainer):
             reward_funcs=[cast(RewardFunc, reward) for reward, _ in rewards],
             args=args,
             train_dataset=dataset,
-            eval_dataset=dataset if watch is not None else None,  # `Watched.evaluate` looks elsewhere
+            eval_dataset=dataset if monitor is not None else None,  # `evaluate` asks the monitor
         )
-        self.captioner, self.watch, self.latent, self.keep_vision = captioner, watch, latent, keep_vision
+        self.captioner, self.monitor, self.latent, self.keep_vision = captioner, monitor, latent, keep_vision
         self._rewards_seen: list[float] = []
 
     # -- nothing twice -------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class CaptionGRPOTrainer(Watched, GRPOTrainer):
         return super()._get_dataloader(RowCache(dataset), *args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's; meanwhile the model's vision tower and prefill are shared."""
+        """Train; meanwhile each distinct image is encoded once a step, each prompt prefilled once."""
         images = self.args.per_device_train_batch_size * cast(int, self.args.steps_per_generation)
         with (
             self.captioner.share_vision(max_images=max(256, images), keep=self.keep_vision) as self._memo,
@@ -101,37 +101,69 @@ class CaptionGRPOTrainer(Watched, GRPOTrainer):
         return rollouts
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int | None = None,
-        compute_entropy: bool = False, compute_aux_loss: bool = False, **images: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-        """TRL's, on captions that go on from the cache of their prompt, evaluated once.
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **images: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Compute what TRL's does, on captions that continue from the cache of their prompt, evaluated once.
 
         Gradient checkpointing allows no cache, a router's loss wants every token, and what wraps the model for several
         processes wants to be called once: these go TRL's way.
         """
-        plain = functools.partial(
-            super()._get_per_token_logps_and_entropies, logits_to_keep=logits_to_keep, batch_size=batch_size,
-            compute_entropy=compute_entropy, compute_aux_loss=compute_aux_loss,
-        )  # fmt: skip
         last = input_ids.shape[1] - logits_to_keep  # where the captions begin
         several = self.accelerator.num_processes > 1
-        if compute_aux_loss or self.args.gradient_checkpointing or several:
-            return plain(model, input_ids, attention_mask, **images)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **images}
-        batch = {name: value[:, :last] for name in batches.TOKEN_KEYS if (value := inputs.get(name)) is not None}
-        batch |= {n: v for n, v in images.items() if n.startswith(batches.IMAGE_ARGUMENTS) and v is not None}
-        with self.accelerator.autocast():
-            prompts = PromptCache.of_rows(self.captioner.core, BatchFeature(batch))
+        prompts = None
+        if not (compute_aux_loss or self.args.gradient_checkpointing or several):
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **images}
+            batch = {name: value[:, :last] for name in batches.TOKEN_KEYS if (value := inputs.get(name)) is not None}
+            batch |= {n: v for n, v in images.items() if n.startswith(batches.IMAGE_ARGUMENTS) and v is not None}
+            with self.accelerator.autocast():
+                prompts = PromptCache.of_rows(self.captioner.core, BatchFeature(batch))
         if prompts is None:
-            return plain(model, input_ids, attention_mask, **images)
-        return plain(prompts.model(model, attention_mask), input_ids[:, last - 1 :], attention_mask[:, last - 1 :])
+            return super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size=batch_size,
+                compute_entropy=compute_entropy,
+                compute_aux_loss=compute_aux_loss,
+                **images,
+            )
+        captions = input_ids[:, last - 1 :]
+        labels = captions.masked_fill(attention_mask[:, last - 1 :] == 0, -100)
+        labels[:, :-logits_to_keep] = -100
+        outputs = []
+        for start in range(0, len(captions), size := batch_size or len(captions)):
+            rows = slice(start, start + size)
+            with self.accelerator.autocast():
+                outputs.append(
+                    prompts.forward(
+                        model, rows, captions[rows], attention_mask[rows], labels=labels[rows], fused_lm_head=True
+                    )
+                )
+        logprobs = torch.cat([output.log_probs[:, -logits_to_keep:] for output in outputs])
+        entropies = torch.cat([output.entropy[:, -logits_to_keep:] for output in outputs]) if compute_entropy else None
+        return logprobs, entropies, None
 
     # -- resume --------------------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
-        sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
-        sampler.__class__ = _PassSampler
-        return sampler
+        stock = cast(RepeatSampler, super()._get_train_sampler(dataset))
+        return PassSampler(
+            stock.data_source,
+            mini_repeat_count=stock.mini_repeat_count,
+            batch_size=stock.batch_size,
+            repeat_count=stock.repeat_count,
+            shuffle=stock.shuffle,
+            seed=stock.seed,
+        )
 
     @property
     def _unlearned(self) -> bool:
@@ -180,16 +212,17 @@ class CaptionGRPOTrainer(Watched, GRPOTrainer):
         return cast(Tensor, loss) + weight * latent / cast(int, self.current_gradient_accumulation_steps)
 
 
-class _PassSampler(RepeatSampler):
-    """TRL's, with a permutation for each pass that does not depend on where training began."""
+class PassSampler(RepeatSampler):
+    """TRL's sampler, with a permutation for each pass that does not depend on where training began."""
 
     def set_epoch(self, epoch: int) -> None:
+        """Begin a pass over the images."""
         if self.shuffle:
             self.generator.manual_seed(cast(int, self.seed) + epoch)
 
 
 def as_batch(inputs: dict[str, Any]) -> BatchFeature:
-    """TRL's prompts and completions as `Captioner.prepare(images, captions)` would give them."""
+    """Return TRL's prompts and completions as `Captioner.prepare(images, captions)` would give them."""
     mask = inputs["completion_mask"]
     batch = {
         "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),

@@ -1,4 +1,4 @@
-"""A trainer whose evaluations are the watch's (`captune.training.monitor.watch`)."""
+"""`Monitor`, what judges a run while it trains, and a trainer whose evaluations are the monitor's."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ from typing import Protocol
 from transformers import Trainer
 
 
-class Watching(Protocol):
-    """What `captune.training.monitor.watch.Watch` is to a trainer."""
+class Monitor(Protocol):
+    """What `captune.training.monitor.held_out.HeldOutMonitor` is to a trainer."""
 
-    def measure(self, step: int, reward: float | None) -> dict[str, float]: ...
+    def measure(self, step: int, reward: float | None) -> dict[str, float]:
+        """Return the figures of the captioner as it is, each named ``eval_...``.
+
+        Args:
+            step: of this training.
+            reward: the mean reward of the samples since the last evaluation; None before the first.
+        """
+        ...
 
 
-class Watched(Trainer):
-    """For trainers that climb a reward: they set `watch`, and note in `_rewards_seen` what each step's samples earned.
+class MonitoredTrainer(Trainer):
+    """For trainers that optimise a reward: they set `monitor`, and append each step's mean reward to `_rewards_seen`.
 
-    transformers wants an `eval_dataset`; `evaluate` looks at the watch's images instead.
+    transformers wants an `eval_dataset`; `evaluate` asks the monitor, which has images of its own, instead.
     """
 
-    watch: Watching | None
+    monitor: Monitor | None
     _rewards_seen: list[float]
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """The watch's figures on captions as the captioner now makes them."""
-        assert self.watch is not None
+        """Return the monitor's figures on captions as the captioner now makes them."""
+        assert self.monitor is not None
         reward = sum(self._rewards_seen) / len(self._rewards_seen) if self._rewards_seen else None
         self._rewards_seen.clear()
-        metrics = self.watch.measure(self.state.global_step, reward)
+        metrics = self.monitor.measure(self.state.global_step, reward)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captune.decoding.cfg import guided
+from captune.errors import SettingError
 from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper, MapperConfig
-
-if TYPE_CHECKING:
-    from captune.training.vizer.train import ViZerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +21,15 @@ logger = logging.getLogger(__name__)
 def collect(
     captioner: Captioner, mapper: Mapper, images: Any, captions: Any, *, batch_size: int = 64
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """The frozen side of the fit, computed once: F_I (N, D), each caption's states (T_j, H), and its image (M,)."""
+    """Compute the frozen side of the fit once: F_I (N, D), each caption's states (T_j, H), and its image (M,)."""
     features, states, owner = [], [], []
     for start in tqdm(range(0, len(images), batch_size), desc="mapper features", disable=None):
         rows = images[start : start + batch_size]["image"]
         texts = captions[start : start + batch_size]
         batch = captioner.prepare(rows)
         features.append(mapper.image_features(captioner, batch))
-        owners = [i for i, own in enumerate(texts) for _ in own]
-        flat = [text for own in texts for text in own]
+        owners = [i for i, captions in enumerate(texts) for _ in captions]
+        flat = [text for captions in texts for text in captions]
         for at in range(0, len(flat), 4 * batch_size):
             part = owners[at : at + 4 * batch_size]
             pairs = captioner.prepare([rows[i] for i in part], flat[at : at + 4 * batch_size])
@@ -44,17 +42,39 @@ def collect(
     return torch.cat(features), states, torch.tensor(owner, device=features[0].device)
 
 
-def own_captions(captioner: Captioner, images: Any, config: ViZerConfig, *, batch_size: int = 64) -> list[list[str]]:
-    """The frozen model's captions of each image: one greedy, or `mapper_samples` sampled, the last under `guidance`."""
-    sampled = config.mapper_captions == "sampled"
-    settings = {"do_sample": sampled, "temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
-    under = sampled and config.guidance > 0
-    n = config.mapper_samples - under if sampled else 1
+def own_captions(
+    captioner: Captioner,
+    images: Any,
+    *,
+    samples: int = 0,
+    guidance: float = 0.0,
+    temperature: float = 1.0,
+    max_new_tokens: int = 40,
+    batch_size: int = 64,
+) -> list[list[str]]:
+    """Return the captioner's own captions of each image.
+
+    A base that names a relation in one caption of fifty leaves little to learn it from. Under classifier-free guidance
+    it names more of what it sees. One of an image's samples is made so, and not all, since guided captions hardly name
+    some facts, such as sizes.
+
+    Args:
+        captioner: as it is.
+        images: a dataset with a column `image`.
+        samples: captions sampled per image; 0: a greedy one.
+        guidance: the scale of classifier-free guidance for an image's last sample; 0: none.
+        temperature: of the samples.
+        max_new_tokens: longest caption in tokens.
+        batch_size: images per batch.
+    """
+    settings = {"do_sample": samples > 0, "temperature": temperature, "max_new_tokens": max_new_tokens}
+    under = samples > 0 and guidance > 0
+    n = samples - under if samples else 1
     captions: list[list[str]] = []
     for first in tqdm(range(0, len(images), batch_size), desc="mapper captions", disable=None):
         batch = images[first : first + batch_size]["image"]
         flat = captioner.generate(batch, num_return_sequences=n, **settings) if n else []
-        last = guided(captioner, batch, weight=config.guidance - 1, **settings) if under else []
+        last = guided(captioner, batch, weight=guidance - 1, **settings) if under else []
         captions += [flat[n * i : n * (i + 1)] + last[i : i + 1] for i in range(len(batch))]
     return captions
 
@@ -71,17 +91,29 @@ def fit_mapper(
     weight_decay: float = 0.01,
     seed: int = 0,
 ) -> tuple[Mapper, list[float]]:
-    """Fits h_tau by L_ViZer (AdamW) on pairs of images and captions; the captioner is frozen.
+    """Fit h_tau by L_ViZer (AdamW) on pairs of images and captions; the captioner is frozen.
 
     Args:
+        captioner: reads, its adapter off.
         images: a dataset with a column `image`.
         captions: for each image, the captions to fit on: ground truth (ViZer_GT) or the model's own (ViZer_G).
+        config: the mapper's.
+        epochs: passes over the pairs.
+        lr: peak learning rate, then cosine decay.
+        batch_size: pairs per step.
+        weight_decay: AdamW's.
+        seed: of weights and order.
 
     Returns:
-        The mapper and the loss of each step.
+        The mapper, frozen, and the loss of each step.
+
+    Raises:
+        SettingError: there is no caption, or not one list for each image.
     """
     if len(images) != len(captions) or not any(captions):
-        raise ValueError(f"a mapper needs captions for its images: {len(images)} images, {len(captions)} caption lists")
+        raise SettingError(
+            f"a mapper needs captions for its images: {len(images)} images, {len(captions)} caption lists"
+        )
     probe = captioner.image_features([images[0]["image"]], where=config.feature, pool=config.pool)
     torch.manual_seed(seed)
     hidden_size = captioner.core.config.get_text_config().hidden_size

@@ -1,48 +1,88 @@
 """ViZer's objectives as losses: L_zero on captions that the current model writes.
 
-See `captune.training.vizer.train`; the objective `reward` is there.
+The objective `reward` is GRPO's (`captune.training.vizer.train`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from captune.models import inputs as batches
 from captune.models.captioner import Captioner
 from captune.models.families import attribute
 from captune.models.vizer_mapper import Mapper
-from captune.training.lifecycle import CaptionerTrainer, kl_to_base
-
-if TYPE_CHECKING:
-    from captune.training.vizer.train import ViZerConfig
+from captune.training.lifecycle import starting_captioner
+from captune.training.losses import token_kl
+from captune.training.trainer import CaptionerTrainer
 
 
 class ViZerTrainer(CaptionerTrainer):
-    """`transformers.Trainer` with L_zero on captions that the current model writes (`latent`, `straight_through`)."""
+    """`transformers.Trainer` with L_zero on captions that the current model writes.
 
-    def __init__(self, *args: Any, mapper: Mapper, vizer_config: ViZerConfig, **kwargs: Any) -> None:
+    Args:
+        args: those of `CaptionerTrainer`.
+        mapper: h_tau, frozen.
+        objective: what the gradient reaches: the hidden states, or the words as well.
+        do_sample: sample the captions; default: greedy ones.
+        temperature: of the samples.
+        max_new_tokens: longest caption in tokens.
+        beta: weight of KL to the captioner that training starts from.
+        kwargs: those of `CaptionerTrainer`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        mapper: Mapper,
+        objective: Literal["latent", "straight_through"] = "latent",
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        max_new_tokens: int = 40,
+        beta: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.mapper, self.config = mapper, vizer_config
+        self.mapper, self.beta = mapper, beta
+        self.loss_of = straight_through_loss if objective == "straight_through" else latent_loss
+        self.generation = {"do_sample": do_sample, "temperature": temperature, "max_new_tokens": max_new_tokens}
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
-        sampled = self.config.mapper_captions == "sampled"
-        settings = {"do_sample": sampled, "temperature": self.config.temperature}
-        captions = self.captioner.generate(images, max_new_tokens=self.config.max_new_tokens, **settings)
-        loss_of = straight_through_loss if self.config.objective == "straight_through" else latent_loss
-        loss, batch, logits = loss_of(self.captioner, self.mapper, images, captions)
-        if self.config.beta:
-            loss = loss + self.config.beta * kl_to_base(self.captioner, batch, logits)
+        """Return L_zero, plus `beta` times KL."""
+        captions = self.captioner.generate(images, **self.generation)
+        loss, batch, logits = self.loss_of(self.captioner, self.mapper, images, captions)
+        if self.beta:
+            loss = loss + self.beta * kl_to_start(self.captioner, batch, logits)
         return loss
+
+
+def kl_to_start(captioner: Captioner, batch: Any, logits: Tensor | None = None) -> Tensor:
+    """Return KL(pi || pi_start) averaged over the captions' tokens, a scalar.
+
+    Args:
+        captioner: pi_start is the captioner that training starts from, the base without `--adapter`.
+        batch: from `Captioner.prepare(images, captions)`.
+        logits: (B, T, V) of the captioner where they are known.
+    """
+    inputs = batches.inputs_of(batch)
+    if logits is None:
+        logits = captioner.model(**inputs, use_cache=False).logits
+    with torch.no_grad(), starting_captioner(captioner):
+        base = captioner.model(**inputs, use_cache=False).logits
+    mask = batch["caption_mask"][:, 1:].bool()
+    return token_kl(logits[:, :-1][mask], base[:, :-1][mask]).mean()
 
 
 def latent_loss(
     captioner: Captioner, mapper: Mapper, images: list[Any], captions: list[str]
 ) -> tuple[Tensor, Any, Tensor | None]:
-    """L_zero, a scalar: 1 - cos(F_I, M(caption)), its gradient through the captioner's hidden states.
+    """Compute L_zero = 1 - cos(F_I, M(caption)), its gradient through the captioner's hidden states.
 
-    Returns the loss, the batch, and logits where they were computed on the way (None here)."""
+    Returns:
+        The loss, a scalar; the batch of images with captions; the logits where they were computed on the way (None).
+    """
     batch = captioner.prepare(images, captions)
     return (1 - mapper.score(captioner, batch)).mean(), batch, None
 
@@ -50,12 +90,15 @@ def latent_loss(
 def straight_through_loss(
     captioner: Captioner, mapper: Mapper, images: list[Any], captions: list[str]
 ) -> tuple[Tensor, Any, Tensor | None]:
-    """L_zero read blind by the frozen base, with a gradient to the words: onehot + p - p.detach() enters embedded."""
+    """Compute L_zero with a gradient to the words: onehot + p - p.detach() enters embedded, read blind by the base.
+
+    Returns:
+        The loss, a scalar; the batch of images with captions; the logits (B, T, V).
+    """
     batch = captioner.prepare(images, captions)
     features = mapper.image_features(captioner, batch)
     mask = batch["caption_mask"].bool()
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "caption_mask")}
-    logits = captioner.model(**inputs, use_cache=False).logits
+    logits = captioner.model(**batches.inputs_of(batch), use_cache=False).logits
     predicting = logits[:, :-1].float().softmax(dim=-1)  # (B, T-1, V): the distribution of each next token
     embed: Any = captioner.core.get_input_embeddings()
     table = embed.weight

@@ -1,0 +1,182 @@
+"""Settings of the methods: each field is declared once, and a method names the defaults that it changes.
+
+Fields are flags and YAML keys of the same name. The command line reads their metadata: `help`, `group`, `aliases`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from captune.errors import SettingError
+from captune.scorers import scorer_class
+from captune.scorers.expression import parse
+
+DEFAULT_SHOWN = 64  # images of --images that a run without --eval-images is judged on
+
+
+def setting(help: str, default: Any = MISSING, *, group: str = "training", aliases: tuple[str, ...] = ()) -> Any:
+    """Declare a field of a config.
+
+    Args:
+        help: one line; where it says "default", the command line adds none.
+        default: the value when nothing is given; without one the field is required.
+        group: the heading in ``--help``.
+        aliases: former names, which work and warn.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "group": group, "aliases": aliases})
+
+
+def like(config: type, name: str, **changes: Any) -> Any:
+    """Declare a field like another config's, with another `default`, `help`, `group` or `aliases`."""
+    (field,) = (field for field in dataclasses.fields(config) if field.name == name)
+    return setting(**{"default": field.default, **field.metadata, **changes})
+
+
+def defaults(helps: Mapping[str, str] | None = None, /, **values: Any) -> Callable[[type], type]:
+    """Return a class decorator, to stand below ``@dataclass``, that changes defaults of inherited fields.
+
+    Args:
+        helps: {field: help} where the text of an inherited field changes, too.
+        values: {field: default}.
+    """
+
+    def change(config: type) -> type:
+        base = dataclasses.make_dataclass("Base", [], bases=config.__bases__, kw_only=True)
+        hints = get_type_hints(base)
+        for name in (*values, *(name for name in helps or {} if name not in values)):
+            changes = {"default": values[name]} if name in values else {}
+            if helps and name in helps:
+                changes["help"] = helps[name]
+            config.__annotations__[name] = hints[name]
+            setattr(config, name, like(base, name, **changes))
+        return config
+
+    return change
+
+
+def flag(name: str) -> str:
+    """Return the command line's name of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def at_least(config: Any, least: int, *names: str) -> None:
+    """Check that fields are not below a number.
+
+    Raises:
+        SettingError: names the first that is.
+    """
+    for name in names:
+        if getattr(config, name) < least:
+            raise SettingError(f"{flag(name)} must be at least {least}, it is {getattr(config, name)}")
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Settings of every run that trains something."""
+
+    output: Path = setting("the run directory to write", group="data")  # noqa: RUF009
+    images: str = setting("images to learn from: a folder, a file, a dataset, storybook:unlabelled", group="data")
+    limit: int | None = setting("use only the first N images", None, group="data")
+    eval_images: str | None = setting(
+        "images to caption before and after; default: storybook:val for storybook, or 64 of --images",
+        None,
+        group="data",
+        aliases=("evaluation",),
+    )
+    overwrite: bool = setting("replace another run in --output", False, group="data")
+    dtype: str = setting("auto, float32, bfloat16 or float16", "auto", group="model")
+    device: str | None = setting("cpu, cuda, ...; default: the best there is", None, group="model")
+    load_in_4bit: bool = setting("load the frozen weights in 4 bits (needs bitsandbytes)", False, group="model")
+    lora_r: int = setting("rank of LoRA", 32, group="adapter")
+    lora_alpha: int = setting("alpha of LoRA", 64, group="adapter")
+    lora_dropout: float = setting("dropout of LoRA", 0.1, group="adapter")
+    train_all_weights: bool = setting(
+        "train all weights of the language model instead of LoRA; the run holds model/, not adapter/",
+        False,
+        group="adapter",
+        aliases=("full",),
+    )
+    seed: int = setting("random seed", 0)
+    gradient_accumulation_steps: int = setting("batches per optimiser step", 1)
+    save_steps: int = setting("steps between checkpoints", 50, group="logging")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
+        "where metrics go besides metrics.jsonl", "none", group="logging"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            SettingError: one is out of range, or needs a package that is not installed.
+        """
+        if not self.images:
+            raise SettingError("missing required option: --images, a folder, a file, a dataset name or storybook:SPLIT")
+        at_least(self, 1, "gradient_accumulation_steps", "lora_r", "save_steps")
+        if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
+            raise SettingError(
+                f"--report-to {self.report_to} needs the package {self.report_to!r}, which is not installed: "
+                f"pip install {self.report_to}"
+            )
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(RunConfig):
+    """Settings of every method that trains one captioner."""
+
+    model: str = setting("a folder, a hub name, or storybook", group="model")
+    adapter: Path | None = setting(  # noqa: RUF009
+        "a PEFT adapter folder to continue from, with its own LoRA shape", None, group="model"
+    )
+    prompt: str | None = setting("the text beside the image; default: the family's", None, group="model")
+    max_steps: int = setting("optimiser steps", 100)
+    batch_size: int = setting("images per step", 16)
+    learning_rate: float = setting("peak learning rate of AdamW, reached by warm-up, then cosine decay", 5e-4)
+    warmup_steps: int = setting("steps until the peak", 10)
+    weight_decay: float = setting("AdamW's weight decay", 0.01)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "max_steps", "batch_size")
+        if self.learning_rate <= 0:
+            raise SettingError(f"--learning-rate must be positive, it is {self.learning_rate}")
+        if self.train_all_weights and self.adapter is not None:
+            raise SettingError("--train-all-weights trains no adapter: merge --adapter into the model first")
+        if self.train_all_weights and self.load_in_4bit:
+            raise SettingError("--train-all-weights cannot train weights that --load-in-4bit quantises")
+
+
+@dataclass(kw_only=True)
+class RLConfig(TrainingConfig):
+    """Settings of every method that samples captions and learns from what they are worth."""
+
+    num_generations: int = setting("captions sampled per image", 8, group="sampling")
+    temperature: float = setting("temperature of the sampled captions", 1.0, group="sampling")
+    max_new_tokens: int = setting("longest caption in tokens", 40, group="sampling")
+    beta: float = setting("weight of KL to the captioner that training starts from", 0.0, group="reward")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "num_generations", "max_new_tokens")
+        if self.temperature <= 0:
+            raise SettingError(f"--temperature must be positive, it is {self.temperature}")
+        if self.beta < 0:
+            raise SettingError(f"--beta must not be negative, it is {self.beta}")
+
+
+@dataclass(kw_only=True)
+class RewardedConfig(RLConfig):
+    """Settings of the methods whose reward is an expression of scorers."""
+
+    reward: str = setting("a scorer or a weighted sum: 'cider + 0.5*clip - 0.1*length'", "", group="reward")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.reward:
+            raise SettingError("missing required option: --reward, a scorer or a weighted sum: 'cider + 0.5*clip'")
+        for spec in parse(self.reward):
+            scorer_class(spec.partition(":")[0])

@@ -1,0 +1,56 @@
+"""Settings of `captune grpo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from captune.errors import SettingError
+from captune.training.config import RewardedConfig, at_least, defaults, setting
+
+PRESETS: dict[str, dict[str, Any]] = {"captune": {}, "cim": {"num_generations": 5}}
+
+
+@dataclass(kw_only=True)
+@defaults(max_steps=60, learning_rate=5e-4, beta=0.1, num_generations=8)
+class CaptionGRPOConfig(RewardedConfig):
+    """Settings of `captune grpo`."""
+
+    preset: Literal["captune", "cim"] = setting("where other defaults come from", "captune")
+    steps_per_generation: int = setting(
+        "optimiser steps that share one sampling, each with images of its own",
+        1,
+        group="sampling",
+        aliases=("updates_per_generation",),
+    )
+    num_iterations: int = setting("times that a sampled caption is learned from", 1, group="sampling")
+    epochs: float | None = setting("passes over the images; default: --max-steps", None)
+    gradient_checkpointing: bool = setting("less memory, slower", False)
+    keep_vision: bool = setting("keep visual features on disk, for later passes", False)
+    corpus: Path | None = setting("retrieval corpus of --preset cim", None, group="reward")  # noqa: RUF009
+    latent_mapper: Path | None = setting(  # noqa: RUF009
+        "a fitted mapper: ViZer's latent loss is added to the reward's", None, group="reward", aliases=("latent",)
+    )
+    latent_weight: float = setting("weight of that loss", 0.1, group="reward")
+    watch: str = setting(
+        "held-out scorers, which are not part of the reward: clip,self_retrieval; or none; default: clip on storybook, "
+        "else cider where --eval-images has references, else health metrics alone",
+        "auto",
+        group="monitor",
+    )
+    eval_steps: int = setting(
+        "optimiser steps between evaluations, and between checkpoints", 10, group="monitor", aliases=("watch_steps",)
+    )
+    early_stopping_patience: int = setting(
+        "evaluations without a new best until the run stops (0: never)", 3, group="monitor", aliases=("patience",)
+    )
+
+    def __post_init__(self) -> None:
+        if self.preset == "cim" and not self.reward:
+            if self.corpus is None:
+                raise SettingError("--preset cim needs --corpus: a folder that `captune corpus build` made")
+            self.reward = f"grc:{self.corpus} + qir:{self.corpus}"
+        super().__post_init__()
+        at_least(self, 2, "num_generations")
+        at_least(self, 1, "steps_per_generation", "num_iterations", "eval_steps")

@@ -1,0 +1,102 @@
+"""The monitor of a run, with the trainer's settings and callbacks that it needs."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from captune.models.captioner import Captioner
+from captune.runs.run_dir import RunDir
+from captune.scorers import split_specs
+from captune.training.config import TrainingConfig
+from captune.training.lifecycle import evaluation_source, steps_done
+from captune.training.monitor.held_out import HeldOutMonitor, Reward, default_scorers
+
+
+class MonitorSettings(Protocol):
+    """What `build_monitor` reads of a config besides what every method has."""
+
+    watch: str
+    eval_steps: int
+    early_stopping_patience: int
+    max_new_tokens: int
+    temperature: float
+
+
+class LastStep(TrainerCallback):
+    """The end of training is evaluated and saved as well, at whatever step it falls."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for both at the last step."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+
+def monitor_without_stopping(
+    config: TrainingConfig, captioner: Captioner, reward: Reward, run_dir: RunDir, **settings: Any
+) -> dict[str, Any]:
+    """Build a monitor that evaluates four times, and neither stops the run nor chooses a checkpoint.
+
+    Args:
+        config: the run's settings.
+        captioner: what is trained.
+        reward: what the run optimises.
+        run_dir: the run.
+        settings: further ones of `HeldOutMonitor`.
+
+    Returns:
+        ``monitor``, and the trainer's arguments for it.
+    """
+    source = evaluation_source(config)
+    monitor = HeldOutMonitor(captioner, source, default_scorers(reward, source), run_dir, reward=reward, **settings)
+    monitor.rewind(steps_done(run_dir, config))
+    every = max(1, config.max_steps // 4)
+    return {"monitor": monitor, "eval_strategy": "steps", "eval_on_start": True, "eval_steps": every}
+
+
+def build_monitor(
+    config: Any, captioner: Captioner, reward: Reward, run_dir: RunDir
+) -> tuple[HeldOutMonitor | None, list[TrainerCallback], dict[str, Any]]:
+    """Build the monitor that keeps the best checkpoint and stops a run that no longer gains.
+
+    Args:
+        config: a `TrainingConfig` that has `MonitorSettings`, too.
+        captioner: what is trained.
+        reward: what the run optimises.
+        run_dir: the run.
+
+    Returns:
+        The monitor, None with ``--watch none``; the trainer's callbacks; its arguments.
+    """
+    monitoring: MonitorSettings = config
+    if monitoring.watch == "none":
+        return None, [], {}
+    source = evaluation_source(config)
+    scorers = default_scorers(reward, source) if monitoring.watch == "auto" else split_specs(monitoring.watch)
+    monitor = HeldOutMonitor(
+        captioner,
+        source,
+        scorers,
+        run_dir,
+        reward=reward,
+        max_new_tokens=monitoring.max_new_tokens,
+        temperature=monitoring.temperature,
+    )
+    monitor.rewind(steps_done(run_dir, config))
+    settings: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "eval_steps": monitoring.eval_steps,
+        "save_steps": monitoring.eval_steps,
+        "eval_on_start": True,
+    }
+    callbacks: list[TrainerCallback] = [LastStep()]
+    if monitor.primary is not None:
+        settings |= {
+            "metric_for_best_model": monitor.primary,
+            "greater_is_better": monitor.greater_is_better,
+            "load_best_model_at_end": True,
+        }
+        if monitoring.early_stopping_patience:
+            callbacks.append(EarlyStoppingCallback(monitoring.early_stopping_patience))
+    return monitor, callbacks, settings
