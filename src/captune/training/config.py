@@ -179,4 +179,4 @@ class RewardedConfig(RLConfig):
         if not self.reward:
             raise SettingError("missing required option: --reward, a scorer or a weighted sum: 'cider + 0.5*clip'")
         for spec in parse(self.reward):
-            scorer_class(spec.partition(":")[0])
+            scorer_class(spec)
