@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
-PACKAGE = "captune.methods"
 MOVED = {
     "answering": "models.answerers",
     "caption_job": "inference.job",
@@ -32,7 +32,7 @@ MOVED = {
     "methods.har": "training.har",
     "methods.latent": "training.vizer.objectives",
     "methods.mapper": "training.vizer.mapper_fit",
-    "methods.marks": "training.monitor.rules",
+    "methods.marks": "training.monitor.alert_rules",
     "methods.rollouts": "training.grpo.trainer",
     "methods.sc_captioner": "training.sc_captioner",
     "methods.scst": "training.scst",
@@ -41,7 +41,7 @@ MOVED = {
     "methods.shared_prompts": "models.caching.prompts",
     "methods.training": "training.lifecycle",
     "methods.vizer": "training.vizer.train",
-    "methods.watch": "training.monitor.watch",
+    "methods.watch": "training.monitor.held_out",
     "options": "cli.config",
     "prefill": "models.caching.prefill",
     "prefix": "models.prefix_captioner",
@@ -79,26 +79,52 @@ MOVED = {
 }
 
 
+#: Names that are called otherwise or stand elsewhere than in what took their module's place.
+RENAMED = {
+    "methods.grpo": {"RewardConfig": "training.grpo.config:CaptionGRPOConfig"},
+    "methods.mapper": {
+        "Mapper": "models.vizer_mapper:Mapper",
+        "MapperConfig": "models.vizer_mapper:MapperConfig",
+    },
+    "methods.sc_captioner": {
+        "SelfCorrection": "decoding.self_correct:SelfCorrection",
+        "correct": "decoding.self_correct:correct",
+    },
+    "methods.training": {
+        "TrainingConfig": "training.config:TrainingConfig",
+        "CaptionerTrainer": "training.trainer:CaptionerTrainer",
+    },
+    "methods.vizer": {"ViZerConfig": "training.vizer.config:ViZerConfig"},
+    "methods.watch": {
+        "Watch": "training.monitor.held_out:HeldOutMonitor",
+        "default_watch": "training.monitor.held_out:default_scorers",
+    },
+}
+
+
 class _Moved:
     """A finder and loader of the former paths; `sys.meta_path` asks it before the files are looked at."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> object:
-        if not name.startswith("captune.") or (new := MOVED.get(name[len("captune.") :])) is None:
+        old = name.removeprefix("captune.")
+        if old == name or old not in MOVED:
             return None
-        if name != PACKAGE:
-            warnings.warn(f"{name} is now called captune.{new}", FutureWarning, stacklevel=2)
-        return ModuleSpec(name, self, is_package=name == PACKAGE)  # type: ignore[arg-type]
+        warnings.warn(f"{name} is now called captune.{MOVED[old]}", FutureWarning, stacklevel=2)
+        return ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        if spec.name == PACKAGE:  # a package of its own: what is imported below it becomes its attribute
-            return None
-        module = importlib.import_module(f"captune.{MOVED[spec.name[len('captune.') :]]}")
-        spec.loader_state = module.__spec__
-        return module
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None  # an empty module, whose names are looked up elsewhere
 
     def exec_module(self, module: ModuleType) -> None:
-        if module.__name__ != PACKAGE and (spec := module.__spec__) is not None:
-            module.__spec__ = spec.loader_state  # the import machinery has put the former path's here
+        old = module.__name__.removeprefix("captune.")
+
+        def look_up(name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            place, _, new = RENAMED.get(old, {}).get(name, f"{MOVED[old]}:{name}").partition(":")
+            return getattr(importlib.import_module(f"captune.{place}"), new)
+
+        module.__getattr__ = look_up  # type: ignore[method-assign]
 
 
 def install() -> None:
