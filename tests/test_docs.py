@@ -36,14 +36,26 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the docs' commands name: recipes, and Python that a page tells to save."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            if match := re.match(r"# (\w+\.py)\n", block):
+                (folder / match[1]).write_text(block, encoding="utf-8")
+    return folder
+
+
 @pytest.mark.parametrize(("page", "command"), commands(), ids=lambda text: text[:60])
-def test_commands_parse(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_parse(page: str, command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command of the docs is one that captune understands today, without a former name."""
     from captune.cli.config import build
     from captune.cli.main import parser
     from captune.cli.train import METHODS
 
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(desk)
     verb, *rest = shlex.split(command, comments=True)[1:]
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
