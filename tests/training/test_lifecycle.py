@@ -9,14 +9,21 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from captune.data import load_images
+from captune.errors import CaptionerError, SettingError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
+from captune.training import lifecycle
+from captune.training.config import RLConfig
 from captune.training.grpo.train import train_with_reward
-from captune.training.lifecycle import caption_and_score, load_training_images
-from captune.training.sft import SFTConfig, SFTTrainer
+from captune.training.lifecycle import caption_and_score, finish_run, load_training_images, make_trainable, start_run
+from captune.training.scst import SCSTConfig
+from captune.training.sft import SFTConfig, SFTTrainer, run
+from captune.training.trainer import common_arguments
 
 
 def config(output: Path, **settings: Any) -> SFTConfig:
@@ -104,3 +111,58 @@ def test_images_without_references_cost_scores_and_not_the_run(
     (row,) = run_dir.scores()["rows"]
     assert set(row["scores"]) == {"health"}
     assert "1 of 4 images have none, such as '1'" in caplog.text
+
+
+@pytest.mark.usefixtures("no_report")
+def test_every_method_continues_from_an_adapter(tiny_folder: Any, source: str, tmp_path: Path) -> None:
+    """A second run of supervised fine-tuning begins where the first ended."""
+    model = str(tiny_folder("idefics3"))
+    first = run(config(tmp_path / "first", model=model, images=source))
+    second = run(config(tmp_path / "second", model=model, images=source, adapter=first.adapter, learning_rate=1e-9))
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first.adapter, second.adapter))
+    assert before.keys() == after.keys() and all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+    assert any(key.endswith("lora_B.weight") and bool(before[key].any()) for key in before)
+
+
+def test_full_fine_tuning_leaves_a_plain_model_folder(
+    tiny_folder: Any, images: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "caption_and_score", lambda *args, **_: None)
+    monkeypatch.setattr("captune.report.render", lambda *args: None)
+    settings = config(tmp_path / "run", model=str(tiny_folder("idefics3")), train_all_weights=True)
+    run_dir, captioner = start_run(settings, "sft")
+    make_trainable(captioner, settings)
+    with torch.no_grad():
+        for name, parameter in captioner.model.named_parameters():
+            if parameter.requires_grad and "lm_head" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    expected = captioner.model(**captioner.prepare(images[:2])).logits
+    finish_run(settings, run_dir, captioner, row="supervised", method="supervised fine-tuning")
+    again = Captioner.load(run_dir.path / "model", device="cpu")
+    torch.testing.assert_close(again.model(**again.prepare(images[:2])).logits, expected)
+
+
+def test_settings_that_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="merge --adapter into the model first"):
+        config(tmp_path, train_all_weights=True, adapter=tmp_path)
+    with pytest.raises(SettingError, match="cannot train weights that --load-in-4bit"):
+        config(tmp_path, train_all_weights=True, load_in_4bit=True)
+    with pytest.raises(SettingError, match="--temperature must be positive"):
+        RLConfig(model="", images="-", output=tmp_path, temperature=0.0)
+    with pytest.raises(SettingError, match="missing required option: --reward"):
+        SCSTConfig(model="", images="-", output=tmp_path, reward="")
+
+
+def test_where_metrics_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert common_arguments(config(tmp_path))["report_to"] == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert common_arguments(config(tmp_path, report_to="wandb"))["report_to"] == ["wandb"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingError, match="needs the package 'trackio', which is not installed"):
+        config(tmp_path, report_to="trackio")
+
+
+def test_four_bits_need_a_package(tiny_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CaptionerError, match="bitsandbytes"):
+        start_run(config(tmp_path / "run", model=str(tiny_folder("idefics3")), load_in_4bit=True), "sft")

@@ -38,6 +38,7 @@ FILES = (
     "captions",
     "scores.json",
     "adapter",
+    "model",
     "mapper",
     "report.html",
 )

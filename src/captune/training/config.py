@@ -96,7 +96,7 @@ class RunConfig:
     lora_alpha: int = setting("alpha of LoRA", 64, group="adapter")
     lora_dropout: float = setting("dropout of LoRA", 0.1, group="adapter")
     train_all_weights: bool = setting(
-        "train all weights of the language model instead of LoRA; the run holds model/, not adapter/",
+        "train all weights of the language model instead of LoRA; the run holds model/, a transformers folder, too",
         False,
         group="adapter",
         aliases=("full",),

@@ -152,6 +152,8 @@ def finish_run(
 ) -> RunDir:
     """Save `adapter/`, caption the evaluation images before and after, score them, write report and model card.
 
+    With `train_all_weights` the merged captioner is saved as well, in `model/`, a plain transformers folder.
+
     Args:
         config: the run's settings.
         run_dir: the run.
@@ -167,6 +169,8 @@ def finish_run(
     with captioner.disable_adapter():
         caption_and_score(captioner, source, run_dir, "base", role="base", limit=limit)
     caption_and_score(captioner, source, run_dir, row, role=role, limit=limit)
+    if config.train_all_weights:
+        captioner.merge(run_dir.path / "model")
     run_dir.finish(run_dir.card(method=method, base=config.model, data=config.images))
     render([run_dir.path], run_dir.path / "report.html")
     return run_dir

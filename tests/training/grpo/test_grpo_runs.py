@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from captune.cli.config import build
+from captune.cli.main import main
 from captune.corpus.build import build as build_corpus
+from captune.errors import ScorerError
 from captune.runs.run_dir import RunDir
 from captune.training import trainer as training
 from captune.training.grpo import train as grpo
@@ -139,3 +141,21 @@ def test_what_is_rewarded_cannot_watch(tiny_folder: Callable[[str], Path], tmp_p
     with pytest.raises(ValueError, match="--eval-steps must be at least 1"):
         config(tmp_path / "other", tmp_path, eval_steps=0)
     assert grpo.PRESETS.keys() == {"captune", "cim"}
+
+
+def test_what_a_reward_runs_on_is_missed_in_a_sentence(
+    tiny_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("captune.scorers.text.health.Length.check", missing)
+    flags = {"model": tiny_folder("idefics3"), "output": tmp_path / "run", "images": "storybook:train?n=2&seed=3"}
+    command = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    assert main(["grpo", *command, "--reward", "length", "--device", "cpu"]) == 1
+    said = capsys.readouterr().err
+    assert "captune: Java is not installed" in said and "Traceback" not in said
+
+
+def missing(scorer: Any) -> None:
+    raise ScorerError("Java is not installed")
