@@ -100,5 +100,5 @@ def test_a_decoder_for_the_other_kind_is_refused(tmp_path: Path, named: dict, sp
 
 def test_a_wrong_decoder_is_answered_before_a_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Captioner, "load", lambda *_, **__: pytest.fail("a model was loaded"))
-    with pytest.raises(UnknownDecoder, match="Did you mean 'cfg'"):
+    with pytest.raises(UnknownDecoder, match="did you mean 'cfg'"):
         caption_to_file("storybook", "storybook:val?n=2", tmp_path / "x.jsonl", decoder="cgf:2")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,6 @@ from captune import scorers
 from captune.errors import MissingColumn, UnknownScorer
 from captune.evaluation import evaluate
 from captune.scorers import Scorer, columns_for, completion_text, load_scorer
-from captune.utils.spec import read_argument
 
 CHEAP = ("bleu", "rouge", "cider", "health", "length")
 
@@ -123,21 +124,33 @@ def test_rows_do_not_depend_on_their_neighbours(name: str, golden: dict) -> None
     np.testing.assert_allclose(np.concatenate(parts)[:, columns], rows[:, columns], atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("argument", "head", "given"),
-    [
-        (None, "", {}),
-        ("org/model", "org/model", {}),
-        ("?k=1,5&n=", "", {"k": "1,5", "n": ""}),
-        ("m?k=A+photo%20of", "m", {"k": "A photo of"}),
-        ("m?k=http://host:80/v1#name", "m", {"k": "http://host:80/v1#name"}),
-    ],
-)
-def test_an_argument_is_read(argument: str | None, head: str, given: dict[str, str]) -> None:
-    assert read_argument("x", argument, ("k", "n"), "x:m?k=1") == (head, given)
+def test_a_file_is_called_as_its_scorer_or_their_family() -> None:
+    families = {"health": {"health", "length", "repetition"}, "diversity": {"diversity", "self_bleu"},
+                "scene_graph_f1": {"objects", "attributes", "relations"}, "retrieval": {"grc", "qir"},
+                "sentence_similarity": {"sbert"}, "classification": {"species"}, "vlm_judge": {"judge"},
+                "vizer_mapper": {"vizer"}}  # fmt: skip
+    files: dict[str, set[str]] = {}
+    for name, target in scorers.SCORERS.builtin.items():
+        files.setdefault(target.partition(":")[0].rpartition(".")[2], set()).add(name)
+    assert {file: names for file, names in files.items() if names != {file}} == families
 
 
-@pytest.mark.parametrize("argument", ["m?q=1", "m?k", "m?k=1&w=2"])
-def test_a_setting_that_is_none_is_refused_with_those_there_are(argument: str) -> None:
-    with pytest.raises(ValueError, match=r"scorer 'x' has no setting .*it has k, n, as in 'x:m\?k=1'"):
-        read_argument("x", argument, ("k", "n"), "x:m?k=1")
+def test_no_scorer_imports_another_and_none_what_is_above() -> None:
+    folder = Path(scorers.__file__).parent
+    above = ("captune.training", "captune.storybook", "captune.evaluation", "captune.report", "captune.cli")
+    for path in folder.glob("[a-z]*/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module if isinstance(node, ast.ImportFrom) and node.module else ""
+            assert not module.startswith(above), path
+            inner = module.removeprefix("captune.scorers.").split(".")
+            sibling = module.startswith("captune.scorers.") and len(inner) > 1 and not inner[0].startswith("_")
+            assert not sibling or inner[1] in ("base", "scene_graphs"), f"{path} imports {module}"
+
+
+def test_every_setting_says_its_type_default_and_meaning() -> None:
+    from captune.cli.scorers import settings
+
+    for name in scorers.SCORERS:
+        for row in settings(scorers.scorer_class(name)):
+            assert row["meaning"] and "Annotated" not in row["type"], (name, row)
+    assert {row["setting"] for row in settings(scorers.scorer_class("clip"))} == {"model", "w", "prefix"}

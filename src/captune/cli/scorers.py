@@ -7,7 +7,7 @@ import dataclasses
 import fnmatch
 import inspect
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from captune.cli.command import Command, print_table
 
@@ -71,7 +71,7 @@ def settings(scorer: type[Scorer]) -> list[dict[str, str]]:
     kind = getattr(scorer, "Settings", None)
     if kind is None:
         return []
-    hints = inspect.get_annotations(kind, eval_str=True)
+    hints = get_type_hints(kind, include_extras=True)
     found = []
     for field in dataclasses.fields(kind):
         hint = hints.get(field.name, field.type)

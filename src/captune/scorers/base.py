@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from captune.errors import EvaluationError, MissingColumn, SpecError
+from captune.utils import spec as specs
 
 
 class Cache(Protocol):
@@ -54,6 +55,9 @@ class Scorer:
         cache: where they are kept.
         fitted_file: the file of a run directory that keeps what `fit` froze.
         group: reference, image, questions or text; for listings of scorers from other packages.
+        Settings: a dataclass of what a spec sets, read by `captune.utils.spec.parse`; listings show its fields.
+        positional: the fields of `Settings` that a spec gives by position, as in "clip:MODEL".
+        usage: a whole spec, for messages.
     """
 
     name: str = ""
@@ -70,6 +74,9 @@ class Scorer:
     cache: Cache | None = None
     fitted_file: str = ""
     group: str = ""
+    Settings: ClassVar[type | None] = None
+    positional: tuple[str, ...] = ()
+    usage: str = ""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -86,6 +93,23 @@ class Scorer:
             raise SpecError(
                 f"scorer {self.name!r} takes no argument; write {self.name!r}, not '{self.name}:{argument}'"
             )
+
+    @classmethod
+    def read(cls, argument: str | None, **defaults: Any) -> Any:
+        """Return the class's `Settings` with what a spec says behind the name.
+
+        Raises:
+            SpecError: for an unknown setting (with the nearest), or a value of the wrong type or out of range.
+        """
+        assert cls.Settings is not None, f"{cls.__name__} has no Settings"
+        return specs.parse(
+            argument,
+            cls.Settings,
+            what=f"scorer {cls.name!r}",
+            positional=cls.positional,
+            example=cls.usage,
+            defaults=defaults,
+        )
 
     @property
     def needs(self) -> tuple[str, ...]:

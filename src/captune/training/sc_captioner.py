@@ -31,7 +31,8 @@ from captune.errors import MissingColumn, SettingError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scene_graphs import Parser, SceneGraph, merged
-from captune.scorers.reference.capture import DEFAULT_ENCODER, Capture
+from captune.scorers._support.scene_graphs import DEFAULT_ENCODER
+from captune.scorers.reference.capture import Capture
 from captune.training.config import RLConfig, defaults, setting
 from captune.training.lifecycle import (
     caption_and_score,

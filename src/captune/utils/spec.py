@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote_plus
 
@@ -32,6 +32,7 @@ def parse(
     example: str = "",
     error: type[CaptuneError] = SpecError,
     query: Literal["first", "last", "never"] = "first",
+    defaults: Mapping[str, Any] | None = None,
 ) -> T:
     """Read the part of a spec behind its name into `settings`.
 
@@ -43,6 +44,7 @@ def parse(
         example: a whole spec, shown in messages.
         error: the kind of error to raise.
         query: whether the settings start at the first or at the last ``?``; "never": a ``?`` belongs to the argument.
+        defaults: values, not texts, for what the spec does not name, in place of the dataclass's own defaults.
 
     Raises:
         CaptuneError: of the kind `error`, for an unknown key (with the nearest), a value of the wrong type or out of
@@ -70,7 +72,7 @@ def parse(
         if not equals:
             raise error(f"{what}: the setting {key!r} needs a value, {key}=VALUE{shown}")
         given[key] = unquote_plus(value)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(defaults or {})
     for key, value in given.items():
         if value == "" and key in positional and key != positional[-1]:
             continue  # "best-of::clip": the default
@@ -157,17 +159,13 @@ def _validate(value: Any, kind: Any) -> Any:
 
 def describe(kind: Any) -> str:
     """A type in words, for messages and listings: ``a whole number``."""
+    if get_origin(kind) is Annotated:
+        return describe(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(describe(arm) for arm in get_args(kind) if arm is not type(None))
+    if get_origin(kind) in (list, tuple):
+        return f"{describe((get_args(kind) or (str,))[0])}, ..."
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
     return words.get(kind, "a path" if getattr(kind, "__name__", "") == "Path" else str(kind))
-
-
-def read_argument(name: str, argument: str | None, known: Sequence[str], example: str) -> tuple[str, dict[str, str]]:
-    """To be replaced by `parse`."""
-    head, _, query = (argument or "").partition("?")
-    pairs = [part.partition("=") for part in query.split("&") if part]
-    wrong = next((key for key, equals, _ in pairs if key not in known or not equals), None)
-    if wrong is not None:
-        raise ValueError(f"scorer {name!r} has no setting {wrong!r}; it has {', '.join(known)}, as in {example!r}")
-    return head, {key: unquote_plus(value) for key, _, value in pairs}

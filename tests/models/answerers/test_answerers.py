@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from captune.errors import ScorerError
-from captune.models.answerers import Question, file_and_answerer, load_answerer, one_line
+from captune.models.answerers import Question, load_answerer, one_line
 from captune.models.answerers.base import match_answer
 from captune.models.answerers.local import LanguageModel
 from captune.models.answerers.server import Server
@@ -272,5 +272,3 @@ def test_how_the_slot_is_filled() -> None:
     for wrong in ("http://localhost:8000/v1", "http://#m"):
         with pytest.raises(ValueError, match="names no model"):
             load_answerer(wrong)
-    file, answerer = file_and_answerer("q.json?model=http://h:1/v1#m", "relation_qa", "questions.json", None, None)
-    assert file == Path("q.json") and answerer.label == "m@http://h:1/v1"

@@ -17,6 +17,7 @@ import pytest
 
 from captune.cli import doctor
 from captune.errors import ScorerError
+from captune.scorers import load_scorer
 from captune.scorers._support import java
 
 ECHO = "for line in sys.stdin.buffer:\n    sys.stdout.buffer.write(line.upper()); sys.stdout.flush()\n"
@@ -77,12 +78,13 @@ def test_a_broken_pycocoevalcap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_settings() -> None:
-    assert java.read_settings("x", None, timeout=3, memory="2G") == ("", 3, "2G")
-    assert java.read_settings("x", "/a b/c?timeout=.5&memory=500m", timeout=3, memory="2G") == ("/a b/c", 0.5, "500m")
-    wrong = {"?speed=1": "no setting 'speed'; it has timeout, memory", "?timeout=0": "above 0", "?memory=x": "2G or"}
+    meteor, spice = load_scorer("meteor"), load_scorer("spice:/a b/c?timeout=.5&memory=500m")
+    assert (meteor.timeout, meteor.memory) == (300, "2G")
+    assert (spice._folder, spice.timeout, spice.memory) == (Path("/a b/c"), 0.5, "500m")
+    wrong = {"?speed=1": "unknown setting 'speed'", "?timeout=0": "more than 0", "?memory=x": "2G or"}
     for argument, message in wrong.items():
         with pytest.raises(ValueError, match=message):
-            java.read_settings("x", argument, timeout=3, memory="2G")
+            load_scorer(f"meteor:{argument}")
 
 
 def test_every_line_has_its_answer_and_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

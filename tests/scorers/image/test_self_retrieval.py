@@ -138,9 +138,9 @@ def test_settings() -> None:
     scorer = load_scorer("self_retrieval:some/model?k=1,10&n=all&seed=3")
     assert (scorer.k, scorer.n, scorer.seed) == ((1, 10), None, 3)
     for wrong in ("?k=0", "?k=1,", "?n=-1", "?n=0", "?seed=x"):
-        with pytest.raises(ValueError, match="must be a whole number"):
+        with pytest.raises(ValueError, match="must be at least 1|is not a whole number"):
             load_scorer(f"self_retrieval:{wrong}")
-    with pytest.raises(ValueError, match="no setting 'top'"):
+    with pytest.raises(ValueError, match="unknown setting 'top'"):
         load_scorer("self_retrieval:?top=1")
     load_scorer("self_retrieval").check()
     for use in (SelfRetrieval.check, lambda s: s.rows(["a"], image=plain("red"))):

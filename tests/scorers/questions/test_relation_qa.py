@@ -133,7 +133,7 @@ def test_what_must_be_named() -> None:
         load_scorer("relation_qa")
     with pytest.raises(ValueError, match="needs a language model that answers: write .* or a server"):
         load_scorer("relation_qa:q.json")
-    with pytest.raises(ValueError, match="no setting 'modle'; it has model"):
+    with pytest.raises(ValueError, match="unknown setting 'modle'"):
         load_scorer("relation_qa:q.json?modle=x")
 
 

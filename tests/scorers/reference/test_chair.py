@@ -186,5 +186,5 @@ def test_missing_files_and_settings(tmp_path: Path) -> None:
     for spec in (f"chair:{tmp_path}/no.json", f"chair:?vocabulary={tmp_path}/no.json"):
         with pytest.raises(ScorerError, match="there is no such file"):
             load_scorer(spec).check()
-    with pytest.raises(ValueError, match="no setting 'vocab'"):
+    with pytest.raises(ValueError, match="unknown setting 'vocab'"):
         load_scorer("chair:?vocab=x")

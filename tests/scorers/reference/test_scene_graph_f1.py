@@ -87,7 +87,7 @@ def test_attributes_weigh_by_the_similarity_of_objects() -> None:
 def test_relations() -> None:
     scorer = Relations(encoder=Exact())
     assert row(scorer, CAPTION, [REFERENCE])[:3] == pytest.approx([1 / 2, 1 / 2, 1 / 2])  # dog on sofa; lamp, window
-    with pytest.raises(ValueError, match="takes no file"):
+    with pytest.raises(ValueError, match="takes no argument"):
         load_scorer("relations:objects.jsonl")
 
 

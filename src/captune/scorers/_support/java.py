@@ -21,22 +21,16 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from captune.errors import ScorerError
-from captune.utils.spec import read_argument
+from captune.errors import ScorerError, SpecError
 
 INSTALL_JAVA = "apt install default-jre-headless, brew install openjdk, or conda install -c conda-forge openjdk"
 _LAST_WORDS = 2000  # characters of a failed program's error output that are searched for the reason
 
 
-def read_settings(name: str, argument: str | None, *, timeout: float, memory: str) -> tuple[str, float, str]:
-    """ "place?timeout=60&memory=4G" -> place, timeout and memory, those not named as given."""
-    place, given = read_argument(name, argument, ("timeout", "memory"), f"{name}:?timeout=300&memory=2G")
-    timeout, memory = float(given.get("timeout", timeout)), given.get("memory", memory)
-    if not timeout > 0:
-        raise ValueError(f"scorer {name!r}: timeout is a number of seconds above 0, not {timeout:g}")
+def check_memory(memory: str) -> None:
+    """Raise SpecError for what is no limit of a heap."""
     if not re.fullmatch(r"[1-9]\d*[kmgKMG]", memory):
-        raise ValueError(f"scorer {name!r}: memory is a number and a unit, as in 2G or 500M, not {memory!r}")
-    return place, timeout, memory
+        raise SpecError(f"memory is a number and a unit, as in 2G or 500M, not {memory!r}")
 
 
 def find_java() -> str:

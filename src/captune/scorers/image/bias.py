@@ -28,14 +28,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
+from captune.errors import SpecError
 from captune.scorers import Scorer, load_scorer
-from captune.utils.spec import read_argument
 
 Groups = Mapping[str, Sequence[Sequence[str]]]  # axis -> rows of counterparts, one for each group
 
@@ -68,7 +70,7 @@ class Axis:
         if not rows or any(
             not isinstance(row, (list, tuple)) or len(row) != len(rows[0]) or len(set(row)) < 2 for row in rows
         ):
-            raise ValueError(f"the axis {name!r} must have rows of counterparts, all with one term for each group: "
+            raise SpecError(f"the axis {name!r} must have rows of counterparts, all with one term for each group: "
                              '[["woman", "man"], ["girl", "boy"]]')  # fmt: skip
         self.name, self.groups = name, len(rows[0])
         self._place: dict[str, tuple[Sequence[str], int]] = {}
@@ -115,15 +117,27 @@ class Bias(Scorer):
     source = "captune; HAR, future work"
     cost = "the scorer that is asked, for each caption with a mention and each counterfactual"
     required_columns = ("image",)
+    positional = ("groups",)
+    usage = "bias:groups.json?by=clip&margin=0"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        groups: Annotated[str, Field(description="a JSON file of groups; default: a short English list")] = ""
+        by: Annotated[str, Field(description="the scorer that is asked")] = "clip"
+        margin: Annotated[float, Field(description="by how much it must prefer the caption to its counterfactual")] = (
+            0.0
+        )
 
     def __init__(
         self, argument: str | None = None, *, scorer: Scorer | None = None, groups: Groups | None = None,
         device: str | None = None,
     ) -> None:  # fmt: skip
-        file, given = read_argument("bias", argument, ("by", "margin"), "bias:groups.json?by=clip&margin=0")
-        self.scorer = scorer if scorer is not None else load_scorer(given.get("by", "clip"), device=device)
-        self.margin = float(given.get("margin", 0))
-        groups = groups if groups is not None else _read(file) if file else GROUPS
+        settings = self.read(argument)
+        self.scorer = scorer if scorer is not None else load_scorer(settings.by, device=device)
+        self.margin = settings.margin
+        groups = groups if groups is not None else _read(settings.groups) if settings.groups else GROUPS
         self.axes = [Axis(name, rows) for name, rows in groups.items()]
         self._digest = hashlib.sha256(json.dumps([(name, groups[name]) for name in groups]).encode()).hexdigest()[:12]
         self.required_columns = self.scorer.required_columns
@@ -173,9 +187,9 @@ def _read(file: str) -> Groups:
     try:
         groups = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(
+        raise SpecError(
             f'{file} is no JSON ({error}); a file of groups holds {{"gender": [["woman", "man"]]}}'
         ) from None
     if not isinstance(groups, dict) or not groups:
-        raise ValueError(f'{file} must hold the rows of at least one axis: {{"gender": [["woman", "man"]]}}')
+        raise SpecError(f'{file} must hold the rows of at least one axis: {{"gender": [["woman", "man"]]}}')
     return groups

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from captune.models.encoders.features import ImageFeatureCache
 from captune.scorers import Scorer
-from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
     from captune.models.encoders.clip import Encoder
@@ -43,13 +44,23 @@ class ClipScore(Scorer):
     cost = "one pass of the encoder for the caption and each reference, one for each new image"
     required_columns = ("image",)
     optional_columns = ("references",)
+    positional = ("model",)
+    usage = "clip:model?w=2.5"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        model: Annotated[str, Field(description="a CLIP's or SigLIP's folder or hub name")] = DEFAULT_MODEL
+        w: Annotated[float, Field(description="the factor of the cosine")] = 2.5
+        prefix: Annotated[str, Field(description="what is put before every caption and reference")] = "A photo depicts"
 
     def __init__(self, argument: str | None = None, *, encoder: Encoder | None = None, w: float = 2.5,
                  prefix: str = "A photo depicts", device: str | None = None, batch_size: int = 32) -> None:  # fmt: skip
-        model, given = read_argument("clip", argument, ("w", "prefix"), "clip:model?w=2.5")
-        self.w, self.prefix = float(given.get("w", w)), given.get("prefix", prefix).strip()
+        settings = self.read(argument, w=w, prefix=prefix)
+        self.w, self.prefix = settings.w, settings.prefix.strip()
         self.batch_size = batch_size
-        self._model, self._device, self._encoder = model or DEFAULT_MODEL, device, encoder
+        self._model, self._device, self._encoder = settings.model, device, encoder
         self._cut = 0.0
 
     @property

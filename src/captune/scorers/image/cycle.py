@@ -7,17 +7,18 @@ import importlib.metadata
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from captune.data.schemes import SOURCES, Scheme
-from captune.errors import ScorerError, first_line
+from captune.errors import ScorerError, SpecError, first_line
 from captune.models import hub
 from captune.scorers import Scorer
-from captune.scorers.image.self_retrieval import check_encoder, whole
+from captune.scorers._support.encoders import check_encoder
 from captune.utils.device import pick_device
-from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,25 +53,37 @@ class Cycle(Scorer):
     cost = "one image drawn (storybook: 10 ms), two passes of the encoder"
     required_columns = ("image",)
     cached = True
+    positional = ("model",)
+    usage = "cycle:storybook?seed=1"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        model: Annotated[
+            str, Field(description="a source that draws, or a diffusers pipeline's folder or hub name")
+        ] = DEFAULT_MODEL
+        encoder: Annotated[str, Field(description="what compares the images; default: the source's own")] = ""
+        seed: Annotated[int, Field(ge=0, description="of the noise")] = 0
+        steps: Annotated[int | None, Field(ge=1, description="the pipeline's; default: its own")] = None
+        guidance: Annotated[float | None, Field(description="the pipeline's; default: its own")] = None
+        size: Annotated[int | None, Field(ge=1, description="pixels; default: the pipeline's own")] = None
 
     def __init__(self, argument: str | None = None, *, pipeline: Any = None, encoder: Any = None,
                  device: str | None = None, batch_size: int = 32) -> None:  # fmt: skip
-        self.model = (argument or "").partition("?")[0] or DEFAULT_MODEL
+        settings = self.read(argument)
+        self.model = settings.model
         source = SOURCES[self.model] if self.model in SOURCES else Scheme()
-        known = ("encoder", "seed") if source.drawer() else ("encoder", "seed", "steps", "guidance", "size")
-        _, settings = read_argument("cycle", argument, known, "cycle:storybook?seed=1")
-        self.encoder_name = settings.get("encoder") or source.image_encoder
+        options = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance,
+                   "height": settings.size, "width": settings.size}  # fmt: skip
+        self.options: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+        if self.options and source.drawer():
+            raise SpecError(f"scorer 'cycle': {self.model!r} draws by a program and has no steps, guidance or size")
+        self.encoder_name = settings.encoder or source.image_encoder
         if encoder is None and not self.encoder_name:
-            raise ValueError(f"say which encoder compares the images: 'cycle:{self.model}?encoder=MODEL', a folder or "
+            raise SpecError(f"say which encoder compares the images: 'cycle:{self.model}?encoder=MODEL', a folder or "
                              "hub name of a CLIP, SigLIP or DINOv2")  # fmt: skip
-        self.seed = whole("seed", settings.get("seed", "0"), least=0)
-        self.options: dict[str, Any] = {}  # of the pipeline's call
-        if "steps" in settings:
-            self.options["num_inference_steps"] = whole("steps", settings["steps"])
-        if "guidance" in settings:
-            self.options["guidance_scale"] = float(settings["guidance"])
-        if "size" in settings:
-            self.options |= dict.fromkeys(("height", "width"), whole("size", settings["size"]))
+        self.seed = settings.seed
         self.device, self.batch_size = device, batch_size
         self._pipeline, self._encoder = pipeline, encoder
         self._drawer = source.drawer(self.seed) if pipeline is None else None

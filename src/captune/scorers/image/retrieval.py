@@ -30,22 +30,22 @@ import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from captune.errors import ScorerError
+from captune.errors import ScorerError, SpecError
 from captune.scorers import Scorer
-from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
     from captune.corpus import Corpus
     from captune.models.encoders.features import ImageFeatureCache
 
 logger = logging.getLogger(__name__)
-_SETTINGS = {"k": 5, "own": 0, "distinct": 1, "effort": 0}
 _KEPT_IMAGES = 20_000
 _BATCH = 32
 
@@ -56,21 +56,31 @@ class _Retrieval(Scorer):
     source = "Jia et al., arXiv:2603.01696"
     optional_columns = ("image_id",)
     cached = True
+    positional = ("corpus",)
+    usage = "grc:runs/corpus?k=5"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        corpus: Annotated[str, Field(description="the folder that `captune corpus build` made")] = ""
+        k: Annotated[int, Field(ge=1, description="entries of the support set")] = 5
+        own: Annotated[bool, Field(description="whether the own image may be retrieved")] = False
+        distinct: Annotated[bool, Field(description="whether K different images are retrieved, not K entries")] = True
+        index: Annotated[str, Field(description="flat, ivf or hnsw, where the corpus has it")] = "flat"
+        effort: Annotated[
+            int, Field(ge=0, description="lists or candidates visited per query; 0: the index's default")
+        ] = 0
 
     def __init__(self, argument: str | None = None, *, corpus: Corpus | None = None, device: str | None = None) -> None:
-        folder, given = read_argument(self.name, argument, (*_SETTINGS, "index"), f"{self.name}:runs/corpus?k=5")
-        self.index = given.pop("index", "flat")
-        wrong = next((key for key, value in given.items() if not value.isdecimal()), None)
-        if wrong is not None:
-            raise ValueError(f"scorer {self.name!r}: {wrong} is a whole number, not {given[wrong]!r}")
-        settings = _SETTINGS | {key: int(value) for key, value in given.items()}
-        if not folder and corpus is None:
-            raise ValueError(f"scorer {self.name!r} needs the folder of a corpus: {self.name}:runs/corpus. To make "
-                             "one: captune corpus build --captions SOURCE --output runs/corpus")  # fmt: skip
-        if settings["k"] < 1:
-            raise ValueError(f"scorer {self.name!r}: k must be at least 1")
-        self.k, self.own, self.distinct = settings["k"], bool(settings["own"]), bool(settings["distinct"])
-        self.folder, self._effort, self._device = folder, settings["effort"] or None, device
+        settings = self.read(argument)
+        if not settings.corpus and corpus is None:
+            raise SpecError(
+                f"scorer {self.name!r} needs the folder of a corpus: {self.name}:runs/corpus. To make one: "
+                "captune corpus build --captions SOURCE --output runs/corpus"
+            )
+        self.k, self.own, self.distinct, self.index = settings.k, settings.own, settings.distinct, settings.index
+        self.folder, self._effort, self._device = settings.corpus, settings.effort or None, device
         self._gallery = corpus
         self._warned = False
 
@@ -167,6 +177,7 @@ class QIR(_Retrieval):
     """
 
     name = "qir"
+    usage = "qir:runs/corpus?k=5"
     primary = "qir"
     higher_is_better: ClassVar = {"qir": True}
     labels: ClassVar = {"qir": "QIR"}

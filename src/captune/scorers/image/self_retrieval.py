@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from captune.errors import ScorerError
 from captune.scorers import Scorer
-from captune.utils.spec import read_argument
+from captune.scorers._support.encoders import check_encoder
 
 if TYPE_CHECKING:
     from captune.models.encoders.clip import Encoder
@@ -50,15 +52,26 @@ class SelfRetrieval(Scorer):
     source = "Luo et al., CVPR 2018; Liu et al., ECCV 2018"
     cost = "one pass of the encoder"
     required_columns = ("image",)
+    positional = ("model",)
+    usage = "self_retrieval:model?k=1,5&n=99"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        model: Annotated[str, Field(description="a CLIP's or SigLIP's folder or hub name")] = DEFAULT_MODEL
+        k: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="ranks that count as found")] = (1, 5)
+        n: Annotated[
+            Annotated[int, Field(ge=1)] | Literal["all"], Field(description="distractors, or all other images")
+        ] = "all"
+        seed: Annotated[int, Field(ge=0, description="of the circle in which the images stand")] = 0
 
     def __init__(self, argument: str | None = None, *, encoder: Encoder | None = None, device: str | None = None,
                  batch_size: int = 32) -> None:  # fmt: skip
-        model, given = read_argument("self_retrieval", argument, ("k", "n", "seed"), "self_retrieval:model?k=1,5&n=99")
-        k = [whole("k", part) for part in given.get("k", "1,5").split(",")]
-        n = None if given.get("n", "all") == "all" else whole("n", given["n"])
-        seed = whole("seed", given.get("seed", "0"), least=0)
-        self.k, self.n, self.seed, self.batch_size = tuple(k), n, seed, batch_size
-        self._model, self._device, self._encoder = model or DEFAULT_MODEL, device, encoder
+        settings = self.read(argument)
+        self.k, self.seed, self.batch_size = settings.k, settings.seed, batch_size
+        self.n = None if settings.n == "all" else settings.n
+        self._model, self._device, self._encoder = settings.model, device, encoder
         self._pool = 0
         self._cut = 0.0
 
@@ -131,21 +144,3 @@ class SelfRetrieval(Scorer):
             f"self_retrieval|model:{encoder.name}@{encoder.digest}|distractors:{self.n or 'all'}|images:{self._pool}"
             f"|seed:{self.seed}|ties:against|context:{encoder.context_length}|truncated:{self._cut:.1%}"
         )
-
-
-def whole(key: str, value: str, least: int = 1) -> int:
-    """The whole number that a setting holds; raises ValueError with the setting's name."""
-    if not (value.isascii() and value.isdecimal() and int(value) >= least):
-        raise ValueError(f"setting {key} must be a whole number, at least {least}; it is {value!r}")
-    return int(value)
-
-
-def check_encoder(name: str) -> None:
-    """Raises ScorerError where an encoder's folder is not there. Loads nothing."""
-    from captune.errors import EncoderError
-    from captune.models.hub import resolve_encoder
-
-    try:
-        resolve_encoder(name)
-    except EncoderError as error:
-        raise ScorerError(str(error)) from error

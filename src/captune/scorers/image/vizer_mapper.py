@@ -11,12 +11,15 @@ Needs: `image`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
+from captune.errors import SpecError
 from captune.scorers import Scorer
 
 if TYPE_CHECKING:
@@ -41,15 +44,24 @@ class ViZerScorer(Scorer):
     cost = "one pass of the captioner that reads"
     required_columns = ("image",)
     batch_size = 64
+    positional = ("mapper",)
+    usage = "vizer:runs/g/mapper"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        mapper: Annotated[str, Field(description="a fitted mapper's folder, <run>/mapper")] = ""
 
     def __init__(
         self, argument: str | None = None, *, captioner: Captioner | None = None, mapper: Mapper | None = None
     ) -> None:
         from captune.models.vizer_mapper import Mapper
 
-        if mapper is None and not argument:
-            raise ValueError("the scorer 'vizer' needs the folder of a mapper: vizer:<run>/mapper")
-        self.mapper = mapper if mapper is not None else Mapper.load(Path(str(argument)))
+        folder = self.read(argument).mapper
+        if mapper is None and not folder:
+            raise SpecError("the scorer 'vizer' needs the folder of a mapper: vizer:<run>/mapper")
+        self.mapper = mapper if mapper is not None else Mapper.load(Path(folder))
         if captioner is not None:
             self.captioner = captioner
 

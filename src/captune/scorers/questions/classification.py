@@ -7,14 +7,17 @@ import io
 import json
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from captune.errors import ScorerError
-from captune.models.answerers import Answerer, Question, file_and_answerer, one_line
+from captune.models.answerers import Answerer, Question, one_line
 from captune.scorers import Scorer
+from captune.scorers.questions.base import file_and_answerer
 from captune.utils.hashing import fingerprint
 
 NOT_STATED = "not stated in the caption"
@@ -56,11 +59,25 @@ class Species(Scorer):
     cost = "2 to 4 answers of a language model"
     required_columns = ("image_id",)
     cached = True
+    positional = ("file",)
+    usage = "species:labels.csv?model=Qwen/Qwen3-8B"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        file: Annotated[str, Field(description="the classes: CSV or JSON")] = ""
+        model: Annotated[
+            str,
+            Field(
+                description="the language model that answers: a folder, a hub name, or a server, http://host:port/v1#model-name"
+            ),
+        ] = ""
 
     def __init__(
         self, argument: str | None = None, *, answerer: Answerer | None = None, device: str | None = None
     ) -> None:
-        self.file, self.answerer = file_and_answerer(argument, self.name, "labels.csv", answerer, device)
+        self.file, self.answerer = file_and_answerer(self, argument, "labels.csv", answerer, device)
 
     def check(self) -> None:
         self._read  # noqa: B018

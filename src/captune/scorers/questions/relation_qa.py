@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from captune.errors import ScorerError
-from captune.models.answerers import Answerer, Question, file_and_answerer, one_line
+from captune.models.answerers import Answerer, Question, one_line
 from captune.scorers import Scorer
+from captune.scorers.questions.base import file_and_answerer
 from captune.utils.hashing import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -56,11 +59,25 @@ class RelationQA(Scorer):
     cost = "5 answers of a language model"
     required_columns = ("image_id",)
     cached = True
+    positional = ("file",)
+    usage = "relation_qa:questions.json?model=Qwen/Qwen3-8B"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        file: Annotated[str, Field(description="the questions: JSON")] = ""
+        model: Annotated[
+            str,
+            Field(
+                description="the language model that answers: a folder, a hub name, or a server, http://host:port/v1#model-name"
+            ),
+        ] = ""
 
     def __init__(
         self, argument: str | None = None, *, answerer: Answerer | None = None, device: str | None = None
     ) -> None:
-        self.file, self.answerer = file_and_answerer(argument, self.name, "questions.json", answerer, device)
+        self.file, self.answerer = file_and_answerer(self, argument, "questions.json", answerer, device)
 
     def check(self) -> None:
         self._read  # noqa: B018

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
+from captune.errors import SpecError
 from captune.models.answerers import Answerer, Question, is_server, load_answerer, one_line
 from captune.models.answerers.vision import VisionModel
 from captune.scorers import Scorer
 from captune.utils.hashing import fingerprint
-from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
     from captune.models.captioner import Captioner
@@ -37,13 +39,13 @@ class Judge(Scorer):
 
         judge(v, c) = sum_l p(l | v, c) value(l),   l in A..E, value = 1, 0.75, 0.5, 0.25, 0
 
-    p is the probability of the letter as the next token, normalised over the five: an expectation, not a drawn letter,
+    p is the probability of the letter as the next token, normalised over the five: an expectation, no sampled letter,
     so that two captions with the same best letter still differ. The prompt is ViZer's. A model on this machine starts
     its answer after "Score:", as in the paper; a server cannot be made to. What the paper leaves open: the five values
     are spaced equally, all references of an image are shown, a line each, and the system turn is the template's own.
 
     A judge can be gamed by captions that talk to it, and one that cannot follow the prompt may take "A" for an article:
-    score the captions of other images too; a judge that does not mark them down is none.
+    score the captions of other images too; a judge that does not mark them down is useless.
 
     :param argument: the judge, any model that `Captioner` loads or a server, and whether it sees the references:
         "judge:Qwen/Qwen2.5-VL-7B-Instruct?reference=1", "judge:http://localhost:8000/v1#model-name".
@@ -57,6 +59,20 @@ class Judge(Scorer):
     cost = "one pass of a vision-language model"
     required_columns: tuple[str, ...] = ("image",)
     cached = True
+    positional = ("model",)
+    usage = "judge:Qwen/Qwen2.5-VL-7B-Instruct?reference=1"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        model: Annotated[
+            str,
+            Field(
+                description="a vision-language model's folder or hub name, or a server, http://host:port/v1#model-name"
+            ),
+        ] = ""
+        reference: Annotated[bool, Field(description="whether the judge sees the references")] = False
 
     def __init__(
         self,
@@ -67,13 +83,12 @@ class Judge(Scorer):
         device: str | None = None,
         batch_size: int = 8,
     ) -> None:
-        model, settings = read_argument("judge", argument, ("reference",), EXAMPLE)
+        settings = self.read(argument)
+        model = settings.model
         if not (model or answerer or captioner):
-            raise ValueError(f"scorer 'judge' needs a vision-language model: write {EXAMPLE!r}, with a model's folder, "
+            raise SpecError(f"scorer 'judge' needs a vision-language model: write {EXAMPLE!r}, with a model's folder, "
                              "a hub name, or a server, judge:http://host:port/v1#model-name")  # fmt: skip
-        if settings.get("reference", "0") not in ("0", "1"):
-            raise ValueError(f"scorer 'judge': reference is 0 or 1, not {settings['reference']!r}, as in {EXAMPLE!r}")
-        self.reference, self.batch_size = settings.get("reference") == "1", batch_size
+        self.reference, self.batch_size = settings.reference, batch_size
         if self.reference:
             self.required_columns = ("image", "references")
         if answerer is None:

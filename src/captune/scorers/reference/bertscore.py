@@ -9,15 +9,16 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
-from captune.errors import ScorerError
+from captune.errors import ScorerError, SettingError
 from captune.scorers import Scorer, check_references
 from captune.utils.files import replace_file
-from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
     from captune.models.encoders.token import TokenEncoder
@@ -116,21 +117,37 @@ class BertScore(Scorer):
     cost = "one pass of the text encoder per text"
     required_columns = ("references",)
     cached = True
+    positional = ("model",)
+    usage = "bertscore:roberta-large?layer=17&idf=1"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        model: Annotated[str, Field(description="a text encoder's folder or hub name")] = DEFAULT_MODEL
+        layer: Annotated[
+            int | None,
+            Field(
+                ge=0,
+                description="the hidden layer, 0 the embeddings; default: the published one, else the last",
+            ),
+        ] = None
+        idf: Annotated[
+            str, Field(description="1: weigh tokens by the evaluated references; a file: by those that were fitted")
+        ] = "0"
+        rescale: Annotated[str, Field(description="the baseline, P,R,F or a file of bert_score")] = "0,0,0"
 
     def __init__(self, argument: str | None = None, *, encoder: TokenEncoder | None = None,
                  device: str | None = None, batch_size: int = 64) -> None:  # fmt: skip
-        example = "bertscore:roberta-large?layer=17&idf=1"
-        model, given = read_argument("bertscore", argument, ("layer", "idf", "rescale"), example)
-        self._model, self._encoder, self._device, self.batch_size = model or DEFAULT_MODEL, encoder, device, batch_size
-        layer = given.get("layer")
-        if layer is not None and not layer.isdecimal():
-            raise ValueError(f"scorer 'bertscore': layer={layer} is not a layer's number")
-        self._layer = int(layer) if layer else BEST_LAYERS.get(self._model.rstrip("/").rpartition("/")[2])
-        idf = given.get("idf", "0")
+        settings = self.read(argument)
+        self._model, self._encoder, self._device, self.batch_size = settings.model, encoder, device, batch_size
+        best = BEST_LAYERS.get(self._model.rstrip("/").rpartition("/")[2])
+        self._layer = best if settings.layer is None else settings.layer
+        idf = settings.idf
         self.weighted = idf not in ("", "0")
         self._idf_file = idf if self.weighted and idf != "1" else None
         self._idf: Idf | None = None
-        self._rescale = given.get("rescale", "0,0,0")
+        self._rescale = settings.rescale
         self._cut = 0.0
         # with an idf of the evaluated references, a row depends on the other captions' references
         self.cached = not self.weighted or self._idf_file is not None
@@ -191,7 +208,7 @@ class BertScore(Scorer):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the frozen document frequencies, for the spec "bertscore:<model>?idf=<path>"."""
         if self.idf is None:
-            raise ValueError("bertscore: there is no frozen idf to save; call fit(references) first")
+            raise SettingError("bertscore: there is no frozen idf to save; call fit(references) first")
         self.idf.save(path)
 
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
@@ -243,7 +260,7 @@ class BertScore(Scorer):
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
         """TRL's reward, F; raises ValueError when idf is asked for and not frozen."""
         if self.weighted and self.idf is None:
-            raise ValueError("bertscore as a reward needs a frozen idf, or a caption's reward would depend on the "
+            raise SettingError("bertscore as a reward needs a frozen idf, or a caption's reward would depend on the "
                              "batch: call fit(references of the training images), or name a saved file: "
                              "'bertscore:<model>?idf=<file>'")  # fmt: skip
         return super().__call__(completions, **columns)

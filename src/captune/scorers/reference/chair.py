@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from captune.errors import ScorerError
 from captune.scorers import Scorer, check_references, safe_ratio
 from captune.scorers._support import ptb
 from captune.utils.hashing import fingerprint
-from captune.utils.spec import read_argument
 
 COCO = Path(__file__).with_name("coco_objects.json")
 
@@ -58,12 +59,27 @@ class Chair(Scorer):
     source = "Rohrbach et al., EMNLP 2018"
     cost = "0.1 ms"
     required_columns = ("references",)  # with a file: image_id, and references where there are any
+    positional = ("file",)
+    usage = "chair:objects.jsonl?vocabulary=words.json"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        file: Annotated[
+            str,
+            Field(
+                description="objects of the images: COCO annotations, or JSON; default: those that references mention"
+            ),
+        ] = ""
+        vocabulary: Annotated[
+            str, Field(description="classes of objects with their synonyms, JSON; default: COCO's 80")
+        ] = ""
 
     def __init__(self, argument: str | None = None) -> None:
-        example = "chair:objects.jsonl?vocabulary=words.json"
-        file, given = read_argument("chair", argument, ("vocabulary",), example)
-        self.file = Path(file).expanduser() if file else None
-        self.vocabulary_file = Path(given.get("vocabulary", COCO)).expanduser()
+        settings = self.read(argument)
+        self.file = Path(settings.file).expanduser() if settings.file else None
+        self.vocabulary_file = Path(settings.vocabulary or COCO).expanduser()
         if self.file:
             self.required_columns, self.optional_columns = ("image_id",), ("references",)  # of this object
         self._referenced = not self.file

@@ -10,7 +10,7 @@ For captions c and reference r_j (j <= m) with n-gram counts h, n = 1 .. 4:
 With document frequencies taken from the evaluated references themselves, as pycocoevalcap does, a score depends on
 which other images are evaluated, and a single image scores 0 whatever its caption. A reward therefore needs `fit`.
 
-**Bad endings.** A policy that climbs CIDEr-D learns to stop at "a dog with a". With `eos=1` the end is a word, as in
+**Bad endings.** A policy that maximises CIDEr-D learns to stop at "a dog with a". With `eos=1` the end is a word, as in
 SCST's code (self-critical.pytorch): it follows each reference, also where document frequencies are taken, and each
 caption that ended by itself. All references have it, so its own idf is 0, but "beach END" is a 2-gram that references
 share and "a END" is not. pycocoevalcap has no such thing; the signature names it.
@@ -21,16 +21,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
+from captune.errors import SettingError
 from captune.scorers import Scorer, check_references
 from captune.scorers._support import ptb
 from captune.scorers._support.document_frequencies import END, DocumentFrequencies, frequencies, pick
 from captune.scorers._support.ngrams import ORDERS, Grams, Table, count_ngrams
-from captune.utils.spec import read_argument
 
 _log = logging.getLogger(__name__)
 _SIGMA = 6.0
@@ -121,24 +123,36 @@ class Cider(Scorer):
     source = "Vedantam et al., CVPR 2015"
     cost = "0.03 ms"
     required_columns = ("references",)
+    positional = ("file",)
+    usage = "cider:df.json?eos=1"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        file: Annotated[
+            str, Field(description="document frequencies that `save` wrote; default: those of the evaluated references")
+        ] = ""
+        eos: Annotated[
+            bool | None,
+            Field(description="whether the end of a caption counts as a word; default: as in the file, else no"),
+        ] = None
 
     def __init__(
         self, argument: str | None = None, df: DocumentFrequencies | str | os.PathLike[str] | None = None
     ) -> None:
-        file, given = read_argument("cider", argument, ("eos",), "cider:df.json?eos=1")
-        if given.get("eos", "0") not in ("0", "1"):
-            raise ValueError(f"the setting eos of the scorer 'cider' is 0 or 1, not {given['eos']!r}")
-        source = file or df
+        settings = self.read(argument)
+        source = settings.file or df
         self.df = DocumentFrequencies.load(source) if isinstance(source, (str, os.PathLike)) else source
         self._references: References | None = None  # of the last call
-        self.set_eos(given["eos"] == "1" if "eos" in given else None)
+        self.set_eos(settings.eos)
 
     def set_eos(self, eos: bool | None) -> None:
         """Whether the end counts as a word; None: where the document frequencies have it, with which it must agree."""
         has = self.df is not None and self.df.eos
         if self.df is not None and eos not in (None, has) and self.df.images > 1:  # nothing is kept of a single image
             taken = "with" if has else "without"
-            raise ValueError(f"eos={eos:d}, but the document frequencies were taken {taken} it: take them anew")
+            raise SettingError(f"eos={eos:d}, but the document frequencies were taken {taken} it: take them again")
         self.said_eos, self.eos = eos, has if eos is None else eos
         self.optional_columns = ("ended",) if self.eos else ()
 
@@ -164,7 +178,7 @@ class Cider(Scorer):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the frozen document frequencies, for `Cider.load` or the spec "cider:<path>"."""
         if self.df is None:
-            raise ValueError("there are no frozen document frequencies to save; call fit(references) first")
+            raise SettingError("there are no frozen document frequencies to save; call fit(references) first")
         self.df.save(path)
 
     @classmethod
@@ -221,7 +235,7 @@ class Cider(Scorer):
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
         """TRL's reward; raises ValueError when the document frequencies are not frozen."""
         if self.df is None:
-            raise ValueError(
+            raise SettingError(
                 "cider as a reward needs frozen document frequencies, or a caption's reward would depend on the batch: "
                 "call fit(references of the training images), or load a saved file with the spec 'cider:<file>'"
             )

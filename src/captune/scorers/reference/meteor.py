@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from captune.errors import ScorerError
 from captune.scorers import Scorer, check_references
@@ -49,11 +51,23 @@ class Meteor(Scorer):
     cost = "2 ms in Java"
     required_columns = ("references",)
     cached = True
+    usage = "meteor:?timeout=300&memory=2G"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        timeout: Annotated[
+            float, Field(gt=0, description="seconds without an answer after which the program is ended")
+        ] = 300
+        memory: Annotated[str, Field(description="the limit of the program's heap")] = "2G"
+
+        def __post_init__(self) -> None:
+            java.check_memory(self.memory)
 
     def __init__(self, argument: str | None = None, *, timeout: float = 300, memory: str = "2G") -> None:
-        place, self.timeout, self.memory = java.read_settings(self.name, argument, timeout=timeout, memory=memory)
-        if place:
-            raise ValueError(f"scorer 'meteor' takes settings only, as in 'meteor:?timeout=300'; {place!r} is none")
+        settings = self.read(argument, timeout=timeout, memory=memory)
+        self.timeout, self.memory = settings.timeout, settings.memory
         self._program: java.JavaProgram | None = None
         self._lock = threading.Lock()
 

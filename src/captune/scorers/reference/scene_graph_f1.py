@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from captune.errors import ScorerError
 from captune.scene_graphs import Parser, SceneGraph, merged
 from captune.scene_graphs.wordnet import wordnet
 from captune.scorers import safe_ratio
-from captune.scorers.reference.capture import DEFAULT_ENCODER, GraphScorer
+from captune.scorers._support.scene_graphs import DEFAULT_ENCODER, GraphScorer
 from captune.utils.hashing import fingerprint
 
 if TYPE_CHECKING:
@@ -32,12 +34,22 @@ class _Elements(GraphScorer):
     element: ClassVar[str]
     example = ""  # of a file with the truth; none: the scorer takes no file
 
-    def __init__(self, argument: str | None = None, *, parser: str | Parser = "grammar",
-                 encoder: str | TextEncoder = DEFAULT_ENCODER, device: str | None = None) -> None:  # fmt: skip
-        file, _, settings = (argument or "").partition("?")
-        super().__init__(settings, parser=parser, encoder=encoder, device=device)
-        if file and not self.example:
-            raise ValueError(f"scorer {self.name!r} takes no file, only settings: '{self.name}:?{file}'")
+    @dataclass(frozen=True)
+    class Settings(GraphScorer.Settings):
+        """What a spec sets."""
+
+        file: Annotated[str, Field(description="the truth about the images, JSON; default: the references alone")] = ""
+
+    def __init__(
+        self,
+        argument: str | None = None,
+        *,
+        parser: str | Parser = "grammar",
+        encoder: str | TextEncoder = DEFAULT_ENCODER,
+        device: str | None = None,
+    ) -> None:
+        super().__init__(argument, parser=parser, encoder=encoder, device=device)
+        file = getattr(self.settings, "file", "")
         self.file = Path(file).expanduser() if file else None
         if self.file:
             self.required_columns, self.no_interval = ("references", "image_id"), (f"{self.name}_left_out",)
@@ -128,6 +140,8 @@ class Objects(_Elements):
     """
 
     name = element = "objects"
+    positional = ("file",)
+    usage = "objects:truth.json?compat=published"
     primary = "objects_f1"
     higher_is_better: ClassVar = {"objects_f1": True, "objects_precision": True, "objects_recall": True}
     labels: ClassVar = {"objects_f1": "object F1"}
@@ -168,6 +182,8 @@ class Attributes(_Elements):
     """
 
     name = element = "attributes"
+    positional = ("file",)
+    usage = "attributes:truth.json?compat=published"
     primary = "attributes_f1"
     higher_is_better: ClassVar = {"attributes_f1": True, "attributes_precision": True, "attributes_recall": True}
     labels: ClassVar = {"attributes_f1": "attribute F1"}
@@ -205,6 +221,8 @@ class Relations(_Elements):
     """
 
     name = element = "relations"
+    usage = "relations:?compat=published"
+    Settings = GraphScorer.Settings
     primary = "relations_f1"
     higher_is_better: ClassVar = {"relations_f1": True, "relations_precision": True, "relations_recall": True}
     labels: ClassVar = {"relations_f1": "relation F1"}

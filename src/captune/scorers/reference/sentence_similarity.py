@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from captune.errors import ScorerError
 from captune.scorers import Scorer, check_references
-from captune.utils.spec import read_argument
 
 if TYPE_CHECKING:
     from captune.models.encoders.sentence import TextEncoder
@@ -40,14 +41,23 @@ class SbertSimilarity(Scorer):
     cost = "one pass of the sentence encoder per text"
     required_columns = ("references",)
     cached = True
+    positional = ("model",)
+    usage = "sbert:?refs=max"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        model: Annotated[str, Field(description="a sentence-transformers model's folder or hub name")] = DEFAULT_MODEL
+        refs: Annotated[
+            Literal["mean", "max"], Field(description="how the cosines with several references are reduced")
+        ] = "mean"
 
     def __init__(self, argument: str | None = None, *, encoder: TextEncoder | None = None,
                  device: str | None = None, batch_size: int = 64) -> None:  # fmt: skip
-        model, given = read_argument("sbert", argument, ("refs",), "sbert:?refs=max")
-        self.refs = given.get("refs", "mean")
-        if self.refs not in ("mean", "max"):
-            raise ValueError(f"scorer 'sbert': refs is mean or max, not {self.refs!r}")
-        self._model, self._encoder, self._device, self.batch_size = model or DEFAULT_MODEL, encoder, device, batch_size
+        settings = self.read(argument)
+        self.refs = settings.refs
+        self._model, self._encoder, self._device, self.batch_size = settings.model, encoder, device, batch_size
         self._cut = 0.0
 
     @property

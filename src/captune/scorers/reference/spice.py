@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from captune.errors import ScorerError
 from captune.scorers import Scorer, check_references
@@ -37,7 +39,7 @@ class Spice(Scorer):
     pycocoevalcap does before.
 
     Needs Java 8 to 14, `pip install 'captune[scorers]'` and CoreNLP 3.6.0, which that does not bring. The program loads
-    its parser anew for every call and takes minutes for a thousand captions: a figure, hardly a reward. It was tested
+    its parser again for every call and takes minutes for a thousand captions: a figure, hardly a reward. It was tested
     here with stand-ins for CoreNLP only.
 
     :param argument: CoreNLP's folder and settings, "spice:<folder>?timeout=3600&memory=8G". Without a folder:
@@ -52,10 +54,26 @@ class Spice(Scorer):
     cost = "0.1 s or more in Java"
     required_columns = ("references",)
     cached = True
+    positional = ("folder",)
+    usage = "spice:<folder>?timeout=3600&memory=8G"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        folder: Annotated[
+            str, Field(description="CoreNLP's; default: CORENLP_HOME, or where pycocoevalcap has put it")
+        ] = ""
+        timeout: Annotated[float, Field(gt=0, description="seconds for one call")] = 3600
+        memory: Annotated[str, Field(description="the limit of the program's heap")] = "8G"
+
+        def __post_init__(self) -> None:
+            java.check_memory(self.memory)
 
     def __init__(self, argument: str | None = None, *, timeout: float = 3600, memory: str = "8G") -> None:
-        place, self.timeout, self.memory = java.read_settings(self.name, argument, timeout=timeout, memory=memory)
-        self._folder = Path(place) if place else None
+        settings = self.read(argument, timeout=timeout, memory=memory)
+        self.timeout, self.memory = settings.timeout, settings.memory
+        self._folder = Path(settings.folder) if settings.folder else None
 
     def check(self) -> None:
         program = java.find_java()
@@ -117,7 +135,7 @@ def _read(file: Path, n: int) -> np.ndarray:
         if not ((rows >= 0) & (rows <= 1)).all():
             raise ValueError("a score that is not between 0 and 1")
     except (OSError, ValueError, TypeError, KeyError) as e:
-        raise ScorerError(f"SPICE ended well but its result is none: {type(e).__name__}: {e}") from e
+        raise ScorerError(f"SPICE ended well but its result is invalid: {type(e).__name__}: {e}") from e
     return rows
 
 

@@ -7,9 +7,11 @@ made in parts do not add up. The order of the captions changes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from captune.errors import ScorerError
 from captune.scorers import Scorer, safe_ratio
@@ -95,13 +97,17 @@ class SelfBleu(Scorer):
     source = "Zhu et al., SIGIR 2018"
     cost = "0.05 ms"
     no_interval = ("self_bleu",)  # a resample holds captions twice, which are each other's references
+    positional = ("n",)
+    usage = "self_bleu:3"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        n: Annotated[int, Field(ge=1, le=4, description="the longest n-grams")] = ORDERS
 
     def __init__(self, argument: str | None = None) -> None:
-        if argument is not None and argument not in ("1", "2", "3", "4"):
-            raise ValueError(
-                f"the scorer 'self_bleu' takes the longest n-grams, 1 to 4, as self_bleu:3, not {argument!r}"
-            )
-        self.n = int(argument or ORDERS)
+        self.n = self.read(argument).n
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
         """(N, 1)"""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from captune.scorers import Scorer
 from captune.scorers._support import ptb
@@ -94,11 +96,17 @@ class Repetition(Scorer):
     higher_is_better: ClassVar = {"repetition": False}
     source = "Welleck et al., ICLR 2020"
     cost = "below 0.1 ms"
+    positional = ("n",)
+    usage = "repetition:3"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What a spec sets."""
+
+        n: Annotated[int, Field(ge=1, description="the length of the n-grams")] = 3
 
     def __init__(self, argument: str | None = None) -> None:
-        if argument is not None and not (argument.isdecimal() and int(argument)):
-            raise ValueError(f"the scorer 'repetition' takes the length of n-grams, as repetition:3, not {argument!r}")
-        self.n = int(argument or 3)
+        self.n = self.read(argument).n
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
         shares = [_repetition(ptb.words(caption), (self.n,)) for caption in captions]
