@@ -63,10 +63,11 @@ def add_arguments(method: Any, parser: argparse.ArgumentParser) -> None:
 
 
 def run(method: Any, args: argparse.Namespace) -> int:
-    """Train, and print where the adapter lies."""
+    """Train, and print where the result lies."""
     config = build(method.config, vars(args), args.config, method.presets)
     hide_loading_bars()
     folder = method.run(config).path
     echo(f"done: {folder}")
-    print(f"adapter: {folder / 'adapter'}")
+    kind = "model" if (folder / "model").is_dir() else "adapter"  # all weights were trained, or an adapter
+    print(f"{kind}: {folder / kind}")
     return 0
