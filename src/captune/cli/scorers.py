@@ -75,7 +75,8 @@ def settings(scorer: type[Scorer]) -> list[dict[str, str]]:
     found = []
     for field in dataclasses.fields(kind):
         hint = hints.get(field.name, field.type)
-        default = "required" if field.default is dataclasses.MISSING else str(field.default)
+        value = int(field.default) if isinstance(field.default, bool) else field.default  # as a spec writes it
+        default = "required" if value is dataclasses.MISSING else "none" if value in ("", None) else str(value)
         texts = [
             extra.description for extra in getattr(hint, "__metadata__", ()) if getattr(extra, "description", None)
         ]

@@ -68,6 +68,7 @@ def run(method: Any, args: argparse.Namespace) -> int:
     hide_loading_bars()
     folder = method.run(config).path
     echo(f"done: {folder}")
-    kind = "model" if (folder / "model").is_dir() else "adapter"  # all weights were trained, or an adapter
-    print(f"{kind}: {folder / kind}")
+    print(f"adapter: {folder / 'adapter'}")
+    if (folder / "model").is_dir():
+        print(f"model: {folder / 'model'}")
     return 0
