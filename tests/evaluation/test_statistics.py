@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captune.evaluation.statistics import bootstrap_interval, evaluate, paired
+from captune.evaluation.statistics import bootstrap_interval, evaluate, paired, permutation_test
 from captune.scorers import Scorer, load_scorer
 
 
@@ -142,3 +142,18 @@ def test_paired_works_without_totals_and_refuses_other_shapes() -> None:
         paired(rows, rows[1:], Mean())
     alone = paired(rows[:1], rows[:1] + 1, Mean())
     assert alone.difference == {"mean": -1.0} and alone.interval == alone.p_value == {}
+
+
+def test_the_permutation_test_of_differences_is_that_of_paired_rows() -> None:
+    rng = np.random.default_rng(3)
+    for n, shift in ((2, 0.0), (40, 0.1), (200, 0.02), (300, 0.5)):
+        a, b = rng.random(n) + shift, rng.random(n).round(1)
+        assert permutation_test(a - b) == paired(a[:, None], b[:, None], Scorer()).p_value[""]
+    assert permutation_test(np.ones(1)) == 1.0
+
+
+def test_a_result_is_a_table() -> None:
+    result = evaluate(["a dog", "a cat sits"], {}, ["health"])["health"]
+    frame = result.to_pandas()
+    assert list(frame.columns) == ["value", "low", "high"] and frame.loc["length", "value"] == 2.5
+    assert np.isnan(frame.loc["vocabulary", "low"]) and "<table" in result._repr_html_()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BestOf:
-    """ "best-of:8:clip", "best-of:8:clip - 0.1*length": N samples (temperature 1), judged by a scorer."""
+    """The best of N samples (temperature 1), judged by a scorer: "best-of:8:clip", "best-of:8:clip - 0.1*length"."""
 
     n: Annotated[int, Field(ge=1, description="samples of each image")] = 8
     scorer: Annotated[str, Field(description="what picks one of them: a scorer, or a weighted sum of scorers")] = "clip"
@@ -39,14 +39,17 @@ class BestOf:
 
     @cached_property
     def judge(self) -> Scorer:
+        """The scorer, built once."""
         return load_scorer(self.scorer)
 
     @property
     def required_columns(self) -> tuple[str, ...]:
+        """Columns without which it cannot work."""
         return self.judge.required_columns
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"best-of:{self.n}|{self.judge.identity}"
 
     def __call__(
@@ -57,6 +60,7 @@ class BestOf:
         columns: Mapping[str, Sequence[Any]] | None = None,
         **settings: Any,
     ) -> list[str]:
+        """Return one caption per image."""
         columns = {"image": images, **(columns or {})}
         check_needs([self.judge], columns, len(images))
         with PrefillCache(captioner.core):

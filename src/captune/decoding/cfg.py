@@ -1,14 +1,16 @@
-"""Classifier-free guidance for captioners (Kornblith et al., "Guiding image captioning models toward more specific
-captions", ICCV 2023): one step further from what the model would say of no picture in particular.
+"""Classifier-free guidance for captioners (Kornblith et al., ICCV 2023).
+
+"Guiding image captioning models toward more specific captions": one step further from what the model would say of no
+image in particular.
 
     log q(x_t) = log p(x_t | x_<t) + gamma (log p(x_t | x_<t, I) - log p(x_t | x_<t))          up to a constant
 
 gamma = 1 is the captioner as it is, gamma > 1 sharpens p(I | caption), at the price of p(caption | I).
 
-*Without a picture* means here: the same prompt with a blank (mid-grey) image in the picture's place. Every family
+*Without an image* means here: the same prompt with a blank (mid-grey) image in its place. Every family
 takes an image; a prompt without one leaves families that were never trained so (a base model's prompt is the image and
 nothing else) without a context, and zero features need `mm_encoder_outputs`, which not every family has. It is also
-what image dropout can train: put `blank()` in the place of a picture now and then, and the branch becomes p(x).
+what image dropout can train: put `blank()` in the place of an image now and then, and the branch becomes p(x).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ BLANK_SIDE = 224  # pixels; processors resize it as any other image
 
 
 def blank() -> Image.Image:
-    """The picture that shows nothing: mid-grey."""
+    """Return the image that shows nothing: mid-grey."""
     return Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), (128, 128, 128))
 
 
@@ -58,7 +60,7 @@ class ImageGuidance(LogitsProcessor):
         self._rope_deltas: Any = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores (B, vocabulary) of the next token, with and without guidance."""
+        """Return the scores (B, vocabulary) of the next token, with and without guidance."""
         with_image = scores.float().log_softmax(-1)
         guided = with_image + self.weight * (with_image - self.log_probs(input_ids))
         least = with_image.amax(-1, keepdim=True) + math.log(self.beta) if self.beta else -torch.finfo().max
@@ -66,7 +68,7 @@ class ImageGuidance(LogitsProcessor):
         return guided.to(scores.dtype)  # type: ignore[return-value]
 
     def log_probs(self, input_ids: Tensor) -> Tensor:
-        """log p(x_t | x_<t, other), (B, vocabulary) float32."""
+        """Return log p(x_t | x_<t, other), (B, vocabulary) float32."""
         rows = len(input_ids)
         if self._cache is None:
             logits = self._forward(**batches.inputs_of(self.other))
@@ -89,7 +91,7 @@ class ImageGuidance(LogitsProcessor):
 
 
 def guided(captioner: Captioner, images: Sequence[Any], *, weight: float, beta: float = 0.0, **settings: Any) -> Any:
-    """`captioner.generate` with the blank image as the other prompt of `ImageGuidance`; settings are generate's."""
+    """Call `captioner.generate` with `ImageGuidance` away from the blank image; settings are those of `generate`."""
     if settings.get("num_beams", 1) > 1:
         raise CaptionerError("guided captions are greedy or sampled, never searched with beams: leave num_beams out")
     other = captioner.prepare([blank()])
@@ -102,7 +104,7 @@ def guided(captioner: Captioner, images: Sequence[Any], *, weight: float, beta: 
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance:
-    """ "cfg:2.0": guidance scale gamma > 0; 1 is plain decoding, and costs no more than that."""
+    """Guidance of scale gamma, "cfg:2.0": scale gamma > 0; 1 is plain decoding, and costs no more than that."""
 
     scale: Annotated[float, Field(gt=0, description="gamma; 1 is plain decoding")] = 2.0
 
@@ -113,9 +115,11 @@ class ClassifierFreeGuidance:
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"cfg:{self.scale:g}|without the picture:blank image"
 
     def __call__(self, captioner: Captioner, images: Sequence[Any], **settings: Any) -> list[str]:
+        """Return one caption per image."""
         if self.scale == 1:
             return captioner.generate(images, **settings)
         return guided(captioner, images, weight=self.scale - 1, **settings)

@@ -1,10 +1,11 @@
-"""Contrastive decoding, image against blank image (after VCD: Leng et al., "Mitigating object hallucinations in large
-vision-language models through visual contrastive decoding", CVPR 2024).
+"""Contrastive decoding, image against blank image (after VCD: Leng et al., CVPR 2024).
+
+The paper: "Mitigating object hallucinations in large vision-language models through visual contrastive decoding".
 
     p(x_t) = softmax((1 + alpha) logit(x_t | x_<t, I) - alpha logit(x_t | x_<t, I')),
     for x_t with p(x_t | x_<t, I) >= beta max_w p(w | x_<t, I); all others are out of the question
 
-What the captioner would say of any picture, its habits, is what it says of I', and counts against a word. alpha > 0 is
+What the captioner would say of any image, its habits, is what it says of I', and counts against a word. alpha > 0 is
 how much; beta is the adaptive plausibility constraint, which keeps words that only I' speaks against from being said.
 
 I' is a blank image here, where VCD blurs I with diffusion noise: nothing is sampled, so that a caption
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contrastive:
-    """ "contrastive:0.5" or "contrastive:0.5?beta=0.2": alpha >= 0, and beta between 0 and 1."""
+    """Contrastive decoding, "contrastive:0.5" or "contrastive:0.5?beta=0.2": alpha >= 0, and beta between 0 and 1."""
 
     alpha: Annotated[float, Field(ge=0, description="how much the blank image counts against a word")] = 1.0
     beta: Annotated[float, Field(ge=0, le=1, description="least share of the likeliest word's probability")] = 0.1
@@ -40,7 +41,9 @@ class Contrastive:
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"contrastive:{self.alpha:g}|beta:{self.beta:g}|against:blank image"
 
     def __call__(self, captioner: Captioner, images: Sequence[Any], **settings: Any) -> list[str]:
+        """Return one caption per image."""
         return guided(captioner, images, weight=self.alpha, beta=self.beta, **settings)

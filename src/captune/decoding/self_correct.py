@@ -46,7 +46,7 @@ def correct(captioner: Captioner, images: Sequence[Image.Image], captions: Seque
 
 @dataclass(frozen=True)
 class SelfCorrection:
-    """ "self-correct": a caption, and its correction. A decoder (`captune.decoding`)."""
+    """Two turns, "self-correct": a caption, and its correction."""
 
     positional: ClassVar[tuple[str, ...]] = ()
     example: ClassVar = "self-correct"
@@ -55,5 +55,6 @@ class SelfCorrection:
     signature: ClassVar = f"self-correct|request:{REQUEST}"
 
     def __call__(self, captioner: Captioner, images: Sequence[Any], **settings: Any) -> list[str]:
+        """Return one caption per image."""
         with captioner.share_vision():
             return correct(captioner, images, captioner.generate(images, **settings), **settings)

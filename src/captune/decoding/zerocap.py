@@ -1,5 +1,6 @@
-"""ZeroCap (Tewel et al., "Zero-shot image-to-text generation for visual-semantic arithmetic", CVPR 2022): CLIP steers a
-frozen language model by its memory. Nothing is trained; the price is paid for every token of every caption.
+"""ZeroCap (Tewel et al., CVPR 2022): CLIP steers a frozen language model by its memory.
+
+Nothing is trained; the price is paid for every token of every caption.
 
 A causal LM says x_{i+1} = LM(x_i, C_i), where the context cache C_i holds keys and values of the tokens before x_i in
 every layer. Before each token the cache is moved to the minimum of
@@ -102,10 +103,12 @@ class ZeroCapModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the models are."""
         return self.language_model.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the language model."""
         return self.language_model.dtype
 
     @cached_property
@@ -152,7 +155,7 @@ class ZeroCapModel:
 
 @dataclass(frozen=True)
 class ZeroCap:
-    """ "zerocap", "zerocap:?top_k=512&steps=5": CLIP-guided decoding of a frozen language model."""
+    """ZeroCap, "zerocap:?top_k=512&steps=5": CLIP-guided decoding of a frozen language model."""
 
     steps: Annotated[int, Field(ge=0, description="gradient steps for each token")] = 5
     clip_scale: Annotated[float, Field(description="weight of L_CLIP")] = 1.0
@@ -171,9 +174,11 @@ class ZeroCap:
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return repr(self)
 
     def __call__(self, captioner: ZeroCapModel, images: Sequence[Any], **settings: Any) -> list[str]:
+        """Return one caption per image."""
         if not isinstance(captioner, ZeroCapModel):
             raise CaptionerError(
                 "zerocap guides a language model with an image encoder and takes no captioner: name the two "
@@ -199,6 +204,7 @@ class ContextGuidance(LogitsProcessor):
         self.start = len(pair.prompt_ids)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Return the next token's scores, (N, vocabulary), after the cache was moved."""
         if input_ids.shape[1] < 2 or self.config.steps == 0:
             return scores
         ended = torch.isin(input_ids[:, self.start :], self.eos_ids).any(1)
@@ -229,7 +235,7 @@ class ContextGuidance(LogitsProcessor):
         return best.indices, (similarity / self.config.temperature).softmax(-1)
 
     def update_cache(self, last: Tensor, live: Tensor, p_hat: Tensor, candidates: Tensor, p_clip: Tensor) -> Tensor:
-        """log LM(x_i, C_i) after the steps, (L, vocabulary)."""
+        """Return log LM(x_i, C_i) after the steps, (L, vocabulary)."""
         config = self.config
         context = [  # keys and values (L, heads, i, width) of each layer, without those of x_i
             state[live, :, :-1] for layer in cast(Any, self.cache.layers) for state in (layer.keys, layer.values)
@@ -249,7 +255,7 @@ class ContextGuidance(LogitsProcessor):
         return self.next_token_logprobs(last, context).detach()
 
     def next_token_logprobs(self, last: Tensor, context: Sequence[Tensor]) -> Tensor:
-        """log LM(x_i, C_i), (L, vocabulary)."""
+        """Return log LM(x_i, C_i), (L, vocabulary)."""
         layers = zip(context[::2], context[1::2], strict=True)
         output = self.pair.language_model(input_ids=last, past_key_values=DynamicCache(layers), use_cache=True)
         return output.logits[:, -1].float().log_softmax(-1)

@@ -4,7 +4,7 @@
 
 A row's key is a digest of the caption and of its entry in every column that the scorer reads (an image counts by its
 pixels, whatever its name); the file's name is a digest of the scorer's identity, which names the model by its weights.
-Lines are appended as rows are made: a killed evaluation goes on where it was, and a torn last line is made again.
+Lines are appended as rows are made: a killed evaluation resumes where it was, and a torn last line is made again.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")  # half a character: no tokeni
 def match(captions: Mapping[str, str], references: Iterable[str]) -> list[str]:
     """The image ids that have both a caption and a place in `references`, in the order of `references`.
 
-    Raises EvaluationError when there is none, with what the ids of the two sides look like and what to run.
+    Raises EvaluationError when no id has both, with what the ids of the two sides look like and what to run.
     """
     ids = list(references)
     both = [i for i in ids if i in captions]
@@ -45,7 +45,7 @@ def _advice(captioned: list[str], expected: list[str]) -> str:
     made, asked = source_of(captioned), source_of(expected)
     if made and asked:
         return (
-            f'The captions are of other pictures: --references "{made}" belongs to them; to evaluate on "{asked}", '
+            f'The captions are of other images: --references "{made}" belongs to them; to evaluate on "{asked}", '
             f'first run: captune caption --model … --images "{asked}" --output …'
         )
     return (

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
 
+from captune.errors import EvaluationError
 from captune.scorers import Scorer, check_needs, load_scorer
 
 _CELLS = 2**22  # resamples are drawn in chunks of about this many cells
@@ -28,6 +30,18 @@ class Result:
     rows: np.ndarray = field(repr=False)  # (N, D): what `paired` compares
     signature: str
     n: int
+
+    def to_pandas(self) -> Any:
+        """Return a pandas DataFrame: a row per figure, columns value, low and high (nan without an interval)."""
+        import pandas as pd
+
+        nothing = (float("nan"), float("nan"))
+        rows = {key: (value, *self.interval.get(key, nothing)) for key, value in self.values.items()}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+
+    def _repr_html_(self) -> str:
+        """Show the figures as a table in notebooks, the signature below it."""
+        return f"{self.to_pandas().to_html(float_format='%.4f', na_rep='')}<small>{escape(self.signature)}</small>"
 
     @property
     def value(self) -> float:
@@ -64,7 +78,7 @@ def evaluate(
     """
     chosen = [load_scorer(s) if isinstance(s, str) else s for s in scorers]
     if not captions:
-        raise ValueError("there is no caption to score")
+        raise EvaluationError("there is no caption to score")
     wrong = next((i for i, c in enumerate(captions) if not isinstance(c, str)), None)
     if wrong is not None:
         raise TypeError(f"caption {wrong} is {captions[wrong]!r}, not a text")
@@ -105,7 +119,9 @@ def paired(
     a coin, and p = (1 + #{|difference| >= the one observed}) / (1 + resamples), two-sided.
     """
     if a.shape != b.shape:
-        raise ValueError(f"paired: the systems' rows differ in shape, {a.shape} and {b.shape}; score the same images")
+        raise EvaluationError(
+            f"paired: the systems' rows differ in shape, {a.shape} and {b.shape}; score the same images"
+        )
     first, second = scorer.corpus(a), scorer.corpus(b)
     keys = [key for key in first if key not in scorer.no_interval]
     difference = {key: first[key] - second[key] for key in first}
@@ -125,6 +141,21 @@ def paired(
         drawn, seen = np.abs(swapped_a[key] - swapped_b[key]), abs(difference[key])
         p_value[key] = float((1 + np.sum(drawn >= seen - 1e-12 * max(1.0, seen))) / (1 + resamples))
     return Comparison(difference, interval, p_value, len(a), resamples)
+
+
+def permutation_test(difference: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> float:
+    """Return the two-sided p-value of a paired permutation test of a mean difference.
+
+    Args:
+        difference: (N,), a score of system a less that of system b, on the same images.
+        resamples: how many random sign flips are compared with the difference observed.
+        seed: of the flips.
+    """
+    if len(difference) < 2:
+        return 1.0
+    totals = [(2 * keep[:, : len(difference)] - 1) @ difference for keep in _swaps(len(difference), resamples, seed)]
+    flipped, seen = np.abs(np.concatenate(totals)) / len(difference), abs(float(difference.mean()))
+    return float((1 + np.sum(flipped >= seen - 1e-12 * max(1.0, seen))) / (1 + resamples))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -89,6 +89,7 @@ class Expression(Scorer):
         self._widths: list[int] = []  # columns of each part's rows
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         for part, _ in self.parts:
             part.check()
 
@@ -104,17 +105,21 @@ class Expression(Scorer):
             yield part, weight, rows[..., end - width : end]
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         figures = [weight * next(iter(part.from_totals(own, n).values())) for part, weight, own in self._split(totals)]
         return {self.name: np.sum(figures, axis=0)}
 
     @property
     def is_additive(self) -> bool:  # type: ignore[override]
+        """Whether the corpus figures of all parts are functions of the rows' totals."""
         return all(part.is_additive for part, _ in self.parts)
 
     def corpus(self, rows: np.ndarray) -> dict[str, float]:
+        """Return the corpus figures."""
         return {self.name: sum(w * next(iter(part.corpus(own).values())) for part, w, own in self._split(rows))}
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N,): the score of each caption by itself."""
         return np.sum([weight * part.per_caption(own) for part, weight, own in self._split(rows)], axis=0)
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
@@ -124,4 +129,5 @@ class Expression(Scorer):
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return " ".join(f"{weight:+g} * [{part.signature}]" for part, weight in self.parts)

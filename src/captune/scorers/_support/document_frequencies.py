@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from captune.errors import SettingError
 from captune.scorers._support import ptb
 from captune.scorers._support.ngrams import ORDERS, Grams, Table, count_ngrams
 from captune.utils.files import replace_file
@@ -41,7 +42,7 @@ class DocumentFrequencies:
             while len(parts) > 1 and parts[-2].images <= parts[-1].images:  # like with like, as in a merge sort
                 parts[-2:] = [parts[-2]._with(parts[-1])]
         if not parts:
-            raise ValueError("document frequencies need the references of at least one image")
+            raise SettingError("document frequencies need the references of at least one image")
         return reduce(cls._with, reversed(parts))._common()
 
     def _with(self, other: DocumentFrequencies) -> DocumentFrequencies:
@@ -116,17 +117,17 @@ class DocumentFrequencies:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} does not hold CIDEr document frequencies: it is not JSON ({error})") from error
+            raise SettingError(f"{path} does not hold CIDEr document frequencies: it is not JSON ({error})") from error
         found = (content.get("format"), content.get("tokenizer")) if isinstance(content, dict) else None
         if found != (_FORMAT, ptb.VERSION):
-            raise ValueError(
+            raise SettingError(
                 f"{path} does not hold CIDEr document frequencies of this version ({_FORMAT} with tokenizer "
                 f"{ptb.VERSION}, found {found}); fit them again with Cider().fit(references)"
             )
         keys, counts = ([np.array(a, dtype=np.int64) for a in content[name]] for name in ("keys", "counts"))
         frequencies = cls(content["images"], Table(content["words"], keys), counts)
         if frequencies.digest != content["digest"]:
-            raise ValueError(f"{path} is damaged: its content does not have the digest that it names; fit it again")
+            raise SettingError(f"{path} is damaged: its content does not have the digest that it names; fit it again")
         return frequencies
 
 

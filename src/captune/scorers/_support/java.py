@@ -56,7 +56,7 @@ def java_version(java: str) -> int:
 
 
 def package_folder() -> Path:
-    """pycocoevalcap's folder, found without importing it."""
+    """Return the folder of pycocoevalcap, found without importing it."""
     spec = importlib.util.find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
         raise ScorerError("pycocoevalcap, which brings the Java programs, is not there: pip install 'captune[scorers]'")
@@ -72,6 +72,7 @@ def package_file(*parts: str) -> Path:
 
 
 def package_version() -> str:
+    """Return pycocoevalcap's version, "none" where it is not installed."""
     try:
         return importlib.metadata.version("pycocoevalcap")
     except importlib.metadata.PackageNotFoundError:
@@ -79,8 +80,10 @@ def package_version() -> str:
 
 
 class JavaProgram:
-    """A running Java program. It works in a temporary folder of its own, and both end with `close`, with the `with`
-    block, with the object, and with Python.
+    """A running Java program.
+
+    It works in a temporary folder of its own, and both end with `close`, with the `with` block, with the object, and
+    with Python.
 
     :param name: what messages call it.
     :param arguments: everything after `java` but the memory, such as ["-jar", "x.jar"].
@@ -134,6 +137,7 @@ class JavaProgram:
 
     @property
     def running(self) -> bool:
+        """Whether the program still runs."""
         return self.close.alive and self._process.poll() is None
 
     def ask(self, lines: Sequence[str]) -> list[str]:

@@ -199,7 +199,7 @@ def _lex(text: str) -> list[str]:
 
 
 def _word(text: str, start: int, end: int, tokens: list[str]) -> int:
-    """Appends the word at [start, end), cut where English contracts (isn't, cannot); returns where it went on."""
+    """Appends the word at [start, end), cut where English contracts (isn't, cannot); returns where it continued."""
     if _NOT.match(text, start):
         tokens.append(text[start : start + 3].lower().replace("\u2019", "'").replace("\u0092", "'"))
         return start + 3

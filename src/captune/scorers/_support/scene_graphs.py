@@ -84,6 +84,7 @@ class GraphScorer(Scorer):
         return self._encoder
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         from captune.errors import EncoderError
         from captune.models.encoders.sentence import TextEncoder
 
@@ -96,6 +97,7 @@ class GraphScorer(Scorer):
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         from importlib.metadata import version
 
         encoder = self.encoder

@@ -143,6 +143,7 @@ class Bias(Scorer):
         self.required_columns = self.scorer.required_columns
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         self.scorer.check()
 
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
@@ -173,12 +174,14 @@ class Bias(Scorer):
         return rows
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         mentions = totals[..., 1]
         unsupported = np.divide(-totals[..., 0], mentions, out=np.zeros_like(mentions), where=mentions > 0)
         return {"bias": totals[..., 0] / n, "unsupported": unsupported, "mentioned": totals[..., 2] / n}
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"bias|groups:{self._digest}|margin:{self.margin:g}|by:[{self.scorer.signature}]"
 
 

@@ -95,10 +95,12 @@ class ClipScore(Scorer):
         return torch.stack([score, both], dim=1).numpy()
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         return {key: totals[..., i] / n for i, key in enumerate(("clip", "ref_clip")[: totals.shape[-1]])}
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         encoder = self.encoder
         return (
             f"clipscore|model:{encoder.name}@{encoder.digest}|w:{self.w:g}|prefix:{self.prefix or 'none'}"
@@ -117,5 +119,5 @@ class ClipScore(Scorer):
         return ImageFeatureCache(self.encoder)
 
     def _image_features(self, images: Sequence[Any]) -> torch.Tensor:
-        """(N, D)"""
+        """Return (N, D)."""
         return self._images(images, batch_size=self.batch_size)[1]

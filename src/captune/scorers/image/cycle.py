@@ -90,6 +90,7 @@ class Cycle(Scorer):
         self._weights = ""
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         if self._encoder is None:
             check_encoder(self.encoder_name)
         if self._drawer is not None or self._pipeline is not None:
@@ -153,6 +154,7 @@ class Cycle(Scorer):
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         if self._drawer is not None:
             drawer = self._drawer.signature
         else:

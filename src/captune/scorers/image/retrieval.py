@@ -85,6 +85,7 @@ class _Retrieval(Scorer):
         self._warned = False
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         if self._gallery is not None:
             return
         from captune.corpus import files
@@ -108,7 +109,7 @@ class _Retrieval(Scorer):
         self, captions: Sequence[str], *, image: Sequence[Any] | None = None, image_id: Sequence[str] | None = None,
         **columns: Any,
     ) -> np.ndarray:  # fmt: skip
-        """(N, 1)"""
+        """Return (N, 1)."""
         gallery = self.gallery
         spoken = [i for i, caption in enumerate(captions) if caption.strip()]
         scores = np.zeros((len(captions), 1))
@@ -137,6 +138,7 @@ class _Retrieval(Scorer):
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return (f"{self.name.partition(':')[0]}|{self.gallery.signature}|K:{self.k}|own:{'in' if self.own else 'out'}"
                 f"|per:{'image' if self.distinct else 'entry'}")  # fmt: skip
 
@@ -160,6 +162,7 @@ class GRC(_Retrieval):
     cost = "one text encoding, one search"
 
     def rows(self, captions: Sequence[str], *, image_id: Sequence[str] | None = None, **columns: Any) -> np.ndarray:
+        """Return (N, 1): the score of each caption."""
         return super().rows(captions, image_id=image_id)
 
     def _scores(self, retrieved: np.ndarray, own: np.ndarray | None) -> np.ndarray:
@@ -196,7 +199,7 @@ class QIR(_Retrieval):
         return ImageFeatureCache(self.gallery.image_encoder)
 
     def _image_vectors(self, images: Sequence[Any]) -> np.ndarray:
-        """(Q, D)"""
+        """Return (Q, D)."""
         from captune.models.encoders import unit_vectors
 
         _, vectors = self._images(images)

@@ -1,4 +1,4 @@
-"""Self-retrieval: does a caption find its own image among others? (Luo et al., CVPR 2018; Liu et al., ECCV 2018)"""
+"""Self-retrieval: does a caption find its own image among others? Luo et al., CVPR 2018; Liu et al., ECCV 2018."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ class SelfRetrieval(Scorer):
         self._cut = 0.0
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         if self._encoder is None:
             check_encoder(self._model)
 
@@ -132,13 +133,16 @@ class SelfRetrieval(Scorer):
         return torch.cat(ranks).double().numpy()
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         return {key: totals[..., i] / n for i, key in enumerate([*(f"recall_{k}" for k in self.k), "mrr"])}
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N,): the score of each caption by itself."""
         return rows[:, -1]
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         encoder = self.encoder
         return (
             f"self_retrieval|model:{encoder.name}@{encoder.digest}|distractors:{self.n or 'all'}|images:{self._pool}"

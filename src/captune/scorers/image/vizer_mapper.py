@@ -67,6 +67,7 @@ class ViZerScorer(Scorer):
 
     @cached_property
     def captioner(self) -> Captioner:
+        """The captioner that reads; loaded at first use."""
         from captune.models.captioner import Captioner
 
         return Captioner.load(self.mapper.captioner_name)
@@ -77,6 +78,7 @@ class ViZerScorer(Scorer):
             self.captioner = captioner
 
     def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
+        """Return (N, 1): the score of each caption."""
         import torch
 
         self.mapper.to(self.captioner.device)
@@ -90,6 +92,7 @@ class ViZerScorer(Scorer):
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         c = self.mapper.config
         read = "blind" if c.blind else "with-image"
         return (

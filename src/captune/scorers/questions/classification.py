@@ -38,8 +38,8 @@ class Species(Scorer):
         <level>_acc = #{captions whose class at this level is told right} / N,   "not stated" is not right
 
     The finest level comes first and is each caption's score. Beside each: `<level>_stated`, the share of captions that
-    state a class at all, and `<level>_acc_stated`, the accuracy among those (0 where there is none). CIM's Table 1 has
-    species_acc and breed_acc on Oxford-IIIT Pet (2 species, 37 breeds).
+    state a class at all, and `<level>_acc_stated`, the accuracy among those (0 where no caption states one). CIM's
+    Table 1 has species_acc and breed_acc on Oxford-IIIT Pet (2 species, 37 breeds).
 
     The model chooses among lettered classes and "not stated in the caption". What CIM leaves open: at the coarsest
     level all labels of the file are offered, below it those under the class that was *chosen* above, so that the truth
@@ -80,6 +80,7 @@ class Species(Scorer):
         self.file, self.answerer = file_and_answerer(self, argument, "labels.csv", answerer, device)
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         self._read  # noqa: B018
         self.answerer.check()
 
@@ -149,6 +150,7 @@ class Species(Scorer):
         return decided
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         levels, _, _ = self._read
         figures = {}
         for depth, level in reversed(list(enumerate(levels))):
@@ -158,10 +160,12 @@ class Species(Scorer):
         return figures
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N,): the score of each caption by itself."""
         return rows[:, -2]
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         levels, labels, digest = self._read
         sizes = ",".join(f"{level}:{len({own[: i + 1] for own in labels.values()})}" for i, level in enumerate(levels))
         return (

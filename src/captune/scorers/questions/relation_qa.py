@@ -1,4 +1,4 @@
-"""Relation QA: can questions about the image's relations be answered from the caption alone? (CIM, section 4)"""
+"""Relation QA: can questions about the image's relations be answered from the caption alone? CIM, section 4."""
 
 from __future__ import annotations
 
@@ -80,6 +80,7 @@ class RelationQA(Scorer):
         self.file, self.answerer = file_and_answerer(self, argument, "questions.json", answerer, device)
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         self._read  # noqa: B018
         self.answerer.check()
 
@@ -124,6 +125,7 @@ class RelationQA(Scorer):
         return rows
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         right, stated, asked = (totals[..., i] + totals[..., i + 3] for i in range(3))
         figures = {"relation_qa": right / asked, "stated": stated / asked, "accuracy_stated": _share(right, stated)}
         both = {"yes": totals[..., :3], "no": totals[..., 3:]}
@@ -133,10 +135,12 @@ class RelationQA(Scorer):
         return {**figures, **balanced, **kinds}
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N,): the score of each caption by itself."""
         return (rows[:, 0] + rows[:, 3]) / (rows[:, 2] + rows[:, 5])
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         asked, digest = self._read
         return (
             f"relation_qa|questions:{sum(map(len, asked.values()))}@{digest}|model:{self.answerer.label}"
@@ -145,5 +149,5 @@ class RelationQA(Scorer):
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole of counts; 0 of 0 is 0."""
+    """Return part / whole of counts; 0 of 0 is 0."""
     return part / np.maximum(whole, 1)

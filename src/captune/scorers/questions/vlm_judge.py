@@ -101,6 +101,7 @@ class Judge(Scorer):
         self.answerer = answerer
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         self.answerer.check()
 
     def rows(
@@ -124,6 +125,7 @@ class Judge(Scorer):
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         values = ",".join(f"{letter}={value:g}" for letter, value in VALUES.items())
         return (
             f"judge|model:{self.answerer.label}|prompt:{fingerprint(PROMPT + REFERENCE + OPENING)}"

@@ -43,7 +43,7 @@ class Idf:
 
     def __init__(self, references: int, counts: Mapping[int, int], tokenizer: str) -> None:
         if references < 1:
-            raise ValueError("BERTScore's idf needs at least one reference")
+            raise SettingError("BERTScore's idf needs at least one reference")
         self.references, self.counts, self.tokenizer = references, dict(counts), tokenizer
 
     @classmethod
@@ -60,6 +60,7 @@ class Idf:
 
     @property
     def digest(self) -> str:
+        """SHA-256 of all that a score depends on."""
         content = [_FORMAT, self.tokenizer, self.references, sorted(self.counts.items())]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -73,6 +74,7 @@ class Idf:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Idf:
+        """Read what `save` wrote."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             idf = cls(content["references"], dict(content["counts"]), content["tokenizer"])
@@ -182,6 +184,7 @@ class BertScore(Scorer):
         return self._idf
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         from captune.errors import EncoderError
         from captune.models.hub import resolve_text_encoder
 
@@ -240,10 +243,12 @@ class BertScore(Scorer):
         return ((scores - self.baseline) / (1 - self.baseline))[:, [2, 0, 1]]
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         return {key: totals[..., i] / n for i, key in enumerate(_FIGURES)}
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         import transformers
 
         encoder, idf = self.encoder, "no"

@@ -37,20 +37,24 @@ class Bleu(Scorer):
     required_columns = ("references",)
 
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
+        """Return (N, 1): the score of each caption."""
         check_references(self.name, references)
         starts = range(0, len(captions), _AT_ONCE)
         parts = [_count(captions[i : i + _AT_ONCE], references[i : i + _AT_ONCE]) for i in starts]
         return np.concatenate([np.zeros((0, 2 + 2 * _N)), *parts])
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         bleu = _bleu(totals)
         return {"bleu_4": bleu[..., 3], "bleu_1": bleu[..., 0], "bleu_2": bleu[..., 1], "bleu_3": bleu[..., 2]}
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N,): the score of each caption by itself."""
         return _bleu(rows)[..., 3]
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"bleu|n:{_N}|ref_length:closest|tok:{ptb.VERSION}"
 
 

@@ -65,5 +65,6 @@ class Capture(GraphScorer):
         return [score, *(value for three in figures for value in three)]
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         names = [f"capture_{part}_{figure}" for part in PARTS for figure in ("precision", "recall", "f1")]
         return {name: totals[..., i] / n for i, name in enumerate(["capture", *names])}

@@ -85,6 +85,7 @@ class Chair(Scorer):
         self._referenced = not self.file
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         for file, what in ((self.file, "objects of the images"), (self.vocabulary_file, "vocabulary")):
             if file and not file.is_file():
                 raise ScorerError(f"scorer {self.name!r} needs the {what} in {file}, and there is no such file; write "
@@ -155,6 +156,7 @@ class Chair(Scorer):
         return self.truth[key]
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         return {
             "chair_i": safe_ratio(totals[..., 0], totals[..., 1]),
             "chair_s": totals[..., 2] / n,
@@ -163,10 +165,12 @@ class Chair(Scorer):
         }
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N,): the score of each caption by itself."""
         return safe_ratio(rows[:, 0], rows[:, 1])
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         self.check()
         truth = [f"{self.file.name}@{fingerprint(self.file.read_bytes())}"] if self.file else []
         truth += ["references"] if self._referenced else []

@@ -1,5 +1,6 @@
-"""CIDEr-D (Vedantam, Zitnick and Parikh, CVPR 2015), equal to what pycocoevalcap 1.2 calls CIDEr, with document
-frequencies that can be frozen, and fast enough to be a reward.
+"""CIDEr-D (Vedantam, Zitnick and Parikh, CVPR 2015), equal to what pycocoevalcap 1.2 calls CIDEr.
+
+Document frequencies can be frozen, and it is fast enough to be a reward.
 
 For captions c and reference r_j (j <= m) with n-gram counts h, n = 1 .. 4:
 
@@ -110,7 +111,7 @@ class Cider(Scorer):
     file ("cider:df.json"), freezes them; as a reward it must be frozen.
 
     With "cider:?eos=1" the end of a caption counts as a word (see the module; a file says so itself). A column `ended`
-    says which captions ended by themselves: all, where there is none, as in trl and verl.
+    says which captions ended by themselves: all, where it is missing, as in trl and verl.
 
     :param argument: a file of document frequencies, a setting, or both: "cider:df.json", "cider:?eos=1".
     """
@@ -183,6 +184,7 @@ class Cider(Scorer):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Cider:
+        """Read what `save` wrote."""
         return cls(df=DocumentFrequencies.load(path))
 
     def rows(
@@ -193,6 +195,7 @@ class Cider(Scorer):
         ended: Sequence[bool] | None = None,
         **others: Any,
     ) -> np.ndarray:
+        """Return (N, 1): the score of each caption."""
         check_references(self.name, references)
         if self.df is None and len(captions) == 1:
             _log.warning(
@@ -228,6 +231,7 @@ class Cider(Scorer):
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         df = f"{self.df.digest[:12]}({self.df.images} images)" if self.df else "evaluated-references"
         end = "|eos:1" if self.eos else ""
         return f"cider-d|n:{ORDERS}|sigma:{_SIGMA:g}|df:{df}{end}|tok:{ptb.VERSION}"

@@ -72,6 +72,7 @@ class Meteor(Scorer):
         self._lock = threading.Lock()
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         java.java_version(java.find_java())
         self._jar()
 
@@ -116,10 +117,12 @@ class Meteor(Scorer):
         return {"meteor": np.maximum(np.nan_to_num(score, nan=0.0), 0.0)}
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N,): the score of each caption by itself."""
         return self.from_totals(rows, 1)["meteor"]
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"meteor-1.5|jar:pycocoevalcap-{java.package_version()}|lang:en|norm|task:rank|tok:{ptb.VERSION}"
 
     def _jar(self) -> str:

@@ -31,6 +31,7 @@ class Rouge(Scorer):
     required_columns = ("references",)
 
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
+        """Return (N, 1): the score of each caption."""
         check_references(self.name, references)
         rows = np.zeros((len(captions), 1))
         for row, caption, own in zip(rows, captions, references, strict=True):
@@ -50,12 +51,16 @@ class Rouge(Scorer):
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"rouge-l|beta:{_BETA}|tok:{ptb.VERSION}"
 
 
 def _common(places: dict[str, int], length: int, other: list[str]) -> int:
-    """Length of the longest common subsequence, one row of the table per step in the bits of an integer
-    (Hyyrö, 2004). `places` has the bit mask of each word's positions in a text of `length` words."""
+    """Return the length of the longest common subsequence.
+
+    One row of the table per step, in the bits of an integer (Hyyrö, 2004). `places` has the bit mask of each word's
+    positions in a text of `length` words.
+    """
     mask = (1 << length) - 1
     row = mask
     for word in other:

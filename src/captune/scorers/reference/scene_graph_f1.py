@@ -55,19 +55,21 @@ class _Elements(GraphScorer):
             self.required_columns, self.no_interval = ("references", "image_id"), (f"{self.name}_left_out",)
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         super().check()
         if self.file and not self.file.is_file():
             raise ScorerError(f"{self.name}: there is no file {self.file}; it holds {self.example}")
 
     @cached_property
     def truth(self) -> dict[str, Truth]:
-        """image id -> what the file says of the image."""
+        """What the file says, by image id."""
         assert self.file is not None
         self.check()
         return _read(self.file, self.example)
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         digest = fingerprint(self.file.read_bytes()) if self.file else ""
         return super().signature + (f"|truth:{self.file.name}@{digest}" if self.file else "|truth:references")
 
@@ -106,6 +108,7 @@ class _Elements(GraphScorer):
         raise NotImplementedError
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         precision, recall, f1 = np.moveaxis(safe_ratio(totals[..., :3], totals[..., 3:6]), -1, 0)
         figures = {f"{self.element}_f1": f1, f"{self.element}_precision": precision, f"{self.element}_recall": recall}
         return figures | ({f"{self.element}_left_out": totals[..., 6]} if self.file else {})
@@ -148,6 +151,7 @@ class Objects(_Elements):
     example = '{"image id": ["object", ...]}'
 
     def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
+        """Return precision and recall; None where there is no truth to compare with."""
         listed = [name if self.published else _singular(name) for name in extra or ()]
         wide = list(dict.fromkeys([*truth.objects, *listed]))
         self.embed([*graph.objects, *wide])
@@ -190,6 +194,7 @@ class Attributes(_Elements):
     example = '{"image id": {"object": ["attribute", ...]}}'
 
     def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
+        """Return precision and recall; None where there is no truth to compare with."""
         ours, theirs = graph.attributes_of(), truth.attributes_of()
         wide = {key: list(values) for key, values in extra.items() if values} if extra is not None else theirs
         self.embed([word for part in (ours, theirs, wide) for key, values in part.items() for word in (key, *values)])
@@ -228,6 +233,7 @@ class Relations(_Elements):
     labels: ClassVar = {"relations_f1": "relation F1"}
 
     def compare(self, graph: SceneGraph, truth: SceneGraph, extra: Any) -> tuple[float | None, float | None]:
+        """Return precision and recall; None where there is no truth to compare with."""
         self.embed([" ".join(relation) for relation in (*graph.relations, *truth.relations)])
         precision, recall, _ = self.matcher.scores(graph.relations, truth.relations)
         return (precision, recall) if truth.relations else (None, None)

@@ -76,6 +76,7 @@ class Spice(Scorer):
         self._folder = Path(settings.folder) if settings.folder else None
 
     def check(self) -> None:
+        """Raise ScorerError where what it runs on is missing."""
         program = java.find_java()
         version = java.java_version(program)
         if not _FIRST_JAVA <= version <= _LAST_JAVA:
@@ -105,6 +106,7 @@ class Spice(Scorer):
             return _read(program.folder / "output.json", len(captions))
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         figures = {key: totals[..., i] / n for i, key in enumerate(("spice", "spice_precision", "spice_recall"))}
         for i, kind in enumerate(_SUBSETS):
             score, defined = totals[..., 3 + 2 * i], totals[..., 4 + 2 * i]
@@ -113,6 +115,7 @@ class Spice(Scorer):
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"spice-1.0|jar:pycocoevalcap-{java.package_version()}|parser:corenlp-3.6.0|synsets|tok:{ptb.VERSION}"
 
     def _class_path(self) -> str:

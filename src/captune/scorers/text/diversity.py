@@ -59,6 +59,7 @@ class Diversity(Scorer):
         return rows
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         return {
             "distinct_1": safe_ratio(totals[..., 2], totals[..., 0]),
             "distinct_2": safe_ratio(totals[..., 3], totals[..., 1]),
@@ -67,10 +68,12 @@ class Diversity(Scorer):
         }
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N,): the score of each caption by itself."""
         return safe_ratio(rows[:, 4], rows[:, 0])
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"diversity|distinct:per-n-grams|tok:{ptb.VERSION}"
 
 
@@ -110,7 +113,7 @@ class SelfBleu(Scorer):
         self.n = self.read(argument).n
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
-        """(N, 1)"""
+        """Return (N, 1)."""
         if not captions:
             return np.zeros((0, 1))
         if len(captions) == 1:
@@ -127,6 +130,7 @@ class SelfBleu(Scorer):
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return (
             f"self_bleu|n:{self.n}|references:all-others|ref_length:closest|smooth:0.1|short:own-orders"
             f"|tok:{ptb.VERSION}"

@@ -1,4 +1,4 @@
-"""Signs of a sick captioner that agreement with references can hide: captions that are cut off, loop, or shrink."""
+"""Signs of degeneration that agreement with references can hide: captions that are cut off, loop, or shrink."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class Health(Scorer):
     no_interval = ("vocabulary",)
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
+        """Return (N, 1): the score of each caption."""
         rows = np.zeros((len(captions), 5))
         seen: set[str] = set()
         for row, caption in zip(rows, captions, strict=True):
@@ -53,6 +54,7 @@ class Health(Scorer):
         return rows
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the corpus figures, the primary one first, from the sums over n rows."""
         means = totals / n
         return {
             "length": means[..., 0],
@@ -64,6 +66,7 @@ class Health(Scorer):
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"health|repetition:2,3-grams|tok:{ptb.VERSION}"
 
 
@@ -77,10 +80,12 @@ class Length(Scorer):
     cost = "below 0.1 ms"
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
+        """Return (N, 1): the score of each caption."""
         return np.array([[len(ptb.words(caption))] for caption in captions], dtype=np.float64).reshape(-1, 1)
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"length|words|tok:{ptb.VERSION}"
 
 
@@ -109,11 +114,13 @@ class Repetition(Scorer):
         self.n = self.read(argument).n
 
     def rows(self, captions: Sequence[str], **columns: object) -> np.ndarray:
+        """Return (N, 1): the score of each caption."""
         shares = [_repetition(ptb.words(caption), (self.n,)) for caption in captions]
         return np.array(shares, dtype=np.float64).reshape(-1, 1)
 
     @property
     def signature(self) -> str:
+        """Everything that decides the figure: settings, model, version."""
         return f"repetition|{self.n}-grams|tok:{ptb.VERSION}"
 
 

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from captune.evaluation.statistics import paired
-from captune.scorers import Scorer
+from captune.evaluation.statistics import permutation_test
 
 FALL, LEVEL = 0.1, 0.001  # of the best score; one-sided
 MARGINS = {"repetition": 0.15, "bad_endings": 0.25, "empty": 0.1, "cut": 0.25, "hallucinated": 0.25}
@@ -79,8 +78,8 @@ def worsened(row: Row, best: Row, name: str, sign: float = 1.0) -> float | None:
     now, then = sign * row["sampled"][name], sign * best["sampled"][name]
     if now >= then or then - now < FALL * abs(then):
         return None
-    after, before = (np.array(r["by_image"][name])[:, None] for r in (row, best))
-    p = paired(after, before, Scorer()).p_value.get("", 1.0) / 2
+    after, before = (np.array(r["by_image"][name], dtype=np.float64) for r in (row, best))
+    p = permutation_test(after - before) / 2
     return p if p < LEVEL else None
 
 
