@@ -409,10 +409,10 @@ def test_one_scorer_is_described(capsys):
     assert "bad_endings  bad endings" in out and "lower" in out and "captions only" in out
     assert main(["scorers", "health", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
-    assert {"figure": "empty", "label": "empty captions", "better": "lower"} in about["figures"]
+    assert {"name": "empty", "label": "empty captions", "higher_is_better": False} in about["figures"]
     assert main(["scorers", "clip", "--json"]) == 0
-    settings = {row["setting"]: row for row in json.loads(capsys.readouterr().out)["settings"]}
-    assert settings["w"]["default"] == "2.5" and settings["w"]["type"] == "a number" and settings["w"]["meaning"]
+    settings = {row["name"]: row for row in json.loads(capsys.readouterr().out)["settings"]}
+    assert settings["w"]["default"] == "2.5" and settings["w"]["type"] == "a number" and settings["w"]["help"]
     assert main(["scorers", "cidre"]) == 1
     assert "did you mean 'cider'" in capsys.readouterr().err.lower()
 

@@ -148,9 +148,7 @@ def test_no_scorer_imports_another_and_none_what_is_above() -> None:
 
 
 def test_every_setting_says_its_type_default_and_meaning() -> None:
-    from captune.cli.scorers import settings
-
-    for name in scorers.SCORERS:
-        for row in settings(scorers.scorer_class(name)):
-            assert row["meaning"] and "Annotated" not in row["type"], (name, row)
-    assert {row["setting"] for row in settings(scorers.scorer_class("clip"))} == {"model", "w", "prefix"}
+    for about in scorers.describe():
+        for setting in about.settings:
+            assert setting.help and "Annotated" not in setting.type, (about.name, setting)
+    assert {setting.name for setting in scorers.describe_scorer("clip").settings} == {"model", "w", "prefix"}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import fnmatch
 import inspect
 import json
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING
 
 from captune.cli.command import Command, print_table
 
 if TYPE_CHECKING:
-    from captune.scorers import Scorer
+    from captune.scorers import About
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,68 +21,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the list, or the description of one scorer."""
-    from captune.scorers import describe, group_of, scorer_class
+    from captune.scorers import describe, describe_scorer, scorer_class
 
-    if args.name is None:
-        rows = [row._asdict() for row in describe()]
+    if args.name is not None:
+        about = describe_scorer(args.name)
         if args.json:
-            print(json.dumps(rows, indent=1))
+            nested = {key: [row._asdict() for row in getattr(about, key)] for key in ("figures", "settings")}
+            print(json.dumps(about._asdict() | nested, indent=1))
         else:
-            _print_list([row | {"group": group_of(row["name"])} for row in rows])
-        return 0
-    scorer = scorer_class(args.name)
-    about = {
-        "name": args.name,
-        "group": group_of(args.name),
-        "measures": (inspect.getdoc(scorer) or "").partition("\n")[0],
-        "needs": list(scorer.required_columns),
-        "uses": list(scorer.optional_columns),
-        "source": scorer.source,
-        "cost": scorer.cost,
-        "figures": figures(scorer),
-        "settings": settings(scorer),
-    }
-    if args.json:
-        print(json.dumps(about, indent=1))
+            _print_one(about, inspect.getdoc(scorer_class(args.name)) or "")
+    elif args.json:
+        rows = [
+            {
+                "name": row.name,
+                "group": row.group,
+                "measures": row.measures,
+                "needs": row.required_columns,
+                "uses": row.optional_columns,
+                "source": row.source,
+                "cost": row.cost,
+            }
+            for row in describe()
+        ]
+        print(json.dumps(rows, indent=1))
     else:
-        _print_one(about, inspect.getdoc(scorer) or "")
+        _print_list(describe())
     return 0
 
 
-def figures(scorer: type[Scorer]) -> list[dict[str, str]]:
-    """Return what a scorer says of its figures: name, label and which way is better."""
-    from captune.scorers import direction, label
-
-    words = {True: "higher", False: "lower", None: "-"}
-    names = dict.fromkeys([*scorer.higher_is_better, *scorer.labels])
-    names = {name: None for name in names if "*" not in name or not fnmatch.filter(names.keys() - {name}, name)}
-    return [
-        {"figure": name, "label": label(scorer.name, name), "better": words[direction(scorer.name, name)]}
-        for name in names
-    ]
-
-
-def settings(scorer: type[Scorer]) -> list[dict[str, str]]:
-    """Return the fields of a scorer's dataclass of settings: name, type, default and meaning."""
-    from captune.utils.spec import describe
-
-    kind = getattr(scorer, "Settings", None)
-    if kind is None:
-        return []
-    hints = get_type_hints(kind, include_extras=True)
-    found = []
-    for field in dataclasses.fields(kind):
-        hint = hints.get(field.name, field.type)
-        value = int(field.default) if isinstance(field.default, bool) else field.default  # as a spec writes it
-        default = "required" if value is dataclasses.MISSING else "none" if value in ("", None) else str(value)
-        texts = [
-            extra.description for extra in getattr(hint, "__metadata__", ()) if getattr(extra, "description", None)
-        ]
-        found.append({"setting": field.name, "type": describe(hint), "default": default, "meaning": " ".join(texts)})
-    return found
-
-
-def _print_list(rows: list[dict[str, Any]]) -> None:
+def _print_list(rows: list[About]) -> None:
     from rich.table import Table
 
     from captune.scorers import GROUPS
@@ -95,8 +60,8 @@ def _print_list(rows: list[dict[str, Any]]) -> None:
         table.add_column(min_width=10)
         table.add_column()
         for row in rows:
-            if row["group"] == group:
-                table.add_row(f"  {row['name']}", " and ".join(row["needs"]) or "captions", row["measures"])
+            if row.group == group:
+                table.add_row(f"  {row.name}", " and ".join(row.required_columns) or "captions", row.measures)
         if table.row_count:
             print(f"{group}: {text}")
             print_table(table)
@@ -106,24 +71,29 @@ def _print_list(rows: list[dict[str, Any]]) -> None:
     )
 
 
-def _print_one(about: dict[str, Any], text: str) -> None:
+def _print_one(about: About, text: str) -> None:
     from rich.table import Table
 
     from captune.scorers import GROUPS
 
-    print(f"{about['name']} ({about['group']}: {GROUPS[about['group']]})\n\n{text}\n")
+    print(f"{about.name} ({about.group}: {GROUPS.get(about.group, about.group)})\n\n{text}\n")
     facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_row("needs", " and ".join(about["needs"]) or "captions only")
-    if about["uses"]:
-        facts.add_row("uses, if given", " and ".join(about["uses"]))
-    facts.add_row("source", about["source"])
-    facts.add_row("cost", about["cost"])
+    facts.add_row("needs", " and ".join(about.required_columns) or "captions only")
+    if about.optional_columns:
+        facts.add_row("uses, if given", " and ".join(about.optional_columns))
+    facts.add_row("source", about.source)
+    facts.add_row("cost", about.cost)
     print_table(facts)
-    for title in ("figures", "settings"):
-        if about[title]:
-            table = Table(*about[title][0], box=None, pad_edge=False)
-            for row in about[title]:
-                table.add_row(*row.values())
+    ways = {True: "higher", False: "lower", None: "-"}
+    figures = [(figure.name, figure.label, ways[figure.higher_is_better]) for figure in about.figures]
+    for head, rows in (
+        (("figure", "label", "better"), figures),
+        (("setting", "type", "default", "meaning"), about.settings),
+    ):
+        if rows:
+            table = Table(*head, box=None, pad_edge=False)
+            for row in rows:
+                table.add_row(*row)
             print()
             print_table(table)
 

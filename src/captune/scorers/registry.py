@@ -8,16 +8,18 @@ A package adds scorers through an entry point; `storybook` comes in through this
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from captune.errors import UnknownScorer
 from captune.scorers.base import Cache, Scorer
 from captune.scorers.expression import Expression, is_expression, parse
 from captune.scorers.files import FILE, scorer_from_file
 from captune.utils.registry import Registry
+from captune.utils.spec import describe as describe_type
 
 #: What the folders of `captune.scorers` hold, in the order of listings.
 GROUPS = {
@@ -170,28 +172,72 @@ def split_specs(text: str) -> list[str]:
     return [spec.strip() for spec in specs if spec.strip()]
 
 
-class About(NamedTuple):
-    """What a list of scorers says of one: its class in words."""
+class Figure(NamedTuple):
+    """What a scorer declares about one of its figures."""
 
     name: str
+    label: str
+    higher_is_better: bool | None
+
+
+class Setting(NamedTuple):
+    """One setting of a scorer, as a spec writes it."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+
+
+class About(NamedTuple):
+    """A scorer in words."""
+
+    name: str
+    group: str
     measures: str  # the first line of the class's docstring
-    needs: tuple[str, ...]
-    uses: tuple[str, ...]
+    required_columns: tuple[str, ...]
+    optional_columns: tuple[str, ...]
     source: str
     cost: str
+    figures: tuple[Figure, ...]
+    settings: tuple[Setting, ...]
 
 
 def describe() -> list[About]:
     """Describe every scorer of the registry."""
-    classes = {name: scorer_class(name) for name in SCORERS}
-    return [
-        About(
-            name,
-            (inspect.getdoc(cls) or "").partition("\n")[0],
-            cls.required_columns,
-            cls.optional_columns,
-            cls.source,
-            cls.cost,
-        )
-        for name, cls in classes.items()
-    ]
+    return [describe_scorer(name) for name in SCORERS]
+
+
+def describe_scorer(name: str) -> About:
+    """Describe a scorer from what its class declares; builds and loads nothing.
+
+    Raises:
+        UnknownScorer: with the nearest names.
+    """
+    scorer = scorer_class(name)
+    keys = dict.fromkeys([scorer.primary, *scorer.higher_is_better, *scorer.labels])
+    figures = [key for key in keys if key and not any(other != key and fnmatchcase(other, key) for other in keys)]
+    return About(
+        name,
+        group_of(name),
+        (inspect.getdoc(scorer) or "").partition("\n")[0],
+        tuple(scorer.required_columns),
+        tuple(scorer.optional_columns),
+        scorer.source,
+        scorer.cost,
+        tuple(Figure(figure, label(name, figure), direction(name, figure)) for figure in figures),
+        _settings(scorer.Settings) if scorer.Settings is not None else (),
+    )
+
+
+def _settings(kind: type) -> tuple[Setting, ...]:
+    """The fields of a dataclass of settings."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = []
+    for field in dataclasses.fields(kind):
+        value = int(field.default) if isinstance(field.default, bool) else field.default
+        default = "required" if value is dataclasses.MISSING else "none" if value in ("", None) else str(value)
+        texts = [getattr(extra, "description", None) for extra in getattr(hints[field.name], "__metadata__", ())]
+        text = field.metadata.get("help") or " ".join(filter(None, texts))
+        found.append(Setting(field.name, describe_type(hints[field.name]), default, text))
+    return tuple(found)
