@@ -12,10 +12,11 @@ import argparse
 import dataclasses
 import inspect
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->\n"
@@ -30,49 +31,47 @@ def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return "\n".join([cells(head), "|" + "---|" * len(head), *map(cells, rows)]) + "\n"
 
 
-def settings_of(config: type) -> list[tuple[str, str, str, str]]:
-    """(name, type, default, help) of a dataclass's fields."""
-    from captune.utils.spec import describe
+def settings_of(config: type) -> list[dict[str, str]]:
+    """The fields of a dataclass of settings: name, type, default, meaning."""
+    from captune.cli.scorers import settings
 
-    hints = get_type_hints(config)
-    rows = []
-    for field in dataclasses.fields(config):
-        if not field.init:
-            continue
-        if field.default is not dataclasses.MISSING:
-            default = f"`{field.default}`" if field.default not in ("", None) else "none"
-        elif field.default_factory is not dataclasses.MISSING:
-            default = f"`{field.default_factory()}`"
-        else:
-            default = "required"
-        rows.append((field.name, describe(hints[field.name]), default, field.metadata.get("help", "")))
-    return rows
+    class Holder:
+        Settings = config
+
+    records = settings(Holder)  # type: ignore[arg-type]
+    described = dict(re.findall(r"^ +(\w+): (.+)$", inspect.getdoc(config) or "", re.MULTILINE))
+    for record in records:
+        record["meaning"] = record["meaning"] or described.get(record["setting"], "")
+        if record["type"] == "true or false":
+            record["default"] = {"0": "false", "1": "true"}.get(record["default"], record["default"])
+    return records
+
+
+def rows_of(records: list[dict[str, str]]) -> str:
+    """A Markdown table of records with the same keys; the first column is code."""
+    if not records:
+        return ""
+    head = ("setting", "type", "default", "meaning") if "setting" in records[0] else tuple(records[0])
+    return table(head, [(f"`{first}`", *rest) for first, *rest in (record.values() for record in records)])
 
 
 def scorers() -> str:
     """Every scorer: what it measures, its figures, settings and requirements."""
-    from captune.scorers import GROUPS, SCORERS, describe_scorer
+    from captune.cli.scorers import figures, settings
+    from captune.scorers import GROUPS, SCORERS, describe, group_of
 
-    grouped: dict[str, list[str]] = {}
-    for name in SCORERS:
-        grouped.setdefault(describe_scorer(name).group, []).append(name)
     pages = ["# Scorers\n", "The same as `captune scorers NAME`. [How to read the figures](../scorers.md).\n"]
-    for group in [*GROUPS, *(group for group in grouped if group not in GROUPS)]:
-        if group not in grouped:
-            continue
-        pages.append(f"## {group}\n")
-        for name in grouped[group]:
-            about = describe_scorer(name)
-            pages.append(f"### `{name}`\n\n{about.measures}\n")
-            requires = " and ".join(about.required_columns) or "captions only"
-            optional = f"; uses {' and '.join(about.optional_columns)} where given" if about.optional_columns else ""
-            pages.append(f"Requires {requires}{optional}. {about.source}. Cost: {about.cost}.\n")
-            words = {True: "higher is better", False: "lower is better", None: "no direction"}
-            figures = [(f"`{figure.name}`", figure.label, words[figure.higher_is_better]) for figure in about.figures]
-            pages.append(table(("figure", "label", "direction"), figures))
-            if about.settings:
-                rows = [(f"`{s.name}`", s.type, s.default, s.help) for s in about.settings]
-                pages.append(table(("setting", "type", "default", ""), rows))
+    for group, meaning in GROUPS.items():
+        members = [about for about in describe() if group_of(about.name) == group]
+        if members:
+            pages.append(f"## {group}\n\n{meaning.capitalize()}.\n")
+        for about in members:
+            scorer = SCORERS[about.name]
+            requires = " and ".join(scorer.required_columns) or "captions only"
+            optional = f"; uses {' and '.join(scorer.optional_columns)} where given" if scorer.optional_columns else ""
+            pages.append(f"### `{about.name}`\n\n{about.measures}\n")
+            pages.append(f"Requires {requires}{optional}. Source: {about.source}. Cost: {about.cost}.\n")
+            pages += [rows_of(figures(scorer)), rows_of(settings(scorer))]
     return "\n".join(pages)
 
 
@@ -85,9 +84,7 @@ def decoders() -> str:
         decoder = DECODERS[name]
         doc = (inspect.getdoc(decoder) or "").strip().split("\n\n")[0].replace("\n", " ")
         pages.append(f"## `{name}`\n\n{doc}\n\nExample: `{decoder.example}`\n")
-        rows = settings_of(decoder)
-        if rows:
-            pages.append(table(("setting", "type", "default", ""), [(f"`{row[0]}`", *row[1:]) for row in rows]))
+        pages.append(rows_of(settings_of(decoder)))
     return "\n".join(pages)
 
 
@@ -115,23 +112,21 @@ def settings() -> str:
 
     pages = [
         "# Settings\n",
-        "A setting is a flag (`--learning-rate`) and a key of a YAML file (`learning_rate`, with `--config`). A flag wins "
-        "over the file, the file over the preset, the preset over the defaults.\n",
+        "A setting is a flag (`--learning-rate`) and a key of a YAML file (`learning_rate`, with `--config`). A flag "
+        "wins over the file, the file over the preset, the preset over the defaults.\n",
     ]
     for verb in METHODS:
         config = METHODS[verb].config
         pages.append(f"## {verb}\n")
-        groups: dict[str, list[tuple[str, ...]]] = {}
+        groups: dict[str, list[dict[str, str]]] = {}
         fields = {field.name: field for field in dataclasses.fields(config)}
-        for name, kind, default, text in settings_of(config):
-            group = fields[name].metadata.get("group", "settings")
-            groups.setdefault(group, []).append((f"`{name}`", kind, default, text))
-        for group, rows in groups.items():
-            pages.append(f"**{group}**\n\n" + table(("setting", "type", "default", ""), rows))
+        for record in settings_of(config):
+            metadata = fields[record["setting"]].metadata
+            record["meaning"] = record["meaning"] or metadata.get("help", "")
+            groups.setdefault(metadata.get("group", "settings"), []).append(record)
+        pages += [f"**{group}**\n\n{rows_of(records)}" for group, records in groups.items()]
     pages.append("## sources {#sources}\n\nBehind a `?`, joined by `&`: `photos.jsonl?n=500&seed=1`.\n")
-    pages.append(
-        table(("setting", "type", "default", ""), [(f"`{r[0]}`", *r[1:]) for r in settings_of(Source) if r[0] != "where"])
-    )
+    pages.append(rows_of([record for record in settings_of(Source) if record["setting"] != "where"]))
     return "\n".join(pages)
 
 
