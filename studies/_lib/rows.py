@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +28,15 @@ class Row:
     def runs(self) -> dict[str, dict[str, Any]]:
         """{method: settings}, as `captune METHOD --config` takes them, where the row is one run of a command."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(Row):
+    """A row of a kind, with that kind's settings."""
+
+    kind: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    role: str = ""
 
 
 COMMON = {field.name for field in fields(Row)}

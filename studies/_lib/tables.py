@@ -13,14 +13,32 @@ from typing import Any, ClassVar, NamedTuple
 
 Record = dict[str, Any]
 GAPS = ("CIDEr-D", "fact F1")
+FIGURES = {  # heading -> (scorer, figure); any other heading is a figure's own name
+    "CIDEr-D": ("cider", "cider"),
+    "BLEU-4": ("bleu", "bleu_4"),
+    "ROUGE-L": ("rouge", "rouge"),
+    "CLIPScore": ("clip", "clip"),
+    "mapper": ("vizer", "vizer"),
+    "GRC": ("grc", "grc"),
+    "QIR": ("qir", "qir"),
+    "fact F1": ("storybook", "fact_f1"),
+    "precision": ("storybook", "fact_precision"),
+    "recall": ("storybook", "fact_recall"),
+    "false / fact": ("storybook", "hallucinated_per_fact"),
+    "false / caption": ("storybook", "hallucinated_per_caption"),
+    "relation P": ("storybook", "relation_precision"),
+    "relation R": ("storybook", "relation_recall"),
+    "sub-kind P": ("storybook", "subkind_precision"),
+    "sub-kind R": ("storybook", "subkind_recall"),
+}
 FACT_TYPES = ("object", "attribute", "size", "subkind", "relation", "background")
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---"] + ["---:"] * (len(head) - 1), *lines]
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], *, align: str = "---:") -> str:
+    rows = [head, ["---"] + [align] * (len(head) - 1), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -64,7 +82,7 @@ CLAIMS = ["claim", "median (range)", "holds"]
 class Runs:
     """The rows that count, by section, name, base and seed: of a row that was run more than once the last."""
 
-    headings: ClassVar[dict[str, tuple[str, str]]]  # heading -> (scorer, figure)
+    headings: ClassVar[tuple[str, ...]]
     main: ClassVar[str]  # the section of base and supervised row
 
     def __init__(self, rows: Iterable[Record]) -> None:
@@ -87,7 +105,7 @@ class Runs:
     def figure(self, row: Record | None, split: str, heading: str) -> float | None:
         """Under a heading, or of any scorer that has a figure of that name."""
         scores = (row or {}).get("scores", {}).get(split, {})
-        scorer, key = self.headings.get(heading, (None, heading))
+        scorer, key = FIGURES.get(heading, (None, heading))
         found = (scores.get(name, {}).get("values", {}) for name in ([scorer] if scorer else scores))
         return next((values[key] for values in found if key in values), None)
 
@@ -146,7 +164,7 @@ class Runs:
         return markdown(["", *head, "seconds to train"], lines)
 
     def with_interval(self, row: Record, split: str, heading: str) -> str:
-        value, (scorer, key) = self.figure(row, split, heading), self.headings[heading]
+        value, (scorer, key) = self.figure(row, split, heading), FIGURES[heading]
         if value is None:
             return "-"
         interval = row["scores"][split][scorer].get("interval", {}).get(key)

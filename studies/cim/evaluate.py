@@ -16,7 +16,7 @@ from typing import Any
 
 from captune.models.captioner import Captioner
 from studies._lib import runner
-from studies._lib.evalset import NO_REFERENCES, Exam, best
+from studies._lib.evalset import NO_REFERENCES, Exam, best, sources
 from studies._lib.train import key_of, once
 
 from . import detail, tables, verification
@@ -24,12 +24,7 @@ from .experiments import ROWS, SECTIONS, Corpus, Spec
 from .train import Workshop
 
 # Nothing was tuned on test and ood; choices are made on val alone.
-SOURCES = {
-    "test": "storybook:test?n=500&seed=91",
-    "ood": "storybook:ood?n=500&seed=91",
-    "val": "storybook:val?n=300&seed=5",
-}
-QUICK_SOURCES = {split: source.partition("?")[0] + "?n=20&seed=91" for split, source in SOURCES.items()}
+SOURCES, QUICK_SOURCES = (sources(91, quick=quick, test=500, ood=500, val=300) for quick in (False, True))
 SCORERS = ("cider", "bleu", "storybook", "health", "clip")
 KEPT = ("ablation", "sft")  # sections whose captions of the first seed are kept
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studies._lib.rows import Row, expand, read
+from studies._lib import rows
 
 SECTIONS = ("detail", "choices", "ablation", "sft", "verification", "scaling", "robustness", "readings")
 
@@ -83,17 +83,13 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec(Row):
+class Spec(rows.Spec):
     """One row of the study.
 
     Args:
         kind: greedy, sft, grpo, opening, best_of, references; or detail, verify, which judge captions.
         settings: of the kind; for grpo those of `Training`.
     """
-
-    kind: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    role: str = ""
 
     @property
     def corpus(self) -> Corpus:
@@ -116,9 +112,9 @@ class Spec(Row):
         return {} if training.wrong_image or training.start == "sft" else {"grpo": training.config()}
 
 
-ROWS = read(Path(__file__).with_suffix(".yaml"), Spec)
+ROWS = rows.read(Path(__file__).with_suffix(".yaml"), Spec)
 
 
 def specs(section: str, seeds: Sequence[int]) -> list[Spec]:
     """The rows of a section with each seed."""
-    return list(expand((row for row in ROWS if row.section == section), seeds, ["storybook"]))
+    return list(rows.expand((row for row in ROWS if row.section == section), seeds, ["storybook"]))

@@ -21,6 +21,15 @@ EARLY = "early SFT"
 DROPPED = "SFT with image dropout"
 REFINED, SILENT, EARLY_LONGER = f"{EARLY} + SCST", f"{EARLY} + SCST, end not counted", f"{EARLY}, same total time"
 
+# Which rows are compared, the second taken from the first (or the first divided by the second).
+PAIRS = [
+    (SCST, SFT), (LONG, SFT), (MIXED, SFT), (SCST, LONGER), (LONG, LONGER), (MIXED, SCST), (REFINED, EARLY),
+    (REFINED, EARLY_LONGER), (SILENT, REFINED), (HAR, "HAR: MLE"), (SCST, ZEROCAP), (HAR, ZEROCAP),
+]  # fmt: skip
+GUIDED = [(DROPPED, SFT), *((f"{DROPPED}, {cfg}", f"{SFT}, {cfg}") for cfg in ("cfg:1.5", "cfg:2"))]
+GUIDED.append((f"{DROPPED}, cfg:1.5", DROPPED))
+CEILINGS = [(CEILING, SFT), (CEILING, EARLY)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class System(Row):

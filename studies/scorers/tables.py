@@ -1,4 +1,7 @@
-"""results/*.json -> results/tables.md: how well each scorer separates, ranks and notices."""
+"""results/*.json -> results/tables.md: how well each scorer separates, ranks and notices.
+
+Made by `python -m studies scorers --tables`; nothing is run.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 from scipy.stats import rankdata, spearmanr
 
 from captune.storybook.changes import CHANGES
+from studies._lib.tables import markdown, page
 
 Scores = dict[str, list[float | None]]
 
@@ -58,68 +62,67 @@ def ranking(scores: Scores, facts: dict[str, list[Any]]) -> dict[str, Any]:
     return figures
 
 
-def storybook(results: Path) -> list[str]:
+def storybook(results: Path) -> tuple[str, str]:
+    """(heading, text)"""
     known = json.loads((results / "truth.json").read_text())
     runs = json.loads((results / "storybook.json").read_text())
     facts = known["truth"]
     rows = {name: ranking(run["scores"], facts) for name, run in runs.items()}
     order = sorted(rows, key=lambda name: -rows[name]["pairs"])
-    lines = [f"## Storybook: {len(facts['reference'])} images, {len(facts)} writers", "",
-             "Right pairs: of two captions of one image whose fact F1 differ by 0.1 or more, how often the truer one "
-             "scores higher (ties half; 95% interval over images). rho: Spearman over all captions, with F1, "
-             "precision, recall and the number of false facts. AUC: a reference against another image's. "
-             "METEOR's milliseconds are those of Python, not of Java.", "",
-             "| scorer | right pairs | | rho F1 | rho precision | rho recall | rho false | AUC | CPU ms per caption |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    figures, noticed = [], []
     for name in order:
-        row, run = rows[name], runs[name]
+        row, scores = rows[name], runs[name]["scores"]
         low, high = row["interval"]
-        number = sum(v is not None for own in run["scores"].values() for v in own)
-        separation = auc(run["scores"]["reference"], run["scores"]["wrong image"])
-        lines.append(f"| {name} | {row['pairs']:.3f} | {low:.3f}-{high:.3f} | {row['f1']:.2f} | {row['precision']:.2f} "
-                     f"| {row['recall']:.2f} | {row['false']:.2f} | {separation:.3f} | "
-                     f"{1000 * run['seconds'] / number:.2f} |")  # fmt: skip
-    lines += ["", "How often the reference scores above the same caption with one fact changed (0.5: not noticed):", "",
-              "| scorer | " + " | ".join(CHANGES) + " | cut short |", "|---" * (len(CHANGES) + 2) + "|"]  # fmt: skip
-    for name in order:
-        own = runs[name]["scores"]
-        shares = [preferred(own["reference"], own[f"changed {what}"]) for what in CHANGES]
-        shares.append(preferred(own["reference"], own["cut short"]))
-        lines.append(f"| {name} | " + " | ".join(f"{share:.2f}" for share, _ in shares) + " |")
-    numbers = [sum(v is not None for v in known["captions"][f"changed {what}"]) for what in CHANGES]
-    lines += [
+        number = sum(v is not None for own in scores.values() for v in own)
+        cells = [f"{row['pairs']:.3f}", f"{low:.3f}-{high:.3f}"]
+        cells += [f"{row[key]:.2f}" for key in ("f1", "precision", "recall", "false")]
+        cells.append(f"{auc(scores['reference'], scores['wrong image']):.3f}")
+        figures.append([name, *cells, f"{1000 * runs[name]['seconds'] / number:.2f}"])
+        others = [*(f"changed {what}" for what in CHANGES), "cut short"]
+        noticed.append([name, *(f"{preferred(scores['reference'], scores[other])[0]:.2f}" for other in others)])
+    counts = (f"{what} {sum(v is not None for v in known['captions'][f'changed {what}'])}" for what in CHANGES)
+    rho = ("rho F1", "rho precision", "rho recall", "rho false")
+    text = [
+        "Right pairs: of two captions of one image whose fact F1 differ by 0.1 or more, how often the truer one "
+        "scores higher (ties half; 95% interval over images). rho: Spearman over all captions, with F1, "
+        "precision, recall and the number of false facts. AUC: a reference against another image's. "
+        "METEOR's milliseconds are those of Python, not of Java.",
         "",
-        "Images with such a change: " + ", ".join(f"{what} {n}" for what, n in zip(CHANGES, numbers, strict=True)),
+        markdown(["scorer", "right pairs", "", *rho, "AUC", "CPU ms per caption"], figures, align="---"),
+        "",
+        "How often the reference scores above the same caption with one fact changed (0.5: not noticed):",
+        "",
+        markdown(["scorer", *CHANGES, "cut short"], noticed, align="---"),
+        "",
+        "Images with such a change: " + ", ".join(counts),
+        "",
+        signatures(runs),
     ]
-    return [*lines, "", *signatures(runs)]
+    return f"Storybook: {len(facts['reference'])} images, {len(facts)} writers", "\n".join(text)
 
 
-def flickr8k(results: Path) -> list[str]:
+def flickr8k(results: Path) -> tuple[str, str]:
+    """(heading, text)"""
     runs = json.loads((results / "flickr8k.json").read_text())
     n = len(next(iter(runs.values()))["scores"]["reference"])
-    lines = [f"## Flickr8k: {n} images, a human caption against another image's", "",
-             "| scorer | AUC | 95% interval | right above wrong, image by image | images | CPU ms per caption |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
     rows = []
     for name, run in runs.items():
         pairs = zip(run["scores"]["reference"], run["scores"]["wrong image"], strict=True)
         right, wrong = zip(*[(a, b) for a, b in pairs if a is not None and b is not None], strict=True)
         low, high = interval(np.array([right, wrong]).T, lambda v: auc(v[:, 0], v[:, 1]))
-        share, _ = preferred(right, wrong)
-        rows.append((auc(right, wrong), f"| {name} | {auc(right, wrong):.4f} | {low:.4f}-{high:.4f} | {share:.4f} | "
-                     f"{len(right)} | {1000 * run['seconds'] / (2 * n):.2f} |"))  # fmt: skip
-    lines += [line for _, line in sorted(rows, reverse=True)]
-    return [*lines, "", *signatures(runs)]
+        separation, (share, _) = auc(right, wrong), preferred(right, wrong)
+        cells = [f"{separation:.4f}", f"{low:.4f}-{high:.4f}", f"{share:.4f}", f"{len(right)}"]
+        rows.append((separation, [name, *cells, f"{1000 * run['seconds'] / (2 * n):.2f}"]))
+    head = ["scorer", "AUC", "95% interval", "right above wrong, image by image", "images", "CPU ms per caption"]
+    table = markdown(head, [line for _, line in sorted(rows, reverse=True)], align="---")
+    return f"Flickr8k: {n} images, a human caption against another image's", f"{table}\n\n{signatures(runs)}"
 
 
-def signatures(runs: dict[str, Any]) -> list[str]:
-    return [f"- `{name}`: `{run['signature']}`" for name, run in runs.items()]
+def signatures(runs: dict[str, Any]) -> str:
+    return "\n".join(f"- `{name}`: `{run['signature']}`" for name, run in runs.items())
 
 
-def write(results: Path) -> None:
-    lines = ["# Tables of the scorer study", "", "Written by studies/scorers/run.py; do not edit.", ""]
-    if (results / "storybook.json").is_file():
-        lines += [*storybook(results), ""]
-    if (results / "flickr8k.json").is_file():
-        lines += [*flickr8k(results), ""]
-    (results / "tables.md").write_text("\n".join(lines))
+def write(results: Path) -> Path:
+    parts = [make(results) for make in (storybook, flickr8k) if (results / f"{make.__name__}.json").is_file()]
+    introduction = "Written by `python -m studies scorers --tables`; do not edit."
+    return page("Tables of the scorer study", introduction, parts, results / "tables.md")

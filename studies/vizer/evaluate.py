@@ -20,7 +20,7 @@ from captune.models.captioner import Captioner
 from captune.scorers import Scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
 from studies._lib import runner
-from studies._lib.evalset import NO_REFERENCES, Exam, best
+from studies._lib.evalset import NO_REFERENCES, Exam, best, sources
 from studies._lib.train import key_of, once
 
 from . import probing, tables
@@ -28,12 +28,7 @@ from .experiments import BY_NAME, SECTIONS, Spec, specs
 from .train import Bench
 
 # Test images of a seed that nothing was tuned on; choices are made on val alone.
-SOURCES = {
-    "test": "storybook:test?n=500&seed=1",
-    "ood": "storybook:ood?n=500&seed=1",
-    "val": "storybook:val?n=300&seed=5",
-}
-QUICK_SOURCES = {split: source.partition("?")[0] + "?n=20&seed=1" for split, source in SOURCES.items()}
+SOURCES, QUICK_SOURCES = (sources(1, quick=quick, test=500, ood=500, val=300) for quick in (False, True))
 PROBED = 200  # validation images of the section `learning`
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studies._lib.rows import Row, read
+from studies._lib import rows
 
 SECTIONS = ("main", "controls", "learning", "choices", "sweep")
 BASE, ZERO, PAPER_GT, PAPER_G, SUPERVISED = "base", "zero-label", "paper GT", "paper G", "supervised"
@@ -18,7 +18,7 @@ WIDTHS, SIZES = (128, 256, 512, 1024), (250, 1000, "all")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec(Row):
+class Spec(rows.Spec):
     """One row of the study.
 
     Args:
@@ -27,10 +27,7 @@ class Spec(Row):
         reward: what GRPO rewards: "mapper", "length", or "wrong image", the right mapper on another image.
     """
 
-    kind: str
-    settings: dict[str, Any] = field(default_factory=dict)
     reward: str = "mapper"
-    role: str = ""
 
     @property
     def trains(self) -> bool:
@@ -40,7 +37,7 @@ class Spec(Row):
         return {self.kind: self.settings} if self.trains and self.reward == "mapper" else {}
 
 
-ROWS = read(Path(__file__).with_suffix(".yaml"), Spec)
+ROWS = rows.read(Path(__file__).with_suffix(".yaml"), Spec)
 BY_NAME = {row.name: row for row in ROWS if row.section == "main"}
 
 

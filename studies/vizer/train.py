@@ -4,6 +4,8 @@ Differences to the command line: nothing is captioned or reported here, and what
 a mapper is fitted on, the fitted mapper) is made once per base and kept in `work/`, keyed by all that it depends on.
 """
 
+# ruff: noqa: SIM905
+
 from __future__ import annotations
 
 import time

@@ -14,23 +14,7 @@ from studies._lib.plots import SPLITS, gap_axes, save
 from .experiments import SHOWN, SUPERVISED, Contender
 from .tables import GAPS, ROLES, TITLES, Results
 
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Zero-label training: examples</title>
-<style>
-body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
-section {{ display: flex; gap: 1.2rem; align-items: flex-start; border-top: 1px solid #ccc; padding: 1rem 0; }}
-img {{ width: 14rem; flex: none; }}
-th {{ text-align: left; font-weight: normal; color: #555; padding-right: 1rem; white-space: nowrap; }}
-td, th {{ vertical-align: top; }}
-mark {{ background: #ffd5cc; }}
-</style>
-<h1>Zero-label training: examples</h1>
-<p>The first {test} test images and the first {ood} images out of distribution of seed {seed}; none was picked. What is
-<mark>marked</mark> is false of the image.</p>
-{sections}
-</html>
-"""
+PAGE = (Path(__file__).parent / "page.html").read_text()
 
 
 def gap_plot(results: Results, file: Path) -> Path:

@@ -105,21 +105,14 @@ class Trial:
                 part = replace(config, output=run_dir.path / f"round-{number + 1}", seed=config.seed + number)
                 rewards = self.rewards(captioner, part, run_dir, images)
                 preparing += clock.lap()
-                self.reinforce(captioner, part, run_dir, images, rewards, number)
+                sampling = ("beta", "num_generations", "temperature", "max_new_tokens")
+                more = {name: getattr(part, name) for name in sampling}
+                first = self.steps[0] + number * part.max_steps
+                train_with_reward(captioner, images, rewards, part, run_dir, first_step=first, **more)
                 training += clock.lap()
         captioner.save_adapter(run_dir.adapter)
         clean(run_dir.path, "**/corpus")
         return {"preparing": round(preparing, 2), "training": round(training, 2)}
-
-    def reinforce(
-        self, captioner: Captioner, config: ViZerConfig, run_dir: RunDir, images: Any,
-        rewards: list[tuple[Reward, float]], number: int,
-    ) -> None:  # fmt: skip
-        train_with_reward(
-            captioner, images, rewards, config, run_dir, beta=config.beta, num_generations=config.num_generations,
-            temperature=config.temperature, max_new_tokens=config.max_new_tokens,
-            first_step=self.steps[0] + number * config.max_steps,
-        )  # fmt: skip
 
     def rewards(
         self, captioner: Captioner, config: ViZerConfig, run_dir: RunDir, images: Any

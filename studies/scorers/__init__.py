@@ -1,0 +1,1 @@
+"""Which scorer tracks the truth?"""
