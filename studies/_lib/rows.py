@@ -43,10 +43,17 @@ COMMON = {field.name for field in fields(Row)}
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 
-def read(file: Path, kind: type[AnyRow]) -> list[AnyRow]:
-    """All rows of a file, `{section: [row, ...]}`; a section that begins with a dot holds what rows share."""
+def read(file: Path, kind: type[AnyRow]) -> dict[str, list[AnyRow]]:
+    """{section: its rows}; a section of the file that begins with a dot holds what rows share."""
     sections = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return [kind(section=name, **row) for name, rows in sections.items() if name[0] != "." for row in rows]
+    return {
+        name: [kind(section=name, **row) for row in rows] for name, rows in sections.items() if not name.startswith(".")
+    }
+
+
+def shared(file: Path, name: str) -> Any:
+    """What a section with a dot holds."""
+    return yaml.safe_load(file.read_text(encoding="utf-8"))[f".{name}"]
 
 
 def expand(rows: Iterable[AnyRow], seeds: Sequence[int], bases: Sequence[str]) -> Iterator[AnyRow]:

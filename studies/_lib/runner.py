@@ -33,21 +33,17 @@ class Study:
 
     name: ClassVar[str]
     about: ClassVar[str]
-    sections: ClassVar[tuple[str, ...]]
     default: ClassVar[tuple[str, ...] | None] = None  # sections that run unless others are named; None: all
     threads: ClassVar[int | None] = None  # 1: processor time is the time of one core
+    rows: ClassVar[dict[str, list[Any]]]  # {section: its rows}
     seeds: ClassVar[dict[str, Sequence[int]]]  # {section: default seeds}; "" is that of all others
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.store = Store(args.results, self.sections)
-        self.exams: dict[Any, Any] = {}
+        self.store = Store(args.results, self.rows)
+        self.made: dict[str, Any] = {}
         self.slowest = 0.0
         self.failed: list[str] = []
-
-    def rows(self, section: str) -> list[Any]:
-        """The rows of a section."""
-        raise NotImplementedError
 
     def depends(self, row: Any) -> str:
         """A hash of all that the row's result depends on."""
@@ -65,20 +61,22 @@ class Study:
         """By what a finished row is known."""
         return {"section": row.section, "name": row.name, "seed": row.seed, "hash": self.depends(row)}
 
-    def exam(self, source: str, make: Callable[[], Any], keep: Sequence[str] = ()) -> Any:
-        """An evaluation set, made once; with `keep`, those of other sources are forgotten."""
-        if keep:
-            self.exams = {name: exam for name, exam in self.exams.items() if name in keep}
-        if source not in self.exams:
-            self.exams[source] = make()
-        return self.exams[source]
+    def exams(self, sources: dict[str, str], make: Callable[[str], Any]) -> dict[str, Any]:
+        """{split: evaluation set}, each made once; those of other sources are forgotten."""
+        self.made = {source: self.made.get(source) or make(source) for source in sources.values()}
+        return {split: self.made[source] for split, source in sources.items()}
+
+    def captions_file(self, *names: Any) -> Path:
+        """Where the captions of a row are kept."""
+        named = "".join(c if c.isalnum() else "-" for c in "-".join(map(str, names)))
+        return self.args.results / "captions" / f"{named}.jsonl"
 
     def todo(self) -> list[Any]:
         """All rows that the command asks for, finished or not."""
         rows: list[Any] = []
         for section in self.args.only:
             seeds = self.args.seeds or self.seeds.get(section, self.seeds[""])
-            rows += expand(self.rows(section), seeds, self.args.bases)
+            rows += expand(self.rows[section], seeds, self.args.bases)
         names = {row.name for row in rows}
         if unknown := set(self.args.rows or ()) - names:
             raise SystemExit(f"there is no row {sorted(unknown)}; there are {sorted(names)}")
@@ -144,7 +142,7 @@ class Study:
             help="captioners (default: the shipped one)",
         )
         parser.add_argument("--seeds", nargs="+", type=int, help=f"of the training runs; default: {cls.seeds['']}")
-        parser.add_argument("--only", nargs="+", choices=[*cls.sections, "tables"], help="sections")
+        parser.add_argument("--only", nargs="+", choices=[*cls.rows, "tables"], help="sections")
         parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; default: all")
         parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="start no row that ends later")
         parser.add_argument("--tables", action="store_true", help="only write tables and plots again")
@@ -161,7 +159,7 @@ class Study:
         args.results = args.results or (work if args.quick else STUDIES / cls.name) / "results"
         args.work = args.work or work
         args.tables |= "tables" in (args.only or ())
-        args.only = [section for section in args.only or cls.default or cls.sections if section != "tables"]
+        args.only = [section for section in args.only or cls.default or cls.rows if section != "tables"]
         return args
 
     def write(self) -> list[Path]:

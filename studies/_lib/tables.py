@@ -11,30 +11,12 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, ClassVar, NamedTuple
 
+import yaml
+
 Record = dict[str, Any]
 GAPS = ("CIDEr-D", "fact F1")
-FIGURES = {  # heading -> (scorer, figure); any other heading is a figure's own name
-    "CIDEr-D": ("cider", "cider"),
-    "BLEU-4": ("bleu", "bleu_4"),
-    "ROUGE-L": ("rouge", "rouge"),
-    "CLIPScore": ("clip", "clip"),
-    "mapper": ("vizer", "vizer"),
-    "GRC": ("grc", "grc"),
-    "QIR": ("qir", "qir"),
-    "fact F1": ("storybook", "fact_f1"),
-    "precision": ("storybook", "fact_precision"),
-    "recall": ("storybook", "fact_recall"),
-    "false / fact": ("storybook", "hallucinated_per_fact"),
-    "false / caption": ("storybook", "hallucinated_per_caption"),
-    "relation P": ("storybook", "relation_precision"),
-    "relation R": ("storybook", "relation_recall"),
-    "sub-kind P": ("storybook", "subkind_precision"),
-    "sub-kind R": ("storybook", "subkind_recall"),
-}
+FIGURES = yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text())  # {heading: (scorer, figure)}
 FACT_TYPES = ("object", "attribute", "size", "subkind", "relation", "background")
-
-
-# -- text --------------------------------------------------------------------------------------------------------------
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], *, align: str = "---:") -> str:
@@ -74,9 +56,6 @@ def claim(text: str, values: Sequence[float], holds: Callable[[float], bool]) ->
 
 
 CLAIMS = ["claim", "median (range)", "holds"]
-
-
-# -- medians over bases and seeds --------------------------------------------------------------------------------------
 
 
 class Runs:
@@ -169,9 +148,6 @@ class Runs:
             return "-"
         interval = row["scores"][split][scorer].get("interval", {}).get(key)
         return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-
-# -- means over seeds --------------------------------------------------------------------------------------------------
 
 
 class Estimate(NamedTuple):

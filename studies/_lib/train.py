@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from captune.models.captioner import Captioner
 from captune.models.hub import resolve
 from captune.training.sft import SFTTrainer
 from captune.utils.files import replace_file
+
+from .evalset import Exam, best
 
 Reward = Callable[..., list[float]]
 UNSAVED = {"save_steps": 10**6, "overwrite": True}  # no checkpoint, and what an unfinished run left is removed
@@ -39,6 +42,45 @@ def once(file: Path, make: Callable[[], Any]) -> Any:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps(content) + "\n")
     return json.loads(file.read_text())
+
+
+class Bench:
+    """A base captioner and everything made from it.
+
+    Args:
+        base: as `Captioner.load` takes it.
+        work: the folder for what can be made again.
+        quick: tiny settings, to try the study itself.
+    """
+
+    def __init__(self, base: str, work: Path, *, quick: bool = False) -> None:
+        self.base, self.work, self.quick, self.digest = base, work, quick, digest_of(base)
+
+    def load(self, adapter: Path | None = None) -> Captioner:
+        return Captioner.load(self.base, adapter=adapter)
+
+    def captions(self, row: Any, captioner: Captioner, exam: Exam) -> list[str]:
+        """The captions of a row of any kind, one for each image but for "all" samples."""
+        if row.kind == "references":
+            return [refs[0] for refs in exam.columns["references"]]
+        if row.kind == "opening":
+            return exam.captions(captioner, forced_opening=row.settings["text"])
+        if row.kind != "best_of":
+            return exam.captions(captioner)
+        n, pick = row.settings["n"], row.settings["pick"]
+        file = self.work / "samples" / f"{key_of([self.digest, exam.source, n, row.seed])}.json"
+        made = once(file, lambda: exam.samples(captioner, n, row.seed, batch_size=32))
+        if pick == "all":
+            return made["captions"]
+        if pick not in made:
+            made[pick] = self.judge(captioner)(
+                made["captions"], image=[image for image in exam.columns["image"] for _ in range(n)]
+            )
+        return best(made["captions"], made[pick], n)
+
+    def judge(self, captioner: Captioner) -> Any:
+        """The scorer that picks samples where their likelihood does not."""
+        raise NotImplementedError
 
 
 def supervise(captioner: Any, images: Any, config: Any, run_dir: Any) -> None:

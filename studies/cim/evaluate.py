@@ -1,11 +1,4 @@
-"""The CIM study: what a row's captioner writes of the evaluation images, and its scores.
-
-python -m studies cim                                     # everything
-python -m studies cim --only verification                 # one section
-python -m studies cim --only ablation --seeds 7           # its first training seed
-python -m studies cim --budget-minutes 60                 # start no row that ends later
-python -m studies cim --tables                            # nothing is run
-"""
+"""The CIM study: captions of the evaluation images, and their scores."""
 
 from __future__ import annotations
 
@@ -14,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from captune.models.captioner import Captioner
 from studies._lib import runner
-from studies._lib.evalset import NO_REFERENCES, Exam, best, sources
-from studies._lib.train import key_of, once
+from studies._lib.evalset import NO_REFERENCES, Exam, sources
+from studies._lib.train import key_of
 
 from . import detail, tables, verification
-from .experiments import ROWS, SECTIONS, Corpus, Spec
+from .experiments import ROWS, Corpus, Spec
 from .train import Workshop
 
 # Nothing was tuned on test and ood; choices are made on val alone.
@@ -45,7 +37,7 @@ def measure(spec: Spec, shop: Workshop, exams: dict[str, Exam], keep: Path | Non
     measures = shop.measures(Corpus()).values()  # the same for every row, whatever gallery it was trained on
     record["scores"] = {}
     for split, exam in exams.items():
-        captions = written(spec, shop, captioner, exam)
+        captions = shop.captions(spec, captioner, exam)
         only = NO_REFERENCES if spec.kind == "references" else ()
         scores = exam.score(captions, measures, only=only, bootstrap=0 if split == "val" else 1000)
         record["scores"][split] = scores | {
@@ -65,23 +57,9 @@ def curve(file: Path) -> dict[str, list[float]]:
     return {short: [round(line[name], 4) for line in lines if name in line] for name, short in names.items()}
 
 
-def written(spec: Spec, shop: Workshop, captioner: Captioner, exam: Exam) -> list[str]:
-    """The captions of a row for the images of an exam."""
-    if spec.kind == "references":
-        return [refs[0] for refs in exam.columns["references"]]
-    if spec.kind == "opening":
-        return exam.captions(captioner, forced_opening=spec.settings["text"])
-    if spec.kind == "best_of":  # of n samples the one that the model itself finds likeliest, by token or in all
-        n, pick = spec.settings["n"], spec.settings["pick"]
-        file = shop.work / "samples" / f"{key_of([shop.digest, exam.source, n, spec.seed])}.json"
-        made = once(file, lambda: exam.samples(captioner, n, spec.seed, batch_size=32))
-        return best(made["captions"], made[pick], n)
-    return exam.captions(captioner)
-
-
 class Study(runner.Study):
     name, about = "cim", __doc__ or ""
-    sections, seeds = SECTIONS, {"": (7, 8, 9)}
+    rows, seeds = ROWS, {"": (7, 8, 9)}
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -90,9 +68,6 @@ class Study(runner.Study):
     def sources(self, row: Spec) -> dict[str, str]:
         sources = QUICK_SOURCES if self.args.quick else SOURCES
         return {"val": sources["val"]} if row.section == "choices" else sources
-
-    def rows(self, section: str) -> list[Spec]:
-        return [row for row in ROWS if row.section == section]
 
     def depends(self, row: Spec) -> str:
         return key_of([self.shop.key(row), list(self.sources(row).values())])
@@ -105,10 +80,9 @@ class Study(runner.Study):
         keep = None
         first = (self.args.seeds or self.seeds[""])[0]
         if row.section in KEPT and row.kind in ("greedy", "sft", "grpo") and row.seed == first:
-            named = "".join(c if c.isalnum() else "-" for c in row.name)
-            keep = self.args.results / "captions" / f"{named}.jsonl"
-        sources = self.sources(row).items()
-        return measure(row, self.shop, {k: self.exam(v, lambda v=v: Exam.of(v, SCORERS)) for k, v in sources}, keep)
+            keep = self.captions_file(row.name)
+        exams = self.exams(self.sources(row), lambda source: Exam.of(source, SCORERS))
+        return measure(row, self.shop, exams, keep)
 
     def write(self) -> list[Path]:
         return tables.write(self.store.rows, self.args.results) if self.store.rows else []

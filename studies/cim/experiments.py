@@ -6,14 +6,11 @@ of the KL is `kl` here), with the paper's K = 5, G = 5 and lambda(r) = 1/2^(r-1)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from studies._lib import rows
-
-SECTIONS = ("detail", "choices", "ablation", "sft", "verification", "scaling", "robustness", "readings")
 
 LABELLED, UNLABELLED = "storybook:train", "storybook:unlabelled"
 BASE, SUPERVISED, REFERENCES = "base", "supervised", "references"
@@ -113,8 +110,3 @@ class Spec(rows.Spec):
 
 
 ROWS = rows.read(Path(__file__).with_suffix(".yaml"), Spec)
-
-
-def specs(section: str, seeds: Sequence[int]) -> list[Spec]:
-    """The rows of a section with each seed."""
-    return list(rows.expand((row for row in ROWS if row.section == section), seeds, ["storybook"]))

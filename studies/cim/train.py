@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from captune.corpus import Corpus as Index
-from captune.models.captioner import Captioner
 from captune.models.loading import load_adapter
 from captune.scorers import load_scorer
 from captune.scorers.image.retrieval import GRC, QIR
@@ -16,7 +15,8 @@ from captune.training.config import TrainingConfig
 from captune.training.grpo.train import train_with_reward
 from captune.training.lifecycle import load_training_images, start_run
 from captune.training.sft import SFTConfig
-from studies._lib.train import UNSAVED, Reward, clean, cycle, digest_of, key_of, on_wrong_image, once, supervise
+from studies._lib import train
+from studies._lib.train import UNSAVED, Reward, clean, cycle, key_of, on_wrong_image, once, supervise
 
 from .experiments import LABELLED, REWARDS, Corpus, Spec, Training
 from .galleries import gallery
@@ -24,25 +24,16 @@ from .galleries import gallery
 QUICK = {"max_steps": 2, "limit": 24, "batch_size": 4}
 
 
-class Workshop:
-    """The base captioner, the galleries, and everything trained from them.
-
-    Args:
-        base: as `Captioner.load` takes it.
-        work: the folder for what can be made again.
-        quick: tiny settings, to try the study itself.
-    """
+class Workshop(train.Bench):
+    """The base captioner, the galleries, and everything trained from them."""
 
     def __init__(self, base: str, work: Path, *, quick: bool = False) -> None:
-        self.base, self.work, self.quick, self.digest = base, work, quick, digest_of(base)
+        super().__init__(base, work, quick=quick)
         self._open: tuple[Corpus, Index] | None = None
 
     def key(self, spec: Spec) -> str:
         """What the row's result depends on, but for the images of the evaluation."""
         return key_of([self.digest, spec.kind, spec.depends(), spec.seed, self.quick])
-
-    def load(self, adapter: Path | None = None) -> Captioner:
-        return Captioner.load(self.base, adapter=adapter)
 
     def gallery(self, corpus: Corpus, *, judged: Sequence[Any] = ()) -> Index:
         """The newest is kept open: GRC and QIR, and row after row, share its encoders and what was searched."""
@@ -56,13 +47,13 @@ class Workshop:
         """The adapter of a trained row, and the seconds that its training took, now or when it was done."""
         output = self.work / "runs" / self.key(spec)
 
-        def train() -> float:
+        def run() -> float:
             started = time.perf_counter()
             (self.supervise if spec.kind == "sft" else self.reinforce)(spec, output)
             clean(output)
             return time.perf_counter() - started
 
-        return output / "adapter", once(output / "seconds.json", train)
+        return output / "adapter", once(output / "seconds.json", run)
 
     def config(self, kind: type, spec: Spec, output: Path, **settings: Any) -> Any:
         common = {"model": self.base, "output": output, "seed": spec.seed, **UNSAVED}

@@ -1,13 +1,4 @@
-"""HAR's stages and its baselines on one base: captions of images that nothing was trained or chosen on, and scores.
-
-    python -m studies har                                  # all rows, seeds 7 to 11
-    python -m studies har --seeds 7 8 --budget-minutes 30
-    python -m studies har --rows base SFT "SFT + SCST"
-    python -m studies har --tables                         # nothing is run
-    python -m studies har --only choices --model OTHER     # the settings' choice, on val
-
-Two processes may share the work: give them different seeds.
-"""
+"""HAR's stages and its baselines on one base: captions of images that nothing was trained or chosen on, and scores."""
 
 from __future__ import annotations
 
@@ -36,7 +27,7 @@ from studies._lib import evalset, runner
 from studies._lib.evalset import Exam
 
 from . import tables, train
-from .experiments import PARTS, System, rows
+from .experiments import PARTS, ROWS, System
 
 HELD_OUT = ClipConfig(seed=1)  # the shipped encoder is seed 0: other images, other weights, another tokenizer
 SCORERS = ("cider", "bleu", "storybook", "clip", "health")
@@ -128,7 +119,7 @@ def measure(row: System, base: str, made: train.Trained, exams: dict[str, Exam],
 
 class Study(runner.Study):
     name, about, threads = "har", __doc__ or "", 1
-    sections, default = ("rows", "choices"), ("rows",)
+    rows, default = ROWS, ("rows",)
     seeds = {"": (7, 8, 9, 10, 11), "choices": (1,)}  # noqa: RUF012
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -140,9 +131,6 @@ class Study(runner.Study):
         pair = ZeroCapModel.load(*PARTS.values())
         self.digests = [self.base, weights_digest(pair.model.state_dict()), self.encoder.digest]
 
-    def rows(self, section: str) -> list[System]:
-        return rows(section)
-
     def sources(self, row: System) -> dict[str, str]:
         found = sources(row.seed, quick=self.args.quick)
         return {split: found[split] for split in (("val",) if row.section == "choices" else ("test", "ood"))}
@@ -153,13 +141,8 @@ class Study(runner.Study):
 
     def make(self, row: System) -> dict[str, Any]:
         made = train.train(row, row.base, self.base, row.seed, self.args.work, quick=self.args.quick)
-        sources = self.sources(row)
-        keep = list(sources.values())
-        held_out = load_scorer("clip:held-out", encoder=self.encoder)
-        exams = {
-            split: self.exam(source, lambda s=source: Exam.of(s, SCORERS, held_out=held_out), keep)
-            for split, source in sources.items()
-        }
+        sources, held_out = self.sources(row), load_scorer("clip:held-out", encoder=self.encoder)
+        exams = self.exams(sources, lambda source: Exam.of(source, SCORERS, held_out=held_out))
         record = measure(row, row.base, made, exams, row.seed)
         return {"base": self.base, "training_seconds": made.seconds, "sources": sources, **record}
 

@@ -64,7 +64,3 @@ class System(Row):
 
 
 ROWS = read(Path(__file__).with_suffix(".yaml"), System)
-
-
-def rows(section: str = "rows") -> list[System]:
-    return [row for row in ROWS if row.section == section]

@@ -9,27 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean, median
 
+from studies._lib.rows import shared
 from studies._lib.store import Store
 from studies._lib.tables import Estimate, Seeds, markdown, page, spread
 
 from . import plots
-from .experiments import CEILINGS, GUIDED, PAIRS, rows
+from .experiments import CEILINGS, GUIDED, PAIRS, ROWS
 
 SPLITS = {"test": "in distribution", "ood": "out of distribution"}
-COLUMNS = {  # heading -> (figure, digits)
-    "CLIPScore, held-out encoder": ("held_out_clip", 3),
-    "CIDEr-D": ("cider", 2),
-    "BLEU-4": ("bleu_4", 3),
-    "fact F1": ("fact_f1", 3),
-    "relation F1": ("relation_f1", 3),
-    "sub-kind F1": ("subkind_f1", 3),
-    "false / stated": ("hallucinated_per_fact", 3),
-    "bad endings": ("bad_endings", 4),
-    "words": ("length", 1),
-    "CLIPScore, storybook-clip": ("clip", 3),
-}
+COLUMNS = shared(Path(__file__).with_name("experiments.yaml"), "columns")
 FIDELITY = (
-    "CLIPScore, held-out encoder", "CLIPScore, storybook-clip", "fact F1", "relation F1", "sub-kind F1", "false / stated"
+    "CLIPScore, held-out encoder", "CLIPScore, storybook-clip", "fact F1", "relation F1", "sub-kind F1",
+    "false / stated",
 )  # fmt: skip
 BAR = 1.10
 
@@ -101,7 +92,7 @@ def choice_table(results: Seeds) -> str:
 
 def write(folder: Path) -> list[Path]:
     """Tables and plots of what is there."""
-    results, chosen = (Seeds(Store(folder, [section]).rows, rows(section)) for section in ("rows", "choices"))
+    results, chosen = (Seeds(Store(folder, [section]).rows, ROWS[section]) for section in ("rows", "choices"))
     parts, files = [], []
     if results.rows:
         parts.append(("CIDEr-D: the gain of self-critical training", bar_table(results)))

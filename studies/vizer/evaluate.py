@@ -1,10 +1,4 @@
-"""The ViZer study: what a row's captioner writes of the evaluation images, sees and states, and its scores.
-
-python -m studies vizer                                    # the shipped base
-python -m studies vizer --bases storybook B C              # and two others: folders of captioners
-python -m studies vizer --only main controls --budget-minutes 60
-python -m studies vizer --tables                           # nothing is run
-"""
+"""The ViZer study: what captioners write of the evaluation images, see and state, and their scores."""
 
 from __future__ import annotations
 
@@ -16,15 +10,12 @@ from typing import Any
 import torch
 
 from captune import storybook
-from captune.models.captioner import Captioner
-from captune.scorers import Scorer
-from captune.scorers.image.vizer_mapper import ViZerScorer
 from studies._lib import runner
-from studies._lib.evalset import NO_REFERENCES, Exam, best, sources
-from studies._lib.train import key_of, once
+from studies._lib.evalset import NO_REFERENCES, Exam, sources
+from studies._lib.train import key_of
 
 from . import probing, tables
-from .experiments import BY_NAME, SECTIONS, Spec, specs
+from .experiments import BY_NAME, ROWS, Spec
 from .train import Bench
 
 # Test images of a seed that nothing was tuned on; choices are made on val alone.
@@ -49,12 +40,12 @@ def measure(spec: Spec, bench: Bench, exams: dict[str, Exam], keep: Path | None)
         adapter, mapper, seconds = bench.trained(spec)
         record["training_seconds"] = round(seconds, 1)
     captioner = bench.load(adapter)
-    judge = ViZerScorer(captioner=captioner, mapper=mapper or bench.judge(captioner))
+    judge = bench.judge(captioner, mapper)
     captioned = seconds = 0.0
     record["scores"] = {}
     for split, exam in exams.items():
         started = time.perf_counter()
-        captions = written(spec, bench, captioner, exam, judge)
+        captions = bench.captions(spec, captioner, exam)
         seconds += time.perf_counter() - started
         captioned += len(captions)
         only = NO_REFERENCES if spec.kind == "references" else ()
@@ -65,29 +56,6 @@ def measure(spec: Spec, bench: Bench, exams: dict[str, Exam], keep: Path | None)
         record["images_per_second"] = round(captioned / seconds, 1)
     record["sources"] = {split: exam.source for split, exam in exams.items()}
     return record
-
-
-def written(spec: Spec, bench: Bench, captioner: Captioner, exam: Exam, judge: Scorer) -> list[str]:
-    """The captions of a row for the images of an exam."""
-    if spec.kind == "references":
-        return [refs[0] for refs in exam.columns["references"]]
-    if spec.kind == "opening":
-        return exam.captions(captioner, forced_opening=spec.settings["text"])
-    if spec.kind == "best_of":
-        return best_of(spec, bench, captioner, exam, judge)
-    return exam.captions(captioner)
-
-
-def best_of(spec: Spec, bench: Bench, captioner: Captioner, exam: Exam, judge: Scorer) -> list[str]:
-    """One of n samples per image, chosen by the model's own log-likelihood or the mapper; or all of them."""
-    n, pick = spec.settings["n"], spec.settings["pick"]
-    file = bench.work / "samples" / f"{key_of([bench.digest, exam.source, n, bench.seed])}.json"
-    made = once(file, lambda: exam.samples(captioner, n, bench.seed, batch_size=32))
-    if pick == "all":
-        return made["captions"]
-    if pick == "mapper":
-        made[pick] = judge(made["captions"], image=[image for image in exam.columns["image"] for _ in range(n)])
-    return best(made["captions"], made[pick], n)
 
 
 def learn(spec: Spec, bench: Bench, exam: Exam) -> dict[str, Any]:
@@ -102,7 +70,7 @@ def learn(spec: Spec, bench: Bench, exam: Exam) -> dict[str, Any]:
 
 class Study(runner.Study):
     name, about = "vizer", __doc__ or ""
-    sections, seeds = SECTIONS, {"": (7,)}
+    rows, seeds = ROWS, {"": (7,)}
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - a study lives as long as its process
     def bench(self, base: str, seed: int) -> Bench:
@@ -111,9 +79,6 @@ class Study(runner.Study):
     @property
     def sources(self) -> dict[str, str]:
         return QUICK_SOURCES if self.args.quick else SOURCES
-
-    def rows(self, section: str) -> list[Spec]:
-        return specs(section)
 
     def depends(self, row: Spec) -> str:
         bench = self.bench(row.base, row.seed)
@@ -126,11 +91,10 @@ class Study(runner.Study):
     def make(self, row: Spec) -> dict[str, Any]:
         bench = self.bench(row.base, row.seed)
         torch.manual_seed(row.seed)
-        exams = {split: self.exam(source, lambda s=source: exam_of(s)) for split, source in self.sources.items()}
+        exams = self.exams(self.sources, exam_of)
         if row.kind == "probe":
             return learn(row, bench, exams["val"])
-        named = "".join(c if c.isalnum() else "-" for c in f"{row.name}-{bench.label}-{row.seed}")
-        keep = self.args.results / "captions" / f"{named}.jsonl" if row.section == "main" else None
+        keep = self.captions_file(row.name, bench.label, row.seed) if row.section == "main" else None
         return measure(row, bench, exams, keep)
 
     def write(self) -> list[Path]:

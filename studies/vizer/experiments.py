@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from studies._lib import rows
 
-SECTIONS = ("main", "controls", "learning", "choices", "sweep")
 BASE, ZERO, PAPER_GT, PAPER_G, SUPERVISED = "base", "zero-label", "paper GT", "paper G", "supervised"
 MAIN_ROWS = (BASE, ZERO, PAPER_GT, PAPER_G, SUPERVISED)
 WIDTHS, SIZES = (128, 256, 512, 1024), (250, 1000, "all")
@@ -38,8 +37,4 @@ class Spec(rows.Spec):
 
 
 ROWS = rows.read(Path(__file__).with_suffix(".yaml"), Spec)
-BY_NAME = {row.name: row for row in ROWS if row.section == "main"}
-
-
-def specs(section: str) -> list[Spec]:
-    return [row for row in ROWS if row.section == section]
+BY_NAME = {row.name: row for row in ROWS["main"]}

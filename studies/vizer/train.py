@@ -27,9 +27,10 @@ from captune.training.sft import SFTConfig
 from captune.training.vizer.mapper_fit import fit_mapper
 from captune.training.vizer.objectives import ViZerTrainer
 from captune.training.vizer.train import PRESETS, ViZerConfig, captions_for_mapper, mapper_images, train_by_reward
-from studies._lib.train import UNSAVED, clean, cycle, digest_of, key_of, on_wrong_image, once, supervise
+from studies._lib import train
+from studies._lib.train import UNSAVED, clean, cycle, key_of, on_wrong_image, once, supervise
 
-from .experiments import Spec, specs
+from .experiments import ROWS, Spec
 
 # What does not decide a result. The model is in the key by the digest of its weights.
 NOT_IN_KEY = {
@@ -58,22 +59,12 @@ QUICK = {"max_steps": 2, "limit": 24, "batch_size": 4, "save_steps": 2}
 QUICK_VIZER = {"num_generations": 2, "mapper_samples": 2, "mapper_epochs": 1, "max_new_tokens": 8}
 
 
-class Bench:
-    """One base captioner and everything trained from it.
-
-    Args:
-        base: as `Captioner.load` takes it.
-        seed: of the training runs and of what is sampled.
-        work: the folder for what can be made again.
-        quick: tiny settings, to try the study itself.
-    """
+class Bench(train.Bench):
+    """One base captioner and everything trained from it with one seed."""
 
     def __init__(self, base: str, seed: int, work: Path, *, quick: bool = False) -> None:
-        self.base, self.seed, self.work, self.quick = base, seed, work, quick
-        self.label, self.digest = Path(base).name, digest_of(base)
-
-    def load(self, adapter: Path | None = None) -> Captioner:
-        return Captioner.load(self.base, adapter=adapter)
+        super().__init__(base, work, quick=quick)
+        self.seed, self.label = seed, Path(base).name
 
     def config(self, spec: Spec) -> TrainingConfig:
         """The method's config with the spec's settings, presets applied as on the command line."""
@@ -162,11 +153,13 @@ class Bench:
         content = once(file, write)
         return content["captions"], images, content["seconds"]
 
-    def judge(self, captioner: Captioner) -> Mapper:
-        """A mapper fitted on the base's plain samples: what judges rows that have no mapper of their own."""
-        config = self.config(specs("choices")[0])
-        assert isinstance(config, ViZerConfig)
-        return self.mapper(captioner, config)[0]
+    def judge(self, captioner: Captioner, mapper: Mapper | None = None) -> ViZerScorer:
+        """By a row's own mapper; rows without one are judged by a mapper fitted on the base's plain samples."""
+        if mapper is None:
+            config = self.config(ROWS["choices"][0])
+            assert isinstance(config, ViZerConfig)
+            mapper = self.mapper(captioner, config)[0]
+        return ViZerScorer(captioner=captioner, mapper=mapper)
 
 
 def reward_of(kind: str, mapper: ViZerScorer, images: Any) -> Callable[..., list[float]]:

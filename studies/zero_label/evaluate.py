@@ -1,14 +1,4 @@
-"""Zero-label training against labels: captions of images that nothing was trained or chosen on, and their scores.
-
-    python -m studies zero_label                                  # all rows, seeds 7 to 11
-    python -m studies zero_label --seeds 7 8 --budget-minutes 120
-    python -m studies zero_label --rows "vizer reward" "clip reward"
-    python -m studies zero_label --tables                         # nothing is run
-    python -m studies zero_label --pace --model OTHER             # measure the time of a step of each method: pace.json
-    python -m studies zero_label --only choices --model OTHER     # the settings' choice, on val
-
-Two processes may share the work: give them different seeds.
-"""
+"""Zero-label training against labels: captions of images that nothing was trained or chosen on, and their scores."""
 
 from __future__ import annotations
 
@@ -29,7 +19,7 @@ from studies._lib import evalset, runner
 from studies._lib.evalset import Exam, best
 
 from . import plots, tables, train
-from .experiments import OPENINGS, PACE, REPETITION, SCALES, SHOWN, Contender, read_pace, rows
+from .experiments import OPENINGS, PACE, REPETITION, ROWS, SCALES, SHOWN, Contender, read_pace
 
 SCORERS = ("cider", "storybook", "clip", "health")
 PACE_STEPS = 12
@@ -88,7 +78,7 @@ def choose(row: Contender, captioner: Captioner, val: Exam) -> str:
 
 class Study(runner.Study):
     name, about, threads = "zero_label", __doc__ or "", 1
-    sections, default = ("rows", "choices"), ("rows",)
+    rows, default = ROWS, ("rows",)
     seeds = {"": (7, 8, 9, 10, 11), "choices": (1,)}  # noqa: RUF012
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -102,9 +92,6 @@ class Study(runner.Study):
         parser = super().parser()
         parser.add_argument("--pace", action="store_true", help="measure how long a step of each method takes")
         return parser
-
-    def rows(self, section: str) -> list[Contender]:
-        return rows(section)
 
     def steps(self, row: Contender) -> tuple[int, int]:
         if not row.trains:
@@ -130,8 +117,7 @@ class Study(runner.Study):
             trial = train.Trial(row, row.base, row.seed, self.steps(row), run, quick=self.args.quick)
             adapter, seconds = train.trained(trial, run)
         sources, splits = self.sources(row), self.splits(row)
-        keep = list(sources.values())
-        exams = {split: self.exam(v, lambda v=v: Exam.of(v, SCORERS), keep) for split, v in sources.items()}
+        exams = self.exams(sources, lambda source: Exam.of(source, SCORERS))
         record = measure(row, row.base, adapter, exams, splits)
         return {"seconds": seconds, "sources": {split: sources[split] for split in splits}, **record}
 
@@ -145,7 +131,7 @@ class Study(runner.Study):
         """Writes how long a step of each method takes; one that `pace.json` has is not measured again."""
         known = json.loads(PACE.read_text()) if PACE.is_file() else {"seconds": {}}
         folder = self.args.work / "pace"
-        for row in rows():
+        for row in ROWS["rows"]:
             if row.trains and row.method not in known["seconds"] and row.name in (self.args.rows or [row.name]):
                 shutil.rmtree(folder, ignore_errors=True)
                 pace = train.pace_of(row, self.args.bases[0], folder, PACE_STEPS, quick=self.args.quick)

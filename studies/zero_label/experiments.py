@@ -119,7 +119,3 @@ def read_pace(file: Path = PACE) -> Pace:
 
 
 ROWS = read(Path(__file__).with_suffix(".yaml"), Contender)
-
-
-def rows(section: str = "rows") -> list[Contender]:
-    return [row for row in ROWS if row.section == section]

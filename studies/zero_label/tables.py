@@ -11,26 +11,17 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
+from studies._lib.rows import shared
 from studies._lib.store import Store
 from studies._lib.tables import Estimate, Seeds, markdown, page
 
-from .experiments import BASE, BUDGET, SUPERVISED, Contender, rows
+from .experiments import BASE, BUDGET, ROWS, SUPERVISED, Contender
 
 TITLES = {"test": "in distribution", "ood": "out of distribution"}
 GAPS = {"CIDEr-D": "cider", "fact F1": "fact_f1"}
 FACTS = {"facts": "fact_f1", "relations": "relation_f1", "sub-kinds": "subkind_f1"}
 FALSE = "hallucinated_per_fact"
-COLUMNS = {  # heading -> (figures, digits)
-    "CIDEr-D": (("cider",), 2),
-    "facts P / R / F1": (("fact_precision", "fact_recall", "fact_f1"), 3),
-    "relations P / R / F1": (("relation_precision", "relation_recall", "relation_f1"), 2),
-    "sub-kinds P / R / F1": (("subkind_precision", "subkind_recall", "subkind_f1"), 2),
-    "false / stated": ((FALSE,), 3),
-    "CLIPScore": (("clip",), 3),
-    "length": (("length",), 1),
-    "repetition": (("repetition",), 3),
-    "vocabulary": (("vocabulary",), 0),
-}
+COLUMNS = shared(Path(__file__).with_name("experiments.yaml"), "columns")
 ROLES = {"zero": "zero-label", "outside": "zero-label, outside judge", "oracle": "truth as the reward"}
 
 INTRODUCTION = (
@@ -149,5 +140,5 @@ def write(results: Results, chosen: Results, file: Path) -> Path:
 
 def read_all(folder: Path) -> tuple[Results, Results]:
     """(the study's results, those of its choices)"""
-    results, chosen = (Results(Store(folder, [section]).rows, rows(section)) for section in ("rows", "choices"))
+    results, chosen = (Results(Store(folder, [section]).rows, ROWS[section]) for section in ("rows", "choices"))
     return results, chosen

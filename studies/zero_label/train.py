@@ -44,17 +44,6 @@ def drawn(source: str) -> Any:
     return load_images(source)
 
 
-class Clock:
-    """Processor time, lap by lap."""
-
-    def __init__(self) -> None:
-        self.now = time.process_time()
-
-    def lap(self) -> float:
-        before, self.now = self.now, time.process_time()
-        return self.now - before
-
-
 class Trial:
     """A row's training on one base with one seed.
 
@@ -87,10 +76,16 @@ class Trial:
         config: ViZerConfig = build(ViZerConfig, settings, presets=PRESETS)
         run_dir, captioner = start_run(config, self.row.kind)
         images = drawn(config.images).select_columns(self.row.columns)
-        clock, preparing, training = Clock(), 0.0, 0.0
+        seconds, now = {"preparing": 0.0, "training": 0.0}, time.process_time()
+
+        def lap(what: str) -> None:
+            nonlocal now
+            before, now = now, time.process_time()
+            seconds[what] += now - before
+
         if self.row.kind == "latent":
             mapper = build_mapper(captioner, config, run_dir, images)
-            preparing += clock.lap()
+            lap("preparing")
             torch.manual_seed(config.seed)  # as `captune vizer` does
         captioner.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout)
         if self.row.kind == "latent":
@@ -99,24 +94,22 @@ class Trial:
         if self.steps[0]:
             supervised: SFTConfig = build(SFTConfig, self.common | {"max_steps": self.steps[0]})
             supervise(captioner, images, replace(supervised, output=run_dir.path / "supervised"), run_dir)
-        training += clock.lap()
+        lap("training")
         if self.row.kind == "grpo":
             for number in range(self.row.rounds):
                 part = replace(config, output=run_dir.path / f"round-{number + 1}", seed=config.seed + number)
                 rewards = self.rewards(captioner, part, run_dir, images)
-                preparing += clock.lap()
+                lap("preparing")
                 sampling = ("beta", "num_generations", "temperature", "max_new_tokens")
                 more = {name: getattr(part, name) for name in sampling}
                 first = self.steps[0] + number * part.max_steps
                 train_with_reward(captioner, images, rewards, part, run_dir, first_step=first, **more)
-                training += clock.lap()
+                lap("training")
         captioner.save_adapter(run_dir.adapter)
         clean(run_dir.path, "**/corpus")
-        return {"preparing": round(preparing, 2), "training": round(training, 2)}
+        return {what: round(value, 2) for what, value in seconds.items()}
 
-    def rewards(
-        self, captioner: Captioner, config: ViZerConfig, run_dir: RunDir, images: Any
-    ) -> list[tuple[Reward, float]]:
+    def rewards(self, captioner: Captioner, config: ViZerConfig, run_dir: RunDir, images: Any) -> list[Any]:
         """The parts of the row's reward with their weights; what is made of the captioner is made of it as it is."""
         corpus = self.corpus(captioner, config, images)
         found: list[tuple[Reward, float]] = []

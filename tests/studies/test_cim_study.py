@@ -14,9 +14,14 @@ from captune.scorers.image.retrieval import GRC, QIR
 from captune.storybook import load
 from captune.storybook.parser import judged
 from captune.storybook.world import Scene, Thing, sample_scene
+from studies._lib.rows import expand
 from studies.cim import detail, evaluate, experiments, galleries, tables, train, verification
 
 SEEDS = (7, 8)
+
+
+def specs(section: str, seeds: tuple[int, ...]) -> list[experiments.Spec]:
+    return list(expand(experiments.ROWS[section], seeds, ["storybook"]))
 
 
 @pytest.fixture
@@ -28,24 +33,20 @@ def shop(tiny_folder: Any, tmp_path: Path) -> train.Workshop:
 
 
 def test_rows_of_a_section_differ(shop: train.Workshop) -> None:
-    for section in experiments.SECTIONS:
-        keys = [shop.key(spec) for spec in experiments.specs(section, SEEDS)]
+    for section in experiments.ROWS:
+        keys = [shop.key(spec) for spec in specs(section, SEEDS)]
         assert len(set(keys)) == len(keys) > 1, section
 
 
 def test_the_papers_settings_hold_for_every_row() -> None:
-    trained = [
-        s.training for section in experiments.SECTIONS for s in experiments.specs(section, SEEDS) if s.kind == "grpo"
-    ]
+    trained = [s.training for section in experiments.ROWS for s in specs(section, SEEDS) if s.kind == "grpo"]
     assert {t.generations for t in trained} == {5} and {(t.steps, t.images) for t in trained} == {(60, 16)}
     assert GRC("runs/corpus").k == QIR("runs/corpus").k == 5
 
 
 def test_a_row_that_two_sections_have_is_one_run(shop: train.Workshop) -> None:
-    both = next(s for s in experiments.specs("ablation", SEEDS) if s.name == experiments.BOTH)
-    same = [
-        s for name in ("scaling", "robustness") for s in experiments.specs(name, SEEDS) if shop.key(s) == shop.key(both)
-    ]
+    both = next(s for s in specs("ablation", SEEDS) if s.name == experiments.BOTH)
+    same = [s for name in ("scaling", "robustness") for s in specs(name, SEEDS) if shop.key(s) == shop.key(both)]
     assert [s.name for s in same] == ["2000 images", f"text: {experiments.MINILM}"]
 
 

@@ -33,13 +33,13 @@ def write(folder: Path, *records: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("section", ["rows", "choices"])
 def test_names_and_what_rows_depend_on_differ(section: Any) -> None:
-    rows = experiments.rows(section)
+    rows = experiments.ROWS[section]
     assert len({row.name for row in rows}) == len(rows)
     assert len({json.dumps(row.depends(), sort_keys=True) for row in rows}) == len(rows)
 
 
 def test_pairs_name_rows() -> None:
-    names = {row.name for row in experiments.rows()}
+    names = {row.name for row in experiments.ROWS["rows"]}
     assert {name for pair in [*tables.PAIRS, *tables.CEILINGS] for name in pair} <= names
 
 
@@ -59,13 +59,13 @@ def test_the_consensus_is_true_and_looks_at_no_reference_of_its_image() -> None:
 
 def test_a_row_that_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "held_out_encoder", lambda *_, **__: type("Encoder", (), {"digest": "e"})())
-    monkeypatch.setattr(evaluate.Study, "exam", lambda *_: None)
+    monkeypatch.setattr(evaluate.Study, "exams", lambda *_: {})
     monkeypatch.setattr(train, "train", lambda *_, **__: train.Trained("m", None, [1.0]))
     made: list[str] = []
     monkeypatch.setattr(evaluate, "measure", lambda row, *_: made.append(row.name) or {"scores": {}})
     args = evaluate.Study.arguments(["--seeds", "7", "--results", str(tmp_path / "r"), "--work", str(tmp_path / "w")])
-    assert "all" in evaluate.Study(args).run() and len(made) == len(list(experiments.rows()))
-    assert "all" in evaluate.Study(args).run() and len(made) == len(list(experiments.rows()))
+    assert "all" in evaluate.Study(args).run() and len(made) == len(list(experiments.ROWS["rows"]))
+    assert "all" in evaluate.Study(args).run() and len(made) == len(list(experiments.ROWS["rows"]))
     args.rows = ["no such row"]
     with pytest.raises(SystemExit, match="no such row"):
         evaluate.Study(args).run()
@@ -86,6 +86,6 @@ def test_fidelity_has_a_direction(tmp_path: Path) -> None:
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
-    write(tmp_path, *(record(row.name, seed) for row in experiments.rows() for seed in (7, 8)))
+    write(tmp_path, *(record(row.name, seed) for row in experiments.ROWS["rows"] for seed in (7, 8)))
     first = [file.read_bytes() for file in tables.write(tmp_path)]
     assert [file.read_bytes() for file in tables.write(tmp_path)] == first

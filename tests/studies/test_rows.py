@@ -45,8 +45,8 @@ def test_committed_rows_are_finished(name: str, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("name", STUDIES)
 def test_no_two_rows_share_a_file(name: str, tmp_path: Path) -> None:
     started = study(name, tmp_path, "--tables")
-    for section in started.sections:
-        files = [started.store.file({"section": section, "name": row.name, "seed": 7}) for row in started.rows(section)]
+    for section, rows in started.rows.items():
+        files = [started.store.file({"section": section, "name": row.name, "seed": 7}) for row in rows]
         assert len(set(files)) == len(files) > 1
 
 

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "scorers"))
-
-import tables
-
 from captune.errors import ScorerError
 from captune.scorers import load_scorer
-
-
-@pytest.fixture(scope="module")
-def study() -> ModuleType:
-    """studies/scorers/run.py, under a name that the other study's run.py does not have."""
-    spec = importlib.util.spec_from_file_location("scorer_study", Path(tables.__file__).parent / "run.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from studies._lib.train import cycle
+from studies.scorers import evaluate, experiments, tables
 
 
 @pytest.mark.parametrize("n", [2, 3, 50])
-def test_a_derangement_leaves_nothing_in_its_place(study: ModuleType, n: int) -> None:
-    other = study.derangement(n)
+def test_a_derangement_leaves_nothing_in_its_place(n: int) -> None:
+    other = cycle(n)
     assert sorted(other) == list(range(n)) and all(i != j for i, j in enumerate(other))
 
 
-def test_a_caption_is_cut_after_its_first_thing(study: ModuleType) -> None:
-    assert study.cut("a big red ball left of a blue cup on the beach") == "a big red ball"
-    assert study.cut("a red ball") == "a red ball"
+def test_a_caption_is_cut_after_its_first_thing() -> None:
+    assert experiments.cut("a big red ball left of a blue cup on the beach") == "a big red ball"
+    assert experiments.cut("a red ball") == "a red ball"
 
 
 def test_auc_and_preference_by_hand() -> None:
@@ -62,15 +47,15 @@ def test_a_scorer_that_says_the_truth_ranks_first_and_its_opposite_last() -> Non
     assert tables.ranking(level, facts)["pairs"] == 0.5
 
 
-def test_the_study_scores_real_writers_and_goes_on(study: ModuleType, tmp_path: Path, monkeypatch) -> None:
-    captions = study.HERE.parent / "vizer" / "results" / "captions"
-    writers, columns = study.storybook_writers(12, captions)
-    facts = study.truth(writers, columns)
+def test_the_study_scores_real_writers_and_goes_on(tmp_path: Path, monkeypatch) -> None:
+    captions = evaluate.HERE.parent / "vizer" / "results" / "captions"
+    writers, columns = experiments.storybook_writers(12, captions)
+    facts = evaluate.truth(writers, columns)
     assert all(f["precision"] == 1 for f in facts["reference"])
     assert all(f is None or f["false"] >= 1 for f in facts["changed kind"])
     assert all(text is not None for text in writers["zero-label"])
     file = tmp_path / "storybook.json"
-    study.fill(["length", "rouge"], writers, columns, file, {})
+    evaluate.fill(["length", "rouge"], writers, columns, file, {})
 
     def refuse(spec: str):
         if spec == "rouge":
@@ -79,8 +64,8 @@ def test_the_study_scores_real_writers_and_goes_on(study: ModuleType, tmp_path: 
             raise ScorerError("bleu is out of order")
         return load_scorer(spec)
 
-    monkeypatch.setattr(study, "load_scorer", refuse)
-    done = study.fill(["length", "rouge", "bleu", "cider"], writers, columns, file, {})
+    monkeypatch.setattr(evaluate, "load_scorer", refuse)
+    done = evaluate.fill(["length", "rouge", "bleu", "cider"], writers, columns, file, {})
     assert list(done) == ["length", "rouge", "cider"] == list(json.loads(file.read_text()))
     for writer, own in done["rouge"]["scores"].items():
         assert [v is None for v in own] == [c is None for c in writers[writer]]

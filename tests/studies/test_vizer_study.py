@@ -23,33 +23,33 @@ def bench(tiny_folder: Any, tmp_path: Path) -> train.Bench:
 
 
 def test_every_row_has_a_config_and_rows_of_a_section_differ(bench: train.Bench) -> None:
-    for section in experiments.SECTIONS:
-        keys = [bench.key(spec) for spec in experiments.specs(section)]
+    for section in experiments.ROWS:
+        keys = [bench.key(spec) for spec in experiments.ROWS[section]]
         assert len(set(keys)) == len(keys), section
 
 
 def test_choices_change_one_setting_of_the_first_but_the_last_is_the_preset(bench: train.Bench) -> None:
-    preset, *changed, _ = [bench.config(spec) for spec in experiments.specs("choices")]
+    preset, *changed, _ = [bench.config(spec) for spec in experiments.ROWS["choices"]]
     for config in changed:
         different = {n for n in vars(config) if getattr(config, n) != getattr(preset, n)} - {"output"}
         assert len(different) == 1, different
 
 
 def test_the_preset_of_main_is_one_of_the_choices(bench: train.Bench) -> None:
-    zero = next(spec for spec in experiments.specs("main") if spec.name == experiments.ZERO)
-    assert bench.key(zero) == bench.key(experiments.specs("choices")[-1])
+    zero = next(spec for spec in experiments.ROWS["main"] if spec.name == experiments.ZERO)
+    assert bench.key(zero) == bench.key(experiments.ROWS["choices"][-1])
 
 
 def test_the_sweep_holds_the_papers_setting(bench: train.Bench) -> None:
-    keys = {bench.key(spec) for spec in experiments.specs("sweep")}
-    papers = [spec for spec in experiments.specs("main") if spec.name in (experiments.PAPER_G, experiments.PAPER_GT)]
+    keys = {bench.key(spec) for spec in experiments.ROWS["sweep"]}
+    papers = [spec for spec in experiments.ROWS["main"] if spec.name in (experiments.PAPER_G, experiments.PAPER_GT)]
     assert all(bench.key(spec) in keys for spec in papers)
     configs = [bench.config(spec) for spec in papers]
     assert all(isinstance(c, ViZerConfig) and (c.objective, c.blind, c.beta) == ("latent", False, 0.0) for c in configs)
 
 
 def test_results_depend_on_the_seed_and_the_weights(bench: train.Bench, tiny_folder: Any, tmp_path: Path) -> None:
-    spec = next(spec for spec in experiments.specs("main") if spec.kind == "vizer")
+    spec = next(spec for spec in experiments.ROWS["main"] if spec.kind == "vizer")
     other = train.Bench(bench.base, 8, tmp_path)
     assert other.key(spec) != bench.key(spec)
     bigger = train.Bench(str(tiny_folder("idefics3", layers=3)), 7, tmp_path)
@@ -88,7 +88,7 @@ def started(bench: train.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     broken: set[str] = set()
     monkeypatch.setattr(evaluate, "measure", quickly)
-    monkeypatch.setattr(evaluate.Study, "exam", lambda *_: None)
+    monkeypatch.setattr(evaluate.Study, "exams", lambda *_: {"val": None})
 
     def start(*only: str, budget: float = 1.0) -> evaluate.Study:
         folders = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]

@@ -13,15 +13,15 @@ from studies._lib.evalset import Exam
 from studies._lib.tables import Estimate
 from studies.zero_label import evaluate, experiments, plots, tables, train
 
-PACE = {row.method: (10.0, 2.0) for row in experiments.rows() if row.trains}
-ROWS = {row.name: row for row in experiments.rows()}
+PACE = {row.method: (10.0, 2.0) for row in experiments.ROWS["rows"] if row.trains}
+ROWS = {row.name: row for row in experiments.ROWS["rows"]}
 
 
 # -- what competes -------------------------------------------------------------------------------------------------
 
 
 def test_names_and_what_rows_depend_on_differ() -> None:
-    for section in (experiments.rows(), experiments.rows("choices")):
+    for section in (experiments.ROWS["rows"], experiments.ROWS["choices"]):
         assert len({row.name for row in section}) == len(section)
         depends = [json.dumps([row.depends(), row.budget], sort_keys=True) for row in section]
         assert len(set(depends)) == len(section)
@@ -52,7 +52,7 @@ def test_the_budget_gives_the_steps() -> None:
 
 def test_the_committed_pace_has_every_method() -> None:
     pace = experiments.read_pace()
-    for row in [*experiments.rows(), *experiments.rows("choices")]:
+    for row in [*experiments.ROWS["rows"], *experiments.ROWS["choices"]]:
         if row.trains:
             assert min(row.steps(pace)[1:]) >= 1, row.name
 
@@ -126,7 +126,7 @@ def started(tiny_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return {"scores": {}, "captions": {}}
 
     monkeypatch.setattr(evaluate, "measure", quickly)
-    monkeypatch.setattr(evaluate.Study, "exam", lambda *_: None)
+    monkeypatch.setattr(evaluate.Study, "exams", lambda *_: {})
     monkeypatch.setattr(train, "trained", lambda *_: (None, {"preparing": 1.0, "training": 2.0}))
 
     def start(*more: str) -> str:
