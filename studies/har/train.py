@@ -60,7 +60,7 @@ def train(row: System, base: str, digest: str, seed: int, work: Path, *, quick: 
 
 def run_stage(method: str, settings: dict[str, Any], before: Trained, run: Path, seed: int, *, quick: bool) -> None:
     """What the command of that name does, on few validation images, since the study has images of its own."""
-    common = {"images": f"{TRAIN}?n=24" if quick else TRAIN, "evaluation": "storybook:val?n=16"}
+    common = {"images": f"{TRAIN}?n=24" if quick else TRAIN, "eval_images": "storybook:val?n=16"}
     common |= {"output": run, "seed": seed, **UNSAVED, **settings, **(QUICK[method] if quick else {})}
     if method == "har":
         har.run(har.HARConfig(**PARTS, **common))

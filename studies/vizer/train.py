@@ -33,25 +33,12 @@ from studies._lib.train import UNSAVED, clean, cycle, key_of, on_wrong_image, on
 from .experiments import ROWS, Spec
 
 # What does not decide a result. The model is in the key by the digest of its weights.
-NOT_IN_KEY = {
-    "prompt",
-    "model",
-    "output",
-    "evaluation",
-    "eval_images",
-    "overwrite",
-    "save_steps",
-    "device",
-    "report_to",
-}
+NOT_IN_KEY = "prompt model output evaluation eval_images overwrite save_steps device report_to".split()
 # In the key of every row; `guidance` where on; others, younger than the first rows, where not at their default.
-KEYED = set(
-    """
-    images seed limit max_steps batch_size gradient_accumulation_steps learning_rate warmup_steps weight_decay lora_r
-    lora_alpha lora_dropout dtype width depth feature pool caption_pool blind centred whitened shift preset objective
-    mapper_captions mapper_size mapper_samples mapper_epochs mapper_learning_rate rounds beta repetition_weight
-    num_generations temperature max_new_tokens""".split()
-)
+KEYED = """images seed limit max_steps batch_size gradient_accumulation_steps learning_rate warmup_steps weight_decay
+    lora_r lora_alpha lora_dropout dtype width depth feature pool caption_pool blind centred whitened shift preset
+    objective mapper_captions mapper_size mapper_samples mapper_epochs mapper_learning_rate rounds beta
+    repetition_weight num_generations temperature max_new_tokens""".split()
 MAPPER_FIELDS = (
     "mapper_captions", "mapper_size", "mapper_samples", "guidance", "temperature", "max_new_tokens", "limit", "seed",
 )  # fmt: skip

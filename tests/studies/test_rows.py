@@ -11,14 +11,9 @@ from typing import Any
 import pytest
 
 from captune.cli.config import build
-from captune.training.grpo.train import RewardConfig
-from captune.training.har import HARConfig
-from captune.training.scst import SCSTConfig
-from captune.training.sft import SFTConfig
-from captune.training.vizer.train import PRESETS, ViZerConfig
+from captune.cli.train import METHODS
 
 STUDIES = ("cim", "har", "vizer", "zero_label")
-CONFIGS = {"vizer": ViZerConfig, "sft": SFTConfig, "grpo": RewardConfig, "scst": SCSTConfig, "har": HARConfig}
 UNFINISHED = {  # when the results were committed
     "exact facts, 2000 scenes", "exact facts, 16000 scenes", "exact facts, 128000 scenes",
     "vizer straight-through", "vizer + clip + qir, 3 rounds",
@@ -56,7 +51,6 @@ def test_every_row_that_is_one_run_is_a_config(name: str, tmp_path: Path) -> Non
     files = started.export(tmp_path)
     assert len(files) >= 4
     for file in files:
-        method = file.suffixes[-2][1:]
-        presets = PRESETS if method == "vizer" else None
-        config = build(CONFIGS[method], {"model": "storybook", "output": tmp_path / "run"}, file, presets)
+        method = METHODS[file.suffixes[-2][1:]]
+        config = build(method.config, {"model": "storybook", "output": tmp_path / "run"}, file, method.presets)
         assert config.images.startswith("storybook:"), file
