@@ -352,8 +352,8 @@ def test_a_whole_run_measures_both_turns(tiny_folder: Any, source: str, tmp_path
 
 
 def test_settings_are_checked(tmp_path: Path, source: str, tiny_folder: Any) -> None:
-    assert settings(tmp_path).elements == "grammar"
-    assert settings(tmp_path, images="storybook:train").elements == "storybook"
+    assert settings(tmp_path).fact_source == "grammar"
+    assert settings(tmp_path, images="storybook:train").fact_source == "storybook"
     assert settings(tmp_path, baseline="none", num_generations=1).num_generations == 1
     for more in ({"num_generations": 1}, {"temperature": 0.0}, {"beta": -0.1}, {"max_new_tokens": 0}):
         with pytest.raises(ValueError, match=f"--{next(iter(more)).replace('_', '-')}"):

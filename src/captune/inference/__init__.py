@@ -1,1 +1,1 @@
-"""Captioning many images."""
+"""Captioning many images: the job, its order, and the settings that a caption file depends on."""

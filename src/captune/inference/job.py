@@ -4,9 +4,9 @@ Beside ``caps.jsonl`` stand ``caps.jsonl.settings.json`` (what made the captions
 another model, adapter, prompt, source or generation setting is refused) and, if any image was bad,
 ``caps.jsonl.bad.jsonl`` ({"image_id", "why"}).
 
-While it runs, captions are appended batch by batch (the order: `captune.inference.order`).  When all is done the file is
-rewritten, atomically, in source order.  Batches depend on the source alone, so a run that was killed and resumed leaves
-the bytes of one that was not.
+While it runs, captions are appended batch by batch (the order: `captune.inference.order`). When all is done the file
+is rewritten, in one step, in source order. Batches depend on the source alone, so a run that was killed and resumed
+leaves the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from captune.data import CaptionWriter, ImageSource, load_images, open_image
 from captune.decoding import Decoder, load_decoder
-from captune.errors import BadImage, MissingColumn
+from captune.errors import BadImage, MissingColumn, SettingError
 from captune.inference.order import Row, cost, in_source_order, select_images, windows
 from captune.inference.settings import beside, job_settings, same_settings
 from captune.utils.files import jsonl_line, replace_file
@@ -38,7 +38,16 @@ logger = logging.getLogger(__name__)
 
 
 class CaptionReport(NamedTuple):
-    """What a run did: captions made now, found done from before, and bad images as (image_id, why)."""
+    """What a run did.
+
+    Attributes:
+        done: captions made now.
+        skipped: captions that were there already.
+        bad: (image_id, why) of the images left out.
+        seconds: that captioning took.
+        images_per_second: of the captions made now.
+        output: the caption file.
+    """
 
     done: int
     skipped: int
@@ -48,6 +57,7 @@ class CaptionReport(NamedTuple):
     output: Path
 
     def sentence(self) -> str:
+        """Return the report as one line for people."""
         parts = [f"{self.done} images captioned into {self.output}"]
         if self.done:
             parts[0] += f" in {self.seconds:.1f} s ({self.images_per_second:.1f} per second)"
@@ -74,17 +84,35 @@ def caption_to_file(
     image_encoder: str | Path | None = None,
     **job: Any,
 ) -> CaptionReport:
-    """Load a captioner and run `caption_source`; source and decoder are looked at first, as they are quick to fail.
+    """Load a captioner and run `caption_source`; source and decoder are checked first, as they fail quickly.
 
-    ``language_model`` and ``image_encoder``: what ``decoder="zerocap"`` works with in place of a model.
+    Args:
+        model: a folder, a hub name or a shipped model; None for the decoder zerocap.
+        source: the images.
+        output: the caption file.
+        adapter: a PEFT adapter of the model.
+        prompt: the text beside the image; default: the family's.
+        dtype: auto, float32, bfloat16 or float16.
+        device: default: the best there is.
+        trust_remote_code: run the Python code that a model folder brings.
+        overwrite: replace the file instead of resuming it.
+        decoder: a decoder's spec; default: greedy generation.
+        language_model: what zerocap writes with, instead of a model.
+        image_encoder: what zerocap looks with, instead of a model.
+        job: further arguments of `caption_source`.
+
+    Raises:
+        SettingError: the model, or what stands for it, does not fit the decoder.
+        SourceError: the source cannot be read.
+        CaptionerError: the model cannot be loaded.
     """
-    from captune.decoding.zerocap import ZeroCapModel, ZeroCap
+    from captune.decoding.zerocap import ZeroCap, ZeroCapModel
     from captune.models.captioner import Captioner
 
     load_images(source, limit=1, decode=False, stream=True)
     decode = None if decoder is None else load_decoder(decoder)
     if decode is not None and isinstance(decode, ZeroCap) != (model is None):
-        raise ValueError("zerocap works with a language model and an image encoder, other decoders with a model")
+        raise SettingError("zerocap works with a language model and an image encoder, other decoders with a model")
     captioner: Captioner | ZeroCapModel
     if model is not None and language_model is None and image_encoder is None:
         captioner = Captioner.load(
@@ -93,7 +121,7 @@ def caption_to_file(
     elif model is None and language_model is not None and image_encoder is not None:
         captioner = ZeroCapModel.load(language_model, image_encoder, device=device, prompt=prompt)
     else:
-        raise ValueError("name a model, or (for the decoder zerocap) both a language model and an image encoder")
+        raise SettingError("name a model, or (for the decoder zerocap) both a language model and an image encoder")
     return caption_source(captioner, source, output, resume=not overwrite, decoder=decode, **job)
 
 
@@ -111,28 +139,42 @@ def caption_source(
     decoder: Decoder | None = None,
     **generation: Any,
 ) -> CaptionReport:
-    """Caption every image of a source into a JSONL file, going on where an earlier run stopped.
-
-    ``captioner``: has ``generate(images, **generation) -> list[str]`` (and the other attributes of `Captioner`).
-    ``decoder``: what makes the captions in place of ``generate``, see `captune.decoding`.
-    ``resume=False`` starts the file afresh.  ``seed`` matters where captions are sampled.
-    Memory: one window of undecoded images and two decoded batches.
+    """Caption every image of a source into a JSONL file; resumes where an earlier run stopped.
 
     An image that cannot be opened, or that the model's processor refuses, is skipped, logged, listed in the report and
-    in ``<output>.bad.jsonl``; the next run tries it again.
+    in ``OUTPUT.bad.jsonl``; the next run tries it again. In memory are one window of undecoded images and two decoded
+    batches.
 
-    Raises SourceError, CaptionFileError when the file was made with other settings, and MissingColumn when the decoder
-    needs more than images.
+    Args:
+        captioner: has ``generate(images, **generation) -> list[str]`` (and the other attributes of `Captioner`).
+        source: the images: a source as written, or a dataset.
+        output: the caption file.
+        batch_size: images per batch.
+        window: batches whose images are sorted by size together.
+        resume: continue the file; False replaces it.
+        limit: use the first N images.
+        seed: where captions are sampled.
+        progress: show a bar.
+        decoder: what makes the captions instead of ``generate``, see `captune.decoding`.
+        generation: settings of ``generate`` or of the decoder.
+
+    Raises:
+        SettingError: a setting is out of range.
+        SourceError: the source cannot be read.
+        CaptionFileError: the file was made with other settings.
+        MissingColumn: the decoder needs more than images.
     """
     if batch_size < 1 or window < 1:
-        raise ValueError("batch_size and window must be at least 1")
+        raise SettingError("batch_size and window must be at least 1")
     generation = {key: value for key, value in generation.items() if value is not None}
     if generation.get("num_return_sequences", 1) != 1 or generation.get("return_logprob"):
-        raise ValueError(
+        raise SettingError(
             "a caption file holds one caption per image: leave num_return_sequences and return_logprob out"
         )
     if decoder is not None and (lacking := [need for need in decoder.required_columns if need != "image"]):
-        raise MissingColumn(f"{decoder} needs {' and '.join(lacking)}, and to caption is to have images only")
+        raise MissingColumn(
+            f"the decoder {decoder} needs {' and '.join(lacking)}, which captioning cannot provide: it has images only"
+        )
     dataset = select_images(source, limit)
     sampled = generation.get("do_sample", False) or (decoder is not None and decoder.samples)
     settings = job_settings(captioner, source, seed if sampled else None, generation, decoder)
@@ -181,14 +223,14 @@ class _Job:
                     bar.update(len(now.result()[0]))
 
     def _batches(self, dataset: ImageSource, batch_size: int, window: int, bar: Any) -> Iterator[list[Row]]:
-        """Batches with something left to do."""
+        """Yield the batches with something left to do."""
         for rows in windows(dataset, window * batch_size, self.places, self.before):
             rows.sort(key=lambda row: (-cost(row), row.place))
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
                 left = [row for row in batch if row.image_id not in self.before]
                 if left and any(row.image_id == self.torn for row in batch):
-                    left = batch  # made again as it was, so that sampled and padded captions come out the same
+                    left = batch  # the same batch again, so that sampled and padded captions come out the same
                 bar.update(len(batch) - len(left))
                 if left:
                     yield left
@@ -234,7 +276,9 @@ class _Job:
             raise
 
     def _one_by_one(self, rows: list[Row], images: list[Image.Image], error: ValueError) -> list[str | None]:
-        """A processor may refuse one image (Qwen2-VL: an aspect ratio over 200); the others must not suffer for it.
+        """Caption the images of a batch that failed each by itself.
+
+        A processor may refuse one image (Qwen2-VL: an aspect ratio over 200); the others are captioned all the same.
 
         When all are refused it is the settings that are wrong, not the images, and the error stands.
         """

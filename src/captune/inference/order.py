@@ -17,7 +17,7 @@ from captune.utils.files import jsonl_line, read_jsonl, replace_file
 
 
 class Row(NamedTuple):
-    """One image still to be opened; ``place`` is its number in the source."""
+    """One image that is not opened yet; ``place`` is its number in the source."""
 
     place: int
     image_id: str
@@ -25,6 +25,7 @@ class Row(NamedTuple):
 
 
 def select_images(source: str | ImageSource, limit: int | None) -> ImageSource:
+    """Return the first `limit` images of a source or a dataset, undecoded."""
     if isinstance(source, str | Path):
         return load_images(str(source), limit=limit, decode=False, stream=True)
     dataset = undecoded(source)
@@ -36,7 +37,17 @@ def select_images(source: str | ImageSource, limit: int | None) -> ImageSource:
 
 
 def windows(dataset: ImageSource, size: int, places: dict[str, int], done: frozenset[str]) -> Iterator[list[Row]]:
-    """Rows of the source in pieces of ``size``; pieces that are done are not read.  Fills ``places``: id -> index."""
+    """Yield rows of the source in pieces of `size`; pieces that are done are not read.
+
+    Args:
+        dataset: the images.
+        size: rows per piece.
+        places: receives {image_id: index in the source}.
+        done: the ids that have a caption.
+
+    Raises:
+        CaptionFileError: two images have the same id.
+    """
 
     def place(image_id: str, index: int) -> None:
         if places.setdefault(image_id, index) != index:
@@ -60,7 +71,7 @@ def windows(dataset: ImageSource, size: int, places: dict[str, int], done: froze
 
 
 def cost(row: Row) -> int:
-    """Pixels, which set the number of image tokens; 0 for an image whose header is bad already."""
+    """Return an image's pixels, which set its number of image tokens; 0 where its header cannot be read."""
     try:
         width, height = image_size(row.image, row.image_id)
     except BadImage:

@@ -18,7 +18,7 @@ from captune.errors import CaptionFileError
 def job_settings(
     captioner: Any, source: Any, seed: int | None, generation: dict[str, Any], decoder: Decoder | None = None
 ) -> dict[str, Any]:
-    """What decides the captions.  ``model`` is the name for people; the weights are known by their own mark."""
+    """Return what decides the captions. ``model`` is the name for people; a digest stands for the weights."""
     processor = getattr(captioner, "processor", None)
     images: dict[str, Any] = getattr(getattr(processor, "image_processor", None), "to_dict", dict)()
     prompt = getattr(captioner, "prompt_text", None)
@@ -39,7 +39,7 @@ def job_settings(
 
 
 def weights_mark(model: torch.nn.Module) -> str:
-    """A short mark of a model's weights: names, shapes and up to 4,096 evenly spaced values of every parameter.
+    """Return a short digest of a model's weights: names, shapes, up to 4,096 evenly spaced values of each parameter.
 
     Fractions of a second for billions of parameters; two fine-tunings differ in nearly every value of what they train.
     """
@@ -58,7 +58,7 @@ def _mark(text: str) -> str:
 
 
 def _source_name(source: Any) -> str | None:
-    """The source as written, a local path made absolute; None for a dataset object, which has no name."""
+    """Return the source as written, a local path made absolute; None for a dataset object, which has no name."""
     if not isinstance(source, str | Path):
         return None
     where = Source.parse(str(source)).where
@@ -67,15 +67,19 @@ def _source_name(source: Any) -> str | None:
 
 
 def beside(output: Path, suffix: str) -> Path:
-    """caps.jsonl -> caps.jsonl.<suffix>."""
+    """Return the path of a companion file: caps.jsonl -> caps.jsonl.SUFFIX."""
     return output.with_name(f"{output.name}.{suffix}")
 
 
 def same_settings(output: Path, settings: dict[str, Any]) -> None:
-    """Raises CaptionFileError when the file holds captions that were made otherwise."""
+    """Check that the captions in a file were made with these settings.
+
+    Raises:
+        CaptionFileError: they were not, or nothing says how they were made.
+    """
     if not output.exists() or output.stat().st_size == 0:
         return
-    remedy = "name another output, or say --overwrite (resume=False) to start afresh"
+    remedy = "name another output, or pass --overwrite (resume=False) to replace it"
     path = beside(output, "settings.json")
     if not path.exists():
         raise CaptionFileError(

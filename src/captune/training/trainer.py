@@ -148,5 +148,5 @@ def training_arguments(config: TrainingConfig, **settings: Any) -> TrainingArgum
 
 
 def last_checkpoint(output: str | Path) -> str | None:
-    """Return the newest checkpoint folder of a run, None where there is none."""
+    """Return the newest checkpoint folder of a run; None before the first."""
     return get_last_checkpoint(str(output)) if Path(output).is_dir() else None

@@ -74,7 +74,7 @@ def find_alerts(
 
 
 def worsened(row: Row, best: Row, name: str, sign: float = 1.0) -> float | None:
-    """Return the one-sided p-value of a loss that counts; None where there is none."""
+    """Return the one-sided p-value of a loss that counts; None for any other change."""
     now, then = sign * row["sampled"][name], sign * best["sampled"][name]
     if now >= then or then - now < FALL * abs(then):
         return None

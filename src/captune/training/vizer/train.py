@@ -1,10 +1,10 @@
-"""ViZer: a captioner learns from images without captions (Byun et al., "Unifying Vision-Language Latents for Zero-label
-Image Caption Enhancement").
+"""ViZer: a captioner learns from images without captions.
 
-A mapper is fitted so that a caption's states predict the image's features (`captune.training.vizer.mapper_fit`); then
-the captioner is trained on unlabelled images so that its captions agree with their images under the frozen mapper,
-L_zero = L_ViZer = 1 - cos(F_I, F_T_hat) (section 3.2). The mapper's captions are ground truth (ViZer_GT:
-`--mapper-captions SOURCE`) or the model's own (ViZer_G: `generated` | `sampled`).
+Byun et al., "Unifying Vision-Language Latents for Zero-label Image Caption Enhancement". A mapper is fitted so that a
+caption's states predict the image's features (`captune.training.vizer.mapper_fit`); then the captioner is trained on
+unlabelled images so that its captions agree with their images under the frozen mapper, L_zero = L_ViZer = 1 - cos(F_I,
+F_T_hat) (section 3.2). The mapper's captions are ground truth (ViZer_GT: `--mapper-captions SOURCE`) or the model's own
+(ViZer_G: `generated` | `sampled`).
 
 Objectives: `latent`, the paper's, moves the states f_psi of a generated caption; `straight_through` lets the gradient
 reach the words; `reward` makes the cosine GRPO's reward, with KL, in `rounds` with a new mapper each. The preset
