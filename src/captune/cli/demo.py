@@ -90,7 +90,7 @@ def demo(
     from captune.report import render
     from captune.runs import RunDir
 
-    common = {"model": model, "seed": seed, "evaluation": test}
+    common = {"model": model, "seed": seed, "eval_images": test}
     # 1. Improve the captioner: with unlabelled images; with a mapper fitted on references; by plain supervision.
     #    Each run ends by captioning `test`, before and after.
     zero = train("vizer", output / "vizer", **common, images=unlabelled, **SHORT)
