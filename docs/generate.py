@@ -14,9 +14,18 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from captune.cli.main import parser as cli_parser
+from captune.cli.main import verbs
+from captune.cli.train import METHODS
+from captune.data.sources import Source
+from captune.decoding import DECODERS
+from captune.scorers import GROUPS, describe
+from captune.utils import spec
+from captune.utils.spec import Setting
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->\n"
@@ -31,71 +40,60 @@ def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return "\n".join([cells(head), "|" + "---|" * len(head), *map(cells, rows)]) + "\n"
 
 
-def settings_of(config: type) -> list[dict[str, str]]:
-    """The fields of a dataclass of settings: name, type, default, meaning."""
-    from captune.cli.scorers import settings
-
-    class Holder:
-        Settings = config
-
-    records = settings(Holder)  # type: ignore[arg-type]
+def settings_of(config: type) -> list[Setting]:
+    """The fields of a dataclass of settings; what has no help is looked up in its docstring."""
     described = dict(re.findall(r"^ +(\w+): (.+)$", inspect.getdoc(config) or "", re.MULTILINE))
-    for record in records:
-        record["meaning"] = record["meaning"] or described.get(record["setting"], "")
-        if record["type"] == "true or false":
-            record["default"] = {"0": "false", "1": "true"}.get(record["default"], record["default"])
-    return records
+    return [s._replace(help=s.help or described.get(s.name, "")) for s in spec.settings_of(config)]
 
 
-def rows_of(records: list[dict[str, str]]) -> str:
-    """A Markdown table of records with the same keys; the first column is code."""
-    if not records:
-        return ""
-    head = ("setting", "type", "default", "meaning") if "setting" in records[0] else tuple(records[0])
-    return table(head, [(f"`{first}`", *rest) for first, *rest in (record.values() for record in records)])
+def setting_table(records: Sequence[Setting]) -> str:
+    """A Markdown table of settings; nothing where there are none."""
+    rows: list[tuple[Any, ...]] = []
+    for name, kind, default, meaning in records:
+        if kind == "true or false":
+            default = {"0": "false", "1": "true"}.get(default, default)
+        rows.append((f"`{name}`", kind, default, meaning))
+    return table(("setting", "type", "default", "meaning"), rows) if rows else ""
 
 
 def scorers() -> str:
     """Every scorer: what it measures, its figures, settings and requirements."""
-    from captune.cli.scorers import figures, settings
-    from captune.scorers import GROUPS, SCORERS, describe, group_of
-
+    words = {True: "higher", False: "lower", None: "-"}
     pages = ["# Scorers\n", "The same as `captune scorers NAME`. [How to read the figures](../scorers.md).\n"]
     for group, meaning in GROUPS.items():
-        members = [about for about in describe() if group_of(about.name) == group]
+        members = [about for about in describe() if about.group == group]
         if members:
             pages.append(f"## {group}\n\n{meaning.capitalize()}.\n")
         for about in members:
-            scorer = SCORERS[about.name]
-            requires = " and ".join(scorer.required_columns) or "captions only"
-            optional = f"; uses {' and '.join(scorer.optional_columns)} where given" if scorer.optional_columns else ""
+            requires = " and ".join(about.required_columns) or "captions only"
+            optional = f"; uses {' and '.join(about.optional_columns)} where given" if about.optional_columns else ""
             pages.append(f"### `{about.name}`\n\n{about.measures}\n")
             pages.append(f"Requires {requires}{optional}. Source: {about.source}. Cost: {about.cost}.\n")
-            pages += [rows_of(figures(scorer)), rows_of(settings(scorer))]
+            pages.append(
+                table(("figure", "label", "better"), [(f"`{f[0]}`", f[1], words[f[2]]) for f in about.figures])
+            )
+            pages.append(setting_table(about.settings))
     return "\n".join(pages)
 
 
 def decoders() -> str:
     """Every decoder with its settings."""
-    from captune.decoding import DECODERS
 
     pages = ["# Decoders\n", "Named by `--decoder NAME:ARGUMENT?SETTING=VALUE`. [What they do](../decoding.md).\n"]
     for name in DECODERS:
         decoder = DECODERS[name]
         doc = (inspect.getdoc(decoder) or "").strip().split("\n\n")[0].replace("\n", " ")
         pages.append(f"## `{name}`\n\n{doc}\n\nExample: `{decoder.example}`\n")
-        pages.append(rows_of(settings_of(decoder)))
+        pages.append(setting_table(settings_of(decoder)))
     return "\n".join(pages)
 
 
 def cli() -> str:
     """The help of every verb."""
-    from captune.cli.main import parser, verbs
-    from captune.cli.train import METHODS
 
-    pages = ["# Command line\n", "```\n" + parser().format_help().rstrip() + "\n```\n"]
+    pages = ["# Command line\n", "```\n" + cli_parser().format_help().rstrip() + "\n```\n"]
     for verb in verbs():
-        chosen = next(iter(parser(verb)._subparsers._group_actions)).choices[verb]  # type: ignore[union-attr]
+        chosen = next(iter(cli_parser(verb)._subparsers._group_actions)).choices[verb]  # type: ignore[union-attr]
         text = chosen.format_help().rstrip()
         if verb in METHODS:
             text = chosen.description + "\n\n" + (chosen.epilog or "").rstrip()
@@ -107,8 +105,6 @@ def cli() -> str:
 
 def settings() -> str:
     """The settings of every method, by group, and those of sources."""
-    from captune.cli.train import METHODS
-    from captune.data.sources import Source
 
     pages = [
         "# Settings\n",
@@ -118,15 +114,13 @@ def settings() -> str:
     for verb in METHODS:
         config = METHODS[verb].config
         pages.append(f"## {verb}\n")
-        groups: dict[str, list[dict[str, str]]] = {}
+        groups: dict[str, list[Setting]] = {}
         fields = {field.name: field for field in dataclasses.fields(config)}
         for record in settings_of(config):
-            metadata = fields[record["setting"]].metadata
-            record["meaning"] = record["meaning"] or metadata.get("help", "")
-            groups.setdefault(metadata.get("group", "settings"), []).append(record)
-        pages += [f"**{group}**\n\n{rows_of(records)}" for group, records in groups.items()]
+            groups.setdefault(fields[record.name].metadata.get("group", "settings"), []).append(record)
+        pages += [f"**{group}**\n\n{setting_table(records)}" for group, records in groups.items()]
     pages.append("## sources {#sources}\n\nBehind a `?`, joined by `&`: `photos.jsonl?n=500&seed=1`.\n")
-    pages.append(rows_of([record for record in settings_of(Source) if record["setting"] != "where"]))
+    pages.append(setting_table([record for record in settings_of(Source) if record.name != "where"]))
     return "\n".join(pages)
 
 

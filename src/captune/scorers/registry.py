@@ -8,18 +8,17 @@ A package adds scorers through an entry point; `storybook` comes in through this
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 from captune.errors import UnknownScorer
 from captune.scorers.base import Cache, Scorer
 from captune.scorers.expression import Expression, is_expression, parse
 from captune.scorers.files import FILE, scorer_from_file
 from captune.utils.registry import Registry
-from captune.utils.spec import describe as describe_type
+from captune.utils.spec import Setting, settings_of
 
 #: What the folders of `captune.scorers` hold, in the order of listings.
 GROUPS = {
@@ -180,15 +179,6 @@ class Figure(NamedTuple):
     higher_is_better: bool | None
 
 
-class Setting(NamedTuple):
-    """One setting of a scorer, as a spec writes it."""
-
-    name: str
-    type: str
-    default: str
-    help: str
-
-
 class About(NamedTuple):
     """A scorer in words."""
 
@@ -226,18 +216,5 @@ def describe_scorer(name: str) -> About:
         scorer.source,
         scorer.cost,
         tuple(Figure(figure, label(name, figure), direction(name, figure)) for figure in figures),
-        _settings(scorer.Settings) if scorer.Settings is not None else (),
+        settings_of(scorer.Settings) if scorer.Settings is not None else (),
     )
-
-
-def _settings(kind: type) -> tuple[Setting, ...]:
-    """The fields of a dataclass of settings."""
-    hints = get_type_hints(kind, include_extras=True)
-    found = []
-    for field in dataclasses.fields(kind):
-        value = int(field.default) if isinstance(field.default, bool) else field.default
-        default = "required" if value is dataclasses.MISSING else "none" if value in ("", None) else str(value)
-        texts = [getattr(extra, "description", None) for extra in getattr(hints[field.name], "__metadata__", ())]
-        text = field.metadata.get("help") or " ".join(filter(None, texts))
-        found.append(Setting(field.name, describe_type(hints[field.name]), default, text))
-    return tuple(found)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote_plus
 
 from captune.errors import CaptuneError, SpecError
@@ -169,3 +169,28 @@ def describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
     return words.get(kind, "a path" if getattr(kind, "__name__", "") == "Path" else str(kind))
+
+
+class Setting(NamedTuple):
+    """One setting of a dataclass in words, for listings."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+
+
+def settings_of(kind: type) -> tuple[Setting, ...]:
+    """Describe the fields of a dataclass of settings.
+
+    The help is a field's ``metadata["help"]``, or the description that pydantic's `Field` gives.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    found = []
+    for field in dataclasses.fields(kind):
+        value = int(field.default) if isinstance(field.default, bool) else field.default  # as a spec writes it
+        default = "required" if value is dataclasses.MISSING else "none" if value in ("", None) else str(value)
+        texts = [getattr(extra, "description", None) for extra in getattr(hints[field.name], "__metadata__", ())]
+        text = field.metadata.get("help") or " ".join(filter(None, texts))
+        found.append(Setting(field.name, describe(hints[field.name]), default, text))
+    return tuple(found)
