@@ -110,7 +110,7 @@ class Expression(Scorer):
         return {self.name: np.sum(figures, axis=0)}
 
     @property
-    def is_additive(self) -> bool:  # type: ignore[override]
+    def is_additive(self) -> bool:
         """Whether the corpus figures of all parts are functions of the rows' totals."""
         return all(part.is_additive for part, _ in self.parts)
 

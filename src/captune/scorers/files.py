@@ -60,7 +60,8 @@ def from_function(function: Callable[..., Any], origin: str = "") -> type[Functi
         origin: what its code is known by in the signature, such as a digest of its file.
     """
     name = function.__name__
-    required, optional = [], []
+    required: list[str] = []
+    optional: list[str] = []
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         if parameter.kind is parameter.VAR_KEYWORD:
             optional += [column for column in _COLUMNS if column not in (*required, *optional)]

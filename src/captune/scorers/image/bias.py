@@ -116,7 +116,7 @@ class Bias(Scorer):
     labels: ClassVar = {"unsupported": "unsupported group words", "mentioned": "group words mentioned"}
     source = "captune; HAR, future work"
     cost = "the scorer that is asked, for each caption with a mention and each counterfactual"
-    required_columns = ("image",)
+    required_columns: tuple[str, ...] = ("image",)
     positional = ("groups",)
     usage = "bias:groups.json?by=clip&margin=0"
 

@@ -227,7 +227,7 @@ class Relations(_Elements):
 
     name = element = "relations"
     usage = "relations:?compat=published"
-    Settings = GraphScorer.Settings
+    Settings = GraphScorer.Settings  # type: ignore[assignment]
     primary = "relations_f1"
     higher_is_better: ClassVar = {"relations_f1": True, "relations_precision": True, "relations_recall": True}
     labels: ClassVar = {"relations_f1": "relation F1"}
