@@ -36,13 +36,9 @@ class Exam:
     def score(
         self, captions: list[str], more: Iterable[Scorer] = (), *, only: Sequence[str] = (), bootstrap: int = 1000
     ) -> dict[str, Any]:
-        """{scorer: {values, interval, signature}}; several captions of an image, grouped, count as one corpus.
+        """{scorer: {values, interval, signature}}, by the set's scorers (or some of them) and more.
 
-        Args:
-            captions: as many for each image.
-            more: scorers that are not of the set.
-            only: the set's scorers that are asked; default: all.
-            bootstrap: resamples for the intervals. Several captions of an image are not independent: no interval.
+        Several captions of an image, grouped, count as one corpus; they are not independent, so there is no interval.
         """
         each = len(captions) // len(self.columns["image"])
         columns = {name: [v for v in column for _ in range(each)] for name, column in self.columns.items()}
@@ -81,6 +77,13 @@ class Exam:
             made["mean"] += mean.tolist()
             made["total"] += total.tolist()
         return made
+
+    def judge(self, split: str, kind: str, captions: list[str], more: Iterable[Scorer], keep: Path | None) -> Any:
+        """The scores of a row; the captions of test images are kept, if there is one of each."""
+        if keep and split == "test" and len(captions) == len(self.columns["image_id"]):
+            self.keep(captions, keep)
+        only = NO_REFERENCES if kind == "references" else ()
+        return self.score(captions, more, only=only, bootstrap=0 if split == "val" else 1000)
 
     def keep(self, captions: Sequence[str], file: Path) -> None:
         """Writes captions as `captune caption` does."""

@@ -12,12 +12,7 @@ import yaml
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What every row has.
-
-    Args:
-        seeds: of the training runs: all that the command names, the first alone (with the first base), or these.
-        base: the captioner that the row starts from.
-    """
+    """What every row has; it runs with all seeds of the command, the first alone (on the first base), or those named."""
 
     name: str
     section: str = ""

@@ -45,13 +45,7 @@ def once(file: Path, make: Callable[[], Any]) -> Any:
 
 
 class Bench:
-    """A base captioner and everything made from it.
-
-    Args:
-        base: as `Captioner.load` takes it.
-        work: the folder for what can be made again.
-        quick: tiny settings, to try the study itself.
-    """
+    """A base captioner and everything made from it; `work` is the folder for what can be made again."""
 
     def __init__(self, base: str, work: Path, *, quick: bool = False) -> None:
         self.base, self.work, self.quick, self.digest = base, work, quick, digest_of(base)
@@ -73,9 +67,8 @@ class Bench:
         if pick == "all":
             return made["captions"]
         if pick not in made:
-            made[pick] = self.judge(captioner)(
-                made["captions"], image=[image for image in exam.columns["image"] for _ in range(n)]
-            )
+            images = [image for image in exam.columns["image"] for _ in range(n)]
+            made[pick] = self.judge(captioner)(made["captions"], image=images)
         return best(made["captions"], made[pick], n)
 
     def judge(self, captioner: Captioner) -> Any:

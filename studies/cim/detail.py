@@ -107,8 +107,7 @@ def measure(spec: Spec, shop: Workshop) -> dict[str, Any]:
 def exactly(texts: list[str], scenes: list[Scene], n: int, k: int = 5) -> dict[str, np.ndarray]:
     """GRC and QIR by exact facts in a gallery of n scenes with one reference each: far more than can be drawn.
 
-    Equations (1) and (2) with the unit vectors of what is true of a scene, and of what a text states, in the place of
-    the encoders.
+    Equations (1) and (2) with unit vectors of facts, true of a scene or stated by a text, in place of the encoders.
     """
     gallery = [sample_scene("pretrain", 92, i) for i in range(n)]
     stated = unit(np.stack([fact_vector(reference(s, random.Random(i))) for i, s in enumerate(gallery)]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from studies._lib import runner
-from studies._lib.evalset import NO_REFERENCES, Exam, sources
+from studies._lib.evalset import Exam, sources
 from studies._lib.train import key_of
 
 from . import detail, tables, verification
@@ -22,11 +22,7 @@ KEPT = ("ablation", "sft")  # sections whose captions of the first seed are kept
 
 
 def measure(spec: Spec, shop: Workshop, exams: dict[str, Exam], keep: Path | None) -> dict[str, Any]:
-    """Makes a row: trains if it has to, captions the images of all exams, scores.
-
-    Args:
-        keep: where to keep the captions of the test images.
-    """
+    """Trains if the row needs it, captions all exams, scores; `keep` takes the captions of the test images."""
     record: dict[str, Any] = {}
     adapter = None
     if spec.kind in ("sft", "grpo"):
@@ -38,13 +34,10 @@ def measure(spec: Spec, shop: Workshop, exams: dict[str, Exam], keep: Path | Non
     record["scores"] = {}
     for split, exam in exams.items():
         captions = shop.captions(spec, captioner, exam)
-        only = NO_REFERENCES if spec.kind == "references" else ()
-        scores = exam.score(captions, measures, only=only, bootstrap=0 if split == "val" else 1000)
+        scores = exam.judge(split, spec.kind, captions, measures, keep)
         record["scores"][split] = scores | {
             "species": {"values": verification.hierarchy(captions, exam.columns["scene"])}
         }
-        if keep is not None and split == "test":
-            exam.keep(captions, keep)
     record["sources"] = {split: exam.source for split, exam in exams.items()}
     return record
 

@@ -73,11 +73,7 @@ class Tower:
 
 
 def gallery(corpus: Corpus, work: Path, *, base: str, judged: Sequence[Any] = ()) -> Index:
-    """The corpus of a spec, made once.
-
-    Args:
-        judged: the images whose captions will be judged, which the encoder "facts" has to know.
-    """
+    """The corpus of a spec, made once; the encoder "facts" has to know the images whose captions are judged."""
     text: Any = corpus.text
     image: Any = corpus.image
     if text == TFIDF:

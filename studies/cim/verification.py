@@ -89,11 +89,7 @@ def spoilt(references: list[str], rng: random.Random) -> list[str]:
 
 
 def correlation(values: np.ndarray, there: np.ndarray, right: np.ndarray, size: int = BIN) -> dict[str, Any]:
-    """Pearson's r over bins, and the bins' points.
-
-    Args:
-        values: (N,) a measure; there, right: (N,) sub-kinds to mention and mentioned.
-    """
+    """Pearson's r over bins, and the bins' points. (N,) each: a measure, sub-kinds to mention, and mentioned."""
     order = np.argsort(values, kind="stable")
     bins = [order[at : at + size] for at in range(0, len(order) - size + 1, size)]
     x = np.array([values[own].mean() for own in bins])

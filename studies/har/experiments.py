@@ -37,10 +37,9 @@ class System(Row):
 
     Args:
         training: [{method: settings}], what is trained, one after the other; nothing: the base as it is.
-        decoder: how captions are made, a spec of `captune.decoding`; nothing: greedily.
-        captions: of whom: the captioner, the two frozen models that ZeroCap needs, HAR's captioner before its second
-            stage, the people (here: the grammar) who wrote the references, or nobody: the best that can be said by
-            one who sees everything (`evaluate.consensus`).
+        decoder: a spec of `captune.decoding`; nothing: greedily.
+        captions: of the captioner, ZeroCap's two frozen models, HAR's captioner before its second stage, the writers
+            of the references, or of one who sees everything (`evaluate.consensus`).
     """
 
     training: list[dict[str, dict[str, Any]]] = field(default_factory=list)

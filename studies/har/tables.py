@@ -96,12 +96,11 @@ def write(folder: Path) -> list[Path]:
     parts, files = [], []
     if results.rows:
         parts.append(("CIDEr-D: the gain of self-critical training", bar_table(results)))
-        for split, title in SPLITS.items():
-            heading = f"Fidelity, {title}: what the first has more than the second"
-            parts.append((heading, fidelity_table(results, split)))
-        for split, title in SPLITS.items():
-            heading = f"All rows, {title}: mean ± standard deviation over seeds"
-            parts.append((heading, scores_table(results, split)))
+        for make, before, behind in (
+            (fidelity_table, "Fidelity", "what the first has more than the second"),
+            (scores_table, "All rows", "mean ± standard deviation over seeds"),
+        ):
+            parts += [(f"{before}, {title}: {behind}", make(results, split)) for split, title in SPLITS.items()]
         parts.append(("Training: processor seconds of one core", time_table(results)))
         files.append(plots.save(folder / "curves.svg", plots.curves, results))
     if chosen.rows:

@@ -1,10 +1,5 @@
 """The scorer study: scores captions whose truth is known, and ranks the scorers.
 
-    python -m studies scorers                                        # storybook: the truth is exact
-    python -m studies scorers --vizer runs/g/mapper                  # a ViZer mapper too
-    python -m studies scorers --flickr8k FOLDER                      # and real captions, right against wrong image
-    python -m studies scorers --tables                               # nothing is run
-
 Scores are written per caption to results/*.json as they come; a scorer that has its scores is not run again.
 """
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from captune import storybook
 from captune.data import load_images, load_references, read_captions
-from captune.evaluation.run import Images
+from captune.data.columns import LazyImages
 from captune.storybook.changes import CHANGES, changed
 from studies._lib.train import cycle
 
@@ -51,7 +51,7 @@ def storybook_writers(n: int, captions: Path) -> tuple[Writers, dict[str, Any]]:
         written = read_captions(captions / f"{name.replace(' ', '-')}-storybook-7.jsonl")
         writers[name] = [written[i] for i in ids]
     others = [refs[1:] for refs in references]
-    return writers, {"image": Images(test), "image_id": ids, "references": others, "scene": list(test["scene"])}
+    return writers, {"image": LazyImages(test), "image_id": ids, "references": others, "scene": list(test["scene"])}
 
 
 def flickr8k_writers(folder: Path) -> tuple[Writers, dict[str, Any]]:
@@ -63,5 +63,5 @@ def flickr8k_writers(folder: Path) -> tuple[Writers, dict[str, Any]]:
     if (folder / "images").is_dir():
         images = load_images(str(folder / "images"))
         index = {Path(image_id).name: row for row, image_id in enumerate(images["image_id"])}
-        columns["image"] = Images(images.select([index[i] for i in columns["image_id"]]))
+        columns["image"] = LazyImages(images.select([index[i] for i in columns["image_id"]]))
     return writers, columns

@@ -11,7 +11,7 @@ import torch
 
 from captune import storybook
 from studies._lib import runner
-from studies._lib.evalset import NO_REFERENCES, Exam, sources
+from studies._lib.evalset import Exam, sources
 from studies._lib.train import key_of
 
 from . import probing, tables
@@ -29,11 +29,7 @@ def exam_of(source: str) -> Exam:
 
 
 def measure(spec: Spec, bench: Bench, exams: dict[str, Exam], keep: Path | None) -> dict[str, Any]:
-    """Makes a row: trains if it has to, captions the images of all exams, scores.
-
-    Args:
-        keep: where to keep the captions of the test images.
-    """
+    """Trains if the row needs it, captions all exams, scores; `keep` takes the captions of the test images."""
     record: dict[str, Any] = {}
     adapter = mapper = None
     if spec.trains:
@@ -48,10 +44,7 @@ def measure(spec: Spec, bench: Bench, exams: dict[str, Exam], keep: Path | None)
         captions = bench.captions(spec, captioner, exam)
         seconds += time.perf_counter() - started
         captioned += len(captions)
-        only = NO_REFERENCES if spec.kind == "references" else ()
-        record["scores"][split] = exam.score(captions, [judge], only=only, bootstrap=0 if split == "val" else 1000)
-        if keep and split == "test" and len(captions) == len(exam.columns["image_id"]):
-            exam.keep(captions, keep)
+        record["scores"][split] = exam.judge(split, spec.kind, captions, [judge], keep)
     if spec.trains or spec.kind == "greedy":
         record["images_per_second"] = round(captioned / seconds, 1)
     record["sources"] = {split: exam.source for split, exam in exams.items()}

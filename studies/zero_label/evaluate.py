@@ -143,13 +143,9 @@ class Study(runner.Study):
 
     def write(self) -> list[Path]:
         results, chosen = tables.read_all(self.args.results)
-        if not results.rows:
-            return []
-        folder = self.args.results
-        page = tables.write(results, chosen, folder / "tables.md")
-        return [
-            page, plots.gap_plot(results, folder / "gap.svg"), plots.examples(results, folder / "examples.html")
-        ]  # fmt: skip
+        plotted = {"gap.svg": plots.gap_plot, "examples.html": plots.examples}
+        page = [tables.write(results, chosen, self.args.results / "tables.md")] if results.rows else []
+        return page + [make(results, self.args.results / name) for name, make in plotted.items() if page]
 
 
 main = Study.main

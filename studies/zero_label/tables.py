@@ -56,10 +56,6 @@ def ceiling(row: Contender) -> str:
     return SUPERVISED if row.budget == 1 or row.kind == "sft" else f"{SUPERVISED}, {row.budget} budgets"
 
 
-def text(estimate: Estimate | None) -> str:
-    return "-" if estimate is None else str(estimate)
-
-
 def scores_table(results: Results, split: str) -> str:
     lines = []
     for row in results.rows:
@@ -67,7 +63,7 @@ def scores_table(results: Results, split: str) -> str:
         for keys, digits in COLUMNS.values():
             means = [results.mean(row, split, key) for key in keys]
             cells.append(" / ".join("-" if mean is None else f"{mean.mean:.{digits}f}" for mean in means))
-        gaps = [text(results.gap(row, split, key)) if row.name != BASE else "0" for key in GAPS.values()]
+        gaps = [str(results.gap(row, split, key) or "-") if row.name != BASE else "0" for key in GAPS.values()]
         lines.append([row.name, ROLES.get(row.role, row.role), *cells, *gaps])
     return markdown(["", "", *COLUMNS, *(f"share of the {name} gap" for name in GAPS)], lines)
 

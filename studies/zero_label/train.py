@@ -45,18 +45,9 @@ def drawn(source: str) -> Any:
 
 
 class Trial:
-    """A row's training on one base with one seed.
+    """A row's training on one base with one seed in `folder`; `steps` as `Contender.steps` gives them."""
 
-    Args:
-        model: the base, as `Captioner.load` takes it.
-        steps: (on references, of each round by the method itself), as `Row.steps` says.
-        folder: of the run; what an unfinished training left there is removed.
-        quick: tiny settings, to try the study itself.
-    """
-
-    def __init__(
-        self, row: Contender, model: str, seed: int, steps: tuple[int, int], folder: Path, *, quick: bool
-    ) -> None:
+    def __init__(self, row: Contender, model: str, seed: int, steps: Any, folder: Path, *, quick: bool) -> None:
         self.row, self.steps, self.quick = row, steps, quick
         self.common = {"model": model, "output": folder, "seed": seed, "images": self.source(row.images)}
         self.common |= {**UNSAVED, **(QUICK if quick else {})}
