@@ -12,7 +12,7 @@ import yaml
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What every row has; it runs with all seeds of the command, the first alone (on the first base), or those named."""
+    """What every row has; it runs with all seeds of the command, the first (on the first base), or those named."""
 
     name: str
     section: str = ""

@@ -68,10 +68,8 @@ def levels(scene: Scene) -> dict[str, str]:
 
 def above(values: list[float], others: list[float]) -> float | None:
     """How often a value is higher than its other; ties count half."""
-    if not values:
-        return None
     a, b = np.array(values), np.array(others)
-    return round(float(((a > b) + 0.5 * (a == b)).mean()), 4)
+    return round(float(((a > b) + 0.5 * (a == b)).mean()), 4) if values else None
 
 
 def measure(spec: Spec, shop: Workshop) -> dict[str, Any]:
@@ -141,8 +139,8 @@ def comparisons(per: list[dict[str, float]], scenes: list[Scene]) -> dict[str, A
     whole = [p[[level for level in LEVELS if level in p][-1]] for p in per]
     by_things = {}
     for n in (1, 2, 3, 4):
-        own = [i for i, scene in enumerate(scenes) if len(scene.things) == n]
-        by_things[str(n)] = above([whole[i] for i in own], [per[i]["thing"] for i in own])
+        own = [(whole[i], per[i]["thing"]) for i, scene in enumerate(scenes) if len(scene.things) == n]
+        by_things[str(n)] = above([a for a, _ in own], [b for _, b in own])
     return {
         "full": above(whole, [p["thing"] for p in per]),
         "full_by_things": by_things,
