@@ -15,7 +15,7 @@ from captune.errors import EvaluationError, SourceError
 from captune.evaluation.run import evaluate_files
 from captune.scorers.image.cycle import Cycle
 from captune.storybook import load
-from captune.training.monitor.watch import default_watch
+from captune.training.monitor.held_out import default_scorers
 
 COLOURS = ("red", "green", "blue")
 
@@ -113,6 +113,6 @@ def test_its_drawer_makes_a_cycle() -> None:
 
 
 def test_a_monitor_falls_back_to_references() -> None:
-    assert default_watch("length", "plates:all") == ["cider"]
-    assert default_watch("length", "storybook:val?n=2") == ["clip"]
-    assert default_watch("clip", "storybook:val?n=2") == ["cider"]
+    assert default_scorers("length", "plates:all") == ["cider"]
+    assert default_scorers("length", "storybook:val?n=2") == ["clip"]
+    assert default_scorers("clip", "storybook:val?n=2") == ["cider"]
