@@ -78,7 +78,6 @@ def scorers() -> str:
 
 def decoders() -> str:
     """Every decoder with its settings."""
-
     pages = ["# Decoders\n", "Named by `--decoder NAME:ARGUMENT?SETTING=VALUE`. [What they do](../decoding.md).\n"]
     for name in DECODERS:
         decoder = DECODERS[name]
@@ -90,7 +89,6 @@ def decoders() -> str:
 
 def cli() -> str:
     """The help of every verb."""
-
     pages = ["# Command line\n", "```\n" + cli_parser().format_help().rstrip() + "\n```\n"]
     for verb in verbs():
         chosen = next(iter(cli_parser(verb)._subparsers._group_actions)).choices[verb]  # type: ignore[union-attr]
@@ -105,7 +103,6 @@ def cli() -> str:
 
 def settings() -> str:
     """The settings of every method, by group, and those of sources."""
-
     pages = [
         "# Settings\n",
         "A setting is a flag (`--learning-rate`) and a key of a YAML file (`learning_rate`, with `--config`). A flag "

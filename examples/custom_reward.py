@@ -4,7 +4,8 @@
 
 The same from the command line:
 
-    captune grpo --model storybook --images storybook:unlabelled --reward "examples/custom_reward.py:Colours" --output runs/colours
+    captune grpo --model storybook --images storybook:unlabelled \\
+      --reward examples/custom_reward.py:Colours --output runs/colours
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,8 +27,8 @@ class Colours(Scorer):
 
     name = "colours"
     source, cost = "this example", "below 0.1 ms"
-    higher_is_better = {"colours": True}
-    labels = {"colours": "colour words"}
+    higher_is_better: ClassVar = {"colours": True}
+    labels: ClassVar = {"colours": "colour words"}
 
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
         """(N, 1): what each caption adds to the corpus figure."""
@@ -39,12 +40,9 @@ def main(output: str) -> None:
     from captune.cli.main import main as captune
 
     reward = f"{Path(__file__).resolve()}:Colours"
-    raise SystemExit(
-        captune(
-            ["grpo", "--model", "storybook", "--images", "storybook:unlabelled?n=64", "--reward", reward]
-            + ["--eval-images", "storybook:val?n=32", "--max-steps", "4", "--seed", "7", "--output", output]
-        )
-    )
+    sources = ["--images", "storybook:unlabelled?n=64", "--eval-images", "storybook:val?n=32"]
+    settings = ["--reward", reward, "--max-steps", "4", "--seed", "7", "--output", output]
+    raise SystemExit(captune(["grpo", "--model", "storybook", *sources, *settings]))
 
 
 if __name__ == "__main__":

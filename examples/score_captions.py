@@ -27,10 +27,8 @@ def main(n: int = 100) -> None:
         for figure, value in after.values.items():
             if figure in test.p_value:
                 low, high = test.interval[figure]
-                print(
-                    f"{figure:24} {before.values[figure]:7.3f} -> {value:7.3f}   "
-                    f"difference {test.difference[figure]:+.3f} [{low:+.3f}, {high:+.3f}]   p = {test.p_value[figure]:.4f}"
-                )
+                change = f"{test.difference[figure]:+.3f} [{low:+.3f}, {high:+.3f}], p = {test.p_value[figure]:.4f}"
+                print(f"{figure:24} {before.values[figure]:7.3f} -> {value:7.3f}   {change}")
 
 
 if __name__ == "__main__":

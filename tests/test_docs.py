@@ -1,4 +1,4 @@
-"""The README and the docs: their commands parse, their Python runs, their links lead somewhere, the reference is current."""
+"""README and docs: commands parse, Python runs, links lead somewhere, the reference is current."""
 
 from __future__ import annotations
 

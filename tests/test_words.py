@@ -23,7 +23,7 @@ GLOSSARY = {
     r"\bis none\b|\bare none\b": "is invalid, is missing",
     r"\bsick(ness)?\b|\bill captioner": "degenerate",
 }
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("studies/*/README.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("studies/*/README.md")])
 LEXICONS = {"phrases.py", "tagger.py", "bias.py", "chair.py"}  # their strings list words of captions
 MODULES = [file for file in sorted((ROOT / "src" / "captune").rglob("*.py")) if file.name not in LEXICONS]
 

@@ -1,3 +1,5 @@
+"""`python -m captune`."""
+
 from captune.cli.main import main
 
 raise SystemExit(main())

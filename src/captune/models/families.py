@@ -176,7 +176,7 @@ def lora_targets(core: PreTrainedModel, family: Family) -> str:
     """Return a regular expression (peft: full match) for the linear layers of the language model, and nothing else.
 
     Raises:
-        CaptionerError: there are none.
+        CaptionerError: the model has no linear layer.
     """
     root = attribute(core, family.language_model)
     linear = (nn.Linear, Conv1D)  # GPT-2's linear layers are called so

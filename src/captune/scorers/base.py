@@ -24,12 +24,17 @@ class Reward(Protocol):
     """What a trainer maximises: something called as trl calls a reward, made of weighted parts."""
 
     name: str
-    parts: Sequence[tuple[Any, float]]
     required_columns: tuple[str, ...]
     optional_columns: tuple[str, ...]
 
-    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
-        """Return one number per completion."""
+    @property
+    def parts(self) -> Sequence[tuple[Any, float]]:
+        """What the reward is the weighted sum of."""
+        ...
+
+    def __call__(self, completions: Any, /, **columns: Any) -> list[float]:
+        """Return one number per completion, a sequence of texts or messages."""
+        ...
 
 
 class Scorer:

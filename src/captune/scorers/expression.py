@@ -122,7 +122,7 @@ class Expression(Scorer):
         """Return (N,): the score of each caption by itself."""
         return np.sum([weight * part.per_caption(own) for part, weight, own in self._split(rows)], axis=0)
 
-    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
+    def __call__(self, completions: Any, **columns: Any) -> list[float]:
         """TRL's reward. Each part is asked as a reward, so that it can refuse (CIDEr without frozen frequencies)."""
         rewards = [weight * np.array(part(completions, **columns)) for part, weight in self.parts]
         return [float(reward) for reward in np.sum(rewards, axis=0)]

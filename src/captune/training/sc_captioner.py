@@ -93,9 +93,9 @@ class GraphFacts:
         """Return the scene graph of each caption."""
         return self.scorer.graphs(captions, [])[0]
 
-    def truth(self, references: Sequence[Sequence[str]], **columns: Any) -> list[SceneGraph]:
-        """Return one scene graph for each image's references."""
-        graphs = [merged(refs) for refs in self.scorer.graphs([], references)[1]]
+    def truth(self, **columns: Any) -> list[SceneGraph]:
+        """Return one scene graph for each image's `references`."""
+        graphs = [merged(refs) for refs in self.scorer.graphs([], columns["references"])[1]]
         self.scorer.embed_graphs(graphs)
         return graphs
 
@@ -113,7 +113,7 @@ def load_fact_source(spec: str) -> FactSource:
     Raises:
         ScorerError: a parser or an encoder is missing.
     """
-    reader = SOURCES[spec].fact_reader() if spec in SOURCES else None
+    reader: FactSource | None = SOURCES[spec].fact_reader() if spec in SOURCES else None
     return reader if reader is not None else GraphFacts(spec)
 
 
@@ -180,8 +180,9 @@ class Corrections:
                 f"Give a source with {names}, or another --fact-source."
             )
 
-    def __call__(self, captions: Sequence[str], *, first: Sequence[str], **columns: Any) -> list[float]:
-        """Return R of each caption, as a correction of `first`."""
+    def __call__(self, captions: Sequence[str], /, **columns: Any) -> list[float]:
+        """Return R of each caption, as a correction of the column `first`."""
+        first = columns.pop("first")
         facts = self.facts
         graphs = facts.graphs(first), facts.graphs(captions), facts.truth(**columns)
         same = [one == two for one, two in zip(first, captions, strict=True)]

@@ -1,4 +1,4 @@
-"""Penn Treebank tokenization of captions, without Java.
+r"""Penn Treebank tokenization of captions, without Java.
 
 pycocoevalcap scores captions after piping them through CoreNLP 3.4.1's `PTBTokenizer -preserveLines -lowerCase` and
 dropping a list of punctuation tokens. `tokenize` gives the same words. It was written from the program's behaviour (its

@@ -163,7 +163,8 @@ class HeldOutMonitor:
         """Return greedy captions, and `samples` lists of sampled ones, always with the same random numbers."""
         greedy: list[str] = []
         sampled: list[str] = []
-        images, settings = self.columns["image"], {"max_new_tokens": self.max_new_tokens}
+        images = self.columns["image"]
+        settings: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
             greedy += self.generate(batch, **settings)

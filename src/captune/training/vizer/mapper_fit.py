@@ -67,7 +67,7 @@ def own_captions(
         max_new_tokens: longest caption in tokens.
         batch_size: images per batch.
     """
-    settings = {"do_sample": samples > 0, "temperature": temperature, "max_new_tokens": max_new_tokens}
+    settings: dict[str, Any] = {"do_sample": samples > 0, "temperature": temperature, "max_new_tokens": max_new_tokens}
     under = samples > 0 and guidance > 0
     n = samples - under if samples else 1
     captions: list[list[str]] = []

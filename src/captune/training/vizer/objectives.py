@@ -47,7 +47,11 @@ class ViZerTrainer(CaptionerTrainer):
         super().__init__(*args, **kwargs)
         self.mapper, self.beta = mapper, beta
         self.loss_of = straight_through_loss if objective == "straight_through" else latent_loss
-        self.generation = {"do_sample": do_sample, "temperature": temperature, "max_new_tokens": max_new_tokens}
+        self.generation: dict[str, Any] = {
+            "do_sample": do_sample,
+            "temperature": temperature,
+            "max_new_tokens": max_new_tokens,
+        }
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
         """Return L_zero, plus `beta` times KL."""
