@@ -1,10 +1,10 @@
-"""A scorer of your own, as a metric and as the reward of a short GRPO run.
+r"""A scorer of your own, as a metric and as the reward of a short GRPO run.
 
     python examples/custom_reward.py runs/colours
 
 The same from the command line:
 
-    captune grpo --model storybook --images storybook:unlabelled \\
+    captune grpo --model storybook --images storybook:unlabelled \
       --reward examples/custom_reward.py:Colours --output runs/colours
 """
 

@@ -127,7 +127,7 @@ def test_exact_facts() -> None:
         ("fish", "cat", "desert"), (("fish", "big"), ("fish", "red")), (("fish", "left of", "cat"),)
     )
     assert turned.relations == stated.relations
-    (truth,) = own.truth([SCENE.to_json()])
+    (truth,) = own.truth(scene=[SCENE.to_json()])
     assert set(truth.objects) == {"desert", "fish", "cat"} and truth.relations == (("fish", "left of", "cat"),)
     assert truth.attributes_of() == {"fish": ["red", "big", "striped"], "cat": ["blue", "small"]}
 

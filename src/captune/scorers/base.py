@@ -32,7 +32,7 @@ class Reward(Protocol):
         """What the reward is the weighted sum of."""
         ...
 
-    def __call__(self, completions: Any, /, **columns: Any) -> list[float]:
+    def __call__(self, completions: Any, **columns: Any) -> list[float]:
         """Return one number per completion, a sequence of texts or messages."""
         ...
 

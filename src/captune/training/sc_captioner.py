@@ -180,12 +180,12 @@ class Corrections:
                 f"Give a source with {names}, or another --fact-source."
             )
 
-    def __call__(self, captions: Sequence[str], /, **columns: Any) -> list[float]:
+    def __call__(self, completions: Any, **columns: Any) -> list[float]:
         """Return R of each caption, as a correction of the column `first`."""
         first = columns.pop("first")
         facts = self.facts
-        graphs = facts.graphs(first), facts.graphs(captions), facts.truth(**columns)
-        same = [one == two for one, two in zip(first, captions, strict=True)]
+        graphs = facts.graphs(first), facts.graphs(completions), facts.truth(**columns)
+        same = [one == two for one, two in zip(first, completions, strict=True)]
         return [
             reward_of(changes(facts, *three), facts.punished, self.unchanged if unchanged else 0.0)
             for unchanged, *three in zip(same, *graphs, strict=True)
