@@ -69,6 +69,10 @@ class GraphScorer(Scorer):
         self.matcher = Matcher(self._encode, published=self.published)
         self._graphs: dict[str, SceneGraph] = {}
         self._vectors: dict[str, np.ndarray] = {}
+        self.configure()
+
+    def configure(self) -> None:
+        """Take what a subclass's settings add; nothing here."""
 
     @property
     def encoder(self) -> TextEncoder:

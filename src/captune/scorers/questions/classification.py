@@ -7,17 +7,14 @@ import io
 import json
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from captune.errors import ScorerError
-from captune.models.answerers import Answerer, Question, one_line
-from captune.scorers import Scorer
-from captune.scorers.questions.base import file_and_answerer
+from captune.models.answerers import Question, one_line
+from captune.scorers.questions.base import QuestionScorer
 from captune.utils.hashing import fingerprint
 
 NOT_STATED = "not stated in the caption"
@@ -32,7 +29,7 @@ Answer with just the letter:"""
 Labels = dict[str, tuple[str, ...]]
 
 
-class Species(Scorer):
+class Species(QuestionScorer):
     """Species and breed: the share of captions from which a language model tells the image's class, level by level.
 
         <level>_acc = #{captions whose class at this level is told right} / N,   "not stated" is not right
@@ -57,32 +54,9 @@ class Species(Scorer):
     higher_is_better: ClassVar = {"*_acc": True, "*_acc_stated": True}
     source = "Jia et al., 2026 (CIM), Table 1"
     cost = "2 to 4 answers of a language model"
-    required_columns = ("image_id",)
-    cached = True
-    positional = ("file",)
     usage = "species:labels.csv?model=Qwen/Qwen3-8B"
 
-    @dataclass(frozen=True)
-    class Settings:
-        """What a spec sets."""
-
-        file: Annotated[str, Field(description="the classes: CSV or JSON")] = ""
-        model: Annotated[
-            str,
-            Field(
-                description="the language model that answers: a folder, a hub name, or a server, http://host:port/v1#model-name"
-            ),
-        ] = ""
-
-    def __init__(
-        self, argument: str | None = None, *, answerer: Answerer | None = None, device: str | None = None
-    ) -> None:
-        self.file, self.answerer = file_and_answerer(self, argument, "labels.csv", answerer, device)
-
-    def check(self) -> None:
-        """Raise ScorerError where what it runs on is missing."""
-        self._read  # noqa: B018
-        self.answerer.check()
+    file_of = "labels.csv"
 
     @cached_property
     def _read(self) -> tuple[list[str], Labels, str]:

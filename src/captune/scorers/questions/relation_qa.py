@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from captune.errors import ScorerError
-from captune.models.answerers import Answerer, Question, one_line
-from captune.scorers import Scorer
-from captune.scorers.questions.base import file_and_answerer
+from captune.models import answerers
+from captune.scorers.questions.base import QuestionScorer
 from captune.utils.hashing import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -27,7 +24,7 @@ Question: {question}
 Answer with one word: Yes or No if the caption says so, Unknown if the caption does not state it."""
 
 
-class RelationQA(Scorer):
+class RelationQA(QuestionScorer):
     """Relation QA: the share of yes/no questions on relations that a language model answers right from the caption.
 
         relation_qa = #{right} / #{questions},   an answer "Unknown" (not stated in the caption) is not right
@@ -57,32 +54,9 @@ class RelationQA(Scorer):
     labels: ClassVar = {"relation_qa": "relation QA"}
     source = "Zhang et al., ICCV 2025 (SC-Captioner); Jia et al., 2026 (CIM)"
     cost = "5 answers of a language model"
-    required_columns = ("image_id",)
-    cached = True
-    positional = ("file",)
     usage = "relation_qa:questions.json?model=Qwen/Qwen3-8B"
 
-    @dataclass(frozen=True)
-    class Settings:
-        """What a spec sets."""
-
-        file: Annotated[str, Field(description="the questions: JSON")] = ""
-        model: Annotated[
-            str,
-            Field(
-                description="the language model that answers: a folder, a hub name, or a server, http://host:port/v1#model-name"
-            ),
-        ] = ""
-
-    def __init__(
-        self, argument: str | None = None, *, answerer: Answerer | None = None, device: str | None = None
-    ) -> None:
-        self.file, self.answerer = file_and_answerer(self, argument, "questions.json", answerer, device)
-
-    def check(self) -> None:
-        """Raise ScorerError where what it runs on is missing."""
-        self._read  # noqa: B018
-        self.answerer.check()
+    file_of = "questions.json"
 
     @cached_property
     def _read(self) -> tuple[dict[str, dict[str, str]], str]:
@@ -115,8 +89,10 @@ class RelationQA(Scorer):
         questions, owners = [], []
         for row, (caption, image) in enumerate(zip(captions, image_id, strict=True)):
             for question, answer in asked[str(image)].items():
-                text = PROMPT.format(caption=one_line(caption), question=one_line(question))
-                questions.append(Question(text, ANSWERS, f"{question} (image {image}, caption {caption[:60]!r})"))
+                text = PROMPT.format(caption=answerers.one_line(caption), question=answerers.one_line(question))
+                questions.append(
+                    answerers.Question(text, ANSWERS, f"{question} (image {image}, caption {caption[:60]!r})")
+                )
                 owners.append((row, answer))
         rows = np.zeros((len(captions), 6))
         for (row, answer), p in zip(owners, self.answerer.answer_probabilities(questions), strict=True):

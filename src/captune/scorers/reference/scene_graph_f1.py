@@ -14,14 +14,14 @@ import numpy as np
 from pydantic import Field
 
 from captune.errors import ScorerError
-from captune.scene_graphs import Parser, SceneGraph, merged
+from captune.scene_graphs import SceneGraph, merged
 from captune.scene_graphs.wordnet import wordnet
 from captune.scorers import safe_ratio
-from captune.scorers._support.scene_graphs import DEFAULT_ENCODER, GraphScorer
+from captune.scorers._support.scene_graphs import GraphScorer
 from captune.utils.hashing import fingerprint
 
 if TYPE_CHECKING:
-    from captune.models.encoders.sentence import TextEncoder
+    pass
 
 _log = logging.getLogger(__name__)
 Truth = Mapping[str, Sequence[str]] | Sequence[str]  # of one image: {object: attributes}, or objects
@@ -40,15 +40,8 @@ class _Elements(GraphScorer):
 
         file: Annotated[str, Field(description="the truth about the images, JSON; default: the references alone")] = ""
 
-    def __init__(
-        self,
-        argument: str | None = None,
-        *,
-        parser: str | Parser = "grammar",
-        encoder: str | TextEncoder = DEFAULT_ENCODER,
-        device: str | None = None,
-    ) -> None:
-        super().__init__(argument, parser=parser, encoder=encoder, device=device)
+    def configure(self) -> None:
+        """Take the file with the truth, if the spec names one."""
         file = getattr(self.settings, "file", "")
         self.file = Path(file).expanduser() if file else None
         if self.file:
