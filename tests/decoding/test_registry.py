@@ -39,7 +39,7 @@ def test_every_decoder_of_the_list_loads_from_its_own_example() -> None:
         ("bestof:8:clip", "did you mean 'best-of'"),
         ("cfg:strong", "'strong' is not a number, as in 'cfg:2.0'"),
         ("cfg:0", "must be more than 0"),
-        ("cfg:nan", "must be more than 0"),
+        ("cfg:nan", "is not a finite number"),
         ("contrastive:-1", "alpha: .* must be at least 0"),
         ("contrastive:1?beta=2", "beta: .* must be at most 1"),
         ("contrastive:1?gamma=2", "unknown setting 'gamma'"),

@@ -161,7 +161,7 @@ def test_image_dropout_shows_nothing_now_and_then(
     assert not any(dropped for dropped, _ in seen[0.0])
     dropped = [dropped for dropped, _ in seen[0.5]]
     assert 0.3 < sum(dropped) / len(dropped) < 0.7
-    with pytest.raises(ValueError, match="share of the images"):
+    with pytest.raises(ValueError, match="--image-dropout: 1.0 must be less than 1"):
         config(tmp_path, image_dropout=1.0)
 
 

@@ -8,6 +8,7 @@ A field's metadata:
     group: the heading it stands under in ``--help``.
     metavar: what stands for the value in ``--help``, such as SOURCE; default: by the type.
     aliases: former names of the field; as flags and YAML keys they work and warn.
+    empty: whether an empty text is a value.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from captune.errors import SettingError, UsageError
+from captune.utils.files import LARGEST_CONFIG, parse_yaml, read_file
 from captune.utils.registry import nearest
 from captune.utils.spec import convert
 
@@ -118,6 +120,7 @@ def _read(config: type, given: Mapping[str, Any], file: str | Path | None = None
     """The given values under the names of today, converted; an unknown name in a file is an error."""
     hints, fields = get_type_hints(config, include_extras=True), _fields(config)
     names = [field.name for field in fields]
+    empty = {field.name: field.metadata.get("empty", False) for field in fields}
     renamed = {old: field.name for field in fields for old in field.metadata.get("aliases", ())}
 
     def shown(name: str) -> str:
@@ -132,6 +135,8 @@ def _read(config: type, given: Mapping[str, Any], file: str | Path | None = None
             if name in given:
                 raise UsageError(f"{shown(key)} is the former name of {new}, and both are given; keep {new}")
         if name in names:
+            if value == "" and not empty[name]:
+                raise UsageError(f"{shown(key)} is empty: give it a value, or leave it out")
             try:
                 values[name] = convert(value, hints[name])
             except ValueError as error:
@@ -147,16 +152,13 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
     Raises:
         UsageError: the file is absent, no YAML, or no mapping.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = parse_yaml(read_file(path, error=UsageError, largest=LARGEST_CONFIG), str(path), error=UsageError)
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold 'name: value' lines, one per setting; it holds {type(content).__name__}")
+    for key, value in content.items():
+        nested = value if isinstance(value, list) else [value]
+        if any(isinstance(entry, dict | list | set) for entry in nested):
+            raise UsageError(f"{path}: {key}: a value, or a list of values, is wanted, not something nested")
     return content
 
 

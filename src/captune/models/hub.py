@@ -48,6 +48,8 @@ def resolve(
         error: raised for a folder that does not exist or holds no model.
     """
     name = str(name_or_path)
+    if not name.strip():
+        raise error(f"the {what} has no name: give a folder, or a hub name such as {example}")
     if name in MODELS:
         folder = Path(MODELS[name])
         if not (folder / "config.json").is_file():

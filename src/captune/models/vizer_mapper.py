@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -51,8 +52,12 @@ class MapperConfig:
             in place of those at the tokens.
     """
 
-    width: int = field(default=256, metadata={"help": "hidden width of the MLP h", "group": "mapper"})
-    depth: int = field(default=2, metadata={"help": "linear layers of the MLP h", "group": "mapper"})
+    width: Annotated[int, Field(ge=1, le=65_536)] = field(
+        default=256, metadata={"help": "hidden width of the MLP h", "group": "mapper"}
+    )
+    depth: Annotated[int, Field(ge=1, le=64)] = field(
+        default=2, metadata={"help": "linear layers of the MLP h", "group": "mapper"}
+    )
     feature: Literal["connector", "tower"] = field(
         default="connector", metadata={"help": "where F_I is taken", "group": "mapper"}
     )
@@ -69,7 +74,7 @@ class MapperConfig:
     centred: bool = field(
         default=False, metadata={"help": "measure the cosine from the mean image feature", "group": "mapper"}
     )
-    whitened: int = field(
+    whitened: Annotated[int, Field(ge=0, le=65_536)] = field(
         default=0,
         metadata={
             "help": "measure it in F_I's first N principal directions, at unit variance (0: off)",

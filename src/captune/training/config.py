@@ -10,16 +10,31 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field
 
 from captune.errors import SettingError
 from captune.scorers import scorer_class
 from captune.scorers.expression import parse
+from captune.utils.files import output_path
+from captune.utils.spec import check_ranges
+
+# The ranges of settings. The upper ends are far beyond what anyone uses: they catch a slip before it costs a day.
+Count = Annotated[int, Field(ge=1, le=10**9)]  # of steps, images
+Several = Annotated[int, Field(ge=1, le=10_000)]  # of what is in memory at once
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy's range
+Rate = Annotated[float, Field(gt=0, le=10)]  # of learning
+Weight = Annotated[float, Field(ge=0, le=1000)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Tokens = Annotated[int, Field(ge=1, le=32_768)]
 
 DEFAULT_SHOWN = 64  # images of --images that a run without --eval-images is judged on
 
 
-def setting(help: str, default: Any = MISSING, *, group: str = "training", aliases: tuple[str, ...] = ()) -> Any:
+def setting(
+    help: str, default: Any = MISSING, *, group: str = "training", aliases: tuple[str, ...] = (), empty: bool = False
+) -> Any:
     """Declare a field of a config.
 
     Args:
@@ -27,8 +42,10 @@ def setting(help: str, default: Any = MISSING, *, group: str = "training", alias
         default: the value when nothing is given; without one the field is required.
         group: the heading in ``--help``.
         aliases: former names, which work and warn.
+        empty: whether an empty text is a value.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "group": group, "aliases": aliases})
+    metadata = {"help": help, "group": group, "aliases": aliases, "empty": empty}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def like(config: type, name: str, **changes: Any) -> Any:
@@ -47,7 +64,7 @@ def defaults(helps: Mapping[str, str] | None = None, /, **values: Any) -> Callab
 
     def change(config: type) -> type:
         base = dataclasses.make_dataclass("Base", [], bases=config.__bases__, kw_only=True)
-        hints = get_type_hints(base)
+        hints = get_type_hints(base, include_extras=True)
         for name in (*values, *(name for name in helps or {} if name not in values)):
             changes = {"default": values[name]} if name in values else {}
             if helps and name in helps:
@@ -79,9 +96,9 @@ def at_least(config: Any, least: int, *names: str) -> None:
 class RunConfig:
     """Settings of every run that trains something."""
 
-    output: Path = setting("the run directory to write", group="data")  # noqa: RUF009
+    output: Path = setting("the run directory to write", group="data")
     images: str = setting("images to learn from: a folder, a file, a dataset, storybook:unlabelled", group="data")
-    limit: int | None = setting("use only the first N images", None, group="data")
+    limit: Count | None = setting("use only the first N images", None, group="data")
     eval_images: str | None = setting(
         "images to caption before and after; default: storybook:val for storybook, or 64 of --images",
         None,
@@ -89,21 +106,23 @@ class RunConfig:
         aliases=("evaluation",),
     )
     overwrite: bool = setting("replace another run in --output", False, group="data")
-    dtype: str = setting("auto, float32, bfloat16 or float16", "auto", group="model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "precision of the weights; auto: as saved", "auto", group="model"
+    )
     device: str | None = setting("cpu, cuda, ...; default: the best there is", None, group="model")
     load_in_4bit: bool = setting("load the frozen weights in 4 bits (needs bitsandbytes)", False, group="model")
-    lora_r: int = setting("rank of LoRA", 32, group="adapter")
-    lora_alpha: int = setting("alpha of LoRA", 64, group="adapter")
-    lora_dropout: float = setting("dropout of LoRA", 0.1, group="adapter")
+    lora_r: Several = setting("rank of LoRA", 32, group="adapter")
+    lora_alpha: Several = setting("alpha of LoRA", 64, group="adapter")
+    lora_dropout: Share = setting("dropout of LoRA", 0.1, group="adapter")
     train_all_weights: bool = setting(
         "train all weights of the language model instead of LoRA; the run holds model/, a transformers folder, too",
         False,
         group="adapter",
         aliases=("full",),
     )
-    seed: int = setting("random seed", 0)
-    gradient_accumulation_steps: int = setting("batches per optimiser step", 1)
-    save_steps: int = setting("steps between checkpoints", 50, group="logging")
+    seed: Seed = setting("random seed", 0)
+    gradient_accumulation_steps: Several = setting("batches per optimiser step", 1)
+    save_steps: Count = setting("steps between checkpoints", 50, group="logging")
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
         "where metrics go besides metrics.jsonl", "none", group="logging"
     )
@@ -116,7 +135,11 @@ class RunConfig:
         """
         if not self.images:
             raise SettingError("missing required option: --images, a folder, a file, a dataset name or storybook:SPLIT")
-        at_least(self, 1, "gradient_accumulation_steps", "lora_r", "save_steps")
+        output_path(self.output, what="runs", folder=True)
+        try:
+            check_ranges(self)
+        except ValueError as error:
+            raise SettingError(str(error)) from error
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise SettingError(
                 f"--report-to {self.report_to} needs the package {self.report_to!r}, which is not installed: "
@@ -129,21 +152,18 @@ class TrainingConfig(RunConfig):
     """Settings of every method that trains one captioner."""
 
     model: str = setting("a folder, a hub name, or storybook", group="model")
-    adapter: Path | None = setting(  # noqa: RUF009
+    adapter: Path | None = setting(
         "a PEFT adapter folder to continue from, with its own LoRA shape", None, group="model"
     )
-    prompt: str | None = setting("the text beside the image; default: the family's", None, group="model")
-    max_steps: int = setting("optimiser steps", 100)
-    batch_size: int = setting("images per step", 16)
-    learning_rate: float = setting("peak learning rate of AdamW, reached by warm-up, then cosine decay", 5e-4)
-    warmup_steps: int = setting("steps until the peak", 10)
-    weight_decay: float = setting("AdamW's weight decay", 0.01)
+    prompt: str | None = setting("the text beside the image; default: the family's", None, group="model", empty=True)
+    max_steps: Count = setting("optimiser steps", 100)
+    batch_size: Several = setting("images per step", 16)
+    learning_rate: Rate = setting("peak learning rate of AdamW, reached by warm-up, then cosine decay", 5e-4)
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = setting("steps until the peak", 10)
+    weight_decay: Weight = setting("AdamW's weight decay", 0.01)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "max_steps", "batch_size")
-        if self.learning_rate <= 0:
-            raise SettingError(f"--learning-rate must be positive, it is {self.learning_rate}")
         if self.train_all_weights and self.adapter is not None:
             raise SettingError("--train-all-weights trains no adapter: merge --adapter into the model first")
         if self.train_all_weights and self.load_in_4bit:
@@ -154,18 +174,12 @@ class TrainingConfig(RunConfig):
 class RLConfig(TrainingConfig):
     """Settings of every method that samples captions and learns from what they are worth."""
 
-    num_generations: int = setting("captions sampled per image", 8, group="sampling")
-    temperature: float = setting("temperature of the sampled captions", 1.0, group="sampling")
-    max_new_tokens: int = setting("longest caption in tokens", 40, group="sampling")
-    beta: float = setting("weight of KL to the captioner that training starts from", 0.0, group="reward")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 1, "num_generations", "max_new_tokens")
-        if self.temperature <= 0:
-            raise SettingError(f"--temperature must be positive, it is {self.temperature}")
-        if self.beta < 0:
-            raise SettingError(f"--beta must not be negative, it is {self.beta}")
+    num_generations: Several = setting("captions sampled per image", 8, group="sampling")
+    temperature: Annotated[float, Field(gt=0, le=100)] = setting(
+        "temperature of the sampled captions", 1.0, group="sampling"
+    )
+    max_new_tokens: Tokens = setting("longest caption in tokens", 40, group="sampling")
+    beta: Weight = setting("weight of KL to the captioner that training starts from", 0.0, group="reward")
 
 
 @dataclass(kw_only=True)

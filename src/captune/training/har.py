@@ -25,7 +25,7 @@ from captune.models.captioner import Captioner
 from captune.models.prefix_captioner import assemble
 from captune.runs.run_dir import RunDir
 from captune.training import scst, sft
-from captune.training.config import RunConfig, at_least, defaults, like, setting
+from captune.training.config import Count, Rate, RunConfig, Several, Tokens, defaults, like, setting
 from captune.training.method import Method
 
 
@@ -42,26 +42,25 @@ class HARConfig(RunConfig):
 
     image_encoder: str = setting("a CLIP, SigLIP or DINOv2 folder or hub name, or storybook-clip", group="model")
     language_model: str = setting("a causal language model's folder or hub name, or storybook-lm", group="model")
-    num_prefix_tokens: int = setting("k, tokens of the soft prefix", 16, group="model")
+    num_prefix_tokens: Several = setting("k, tokens of the soft prefix", 16, group="model")
     image_feature: Literal["pooled", "patches"] = setting(
         "v: the encoder's one embedding, or its patches averaged over a grid", "pooled", group="model"
     )
-    mle_steps: int = setting("optimiser steps of stage 1", 600, group="stage 1")
-    mle_batch_size: int = setting("images per step of stage 1", 32, group="stage 1")
-    mle_learning_rate: float = setting("peak learning rate of stage 1", 1e-3, group="stage 1")
-    scst_steps: int = setting("optimiser steps of stage 2", 60, group="stage 2")
-    scst_batch_size: int = setting("images per step of stage 2", 16, group="stage 2")
-    scst_learning_rate: float = setting("peak learning rate of stage 2", 5e-4, group="stage 2")
+    mle_steps: Count = setting("optimiser steps of stage 1", 600, group="stage 1")
+    mle_batch_size: Several = setting("images per step of stage 1", 32, group="stage 1")
+    mle_learning_rate: Rate = setting("peak learning rate of stage 1", 1e-3, group="stage 1")
+    scst_steps: Count = setting("optimiser steps of stage 2", 60, group="stage 2")
+    scst_batch_size: Several = setting("images per step of stage 2", 16, group="stage 2")
+    scst_learning_rate: Rate = setting("peak learning rate of stage 2", 5e-4, group="stage 2")
     reward: str = like(
         scst.SCSTConfig, "reward", help="R of stage 2: 'cider', 'cider + 0.5*clip', ...", group="stage 2"
     )
     baseline: Literal["greedy", "mean"] = like(scst.SCSTConfig, "baseline", group="stage 2")
-    num_generations: int = like(scst.SCSTConfig, "num_generations", group="stage 2")
-    max_new_tokens: int = like(scst.SCSTConfig, "max_new_tokens", group="stage 2")
+    num_generations: Several = like(scst.SCSTConfig, "num_generations", group="stage 2")
+    max_new_tokens: Tokens = like(scst.SCSTConfig, "max_new_tokens", group="stage 2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "num_prefix_tokens", "mle_steps", "scst_steps")
         self.stage_1(), self.stage_2()  # refuse what a stage refuses before the first one begins
 
     def _common(self) -> dict[str, Any]:

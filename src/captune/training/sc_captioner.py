@@ -20,9 +20,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from captune.data.schemes import SOURCES, scheme_of
@@ -221,7 +222,7 @@ class SCConfig(RLConfig):
     baseline: Literal["mean", "none"] = setting(
         "b: the mean reward of a caption's other corrections, or 0 as published", "mean", group="reward"
     )
-    unchanged_reward: float = setting(
+    unchanged_reward: Annotated[float, Field(ge=-1000, le=1000)] = setting(
         "`hard` of a caption that is not changed (published: -1)", 0.0, group="reward", aliases=("unchanged",)
     )
 

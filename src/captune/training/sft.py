@@ -25,10 +25,9 @@ from torch import Tensor
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from captune.decoding.cfg import blank
-from captune.errors import SettingError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
-from captune.training.config import TrainingConfig, defaults, setting
+from captune.training.config import Share, TrainingConfig, defaults, setting
 from captune.training.lifecycle import finish_run, load_training_images, make_trainable, start_run
 from captune.training.method import Method
 from captune.training.trainer import CaptionerTrainer
@@ -49,16 +48,9 @@ class SFTConfig(TrainingConfig):
         "train the connector (HAR's projector) as well", False, group="adapter", aliases=("connector",)
     )
     group_by_length: bool = setting("captions of similar length share a batch", False)
-    image_dropout: float = setting(
+    image_dropout: Share = setting(
         "share of images replaced by a blank one, for classifier-free guidance; try 0.1", 0.0
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.image_dropout < 1:
-            raise SettingError(
-                f"--image-dropout is a share of the images, from 0 to below 1, not {self.image_dropout:g}"
-            )
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------

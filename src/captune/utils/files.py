@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from captune.errors import CaptionFileError
+from captune.errors import CaptionFileError, CaptuneError, UsageError
 
 try:
     import fcntl
@@ -21,6 +23,144 @@ except ImportError:  # Windows has no advisory locks: `lock` always succeeds the
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of an address; a Path has lost its second slash
+LARGEST_CONFIG = 2**20  # bytes of a file of settings
+
+
+def output_path(path: str | os.PathLike[str], *suffixes: str, what: str, folder: bool = False) -> Path:
+    """Return where something is to be written, refused here and not after hours of work.
+
+    Args:
+        path: as the user named it.
+        suffixes: what a file's name may end with, the first one for messages; none: whatever it ends with.
+        what: the subject of messages, such as "captions".
+        folder: whether a folder is written, not a file.
+
+    Raises:
+        UsageError: an address instead of a path, an ending that is not served, or a path that cannot be written there.
+    """
+    text = os.fspath(path)
+    if not text or (text == "." and not folder):
+        raise UsageError(f"{what}: the output has no name")
+    if _SCHEME.match(text):
+        raise UsageError(f"{what} are written to local paths, not to {text}: name a path and copy the result there")
+    if "\0" in text:
+        raise UsageError(f"{what}: {text!r} is no path")
+    path = Path(text)
+    ending = path.suffix.lower()
+    if suffixes and ending and ending not in suffixes:
+        raise UsageError(
+            f"{what} are written as {' or '.join(suffixes)}, not as {path.suffix}: name the output "
+            f"{path.with_suffix(suffixes[0])}"
+        )
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        blocked = next((p for p in path.parents if p.exists() or p.is_symlink()), None)
+        if blocked is not None and not blocked.is_dir():
+            raise UsageError(f"{path} cannot be written: {blocked} is not a folder") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    else:
+        if folder and not stat.S_ISDIR(mode):
+            raise UsageError(f"{path} is a file; {what} are written into a folder")
+        if not folder and stat.S_ISDIR(mode):
+            raise UsageError(f"{path} is a folder; {what} are written into a file")
+        if not folder and not stat.S_ISREG(mode):
+            raise UsageError(f"{path} is no regular file; {what} are not written there")
+    return path
+
+
+def read_file(path: str | os.PathLike[str], *, error: type[CaptuneError], largest: int | None = None) -> bytes:
+    """Read a regular file; a pipe or a device could be waited for, or read, for ever.
+
+    Args:
+        path: the file.
+        error: what is raised, with the file's name, where it cannot be read.
+        largest: how many bytes it may have.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise error(f"{path} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'no regular file'}; name a file")
+        if largest is not None and status.st_size > largest:
+            raise error(f"{path} has {status.st_size:,} bytes; it may have {largest:,} at most")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as problem:
+        if isinstance(problem, CaptuneError):
+            raise
+        raise error(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
+
+
+def parse_json(text: str | bytes, where: str, *, error: type[CaptuneError] = CaptionFileError) -> Any:
+    """Parse JSON from outside; whatever is wrong with it is an `error` that names `where` and the line.
+
+    Refused besides what is no JSON: NaN and infinities, text that is not UTF-8, nesting that the parser cannot follow.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except json.JSONDecodeError as problem:
+        place = f"line {problem.lineno}, column {problem.colno}"
+        raise error(f"{where} is not valid JSON: {problem.msg} ({place})") from problem
+    except RecursionError as problem:
+        raise error(f"{where} is nested too deeply to be read") from problem
+    except ValueError as problem:  # an encoding, a number of thousands of digits, NaN
+        raise error(f"{where} is not valid JSON: {problem}") from problem
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def read_json(path: str | os.PathLike[str], *, error: type[CaptuneError] = CaptionFileError) -> Any:
+    """Read a JSON file; see `parse_json`."""
+    return parse_json(read_file(path, error=error), str(path), error=error)
+
+
+def parse_yaml(text: str | bytes, where: str, *, error: type[CaptuneError] = UsageError) -> Any:
+    """Parse YAML as plain values; whatever is wrong with it is an `error` that names `where` and the line.
+
+    Refused besides what is no YAML: a key that stands twice (YAML keeps the last), whole numbers that YAML 1.1 reads
+    in another base (010 is 8, 1:30 is 90), nesting that the parser cannot follow.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            line = key.start_mark.line + 1
+            if name is not None and name in seen:
+                raise error(f"{where}: {name!r} stands twice, in lines {seen[name]} and {line}; keep one")
+            seen[name] = line
+        return loader.construct_mapping(node)
+
+    def number(loader: Any, node: Any) -> Any:
+        if re.fullmatch(r"[-+]?0[0-9_]+|.*:.*", node.value):
+            raise error(
+                f"{where}, line {node.start_mark.line + 1}: {node.value} is not read as it looks (YAML takes it for "
+                "another base); write a number without leading zeros and colons, or put a text in quotes"
+            )
+        short = node.tag.rpartition(":")[2]
+        return getattr(loader, f"construct_yaml_{short}")(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
+    Loader.add_constructor("tag:yaml.org,2002:int", number)
+    Loader.add_constructor("tag:yaml.org,2002:float", number)
+    try:
+        return yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as problem:
+        raise error(f"{where} is not valid YAML: {' '.join(str(problem).split())[:300]}") from problem
+    except RecursionError as problem:
+        raise error(f"{where} is nested too deeply to be read") from problem
+    except CaptuneError:
+        raise
+    except (ValueError, TypeError, OverflowError) as problem:  # an encoding, a date that does not exist, an odd key
+        raise error(f"{where} is not valid YAML: {problem}") from problem
 
 
 @contextmanager
@@ -89,7 +229,7 @@ def read_jsonl(path: str | os.PathLike[str], *, problems: list[str] | None = Non
         CaptionFileError: for an invalid line, if no `problems` are given.
     """
     path = Path(path)
-    lines = path.read_bytes().split(b"\n")
+    lines = read_file(path, error=CaptionFileError).split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -98,7 +238,7 @@ def read_jsonl(path: str | os.PathLike[str], *, problems: list[str] | None = Non
             row = json.loads(line if problems is None else line.decode("utf-8", "replace"))
             if not isinstance(row, dict):
                 raise ValueError(f"expected a JSON object, found {type(row).__name__}")
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
             if problems is not None:
                 why = f"JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else "a JSON object"
                 problems.append(f"{path.name} line {number} is not {why}; it was left out.")
@@ -106,7 +246,8 @@ def read_jsonl(path: str | os.PathLike[str], *, problems: list[str] | None = Non
             if number == len(lines):
                 logger.warning("%s: the last line (%d) is cut off and left out", path, number)
                 break
-            raise CaptionFileError(f"{path}, line {number}: {error}") from error
+            why = "nested too deeply to be read" if isinstance(error, RecursionError) else error
+            raise CaptionFileError(f"{path}, line {number}: {why}") from error
         rows.append(row)
     return rows
 

@@ -11,6 +11,8 @@ The dataclass is the whole description: its fields are the settings, their types
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -69,8 +71,10 @@ def parse(
         if key not in names:
             options = [name for name in names if name not in positional] or ["none"]
             raise error(f"{what}: {nearest(key, options, 'setting')}{shown}")
-        if not equals:
+        if not equals or not value:
             raise error(f"{what}: the setting {key!r} needs a value, {key}=VALUE{shown}")
+        if given.get(key):
+            raise error(f"{what}: the setting {key!r} is given twice{shown}")
         given[key] = unquote_plus(value)
     values: dict[str, Any] = dict(defaults or {})
     for key, value in given.items():
@@ -101,13 +105,15 @@ def parse(
 def convert(value: Any, kind: Any) -> Any:
     """`value`, a text or whatever YAML gave, as the type `kind` (with pydantic's constraints).
 
+    A number is finite, and a whole number is written without leading zeros and underscores: 010 is no way to say ten.
+
     Raises:
         ValueError: a message such as ``'x' is not a whole number``.
     """
     base, extras = (get_args(kind)[0], get_args(kind)[1:]) if get_origin(kind) is Annotated else (kind, ())
     origin, args = get_origin(base), get_args(base)
     if origin in (Union, types.UnionType) and type(None) in args:
-        if value is None or (isinstance(value, str) and value.lower() in NONE):
+        if value is None or (isinstance(value, str) and value.lower() in NONE and not (value == "" and str in args)):
             return None
         base = Union[tuple(arg for arg in args if arg is not type(None))]  # noqa: UP007
         origin, args = get_origin(base), get_args(base)
@@ -128,7 +134,49 @@ def convert(value: Any, kind: Any) -> Any:
         value = str(value)  # YAML reads 7 where a text is meant
     if base is not bool and isinstance(value, bool) and base is not Any:
         raise ValueError(f"{value!r} is not {describe(base)}")
+    if base in (int, float):
+        value = _number(value, base)
     return _validate(value, Annotated[(base, *extras)] if extras else base)
+
+
+def check_ranges(settings: Any) -> None:
+    """Check the fields of a dataclass against their types' constraints, also where Python made it and no text was read.
+
+    Raises:
+        ValueError: names the first field that is out of range, as the command line writes it.
+    """
+    hints = get_type_hints(type(settings), include_extras=True)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(number, (int, float)) for number in numbers):
+            try:
+                convert(value, hints[field.name])
+            except ValueError as problem:
+                raise ValueError(f"--{field.name.replace('_', '-')}: {problem}") from problem
+
+
+def show(value: Any) -> str:
+    """`value` as messages show it: short, and on one line."""
+    text = repr(value[:100] if isinstance(value, (str, list, tuple)) else value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _number(value: Any, kind: type) -> Any:
+    """Refuse what Python reads as another number than it looks, or as none."""
+    if isinstance(value, str):
+        value = value.strip()
+        if re.fullmatch(r"[-+]?0\d+|.*_.*", value, re.DOTALL) or len(value) > 400:
+            raise ValueError(f"{show(value)} is not {describe(kind)}")
+    try:
+        finite = math.isfinite(float(value))
+    except OverflowError:
+        finite = False
+    except (TypeError, ValueError):
+        return value  # what it is said to be instead is for the validation
+    if not finite:
+        raise ValueError(f"{show(value)} is not a finite number")
+    return value
 
 
 def _validate(value: Any, kind: Any) -> Any:
@@ -146,15 +194,18 @@ def _validate(value: Any, kind: Any) -> Any:
         }
         if problem["type"] in limits:
             key, words = limits[problem["type"]]
-            raise ValueError(f"{value!r} must be {words} {problem['ctx'][key]:g}") from None
+            limit = problem["ctx"][key]
+            raise ValueError(
+                f"{show(value)} must be {words} {limit if isinstance(limit, int) else f'{limit:g}'}"
+            ) from None
         if problem["type"] == "literal_error":
             base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
             for choice in get_args(base):  # Literal[1, 2] given "1"
                 if str(choice) == str(value):
                     return choice
-            raise ValueError(nearest(str(value), map(str, get_args(base)), "choice")) from None
+            raise ValueError(nearest(str(value)[:100], map(str, get_args(base)), "choice")) from None
         base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-        raise ValueError(f"{value!r} is not {describe(base)}") from None
+        raise ValueError(f"{show(value)} is not {describe(base)}") from None
 
 
 def describe(kind: Any) -> str:

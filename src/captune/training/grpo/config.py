@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from captune.errors import SettingError
-from captune.training.config import RewardedConfig, at_least, defaults, setting
+from captune.training.config import Count, RewardedConfig, Several, Weight, at_least, defaults, setting
 
 PRESETS: dict[str, dict[str, Any]] = {"captune": {}, "cim": {"num_generations": 5}}
 
@@ -18,31 +20,33 @@ class CaptionGRPOConfig(RewardedConfig):
     """Settings of `captune grpo`."""
 
     preset: Literal["captune", "cim"] = setting("where other defaults come from", "captune")
-    steps_per_generation: int = setting(
+    steps_per_generation: Several = setting(
         "optimiser steps that share one sampling, each with images of its own",
         1,
         group="sampling",
         aliases=("updates_per_generation",),
     )
-    num_iterations: int = setting("times that a sampled caption is learned from", 1, group="sampling")
-    epochs: float | None = setting("passes over the images; default: --max-steps", None)
+    num_iterations: Several = setting("times that a sampled caption is learned from", 1, group="sampling")
+    epochs: Annotated[float, Field(gt=0, le=10**6)] | None = setting(
+        "passes over the images; default: --max-steps", None
+    )
     gradient_checkpointing: bool = setting("less memory, slower", False)
     keep_vision: bool = setting("keep visual features on disk, for later passes", False)
-    corpus: Path | None = setting("retrieval corpus of --preset cim", None, group="reward")  # noqa: RUF009
-    latent_mapper: Path | None = setting(  # noqa: RUF009
+    corpus: Path | None = setting("retrieval corpus of --preset cim", None, group="reward")
+    latent_mapper: Path | None = setting(
         "a fitted mapper: ViZer's latent loss is added to the reward's", None, group="reward", aliases=("latent",)
     )
-    latent_weight: float = setting("weight of that loss", 0.1, group="reward")
+    latent_weight: Weight = setting("weight of that loss", 0.1, group="reward")
     watch: str = setting(
         "held-out scorers, which are not part of the reward: clip,self_retrieval; or none; default: clip on storybook, "
         "else cider where --eval-images has references, else health metrics alone",
         "auto",
         group="monitor",
     )
-    eval_steps: int = setting(
+    eval_steps: Count = setting(
         "optimiser steps between evaluations, and between checkpoints", 10, group="monitor", aliases=("watch_steps",)
     )
-    early_stopping_patience: int = setting(
+    early_stopping_patience: Annotated[int, Field(ge=0, le=10**9)] = setting(
         "evaluations without a new best until the run stops (0: never)", 3, group="monitor", aliases=("patience",)
     )
 
@@ -53,4 +57,3 @@ class CaptionGRPOConfig(RewardedConfig):
             self.reward = f"grc:{self.corpus} + qir:{self.corpus}"
         super().__post_init__()
         at_least(self, 2, "num_generations")
-        at_least(self, 1, "steps_per_generation", "num_iterations", "eval_steps")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from captune.errors import SettingError
 from captune.models.vizer_mapper import MapperConfig
-from captune.training.config import RLConfig, at_least, defaults, setting
+from captune.training.config import Count, Rate, RLConfig, Several, Weight, at_least, defaults, setting
 
 PRESETS: dict[str, dict[str, Any]] = {
     "captune": {},  # the defaults of ViZerConfig
@@ -63,20 +63,22 @@ class ViZerConfig(MapperConfig, RLConfig):
     objective: Literal["reward", "latent", "straight_through"] = setting(
         "how the mapper moves the captioner", "reward", group="reward"
     )
-    rounds: int | None = setting("times a mapper is fitted and --max-steps are trained; default: 4 (reward) or 1", None)
-    repetition_weight: float = setting("cost of the share of repeated 3-grams (reward)", 0.5, group="reward")
+    rounds: Several | None = setting(
+        "times a mapper is fitted and --max-steps are trained; default: 4 (reward) or 1", None
+    )
+    repetition_weight: Weight = setting("cost of the share of repeated 3-grams (reward)", 0.5, group="reward")
     mapper_captions: str = setting(
         "sampled | generated (greedy): the model's own; or a source with references (ViZer_GT)",
         "sampled",
         group="mapper",
     )
-    mapper_size: int | None = setting("images to fit the mapper on; default: all", None, group="mapper")
-    mapper_samples: int = setting("captions per image to fit the mapper on", 3, group="mapper")
-    guidance: float = setting(
+    mapper_size: Count | None = setting("images to fit the mapper on; default: all", None, group="mapper")
+    mapper_samples: Several = setting("captions per image to fit the mapper on", 3, group="mapper")
+    guidance: Weight = setting(
         "in the first round, one of an image's captions is sampled under this scale (0: none)", 2.0, group="mapper"
     )
-    mapper_epochs: int = setting("epochs of the mapper's fit", 6, group="mapper")
-    mapper_learning_rate: float = setting("learning rate of the mapper's fit", 1e-3, group="mapper")
+    mapper_epochs: Several = setting("epochs of the mapper's fit", 6, group="mapper")
+    mapper_learning_rate: Rate = setting("learning rate of the mapper's fit", 1e-3, group="mapper")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +88,6 @@ class ViZerConfig(MapperConfig, RLConfig):
             self.rounds = 4 if self.objective == "reward" else 1
         if self.guidance and self.guidance <= 1:
             raise SettingError(f"--guidance is a scale above 1, or 0 for none, not {self.guidance:g}")
-        at_least(self, 1, "rounds")
         at_least(self, 2, "num_generations")
 
     @property
