@@ -147,7 +147,7 @@ def test_settings_that_exclude_each_other(tmp_path: Path) -> None:
         config(tmp_path, train_all_weights=True, adapter=tmp_path)
     with pytest.raises(SettingError, match="cannot train weights that --load-in-4bit"):
         config(tmp_path, train_all_weights=True, load_in_4bit=True)
-    with pytest.raises(SettingError, match="--temperature: 0.0 must be more than 0"):
+    with pytest.raises(SettingError, match="--temperature: 0.0 must be at least 0.001"):
         RLConfig(model="", images="-", output=tmp_path, temperature=0.0)
     with pytest.raises(SettingError, match="missing required option: --reward"):
         SCSTConfig(model="", images="-", output=tmp_path, reward="")

@@ -7,7 +7,8 @@ import json
 import logging
 from pathlib import Path
 
-from captune.cli.command import Command
+from captune.cli.command import SEED, Command
+from captune.utils.files import output_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, metavar="FOLDER", help="where the models go (default: into the package, in place)"
     )
     parser.add_argument("--only", choices=["captioner", "clip", "lm"], help="build this one (default: all)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="random seed (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from captune.storybook import MODELS, clip, language_model, train
 
     logging.getLogger("captune").setLevel(logging.INFO)
-    folder = args.output or MODELS
+    folder = output_path(args.output, what="models", folder=True) if args.output else MODELS
     if args.only in (None, "captioner"):
         print(json.dumps(train.build(train.BuildConfig(seed=args.seed), folder / "storybook"), indent=1))
     if args.only in (None, "clip"):

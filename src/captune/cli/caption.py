@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from captune.cli.command import Command, echo, hide_loading_bars
+from captune.cli.command import COUNT, DTYPES, SEED, SEVERAL, Command, echo, hide_loading_bars, number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,19 +19,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job = parser.add_argument_group("job")
     job.add_argument("--adapter", type=Path, metavar="FOLDER", help="a PEFT adapter, such as runs/g/adapter")
     job.add_argument("--overwrite", action="store_true", help="start the output again instead of resuming it")
-    job.add_argument("--limit", type=int, metavar="N", help="caption only the first N images")
-    job.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
-    job.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    job.add_argument("--limit", type=COUNT, metavar="N", help="caption only the first N images")
+    job.add_argument("--batch-size", type=SEVERAL, default=32, metavar="N", help="images at a time (default: 32)")
+    job.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default: auto, as saved)"
+    )
     job.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best available)")
     job.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     text = parser.add_argument_group("generation")
     text.add_argument("--prompt", metavar="TEXT", help="the text beside the image (default: the model family's)")
-    text.add_argument("--max-new-tokens", type=int, metavar="N", help="longest caption (default: the model family's)")
-    text.add_argument("--num-beams", type=int, default=1, metavar="N", help="width of beam search (default: 1, greedy)")
     text.add_argument(
-        "--temperature", type=float, metavar="X", help="sample at this temperature (default: do not sample)"
+        "--max-new-tokens",
+        type=number(int, 1, 32_768),
+        metavar="N",
+        help="longest caption (default: the model family's)",
     )
-    text.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of sampling (default: 0)")
+    text.add_argument(
+        "--num-beams",
+        type=number(int, 1, 100),
+        default=1,
+        metavar="N",
+        help="width of beam search (default: 1, greedy)",
+    )
+    text.add_argument(
+        "--temperature",
+        type=number(float, 1e-3, 100),
+        metavar="X",
+        help="sample at this temperature (default: do not sample)",
+    )
+    text.add_argument("--seed", type=SEED, default=0, metavar="N", help="random seed of sampling (default: 0)")
     text.add_argument(
         "--decoder", metavar="SPEC", help="cfg:2.0, contrastive:0.5, best-of:8:clip, self-correct or zerocap"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +39,29 @@ class Command(NamedTuple):
     add_arguments: Callable[[argparse.ArgumentParser], Any]
     run: Callable[[argparse.Namespace], int]
     reads_sources: bool = False
+
+
+def number(kind: type, at_least: float, at_most: float) -> Callable[[str], Any]:
+    """Return what reads a flag's number, and refuses one that is out of range, infinite, or written oddly."""
+
+    def read(text: str) -> Any:
+        from pydantic import Field
+
+        from captune.utils.spec import convert
+
+        try:
+            return convert(text, Annotated[kind, Field(ge=at_least, le=at_most)])
+        except ValueError as problem:
+            raise argparse.ArgumentTypeError(str(problem)) from problem
+
+    return read
+
+
+# The upper ends are far beyond what anyone uses: they catch a slip before it costs a day.
+COUNT = number(int, 1, 10**9)  # of images
+SEVERAL = number(int, 1, 10_000)  # of what is in memory at once
+SEED = number(int, 0, 2**32 - 1)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def echo(sentence: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from captune.cli.command import Command, echo, hide_loading_bars
+from captune.cli.command import SEVERAL, Command, echo, hide_loading_bars
+from captune.utils.files import output_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-encoder", metavar="MODEL", help=f"a sentence encoder, or a CLIP ({encoders})")
     parser.add_argument("--image-encoder", metavar="MODEL", help="CLIP, SigLIP, DINOv2, ... (default: storybook-clip)")
     parser.add_argument("--index", choices=["flat", "ivf", "hnsw"], default="flat", help="default: flat, exact search")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    parser.add_argument("--batch-size", type=SEVERAL, default=32, metavar="N", help="images at a time (default: 32)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best available)")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus that was made with other settings")
 
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Build the corpus; 1 where images could not be read."""
     from captune.corpus import Corpus
 
+    output_path(args.output, what="corpora", folder=True)
     hide_loading_bars()
     encoders = {name: getattr(args, name) for name in ("text_encoder", "image_encoder") if getattr(args, name)}
     corpus = Corpus.build(

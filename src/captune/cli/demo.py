@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captune.cli.command import Command, hide_loading_bars, print_table
+from captune.cli.command import SEED, Command, hide_loading_bars, print_table
+from captune.utils.files import output_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="for the runs (default: runs/demo)"
     )
-    parser.add_argument("--seed", type=int, default=7, metavar="N", help="random seed of the training (default: 7)")
+    parser.add_argument("--seed", type=SEED, default=7, metavar="N", help="random seed of the training (default: 7)")
     for flag, name, metavar, text in (
         ("--model", "model", "MODEL", "the captioner"),
         ("--images", "unlabelled", "SOURCE", "unlabelled images to learn from"),
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and evaluate, then print the table, the minutes it took and the path of the report."""
+    output_path(args.output, what="runs", folder=True)
     hide_loading_bars()
     started = time.perf_counter()
     rows, page = demo(args.output, seed=args.seed, **{name: getattr(args, name) for name in DEFAULTS})

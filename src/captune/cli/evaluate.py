@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from captune.cli.command import Command, echo, hide_loading_bars
+from captune.cli.command import SEED, Command, echo, hide_loading_bars, number
 from captune.errors import UsageError
 
 SCORERS = "bleu,rouge,cider,health"
@@ -27,9 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--paired", action="store_true", help="test each further file against the first, by image")
     parser.add_argument(
-        "--bootstrap", type=int, default=1000, metavar="N", help="resamples per interval (default: 1000)"
+        "--bootstrap",
+        type=number(int, 0, 100_000),
+        default=1000,
+        metavar="N",
+        help="resamples per interval (default: 1000)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the resampling (default: 0)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="random seed of the resampling (default: 0)")
     parser.add_argument(
         "--cache",
         type=Path,
@@ -49,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.paired and len(args.captions) < 2:
         raise UsageError("--paired needs at least two caption files: captune evaluate a.jsonl b.jsonl --paired ...")
+    if not split_specs(args.scorers):
+        raise UsageError(f"--scorers names no scorer; `captune scorers` lists them, and the default is {SCORERS}")
     hide_loading_bars()
     result = evaluate_files(
         args.captions,

@@ -127,8 +127,19 @@ def _run(argv: list[str]) -> int:
         argv[place] = verb = new
     if verb is not None and verb not in COMMANDS and verb not in train.METHODS:
         raise UsageError(nearest(verb, verbs(), "verb"))
+    _refuse_empty(argv)
     args = parser(verb).parse_args(argv)
     return command(args.verb).run(args)
+
+
+def _refuse_empty(argv: Sequence[str]) -> None:
+    """An empty path is the current folder to Python: what is given as nothing is a slip of the shell."""
+    for before, word in zip(["captune", *argv], argv, strict=False):
+        flag, equals, value = word.partition("=")
+        if equals and flag.startswith("--") and not value.strip():
+            before, word = flag, ""
+        if not word.strip() and before != "--prompt":  # a prompt may be empty: the image alone
+            raise UsageError(f"{before if before.startswith('--') else 'an argument'} is empty: give it a value")
 
 
 @contextlib.contextmanager

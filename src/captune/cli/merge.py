@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from captune.cli.command import Command, echo, hide_loading_bars
+from captune.cli.command import DTYPES, Command, echo, hide_loading_bars
+from captune.utils.files import output_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="the base: a folder, a name on the hub, or storybook")
     parser.add_argument("--adapter", type=Path, required=True, metavar="FOLDER", help="such as runs/g/adapter")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the model folder to write")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default: auto, as saved)"
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
 
 
@@ -21,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Merge and print the folder."""
     from captune.models.captioner import Captioner
 
+    output_path(args.output, what="merged models", folder=True)
     hide_loading_bars()
     captioner = Captioner.load(
         args.model, adapter=args.adapter, dtype=args.dtype, device="cpu", trust_remote_code=args.trust_remote_code

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from captune.cli.command import Command
 from captune.errors import UsageError
+from captune.utils.files import output_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     for folder in args.runs:
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a run directory, such as `captune vizer --output FOLDER` writes")
-    print(render(args.runs, args.output))
+    print(render(args.runs, output_path(args.output, ".html", ".htm", what="reports")))
     return 0
 
 

@@ -69,6 +69,8 @@ class Source:
         """
         text = str(text)
         where, mark, query = text.rpartition("?")
+        if not (where or query).strip():
+            raise SourceError("the source has no name: give a folder, a file, a dataset or storybook:SPLIT")
         if not mark or os.path.exists(text):
             return cls(text)
         query = query.replace("+", "%2B")  # a plus is itself here, as in train+restval
@@ -189,7 +191,8 @@ def _by_scheme(source: Source, scheme: Scheme, limit: int | None) -> Dataset:
     if source.columns or any(value is not None for value in (source.skip, source.split, source.images)):
         raise SourceError(f"{source.where} takes only ?n= and ?seed= (the split is the name: {scheme.name}:test)")
     name = source.where.partition(":")[2]
-    dataset = scheme.load(name, n=source.n, seed=source.seed)
+    first = source.n if limit is None or source.n is None else min(source.n, limit)  # no more is made than is used
+    dataset = scheme.load(name, n=first, seed=source.seed)
     return dataset if limit is None or limit >= len(dataset) else dataset.select(range(limit))
 
 

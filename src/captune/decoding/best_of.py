@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class BestOf:
     """The best of N samples (temperature 1), judged by a scorer: "best-of:8:clip", "best-of:8:clip - 0.1*length"."""
 
-    n: Annotated[int, Field(ge=1, description="samples of each image")] = 8
+    n: Annotated[int, Field(ge=1, le=1024, description="samples of each image")] = 8
     scorer: Annotated[str, Field(description="what picks one of them: a scorer, or a weighted sum of scorers")] = "clip"
 
     positional: ClassVar = ("n", "scorer")

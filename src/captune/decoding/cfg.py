@@ -106,7 +106,7 @@ def guided(captioner: Captioner, images: Sequence[Any], *, weight: float, beta: 
 class ClassifierFreeGuidance:
     """Guidance of scale gamma, "cfg:2.0": scale gamma > 0; 1 is plain decoding, and costs no more than that."""
 
-    scale: Annotated[float, Field(gt=0, description="gamma; 1 is plain decoding")] = 2.0
+    scale: Annotated[float, Field(gt=0, le=100, description="gamma; 1 is plain decoding")] = 2.0
 
     positional: ClassVar = ("scale",)
     example: ClassVar = "cfg:2.0"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Contrastive:
     """Contrastive decoding, "contrastive:0.5" or "contrastive:0.5?beta=0.2": alpha >= 0, and beta between 0 and 1."""
 
-    alpha: Annotated[float, Field(ge=0, description="how much the blank image counts against a word")] = 1.0
+    alpha: Annotated[float, Field(ge=0, le=100, description="how much the blank image counts against a word")] = 1.0
     beta: Annotated[float, Field(ge=0, le=1, description="least share of the likeliest word's probability")] = 0.1
 
     positional: ClassVar = ("alpha",)

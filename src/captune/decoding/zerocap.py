@@ -157,15 +157,17 @@ class ZeroCapModel:
 class ZeroCap:
     """ZeroCap, "zerocap:?top_k=512&steps=5": CLIP-guided decoding of a frozen language model."""
 
-    steps: Annotated[int, Field(ge=0, description="gradient steps for each token")] = 5
-    clip_scale: Annotated[float, Field(description="weight of L_CLIP")] = 1.0
-    fluency: Annotated[float, Field(description="lambda, the weight of L_CE")] = 0.2
-    step_size: Annotated[float, Field(description="alpha")] = 0.3
-    norm_exponent: Annotated[float, Field(description="r")] = 0.9
-    temperature: Annotated[float, Field(gt=0, description="tau_c, of CLIP's distribution")] = 0.01
+    steps: Annotated[int, Field(ge=0, le=1000, description="gradient steps for each token")] = 5
+    clip_scale: Annotated[float, Field(ge=-1000, le=1000, description="weight of L_CLIP")] = 1.0
+    fluency: Annotated[float, Field(ge=-1000, le=1000, description="lambda, the weight of L_CE")] = 0.2
+    step_size: Annotated[float, Field(ge=-1000, le=1000, description="alpha")] = 0.3
+    norm_exponent: Annotated[float, Field(ge=-10, le=10, description="r")] = 0.9
+    temperature: Annotated[float, Field(gt=0, le=1000, description="tau_c, of CLIP's distribution")] = 0.01
     top_k: Annotated[int, Field(ge=1, description="candidates that CLIP is asked about")] = 512
-    min_p: Annotated[float, Field(description="a candidate's least share of the likeliest one's probability")] = 0.01
-    fusion: Annotated[float, Field(description="f, how much of the moved distribution is taken")] = 0.99
+    min_p: Annotated[
+        float, Field(ge=0, le=1, description="a candidate's least share of the likeliest one's probability")
+    ] = 0.01
+    fusion: Annotated[float, Field(ge=0, le=1, description="f, how much of the moved distribution is taken")] = 0.99
 
     positional: ClassVar = ()
     example: ClassVar = "zerocap:?top_k=512&steps=5"

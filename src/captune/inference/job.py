@@ -32,9 +32,11 @@ from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, MissingColumn, SettingError
 from captune.inference.order import Row, cost, in_source_order, select_images, windows
 from captune.inference.settings import beside, job_settings, same_settings
-from captune.utils.files import jsonl_line, replace_file
+from captune.utils.files import jsonl_line, output_path, replace_file
 
 logger = logging.getLogger(__name__)
+
+SUFFIXES = (".jsonl", ".ndjson")
 
 
 class CaptionReport(NamedTuple):
@@ -109,6 +111,7 @@ def caption_to_file(
     from captune.decoding.zerocap import ZeroCap, ZeroCapModel
     from captune.models.captioner import Captioner
 
+    output_path(output, *SUFFIXES, what="captions")
     load_images(source, limit=1, decode=False, stream=True)
     decode = None if decoder is None else load_decoder(decoder)
     if decode is not None and isinstance(decode, ZeroCap) != (model is None):
@@ -175,10 +178,10 @@ def caption_source(
         raise MissingColumn(
             f"the decoder {decoder} needs {' and '.join(lacking)}, which captioning cannot provide: it has images only"
         )
+    output = output_path(output, *SUFFIXES, what="captions")
     dataset = select_images(source, limit)
     sampled = generation.get("do_sample", False) or (decoder is not None and decoder.samples)
     settings = job_settings(captioner, source, seed if sampled else None, generation, decoder)
-    output = Path(output)
     if resume:
         same_settings(output, settings)
     with CaptionWriter(output, resume=resume) as writer:

@@ -53,9 +53,17 @@ def parse(text: str) -> dict[str, float]:
         if term is None or (weights and not term["sign"]):
             raise _error(text, at)
         weight = float(term["before"] or 1) * float(term["after"] or 1)
+        if not 1e-12 <= weight <= 1e12:
+            raise ExpressionError(
+                f"the weight {term['before'] or ''}{' * ' if term['before'] and term['after'] else ''}"
+                f"{term['after'] or ''} of {term['scorer']!r} is {weight:g}, in the expression\n    {text}\n"
+                "A weight is a number between 1e-12 and 1e12; leave out a scorer that should not count"
+            )
         scorer = term["scorer"]
         weights[scorer] = weights.get(scorer, 0.0) + (-weight if term["sign"] == "-" else weight)
         at = term.end()
+    if gone := next((scorer for scorer, weight in weights.items() if weight == 0), None):
+        raise ExpressionError(f"{gone!r} is added and taken away again in the expression\n    {text}\nLeave it out")
     return weights
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_SEED = 91
 DEFAULT_SIZE = {"train": 2000, "unlabelled": 4000}  # other splits: 500
 IMAGE_SIZE = 64
+MOST = 100_000  # images of one source
 
 
 def model_path(name: str) -> Path:
@@ -56,7 +57,7 @@ def load(split: str, n: int | None = None, seed: int | None = None) -> Dataset:
         A dataset with columns image (64 x 64 RGB), image_id, references (5), scene, alt_text.
 
     Raises:
-        SourceError: for an unknown split or a negative n.
+        SourceError: for an unknown split, or an n out of range.
     """
     from datasets import Dataset, Features, Image, List, Value
     from tqdm.auto import tqdm
@@ -64,8 +65,8 @@ def load(split: str, n: int | None = None, seed: int | None = None) -> Dataset:
     if split not in SPLITS:
         raise SourceError(nearest(split, SPLITS, "storybook split"))
     n = DEFAULT_SIZE.get(split, 500) if n is None else n
-    if n < 0:
-        raise SourceError(f"storybook:{split}: n must not be negative, it is {n}")
+    if not 0 <= n <= MOST:
+        raise SourceError(f"storybook:{split}: n is {n}; it must be from 0 to {MOST:,}, all of which are drawn at once")
     seed = DEFAULT_SEED if seed is None else seed
     rows = [record(split, seed, index) for index in tqdm(range(n), desc="drawing", disable=None if n >= 5000 else True)]
     text = Value("string")

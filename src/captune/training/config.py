@@ -175,7 +175,7 @@ class RLConfig(TrainingConfig):
     """Settings of every method that samples captions and learns from what they are worth."""
 
     num_generations: Several = setting("captions sampled per image", 8, group="sampling")
-    temperature: Annotated[float, Field(gt=0, le=100)] = setting(
+    temperature: Annotated[float, Field(ge=1e-3, le=100)] = setting(
         "temperature of the sampled captions", 1.0, group="sampling"
     )
     max_new_tokens: Tokens = setting("longest caption in tokens", 40, group="sampling")

@@ -65,9 +65,9 @@ class Cycle(Scorer):
         ] = DEFAULT_MODEL
         encoder: Annotated[str, Field(description="what compares the images; default: the source's own")] = ""
         seed: Annotated[int, Field(ge=0, description="of the noise")] = 0
-        steps: Annotated[int | None, Field(ge=1, description="the pipeline's; default: its own")] = None
+        steps: Annotated[int | None, Field(ge=1, le=10_000, description="the pipeline's; default: its own")] = None
         guidance: Annotated[float | None, Field(description="the pipeline's; default: its own")] = None
-        size: Annotated[int | None, Field(ge=1, description="pixels; default: the pipeline's own")] = None
+        size: Annotated[int | None, Field(ge=1, le=4096, description="pixels; default: the pipeline's own")] = None
 
     def __init__(self, argument: str | None = None, *, pipeline: Any = None, encoder: Any = None,
                  device: str | None = None, batch_size: int = 32) -> None:  # fmt: skip

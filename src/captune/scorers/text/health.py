@@ -108,7 +108,7 @@ class Repetition(Scorer):
     class Settings:
         """What a spec sets."""
 
-        n: Annotated[int, Field(ge=1, description="the length of the n-grams")] = 3
+        n: Annotated[int, Field(ge=1, le=1000, description="the length of the n-grams")] = 3
 
     def __init__(self, argument: str | None = None) -> None:
         self.n = self.read(argument).n
