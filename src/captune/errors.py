@@ -6,10 +6,35 @@ is a bug. Each also is the builtin error of its kind, so that `except ValueError
 
 from __future__ import annotations
 
+import os
+import re
+
+_IN_URL = re.compile(  # a password that holds / or # as it is, too, but not a port: http://host:8000/v1#model@1
+    r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s/?#'\"|]+|[^\s/?#@:'\"|]*:(?!\d+(?:[/?#\s]|$))[^\s'\"|]*)@", re.IGNORECASE
+)
+_IN_QUERY = re.compile(r"([?&;](?:[\w-]*(?:key|token|secret|signature|password))=)[^&\s#'\"|]+", re.IGNORECASE)
+_BEARER = re.compile(r"(\bBearer\s+)[^\s'\"]{4,}", re.IGNORECASE)
+_SECRET_NAMES = re.compile(r"(API_?KEY|ACCESS_KEY(_ID)?|SECRET(_KEY)?|TOKEN|PASSWORD|PASSWD)$")
+_HIDDEN = "***"
+
+
+def redact(text: str) -> str:
+    """Return a text without secrets: passwords and keys in URLs, bearer tokens, and what the environment calls a key.
+
+    Every message, log line, signature and file that could hold one goes through this function.
+    """
+    for name, value in os.environ.items():
+        secret = value.strip()
+        if len(secret) >= 8 and secret in text and _SECRET_NAMES.search(name.upper()):
+            text = text.replace(secret, _HIDDEN)
+    text = _IN_URL.sub(rf"\1{_HIDDEN}@", text)
+    text = _IN_QUERY.sub(rf"\1{_HIDDEN}", text)
+    return _BEARER.sub(rf"\1{_HIDDEN}", text)
+
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its kind where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of an error's message, without secrets; its kind where it has none."""
+    return redact(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 class CaptuneError(Exception):
@@ -20,6 +45,9 @@ class CaptuneError(Exception):
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return redact(super().__str__())
 
 
 class UsageError(CaptuneError, ValueError):
@@ -45,7 +73,7 @@ class BadImage(CaptuneError, ValueError):
         self.why = why
 
     def __str__(self) -> str:
-        return f"{self.item}: {self.why}"
+        return redact(f"{self.item}: {self.why}")
 
 
 class CaptionFileError(CaptuneError, ValueError):

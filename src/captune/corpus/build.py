@@ -82,7 +82,8 @@ def build(
     }
     folder.mkdir(parents=True, exist_ok=True)
     with files.only_builder(folder):
-        begun = _begin(folder, settings, overwrite)
+        encoders = {"text_encoder": text_model, "image_encoder": image_model}
+        begun = _begin(folder, settings, encoders, overwrite)
         if not begun.get("complete"):
             job = _Job(text_model, image_model, folder, batch_size, begun["shard_size"], progress)
             count = job.run(dataset)
@@ -97,7 +98,7 @@ def _count(dataset: ImageSource) -> int | None:
     return len(dataset) if isinstance(dataset, Dataset) else None
 
 
-def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+def _begin(folder: Path, settings: dict[str, Any], encoders: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """The config of the build that starts or resumes here; CorpusError if the folder holds another one."""
     if overwrite:
         files.clear(folder)
@@ -114,7 +115,7 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
         if begun.get(key) != settings[key]
     ]
     for slot in ("text_encoder", "image_encoder"):
-        if begun[slot]["digest"] != settings[slot]["digest"]:
+        if not files.same_encoder(begun, slot, encoders[slot]):
             then, now = ("{name}@{digest}".format(**c[slot]) for c in (begun, settings))
             differences.append(f"{slot.replace('_', ' ')} {then}, not {now}")
     if differences:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -77,6 +77,8 @@ class Corpus:
         self.image_vectors = files.open_vectors(self.folder, "images.npy", (images, None), np.float32)
         self.owners = files.open_vectors(self.folder, "owners.npy", (entries,), np.int64)
         self.image_ids = files.read_image_ids(self.folder, images)
+        vectors = ("texts.npy", self.text_vectors), ("images.npy", self.image_vectors)
+        files.check_whole(self.folder, self.owners, images, *vectors)
         self.index = index
         self._index: Any = None
         if index == "device":
@@ -181,7 +183,13 @@ class Corpus:
     @cached_property
     def captions(self) -> list[str]:
         """The text of each entry, read at first use."""
-        return [row["caption"] for row in read_jsonl(self.folder / "entries.jsonl")]
+        rows = [row.get("caption") for row in read_jsonl(self.folder / "entries.jsonl")]
+        if len(rows) != len(self) or not all(isinstance(caption, str) for caption in rows):
+            raise CorpusError(
+                f"{self.folder / 'entries.jsonl'} has not the {len(self)} captions that the corpus is made of; build "
+                "it again with --overwrite"
+            )
+        return cast(list[str], rows)
 
     @cached_property
     def text_encoder(self) -> EncodesTexts:
@@ -195,7 +203,7 @@ class Corpus:
 
     def _same(self, slot: str, encoder: Any) -> Any:
         made = self.config[slot]
-        if encoder.digest != made["digest"]:
+        if not files.same_encoder(self.config, slot, encoder):
             raise CorpusError(
                 f"{self.folder} was made with the {slot.replace('_', ' ')} {made['name']}@{made['digest']}, not "
                 f"{encoder.name}@{encoder.digest}: vectors of two encoders do not compare"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,10 +30,13 @@ import numpy as np
 from captune.errors import CorpusError
 from captune.utils.files import jsonl_line, lock, replace_file, replacing
 
-FORMAT = 1
+logger = logging.getLogger(__name__)
+FORMAT = 2  # 1: an encoder's digest was that of its weights alone
+_FORMATS = (1, 2)
 CONFIG = "config.json"
 _AGAIN = "build the corpus again: captune corpus build … --overwrite"
 SHARDS = "shards"
+_ROWS = 8192  # vectors checked at once
 OWN = (
     "texts.npy",
     "images.npy",
@@ -218,8 +222,11 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise CorpusError(f"{folder / CONFIG} cannot be read: {error}") from error
-    if config.get("format") != FORMAT:
-        raise CorpusError(f"{folder} has format {config.get('format')}; this captune reads {FORMAT}: {_AGAIN}")
+    if config.get("format") not in _FORMATS:
+        raise CorpusError(f"{folder} has format {config.get('format')}; this captune reads up to {FORMAT}: {_AGAIN}")
+    for slot in ("text_encoder", "image_encoder"):
+        if not isinstance(config[slot], dict) or not {"name", "digest"} <= config[slot].keys():
+            raise CorpusError(f"{folder / CONFIG} does not say what its {slot} is; {_AGAIN}")
     return config
 
 
@@ -236,7 +243,47 @@ def complete_config(folder: Path) -> dict[str, Any]:
         )
     if not config.get("complete"):
         raise CorpusError(f"{folder} is not finished; run its `captune corpus build` again, which resumes")
+    if lacking := [key for key in ("entries", "images", "digest") if key not in config]:
+        raise CorpusError(f"{folder / CONFIG} lacks {', '.join(lacking)}; {_AGAIN}")
     return config
+
+
+def same_encoder(config: dict[str, Any], slot: str, encoder: Any) -> bool:
+    """Return whether an encoder is the one of the build; of format 1, which knew the weights alone, that is logged."""
+    made = config[slot]["digest"]
+    if config["format"] > 1 or not hasattr(encoder, "weights"):
+        return bool(made == encoder.digest)
+    if made != encoder.weights:
+        return False
+    logger.warning(
+        "this corpus knows its %s by the weights alone: whether tokenizer and settings are still the same cannot be "
+        "seen; a new build knows",
+        slot.replace("_", " "),
+    )
+    return True
+
+
+def check_whole(folder: Path, owners: np.ndarray, images: int, *vectors: tuple[str, np.ndarray]) -> None:
+    """Check that every entry has an image and every vector is finite; one pass over the files.
+
+    Raises:
+        CorpusError: names the file and how many of its rows are wrong, and the first.
+    """
+    wrong = np.flatnonzero((owners < 0) | (owners >= images))
+    if len(wrong):
+        raise CorpusError(f"{folder / 'owners.npy'}: {len(wrong)} entries have no image, first {wrong[0]}; {_AGAIN}")
+    for name, array in vectors:
+        bad = [
+            start + int(row)
+            for start in range(0, len(array), _ROWS)
+            if not np.isfinite(array[start : start + _ROWS].sum())
+            for row in np.flatnonzero(~np.isfinite(array[start : start + _ROWS]).all(axis=1))
+        ]
+        if bad:
+            raise CorpusError(
+                f"{folder / name}: {len(bad)} vectors are not finite, in the rows "
+                f"{', '.join(map(str, bad[:3]))}{' ...' if len(bad) > 3 else ''}; {_AGAIN}"
+            )
 
 
 def read_image_ids(folder: Path, count: int) -> list[str]:

@@ -50,6 +50,7 @@ from captune.models import hub
 from captune.models.captioner import NEUTRAL
 from captune.models.encoders.clip import Encoder
 from captune.utils.device import pick_device
+from captune.utils.loads import check_model
 
 MAX_NEW_TOKENS = 15  # the paper's, for language models that name no number
 
@@ -92,9 +93,13 @@ class ZeroCapModel:
         source = hub.resolve(name, what="language model", example="openai-community/gpt2")
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CaptionerError(f"language model {name!r} cannot be loaded: {first_line(error)}") from error
+        model, info = loaded
+        check_model(model, info, what=f"language model {name!r}", error=CaptionerError)
         device = pick_device(device)
         encoder = Encoder.load(image_encoder, device=device)
         return cls(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from PIL import Image
 from torch import nn
@@ -24,6 +24,7 @@ from captune.models import hub, image_inputs, loading
 from captune.models import inputs as batches
 from captune.models.caching import vision
 from captune.models.families import Family, attribute, family_for, lora_targets
+from captune.utils import hashing
 from captune.utils.device import pick_device
 
 #: Decoding follows the caller alone: a checkpoint's generation_config.json (Qwen2-VL ships top_k=1) would change it.
@@ -119,6 +120,23 @@ class Captioner:
     def dtype(self) -> torch.dtype:
         """The precision of the weights that are no 4-bit ones."""
         return self.core.dtype
+
+    def identity(self, *, base: bool = False) -> str:
+        """Return 8 hex digits of what decides the captions: weights, tokenizer, image processor, template, prompt.
+
+        Args:
+            base: of the captioner without its adapter, by a digest of some of the weights.
+        """
+        weights = self.base_digest() if base else self.core
+        images = getattr(self.processor, "image_processor", None)
+        template = getattr(self.processor, "chat_template", None)
+        return hashing.identity(weights, self.tokenizer, images, unused=(), template=template, prompt=self.prompt)
+
+    def base_digest(self) -> str | None:
+        """Return a digest of the base's weights, which adapters and mappers remember; None where it is not known."""
+        if isinstance(self.model, PeftModel):
+            return (getattr(self.model, "base_record", None) or {}).get("digest")
+        return loading.base_record(self.core)["digest"]
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
@@ -550,7 +568,9 @@ class Captioner:
     def _wrap(self, config: LoraConfig) -> PeftModel:
         if isinstance(self.model, PeftModel):
             raise CaptionerError("this captioner has an adapter already; load it without one, or merge it first")
+        base = loading.base_record(self.core)
         self.model = get_peft_model(self.core, config)
+        self.model.base_record = base  # type: ignore[assignment]
         config.base_model_name_or_path = self.name  # what the user called it, not where it happens to lie
         return self.model
 
@@ -602,7 +622,7 @@ class Captioner:
         return Path(output)
 
     def save_adapter(self, folder: str | Path) -> Path:
-        """Write adapter_config.json and adapter_model.safetensors.
+        """Write adapter_config.json, adapter_model.safetensors and base_model.json, a digest of the base's weights.
 
         Raises:
             CaptionerError: there is no adapter.
@@ -611,17 +631,18 @@ class Captioner:
             raise CaptionerError("there is no adapter to save: call make_trainable() first")
         # False: "auto" would ask the hub about the base model's vocabulary
         self.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        loading.write_base_record(Path(folder), getattr(self.model, "base_record", None))
         return Path(folder)
 
     def load_adapter_weights(self, folder: str | Path) -> None:
         """Put the weights that `save_adapter` wrote into this captioner's adapter, which must have the same shape.
 
         Raises:
-            CaptionerError: there is no adapter.
+            CaptionerError: there is no adapter, or the saved one is not whole.
         """
         if not isinstance(self.model, PeftModel):
             raise CaptionerError("there is no adapter to load weights into: call make_trainable() first")
-        set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device=str(self.device)))
+        loading.fill_adapter(self.model, str(folder))
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

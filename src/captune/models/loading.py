@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -18,6 +19,12 @@ import captune.models.prefix_captioner  # noqa: F401  registers its model with t
 from captune.errors import CaptionerError, first_line
 from captune.models.families import FAMILIES
 from captune.models.hub import is_local
+from captune.utils.files import replace_file
+from captune.utils.hashing import base_digest
+from captune.utils.loads import check_finite, check_model, few, refuse
+
+BASE_FILE = "base_model.json"  # beside an adapter: which weights it was trained on
+_RETRAIN = "Name the whole adapter folder of this very model, or train it again."
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +71,11 @@ def load_model(
         folder,
         "weights (*.safetensors)",
     )
-    if info["missing_keys"] or info["mismatched_keys"]:
-        names = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-        raise CaptionerError(
-            f"the weights of {source} do not fit {type(model).__name__}: {len(names)} tensors are missing or have "
-            f"another shape ({', '.join(names[:3])}, ...). An incomplete download, or another model's config."
+    if info["unexpected_keys"]:
+        logger.warning(
+            "%s has %d tensors that %s does not use", source, len(info["unexpected_keys"]), type(model).__name__
         )
+    check_model(model, info, what=f"the weights of {source} as {type(model).__name__}", error=CaptionerError)
     return model, processor
 
 
@@ -92,7 +98,7 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path, *, trainable: bool
     """Wrap the model with the PEFT adapter saved in a folder or on the hub.
 
     Raises:
-        CaptionerError: the adapter does not exist, is damaged, or belongs to another model.
+        CaptionerError: the adapter does not exist, is damaged or not whole, or belongs to another model.
     """
     name = str(adapter)
     folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else None
@@ -103,20 +109,95 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path, *, trainable: bool
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             if not (folder / file).is_file():
                 raise CaptionerError(f"{name} is not an adapter folder: it has no {file} (write one with save_adapter)")
-        try:
-            json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CaptionerError(f"{name}/adapter_config.json is not valid JSON: {error}") from error
+        _json_object(folder / "adapter_config.json")
+    base = base_record(model)
+    _same_base(model, name, folder, base)
     try:
-        return PeftModel.from_pretrained(model, name, is_trainable=trainable, use_safetensors=True)
+        wrapped = PeftModel.from_pretrained(model, name, is_trainable=trainable, use_safetensors=True)
     except OSError as error:
         raise CaptionerError(_unreachable(name, "adapter", error)) from error
     except SafetensorError as error:
         raise CaptionerError(f"the adapter file in {name} is damaged: {first_line(error)}") from error
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise _unfit(name, model, error) from error
+    mapping = getattr(model, "_checkpoint_conversion_mapping", None)
+    fill_adapter(wrapped, name, key_mapping=mapping or None)
+    wrapped.base_record = base  # type: ignore[assignment]
+    return wrapped
+
+
+def fill_adapter(model: PeftModel, name: str, *, key_mapping: dict[str, str] | None = None) -> None:
+    """Put saved weights into the adapter that a model has: all of them, or none is accepted.
+
+    Args:
+        model: with an adapter called "default".
+        name: the adapter's folder or hub name.
+        key_mapping: of former names of the base model's modules.
+
+    Raises:
+        CaptionerError: names the tensors that are missing, not of this model, of another shape, or not finite.
+    """
+    what = f"adapter {name}"
+    try:
+        weights = load_peft_weights(name, device="cpu", key_mapping=key_mapping)
+        check_finite(weights.items(), what=what, error=CaptionerError)
+        result: Any = set_peft_model_state_dict(model, weights)
+    except SafetensorError as error:
+        raise CaptionerError(f"the adapter file in {name} is damaged: {first_line(error)}") from error
     except (ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, CaptionerError):
+            raise
+        raise _unfit(name, model.get_base_model(), error) from error
+    prefix = getattr(model.base_model, "prefix", None) or "lora_"
+    own = [key for key in result.missing_keys if ".default" in key and (prefix in key or ".modules_to_save." in key)]
+    refuse(what, own, result.unexpected_keys, remedy=_RETRAIN, error=CaptionerError)
+
+
+def base_record(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what an adapter remembers of its base: a digest of the weights, None where these are in 4 bits."""
+    digest = None if getattr(model, "is_loaded_in_4bit", False) else base_digest(model)
+    return {"digest": digest, "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def write_base_record(folder: Path, record: dict[str, Any] | None) -> None:
+    """Write the record beside an adapter, where PEFT does not look; nothing if there is none."""
+    if record is not None:
+        replace_file(folder / BASE_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def _same_base(model: PreTrainedModel, name: str, folder: Path | None, base: dict[str, Any]) -> None:
+    """Refuse an adapter of other base weights, which would load where all shapes are equal."""
+    record = _json_object(folder / BASE_FILE) if folder and (folder / BASE_FILE).is_file() else {}
+    then, now = record.get("digest"), base["digest"]
+    rounded = record.get("dtype") != base["dtype"] and "float16" in (record.get("dtype"), base["dtype"])
+    if then is None or now is None or rounded:
+        logger.warning(
+            "adapter %s does not say which weights it was trained on; of other weights than these of %s it makes no "
+            "sense, and nothing would show it",
+            name,
+            model.config._name_or_path or type(model).__name__,
+        )
+    elif then != now:
         raise CaptionerError(
-            f"adapter {name} does not fit {type(model).__name__}; it was trained on another model. {first_line(error)}"
-        ) from error
+            f"adapter {name} was trained on other weights (digest {then}) than those of this "
+            f"{type(model).__name__} ({now}): name the model that it was trained on"
+        )
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CaptionerError(f"{path} is not valid JSON: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise CaptionerError(f"{path} is no JSON object but {type(content).__name__}")
+    return content
+
+
+def _unfit(name: str, model: Any, error: Exception) -> CaptionerError:
+    shapes = re.findall(r"size mismatch for (\S+):", str(error))
+    why = f"{len(shapes)} tensors are of another shape ({few(shapes)})" if shapes else first_line(error)
+    return CaptionerError(f"adapter {name} does not fit {type(model).__name__}; it was trained on another model. {why}")
 
 
 def _try(load: Any, source: str, folder: Path | None, what: str) -> Any:

@@ -18,15 +18,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from captune.errors import CaptionerError, SettingError
+from captune.errors import CaptionerError, SettingError, first_line
+from captune.utils.hashing import weights_digest
+from captune.utils.loads import check_keys
 
 if TYPE_CHECKING:
     from captune.models.captioner import Captioner
 
-SIZES = ("hidden_size", "feature_size", "captioner_name")  # what a saved mapper's config holds beside MapperConfig
+_FIT_AGAIN = "Name another mapper, or fit it again with `captune vizer`."
+#: what a saved mapper's config holds beside MapperConfig
+SIZES = ("hidden_size", "feature_size", "captioner_name", "captioner_digest")
 
 
 @dataclass
@@ -94,17 +99,25 @@ class Mapper(nn.Module):
         hidden_size: width H of the captioner's hidden states.
         feature_size: width D of F_I.
         captioner_name: the captioner whose f_psi it reads, as `Captioner.load` takes it.
+        captioner_digest: of that captioner's weights without an adapter; None: not known.
     """
 
     centre: Tensor  # (D,), zeros where the config does not centre
     directions: Tensor  # (D, N), what whitens; (D, 0) where the config does not
 
-    def __init__(self, config: MapperConfig, hidden_size: int, feature_size: int, captioner_name: str = "") -> None:
+    def __init__(
+        self,
+        config: MapperConfig,
+        hidden_size: int,
+        feature_size: int,
+        captioner_name: str = "",
+        captioner_digest: str | None = None,
+    ) -> None:
         super().__init__()
         if config.depth < 1:
             raise SettingError(f"a mapper needs a depth of at least 1, not {config.depth}")
         self.config, self.hidden_size, self.feature_size = config, hidden_size, feature_size
-        self.captioner_name = captioner_name
+        self.captioner_name, self.captioner_digest = captioner_name, captioner_digest
         sizes = [hidden_size, *[config.width] * (config.depth - 1), config.whitened or feature_size]
         layers: list[nn.Module] = [nn.LayerNorm(hidden_size)]
         for i in range(config.depth):
@@ -175,7 +188,7 @@ class Mapper(nn.Module):
         """Read what `save` wrote.
 
         Raises:
-            CaptionerError: names the file that is missing.
+            CaptionerError: names the file that is missing, or what is wrong with it.
         """
         folder = Path(folder)
         for name in ("config.json", "mapper.safetensors"):
@@ -184,12 +197,41 @@ class Mapper(nn.Module):
                     f"{folder} holds no mapper: {name} is missing. "
                     "A mapper is what `captune vizer` leaves in <output>/mapper."
                 )
-        settings = json.loads((folder / "config.json").read_text())
-        sizes = {name: settings.pop(name) for name in SIZES}
-        known = {key: value for key, value in settings.items() if key in MapperConfig.__dataclass_fields__}
-        mapper = cls(MapperConfig(**known), **sizes)
-        mapper.load_state_dict(load_file(folder / "mapper.safetensors"))
+        try:
+            settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            sizes = {name: settings.pop(name) for name in SIZES[:3]}
+            sizes["captioner_digest"] = settings.pop("captioner_digest", None)
+            known = {key: value for key, value in settings.items() if key in MapperConfig.__dataclass_fields__}
+            mapper = cls(MapperConfig(**known), **sizes)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise CaptionerError(
+                f"{folder / 'config.json'} is not the config of a mapper ({why}). {_FIT_AGAIN}"
+            ) from error
+        file = folder / "mapper.safetensors"
+        try:
+            tensors = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise CaptionerError(f"the mapper's file {file} is damaged: {first_line(error)}. {_FIT_AGAIN}") from error
+        check_keys(tensors, mapper.state_dict(), what=f"mapper {folder}", remedy=_FIT_AGAIN, error=CaptionerError)
+        mapper.load_state_dict(tensors)
         return mapper.eval().requires_grad_(False)
+
+    def check_captioner(self, captioner: Captioner) -> None:
+        """Raise CaptionerError if the captioner has other weights than the one that the mapper was fitted on."""
+        if self.captioner_digest is None:
+            return
+        digest = captioner.base_digest()
+        if digest is not None and digest != self.captioner_digest:
+            raise CaptionerError(
+                f"the mapper was fitted on {self.captioner_name} with other weights (digest {self.captioner_digest}) "
+                f"than those of {captioner.name} ({digest}): its number would mean nothing. {_FIT_AGAIN}"
+            )
+
+    @property
+    def digest(self) -> str:
+        """8 hex digits of the weights."""
+        return weights_digest(self.state_dict(), types=True, unused=())
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from captune.scene_graphs.phrases import sentences
 from captune.scene_graphs.tagger import tag, words
 from captune.scene_graphs.wordnet import wordnet
 from captune.utils.device import pick_device
+from captune.utils.hashing import identity
+from captune.utils.loads import check_model
 
 DEFAULT_MODEL = "lizhuang144/flan-t5-base-VG-factual-sg"
 _PROMPT = "Generate Scene Graph: "
@@ -39,13 +41,14 @@ class FactualParser:
     def __init__(self, model: str | None = None, *, device: str | None = None, batch_size: int = 16) -> None:
         self.name, self._device, self.batch_size = model or DEFAULT_MODEL, device, batch_size
         self._loaded: tuple[Any, Any] | None = None
+        self._identity: str | None = None
 
     @property
     def signature(self) -> str:
-        """What the graphs depend on: the model's weights and the settings."""
-        from captune.utils.hashing import weights_digest
-
-        return f"factual/{self.name}@{weights_digest(self._model()[0].state_dict())}/beams-{_BEAMS}/wordnet-3.0"
+        """What the graphs depend on: the model's weights, tokenizer, generation settings, and the parser's own."""
+        if self._identity is None:
+            self._identity = identity(*self._model())
+        return f"factual/{self.name}@{self._identity}/beams-{_BEAMS}/wordnet-3.0"
 
     def check(self) -> None:
         """Raise ScorerError where the model is missing; load nothing."""
@@ -66,18 +69,22 @@ class FactualParser:
 
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:
+            from safetensors import SafetensorError
             from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
             device = pick_device(self._device)
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.name)
-                model = AutoModelForSeq2SeqLM.from_pretrained(self.name, use_safetensors=True)
-            except (OSError, ValueError, KeyError, ImportError) as error:
+                model, info = AutoModelForSeq2SeqLM.from_pretrained(
+                    self.name, use_safetensors=True, output_loading_info=True
+                )
+            except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
                 reason = first_line(error)
                 raise ScorerError(
                     f"the scene-graph parser {self.name} cannot be loaded: {reason.rstrip('.')}; where the hub can be "
                     f"reached, run: hf download {self.name}; or use the parser 'grammar', which needs no model"
                 ) from error
+            check_model(model, info, what=f"the scene-graph parser {self.name}", error=ScorerError)
             self._loaded = model.to(device).eval(), tokenizer
         return self._loaded
 

@@ -100,9 +100,9 @@ def test_no_answer_is_an_error_that_says_what_was_said_instead(said: str, tmp_pa
         answerer.answer_probabilities(QUESTIONS[:1])
 
 
-def test_a_model_that_computes_nan_does_not_answer(tmp_path: Path) -> None:
+def test_b3_a_model_with_nan_is_refused(tmp_path: Path) -> None:
     answerer = load_answerer(str(tiny_llm.gpt2(tmp_path / "m", {"Yes": math.nan})), device="cpu")
-    with pytest.raises(ScorerError, match="no answer about one"):
+    with pytest.raises(ScorerError, match="has values that are not finite in 1 tensors .lm_head.weight"):
         answerer.answer_probabilities(QUESTIONS[:1])
 
 
@@ -146,7 +146,7 @@ def test_damaged_models_are_refused_in_a_sentence(tmp_path: Path, tiny_folder) -
             load_answerer(str(bad), device="cpu").answer_probabilities(QUESTIONS)
     config = json.loads((good / "config.json").read_text())
     (good / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
-    with pytest.raises(ScorerError, match="12 tensors are missing or have another shape"):
+    with pytest.raises(ScorerError, match="12 tensors are missing"):
         load_answerer(str(good), device="cpu").answer_probabilities(QUESTIONS)
     with pytest.raises(ScorerError, match="cannot be loaded"):
         load_answerer(str(tiny_folder("llava")), device="cpu").answer_probabilities(QUESTIONS)

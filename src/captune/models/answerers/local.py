@@ -13,7 +13,8 @@ from captune.errors import ScorerError, first_line
 from captune.models import hub
 from captune.models.answerers.base import AROUND, SILENT, Question, check_length, match_answer, normalise_answers
 from captune.utils.device import pick_device
-from captune.utils.hashing import weights_digest
+from captune.utils.hashing import identity
+from captune.utils.loads import check_model
 
 
 class Vocabulary:
@@ -87,8 +88,8 @@ class LanguageModel:
 
     @cached_property
     def label(self) -> str:
-        """The name and a digest of the weights."""
-        return f"{self.name}@{weights_digest(self._model.state_dict())}"
+        """The name, and a digest of weights, tokenizer and template."""
+        return f"{self.name}@{identity(self._model, self._vocabulary.tokenizer)}"
 
     @cached_property
     def _source(self) -> str:
@@ -108,10 +109,9 @@ class LanguageModel:
                 self._source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
             model, info = loaded
-            if lacking := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
-                raise ValueError(f"{len(lacking)} tensors are missing or have another shape, such as {lacking[0]}")
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise self._unloadable("weights (*.safetensors)", error) from error
+        check_model(model, info, what=f"answering model {self.name!r}", error=ScorerError)
         return model.eval().requires_grad_(False).to(device)
 
     @cached_property

@@ -19,12 +19,12 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from tqdm import tqdm
 
-from captune.errors import ScorerError, SettingError
+from captune.errors import ScorerError, SettingError, redact
 from captune.models.answerers.base import SILENT, Question, match_answer, normalise_answers
 
 TOP_LOGPROBS = 20  # as many as OpenAI and vLLM give
@@ -34,8 +34,9 @@ _TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)  # worth another attempt; 
 class Server:
     """A chat model behind "http(s)://host:port/v1#model-name", which must give `logprobs`.
 
-    The key is read from OPENAI_API_KEY, or from HF_TOKEN for servers of Hugging Face. After a failure that may pass
-    (no connection, a timeout, 429, 5xx) the question is asked again.
+    The key is read from OPENAI_API_KEY, or from HF_TOKEN for servers of Hugging Face, unless the address has a user and
+    a password (http://user:password@host); neither is shown in a message, a signature or a file. After a failure that may
+    pass (no connection, a timeout, 429, 5xx) the question is asked again.
 
     Args:
         url: the server's address and the model's name.
@@ -54,10 +55,11 @@ class Server:
         base, _, self.model = url.partition("#")
         if not self.model or not urlsplit(base).hostname:
             raise SettingError(
-                f"{url!r} names no model: write the server's address and the model's name, as in "
+                f"{redact(url)!r} names no model: write the server's address and the model's name, as in "
                 "http://localhost:8000/v1#Qwen/Qwen3-8B"
             )
         self.base = base.rstrip("/")
+        self.address = redact(self.base)  # what messages, signatures and files say
         self.timeout, self.attempts, self.delay, self.workers = timeout, attempts, delay, workers
         # turns Qwen3's thinking off in vLLM, SGLang and llama.cpp; OpenAI refuses the field
         self._extra: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
@@ -65,7 +67,7 @@ class Server:
     @property
     def label(self) -> str:
         """Model and address; a server's weights cannot be seen, so figures are only as reproducible as its service."""
-        return f"{self.model}@{self.base}"
+        return f"{self.model}@{self.address}"
 
     def check(self) -> None:
         """Raise ScorerError if nothing answers at the address."""
@@ -76,7 +78,7 @@ class Server:
             ).close()
         except OSError as error:
             raise ScorerError(
-                f"nothing answers at {self.base} ({error}): start the server there, for example "
+                f"nothing answers at {self.address} ({error}): start the server there, for example "
                 f"`vllm serve {self.model}`, or name another address"
             ) from error
 
@@ -119,11 +121,11 @@ class Server:
             first = ((choice.get("logprobs") or {}).get("content") or [None])[0]
             top = None if first is None else [(t["token"], math.exp(t["logprob"])) for t in first["top_logprobs"]]
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            reply_start = reply[:80].decode(errors="replace")
-            raise ScorerError(f"{self.base} gave an invalid chat completion: {reply_start!r}") from error
+            reply_start = self._without_key(reply[:200].decode(errors="replace"))[:80]
+            raise ScorerError(f"{self.address} gave an invalid chat completion: {reply_start!r}") from error
         if not top:
             raise ScorerError(
-                f"{self.model} at {self.base} gives no log-probabilities of its answers, which are read instead of "
+                f"{self.model} at {self.address} gives no log-probabilities of its answers, which are read instead of "
                 "its text: use a server that does, such as vLLM or llama.cpp"
             )
         mass = [0.0] * len(question.answers)
@@ -139,32 +141,59 @@ class Server:
             try:
                 return self._post({**payload, **self._extra})
             except urllib.error.HTTPError as error:
-                body = error.read(2000).decode(errors="replace")
+                body = self._without_key(error.read(2000).decode(errors="replace"))
                 if error.code in (400, 422) and self._extra and "chat_template_kwargs" in body:
                     self._extra = {}
                     return self._complete(payload)
-                failure = f"{error.code} {error.reason}: {' '.join(body.split())[:200]}"
+                failure = f"{error.code} {self._without_key(str(error.reason))}: {' '.join(body.split())[:200]}"
                 if error.code in (401, 403):
                     failure += f" (the key is read from {self._key_variable()})"
                 if error.code not in _TRANSIENT:
-                    raise ScorerError(f"{self.base} refused a question to {self.model}: {failure}") from error
+                    raise ScorerError(f"{self.address} refused a question to {self.model}: {failure}") from error
             except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-                failure = str(getattr(error, "reason", None) or error) or type(error).__name__
+                failure = self._without_key(str(getattr(error, "reason", None) or error)) or type(error).__name__
             if attempt + 1 < self.attempts:
                 time.sleep(self.delay * 2**attempt)
         raise ScorerError(
-            f"{self.model} at {self.base} gave no answer in {self.attempts} attempts; the last: {failure}"
+            f"{self.model} at {self.address} gave no answer in {self.attempts} attempts; the last: {failure}"
         )
 
     def _post(self, payload: dict[str, Any]) -> bytes:
+        parts = urlsplit(self.base)
+        user, _, host = parts.netloc.rpartition("@")
         request = urllib.request.Request(
-            f"{self.base}/chat/completions", json.dumps(payload).encode(), {"Content-Type": "application/json"}
+            f"{parts._replace(netloc=host).geturl()}/chat/completions",
+            json.dumps(payload).encode(),
+            {"Content-Type": "application/json"},
         )
-        key = os.environ.get(self._key_variable())
-        if key:  # and never sent to where the server may redirect
+        # and never sent to where the server may redirect
+        if user:
+            request.add_unredirected_header(
+                "Authorization", f"Basic {base64.b64encode(unquote(user).encode()).decode()}"
+            )
+        elif key := self._key():
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         with urllib.request.urlopen(request, timeout=self.timeout) as reply:
             return reply.read()
+
+    def _key(self) -> str:
+        """The key without the line end that a file gives it; for other oddities ScorerError, without showing it."""
+        key = os.environ.get(self._key_variable(), "").strip()
+        if not all("!" <= character <= "~" for character in key):
+            raise ScorerError(
+                f"the key in {self._key_variable()} has a space, a line end or a character beyond ASCII in it, which "
+                "no server takes: set it again"
+            )
+        return key
+
+    def _without_key(self, text: str) -> str:
+        """A server's words without the secrets that it was sent, which some repeat, and without others'."""
+        user = urlsplit(self.base).netloc.rpartition("@")[0]
+        secrets = [os.environ.get(self._key_variable(), "").strip(), *user.split(":"), *unquote(user).split(":")[1:]]
+        secrets.append(base64.b64encode(unquote(user).encode()).decode())
+        for secret in sorted({secret for secret in secrets if len(secret) > 3}, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return redact(text)
 
     def _key_variable(self) -> str:
         host = str(urlsplit(self.base).hostname)

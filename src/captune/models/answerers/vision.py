@@ -12,7 +12,6 @@ from captune.errors import CaptionerError, ScorerError
 from captune.models import hub
 from captune.models.answerers.base import Question, check_length
 from captune.models.answerers.local import Vocabulary
-from captune.utils.hashing import weights_digest
 
 if TYPE_CHECKING:
     from captune.models.captioner import Captioner
@@ -65,8 +64,8 @@ class VisionModel:
 
     @cached_property
     def label(self) -> str:
-        """The name and a digest of the weights."""
-        return f"{self.name}@{weights_digest(self.captioner.core.state_dict())}"
+        """The name, and a digest of weights, tokenizer, image processor and template."""
+        return f"{self.name}@{self.captioner.identity()}"
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

@@ -26,7 +26,7 @@ class EncodesTexts(Protocol):
 
     @property
     def digest(self) -> str:
-        """The first 8 hex digits of a SHA-256 of the weights."""
+        """8 hex digits of all that decides the vectors (`captune.utils.hashing.identity`)."""
 
     def encode_texts(self, texts: Sequence[str]) -> Any:
         """Encode texts: (N, D) unit vectors."""
@@ -39,7 +39,7 @@ class EncodesImages(Protocol):
 
     @property
     def digest(self) -> str:
-        """The first 8 hex digits of a SHA-256 of the weights."""
+        """8 hex digits of all that decides the vectors (`captune.utils.hashing.identity`)."""
 
     def encode_images(self, images: Sequence[Any]) -> Any:
         """Encode images: (N, D) unit vectors."""

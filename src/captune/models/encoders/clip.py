@@ -16,7 +16,8 @@ from captune.data.images import open_image
 from captune.errors import EncoderError, SettingError, first_line
 from captune.models.hub import how_to_get, resolve_encoder
 from captune.utils.device import pick_device
-from captune.utils.hashing import weights_digest
+from captune.utils.hashing import identity, weights_digest
+from captune.utils.loads import check_model
 
 _SILENT_BATCHES = 100  # fewer show no progress bar: a reward encodes as many at every step
 
@@ -79,10 +80,11 @@ class Encoder:
         source = resolve_encoder(name)
         try:
             processor = AutoProcessor.from_pretrained(source, backend="pil")
-            model = AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True)
-        except (OSError, ValueError, SafetensorError) as error:
+            model, info = AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = first_line(error).rstrip(".") + how_to_get(name, source)
             raise EncoderError(f"encoder {name!r} cannot be loaded: {reason}") from error
+        check_model(model, info, what=f"encoder {name!r}", error=EncoderError)
         device = pick_device(device)
         return cls(model.to(device), processor, name=name)
 
@@ -92,9 +94,14 @@ class Encoder:
         return self.model.device
 
     @cached_property
-    def digest(self) -> str:
-        """The first 8 hex digits of a SHA-256 of the weights, since names of folders say little."""
+    def weights(self) -> str:
+        """8 hex digits of the weights alone, which corpora of format 1 know."""
         return weights_digest(self.model.state_dict())
+
+    @cached_property
+    def digest(self) -> str:
+        """8 hex digits of weights, tokenizer, image processor and configuration: names of folders say little."""
+        return identity(self.model, self.tokenizer, self.image_processor, unused=())
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[Any], *, batch_size: int = 32) -> torch.Tensor:

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from captune.errors import EncoderError, SettingError, first_line
 from captune.models.hub import DEFAULT_TEXT_ENCODER, how_to_get, resolve_text_encoder
 from captune.utils.device import pick_device
-from captune.utils.hashing import weights_digest
+from captune.utils.hashing import identity, weights_digest
+from captune.utils.loads import check_model
 
 _SILENT_TEXTS = 2_000  # fewer texts than this show no progress bar
 
@@ -66,6 +67,7 @@ class TextEncoder:
         except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
             reason = first_line(error).rstrip(".") + how_to_get(name, source)
             raise EncoderError(f"text encoder {name!r} cannot be loaded: {reason}") from error
+        check_model(model, what=f"text encoder {name!r}", error=EncoderError, unused=("pooler",))
         return cls(model, name=name)
 
     @staticmethod
@@ -88,9 +90,15 @@ class TextEncoder:
         return self.model.device
 
     @cached_property
-    def digest(self) -> str:
-        """The first 8 hex digits of a SHA-256 of the weights."""
+    def weights(self) -> str:
+        """8 hex digits of the weights alone, which corpora of format 1 know."""
         return weights_digest(self.model.state_dict())
+
+    @cached_property
+    def digest(self) -> str:
+        """8 hex digits of weights, tokenizer, pooling, prompts and configuration."""
+        tokenizer = self.model.tokenizer
+        return identity(self.model, tokenizer if hasattr(tokenizer, "get_vocab") else {}, length=self.context_length)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> torch.Tensor:

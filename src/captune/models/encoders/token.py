@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, GPT2Tokenizer, Ro
 from captune.errors import EncoderError, SettingError, first_line
 from captune.models.hub import DEFAULT_TEXT_ENCODER, how_to_get, resolve_text_encoder
 from captune.utils.device import pick_device
-from captune.utils.hashing import weights_digest
+from captune.utils.hashing import identity
+from captune.utils.loads import check_model
 
 
 class TokenEncoder:
@@ -89,9 +90,7 @@ class TokenEncoder:
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = first_line(error).rstrip(".") + how_to_get(name, source)
             raise EncoderError(f"text encoder {name!r} cannot be loaded: {reason}") from error
-        absent = sorted(key for key in found["missing_keys"] if "pooler" not in key.split("."))
-        if absent:
-            raise EncoderError(f"text encoder {name!r} lacks {len(absent)} weights, such as {absent[0]}")
+        check_model(model, found, what=f"text encoder {name!r}", error=EncoderError, unused=("pooler",))
         if config.is_encoder_decoder:
             model = model.get_encoder()
         device = pick_device(device)
@@ -104,8 +103,8 @@ class TokenEncoder:
 
     @cached_property
     def digest(self) -> str:
-        """The first 8 hex digits of a SHA-256 of the weights up to the layer."""
-        return weights_digest(self.model.state_dict())
+        """8 hex digits of the weights up to the layer, the tokenizer and the configuration."""
+        return identity(self.model, self.tokenizer, layer=self.layer)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text, with the special ones, at most `context_length`."""

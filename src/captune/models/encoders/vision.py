@@ -11,10 +11,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel
 
+from captune.data.images import open_image
 from captune.errors import EncoderError, first_line
 from captune.models.hub import how_to_get, resolve_encoder
 from captune.utils.device import pick_device
-from captune.utils.hashing import weights_digest
+from captune.utils.hashing import identity, weights_digest
+from captune.utils.loads import check_model
 
 
 class VisionEncoder:
@@ -42,21 +44,29 @@ class VisionEncoder:
         source = resolve_encoder(name, "image encoder")
         try:
             processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-            model = AutoModel.from_pretrained(source, use_safetensors=True)
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
+            model, info = AutoModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             reason = first_line(error).rstrip(".") + how_to_get(name, source)
             raise EncoderError(f"image encoder {name!r} cannot be loaded: {reason}") from error
+        check_model(model, info, what=f"image encoder {name!r}", error=EncoderError)
         return cls(model.to(pick_device(device)), processor, name=name)
 
     @cached_property
-    def digest(self) -> str:
-        """The first 8 hex digits of a SHA-256 of the weights."""
+    def weights(self) -> str:
+        """8 hex digits of the weights alone, which corpora of format 1 know."""
         return weights_digest(self.model.state_dict())
 
+    @cached_property
+    def digest(self) -> str:
+        """8 hex digits of weights, image processor and configuration."""
+        return identity(self.model, self.processor, unused=())
+
     def encode_images(self, images: Sequence[Any]) -> Any:
-        """Encode PIL images: (N, D) float32 unit vectors on the CPU."""
+        """Encode images, PIL's or anything that `open_image` reads: (N, D) float32 unit vectors on the CPU."""
         with torch.inference_mode():
-            inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
+            inputs = self.processor(images=[open_image(image) for image in images], return_tensors="pt").to(
+                self.model.device
+            )
             output = self.model(**inputs)
             pooled = getattr(output, "pooler_output", None)
             pooled = output.last_hidden_state.mean(dim=1) if pooled is None else pooled

@@ -19,6 +19,7 @@ from captune.models.families import PLAIN_TEMPLATE
 from captune.models.prefix_captioner.configuration import PrefixConfig
 from captune.models.prefix_captioner.modeling import PrefixForConditionalGeneration, PrefixProjector
 from captune.models.prefix_captioner.processing import PrefixProcessor
+from captune.utils.loads import check_model
 
 
 @torch.no_grad()
@@ -89,11 +90,14 @@ def assemble(
 def _language_model(name: str, dtype: Any) -> tuple[Any, Any]:
     source = hub.resolve(name, what="language model", example="mistralai/Mistral-7B-v0.3")
     try:
-        lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        lm, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = first_line(error).rstrip(".") + hub.how_to_get(name, source)
         raise CaptionerError(f"language model {name!r} cannot be loaded: {reason}") from error
+    check_model(lm, info, what=f"language model {name!r}", error=CaptionerError)
     if lm.base_model is lm or type(lm.get_output_embeddings()) is not nn.Linear:
         raise CaptionerError(f"language model {name!r} ({type(lm).__name__}) has no linear head on a model of its own")
     if tokenizer.eos_token is None:
@@ -108,15 +112,13 @@ def _image_encoder(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         whole, info = AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
         image_processor = AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = first_line(error).rstrip(".") + hub.how_to_get(name, source)
         raise CaptionerError(f"image encoder {name!r} cannot be loaded: {reason}") from error
     tower = whole.get_encoder(modality="image")  # the whole model if the folder has no text side
-    missing = sorted(map(str, info["missing_keys"])) or ([] if hasattr(tower.config, "patch_size") else ["patch_size"])
-    if missing:
-        raise CaptionerError(
-            f"image encoder {name!r} ({type(tower).__name__}) cannot be used: no {', '.join(missing[:3])}"
-        )
+    if not hasattr(tower.config, "patch_size"):
+        raise CaptionerError(f"image encoder {name!r} ({type(tower).__name__}) cannot be used: no patch_size")
+    check_model(whole, info, what=f"image encoder {name!r} ({type(tower).__name__})", error=CaptionerError)
     return tower, image_processor
 
 

@@ -19,6 +19,7 @@ from captune.models import hub
 from captune.scorers import Scorer
 from captune.scorers._support.encoders import check_encoder
 from captune.utils.device import pick_device
+from captune.utils.hashing import identity
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -159,7 +160,7 @@ class Cycle(Scorer):
             drawer = self._drawer.signature
         else:
             if not self._weights:
-                self._weights = _weights(self.pipeline)
+                self._weights = _identity(self.pipeline)
             options = "|".join(f"{key}:{value:g}" for key, value in sorted(self.options.items()))
             drawer = f"{self.model}@{self._weights}|{options or 'options:default'}|diffusers:{_version('diffusers')}"
             drawer += f"|dtype:{getattr(self.pipeline, 'dtype', 'unknown')}"
@@ -204,16 +205,19 @@ class _Drawn(Sequence[Any]):
         return self.draw(self.captions[index])
 
 
-def _weights(pipeline: Any) -> str:
-    """A digest of all the pipeline's weights."""
-    from captune.utils.hashing import weights_digest
-
+def _identity(pipeline: Any) -> str:
+    """A digest of all that decides what the pipeline draws: weights, tokenizers, schedulers and their settings."""
     parts: Mapping[str, Any] = getattr(pipeline, "components", {})
-    return weights_digest({
-        f"{part}/{key}": value
-        for part, module in parts.items() if hasattr(module, "state_dict")
-        for key, value in module.state_dict().items()
-    })  # fmt: skip
+    known = {name: part for name, part in sorted(parts.items()) if part is not None}
+    settings = {name: _settings(part) for name, part in known.items()}
+    whole = [part for part in known.values() if hasattr(part, "state_dict") or hasattr(part, "get_vocab")]
+    return identity(*whole, unused=(), settings=settings, own=_settings(pipeline))
+
+
+def _settings(part: Any) -> Any:
+    config = getattr(part, "config", None)
+    config = config.to_dict() if hasattr(config, "to_dict") else config
+    return [type(part).__name__, dict(config) if isinstance(config, Mapping) else None]
 
 
 def _version(package: str) -> str:

@@ -70,11 +70,14 @@ class ViZerScorer(Scorer):
         """The captioner that reads; loaded at first use."""
         from captune.models.captioner import Captioner
 
-        return Captioner.load(self.mapper.captioner_name)
+        captioner = Captioner.load(self.mapper.captioner_name)
+        self.mapper.check_captioner(captioner)
+        return captioner
 
     def bind(self, captioner: Captioner, *, end_token: bool | None = None) -> None:
         """Read with the captioner that is trained, its adapter off, where the mapper was fitted on it: one model."""
         if self.mapper.captioner_name == captioner.name:
+            self.mapper.check_captioner(captioner)
             self.captioner = captioner
 
     def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
@@ -96,6 +99,7 @@ class ViZerScorer(Scorer):
         c = self.mapper.config
         read = "blind" if c.blind else "with-image"
         return (
-            f"vizer|captioner:{self.mapper.captioner_name}|{read}|F_I:{c.feature}-{c.pool}|caption:{c.caption_pool}"
+            f"vizer|captioner:{self.mapper.captioner_name}@{self.captioner.identity(base=True)}"
+            f"|mapper:{self.mapper.digest}|{read}|F_I:{c.feature}-{c.pool}|caption:{c.caption_pool}"
             f"|centred:{'yes' if c.centred else 'no'}|shift:{'yes' if c.shift else 'no'}|width:{c.width}"
         )

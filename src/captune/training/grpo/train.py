@@ -111,7 +111,9 @@ def run(config: CaptionGRPOConfig) -> RunDir:
         settings |= {"num_train_epochs": config.epochs, "max_steps": -1}
     latent = None
     if config.latent_mapper:
-        latent = (Mapper.load(config.latent_mapper).to(captioner.device), config.latent_weight)
+        mapper = Mapper.load(config.latent_mapper)
+        mapper.check_captioner(captioner)
+        latent = (mapper.to(captioner.device), config.latent_weight)
     train_with_reward(
         captioner,
         images,

@@ -117,7 +117,8 @@ def fit_mapper(
     probe = captioner.image_features([images[0]["image"]], where=config.feature, pool=config.pool)
     torch.manual_seed(seed)
     hidden_size = captioner.core.config.get_text_config().hidden_size
-    mapper = Mapper(config, hidden_size, probe.shape[-1], captioner.name).to(captioner.device)
+    mapper = Mapper(config, hidden_size, probe.shape[-1], captioner.name, captioner.base_digest())
+    mapper.to(captioner.device)
     was_training = captioner.model.training
     captioner.model.eval()
     features, states, owner = collect(captioner, mapper, images, captions)

@@ -77,7 +77,9 @@ def build_mapper(
     """
     folder = RunDir(config.output).mapper
     if (folder / "config.json").is_file():
-        return Mapper.load(folder).to(captioner.device)
+        mapper = Mapper.load(folder)
+        mapper.check_captioner(captioner)
+        return mapper.to(captioner.device)
     images = mapper_images(config, images)
     torch.manual_seed(config.seed)  # the same samples when a run resumes with its second round
     captions = captions_for_mapper(captioner, images, config)
