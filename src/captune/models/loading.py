@@ -19,7 +19,7 @@ import captune.models.prefix_captioner  # noqa: F401  registers its model with t
 from captune.errors import CaptionerError, first_line
 from captune.models.families import FAMILIES
 from captune.models.hub import is_local
-from captune.utils.files import replace_file
+from captune.utils.files import read_json, replace_file
 from captune.utils.hashing import base_digest
 from captune.utils.loads import check_finite, check_model, few, refuse
 
@@ -185,10 +185,7 @@ def _same_base(model: PreTrainedModel, name: str, folder: Path | None, base: dic
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CaptionerError(f"{path} is not valid JSON: {first_line(error)}") from error
+    content = read_json(path, error=CaptionerError)
     if not isinstance(content, dict):
         raise CaptionerError(f"{path} is no JSON object but {type(content).__name__}")
     return content

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from captune.errors import CaptionerError, SettingError, first_line
+from captune.utils.files import read_json
 from captune.utils.hashing import weights_digest
 from captune.utils.loads import check_keys
 
@@ -198,12 +199,14 @@ class Mapper(nn.Module):
                     "A mapper is what `captune vizer` leaves in <output>/mapper."
                 )
         try:
-            settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            settings = dict(read_json(folder / "config.json", error=CaptionerError))
             sizes = {name: settings.pop(name) for name in SIZES[:3]}
             sizes["captioner_digest"] = settings.pop("captioner_digest", None)
             known = {key: value for key, value in settings.items() if key in MapperConfig.__dataclass_fields__}
             mapper = cls(MapperConfig(**known), **sizes)
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        except CaptionerError:
+            raise
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             why = f"{type(error).__name__}: {first_line(error)}"
             raise CaptionerError(
                 f"{folder / 'config.json'} is not the config of a mapper ({why}). {_FIT_AGAIN}"

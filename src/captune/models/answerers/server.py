@@ -35,8 +35,8 @@ class Server:
     """A chat model behind "http(s)://host:port/v1#model-name", which must give `logprobs`.
 
     The key is read from OPENAI_API_KEY, or from HF_TOKEN for servers of Hugging Face, unless the address has a user and
-    a password (http://user:password@host); neither is shown in a message, a signature or a file. After a failure that may
-    pass (no connection, a timeout, 429, 5xx) the question is asked again.
+    a password (http://user:password@host); neither is shown in a message, a signature or a file. After a failure that
+    may pass (no connection, a timeout, 429, 5xx) the question is asked again.
 
     Args:
         url: the server's address and the model's name.
