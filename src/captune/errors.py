@@ -123,6 +123,10 @@ class RunError(CaptuneError, ValueError):
     """A run folder that cannot be used as asked; the message says why and what to do."""
 
 
+class TrainingError(CaptuneError, RuntimeError):
+    """Training that cannot go on; the message names the step, the reason and what was kept."""
+
+
 class ReportError(CaptuneError, NotADirectoryError, ValueError):
     """A report that cannot be made: a folder that is not there, or none named."""
 

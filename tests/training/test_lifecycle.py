@@ -11,19 +11,26 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from captune.data import load_images
-from captune.errors import CaptionerError, SettingError
+from captune.errors import CaptionerError, SettingError, SourceError, TrainingError
 from captune.models.captioner import Captioner
+from captune.models.vizer_mapper import MapperConfig
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
 from captune.training import lifecycle
 from captune.training.config import RLConfig
+from captune.training.grpo import train as grpo
+from captune.training.grpo.config import CaptionGRPOConfig
 from captune.training.grpo.train import train_with_reward
 from captune.training.lifecycle import caption_and_score, finish_run, load_training_images, make_trainable, start_run
 from captune.training.scst import SCSTConfig
 from captune.training.sft import SFTConfig, SFTTrainer, run
-from captune.training.trainer import common_arguments
+from captune.training.trainer import common_arguments, not_finite
+from captune.training.vizer import train as vizer
+from captune.training.vizer.config import ViZerConfig
+from captune.training.vizer.mapper_fit import fit_mapper
 
 
 def config(output: Path, **settings: Any) -> SFTConfig:
@@ -166,3 +173,123 @@ def test_four_bits_need_a_package(tiny_folder: Any, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CaptionerError, match="bitsandbytes"):
         start_run(config(tmp_path / "run", model=str(tiny_folder("idefics3")), load_in_4bit=True), "sft")
+
+
+# -- nothing quiet: too few images, numbers that are not finite
+
+
+@pytest.mark.parametrize("method", ["grpo", "vizer"])
+def test_b4_fewer_images_than_one_sampling_takes(tiny_folder: Any, tmp_path: Path, method: str) -> None:
+    """trl would drop them all, and train nothing."""
+    kind, run_method = {"grpo": (CaptionGRPOConfig, grpo.run), "vizer": (ViZerConfig, vizer.run)}[method]
+    given: dict[str, Any] = {"images": "storybook:train?n=7&seed=3", "batch_size": 4, "gradient_accumulation_steps": 2}
+    if method == "grpo":
+        given["reward"] = "length"
+    settings = kind(model=str(tiny_folder("idefics3")), output=tmp_path / "run", device="cpu", **given)
+    with pytest.raises(
+        SourceError, match=r"7 images to learn from, but one sampling takes 8 \(batch size 4 x gradient"
+    ):
+        run_method(settings)
+    assert not (tmp_path / "run" / "mapper").exists()
+
+
+def spoil(trainer: type, step: int, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """The loss of one step is not finite; its gradient is what the value makes of it."""
+    loss_of = trainer.compute_loss
+
+    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = loss_of(self, *args, **kwargs)
+        return loss * value if self.state.global_step == step - 1 else loss
+
+    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_b3_training_stops_at_the_first_loss_that_is_not_finite(
+    captioner: Captioner,
+    dataset: datasets.Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    value: float,
+) -> None:
+    """The weights are those of the step before, its checkpoint is named and whole."""
+    settings = config(tmp_path / "run", max_steps=4, save_steps=2, lora_dropout=0.0)
+    run_dir = RunDir(settings.output).start({})
+    captioner.add_lora(4, 8, 0.0)
+    spoil(SFTTrainer if method == "sft" else grpo.CaptionGRPOTrainer, 3, monkeypatch, value)
+    with pytest.raises(TrainingError, match=r"stopped at step 3: the loss is (nan|inf|-inf); .* is .*checkpoint-2;"):
+        if method == "sft":
+            SFTTrainer.fit(captioner, dataset, settings, run_dir)
+        else:
+            lengths = {"num_generations": 2, "max_new_tokens": 3, "temperature": 1.0, "beta": 0.1}
+            train_with_reward(captioner, dataset, [(load_scorer("length"), 1.0)], settings, run_dir, **lengths)
+    assert not_finite(captioner.model.named_parameters()) is None
+    saved = load_file(tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors")
+    now = {name.replace(".default", ""): weight for name, weight in captioner.model.named_parameters()}
+    assert saved and all(torch.equal(weight, now[name]) for name, weight in saved.items())
+    assert [path.name for path in run_dir.checkpoints()] == ["checkpoint-2"]
+
+
+def test_b3_a_gradient_that_is_not_finite(
+    captioner: Captioner, dataset: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is, its gradient is not: sqrt at 0."""
+    loss_of = SFTTrainer.compute_loss
+
+    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = loss_of(self, *args, **kwargs)
+        return loss + (loss - loss).sqrt()
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
+    captioner.add_lora(4, 8, 0.0)
+    settings = config(tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"step 1: the gradient's norm is nan; there is no checkpoint yet"):
+        SFTTrainer.fit(captioner, dataset, settings, RunDir(settings.output).start({}))
+
+
+def test_b3_a_weight_that_is_not_finite_is_not_saved(
+    captioner: Captioner, dataset: datasets.Dataset, tmp_path: Path
+) -> None:
+    """A step may overflow though its loss and gradient are finite."""
+
+    class Overflow(TrainerCallback):
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            next(weight for weight in model.parameters() if weight.requires_grad).data.mul_(1e38).mul_(1e38)
+
+    captioner.add_lora(4, 8, 0.0)
+    settings = config(tmp_path / "run", max_steps=1)
+    with pytest.raises(TrainingError, match=r"stopped at step 1: the weight .*lora.* is not finite"):
+        SFTTrainer.fit(captioner, dataset, settings, RunDir(settings.output).start({}), callbacks=[Overflow()])
+    assert not RunDir(settings.output).checkpoints()
+
+
+def test_b3_a_reward_that_is_infinite(captioner: Captioner, dataset: datasets.Dataset, tmp_path: Path) -> None:
+    def endless(completions: list[Any], **columns: Any) -> list[float]:
+        return [float("inf")] * len(completions)
+
+    captioner.add_lora(4, 8, 0.0)
+    settings = config(tmp_path / "run")
+    lengths = {"num_generations": 2, "max_new_tokens": 3, "temperature": 1.0, "beta": 0.0}
+    with pytest.raises(TrainingError, match=r"step 1: the reward endless is infinite"):
+        train_with_reward(captioner, dataset, [(endless, 1.0)], settings, RunDir(settings.output).start({}), **lengths)
+
+
+def test_b3_sampling_from_weights_that_are_not_finite(
+    captioner: Captioner, dataset: datasets.Dataset, tmp_path: Path
+) -> None:
+    captioner.add_lora(4, 8, 0.0)
+    for name, weight in captioner.model.named_parameters():
+        if "lora" in name:
+            weight.data.fill_(float("nan"))
+    settings = config(tmp_path / "run")
+    lengths = {"num_generations": 2, "max_new_tokens": 3, "temperature": 1.0, "beta": 0.0}
+    reward = [(load_scorer("length"), 1.0)]
+    with pytest.raises(TrainingError, match=r"step 1: the captioner's probabilities are not finite"):
+        train_with_reward(captioner, dataset, reward, settings, RunDir(settings.output).start({}), **lengths)
+
+
+def test_b3_a_mapper_whose_loss_is_not_finite(captioner: Captioner, dataset: datasets.Dataset) -> None:
+    with pytest.raises(TrainingError, match=r"the mapper's fit stopped at step \d+ of 50: the loss is nan"):
+        fit_mapper(captioner, dataset, [["a red ball"]] * 4, MapperConfig(width=8, whitened=0), epochs=50, lr=1e30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -89,6 +90,33 @@ def load_training_images(config: Any, *, references: bool = False, source: str |
                 f"{source}: {len(lacking)} images have no caption to learn from, the first is {lacking[0]!r}"
             )
     return dataset
+
+
+def require_images(images: Any, config: TrainingConfig, generations: int = 1) -> None:
+    """Check that there are as many training images as one sampling takes: TRL drops a smaller rest, and trains nothing.
+
+    Args:
+        images: the training images, a dataset.
+        config: the run's settings.
+        generations: optimiser steps that share one sampling.
+
+    Raises:
+        SourceError: there are fewer; says how many are needed.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    needed = config.batch_size * config.gradient_accumulation_steps * generations * processes
+    if len(images) < needed:
+        factors = {
+            "batch size": config.batch_size,
+            "gradient accumulation steps": config.gradient_accumulation_steps,
+            "steps per generation": generations,
+            "processes": processes,
+        }
+        product = " x ".join(f"{name} {number}" for name, number in factors.items() if number > 1)
+        raise SourceError(
+            f"{config.images}: {len(images)} images to learn from, but one sampling takes {needed} ({product}): "
+            f"nothing would be trained; give {needed} images or more, or lower --batch-size"
+        )
 
 
 # -- what learns -------------------------------------------------------------------------------------------------------

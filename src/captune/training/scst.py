@@ -115,6 +115,10 @@ class RewardTrainer(MonitoredTrainer, CaptionerTrainer):
         total = torch.zeros(len(examples), rows, dtype=torch.float64)
         for part, weight in self.reward.parts:
             scores = torch.tensor(part(captions, **columns, ended=ended), dtype=torch.float64).view(-1, rows)
+            if scores.isinf().any():  # NaN is what a scorer cannot judge
+                self.stop(
+                    f"the reward {part.name} is infinite for {captions[int(scores.isinf().flatten().nonzero()[0])]!r}"
+                )
             self._note(f"rewards/{part.name}/mean", scores[:, -self.config.num_generations :].nanmean())
             total += weight * scores
         return total.to(self.captioner.device, torch.float32)

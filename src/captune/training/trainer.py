@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from captune.errors import SettingError
+from captune.errors import SettingError, TrainingError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.training.config import TrainingConfig
@@ -52,12 +54,75 @@ def attach_callbacks(trainer: Trainer, run_dir: RunDir, first_step: int = 0) -> 
     trainer.add_callback(BarCallback())
 
 
+class FiniteTrainer(Trainer):
+    """`transformers.Trainer` that stops at the first loss, gradient or weight that is not finite.
+
+    transformers logs such a loss as 0, clips with the norm NaN and goes on. The norm is the one that clipping computes;
+    the weights are looked at before they are saved. The weights of the step before, and its checkpoints, are untouched.
+    """
+
+    _losses: list[Tensor] | None = None  # of the batches of this step
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute loss and gradient of a batch."""
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            self.stop("the captioner's probabilities are not finite, no caption can be sampled")
+        self._losses = [*(self._losses or ()), loss]
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        loss, self._losses = sum(self._losses or ()), None
+        both = [torch.as_tensor(value).detach().float().reshape(()) for value in (loss, norm or 0.0)]
+        loss, norm_seen = torch.stack([value.to(both[0].device) for value in both]).tolist()  # one wait for the device
+        for name, value in (("loss", loss), ("gradient's norm", norm_seen)):
+            if not math.isfinite(value):
+                self.stop(f"the {name} is {value}")
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        last = self.state.global_step >= self.state.max_steps
+        assert self.model is not None
+        if (self.control.should_save or last) and (name := not_finite(self.model.named_parameters())) is not None:
+            self.stop(f"the weight {name} is not finite", done=1)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def stop(self, what: str, done: int = 0) -> NoReturn:
+        """Stop the run, weights and checkpoints untouched.
+
+        Args:
+            what: the reason.
+            done: 1 where the trainer has counted the step already.
+
+        Raises:
+            TrainingError: always; it names the step and the last good checkpoint.
+        """
+        kept = last_checkpoint(str(self.args.output_dir))
+        raise TrainingError(
+            f"training stopped at step {self.state.global_step + 1 - done}: {what}; "
+            + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
+            + "; a lower --learning-rate, more --warmup-steps or --dtype float32 may help"
+        )
+
+
+def not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first trainable weight with a value that is not finite; None if all are."""
+    trained = {name: weight for name, weight in weights if weight.requires_grad}
+    if all(torch.stack([weight.detach().isfinite().all() for weight in trained.values()]).tolist() if trained else ()):
+        return None
+    return next(name for name, weight in trained.items() if not bool(weight.detach().isfinite().all()))
+
+
 def identity_collate(examples: list[dict[str, Any]]) -> Any:
     """Collate a batch to the list of its examples."""
     return examples
 
 
-class CaptionerTrainer(Trainer):
+class CaptionerTrainer(FiniteTrainer):
     """`transformers.Trainer` on a captioner: a batch is a list of examples, a subclass says what the loss is."""
 
     def __init__(self, captioner: Captioner, dataset: Any, args: TrainingArguments, **kwargs: Any) -> None:

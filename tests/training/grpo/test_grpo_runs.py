@@ -150,7 +150,7 @@ def test_what_a_reward_runs_on_is_missed_in_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("captune.scorers.text.health.Length.check", missing)
-    flags = {"model": tiny_folder("idefics3"), "output": tmp_path / "run", "images": "storybook:train?n=2&seed=3"}
+    flags = {"model": tiny_folder("idefics3"), "output": tmp_path / "run", "images": "storybook:train?n=16&seed=3"}
     command = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     assert main(["grpo", *command, "--reward", "length", "--device", "cpu"]) == 1
     said = capsys.readouterr().err

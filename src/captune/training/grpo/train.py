@@ -28,7 +28,7 @@ from captune.scorers import load_reward
 from captune.training.config import TrainingConfig
 from captune.training.grpo.config import PRESETS, CaptionGRPOConfig
 from captune.training.grpo.trainer import CaptionGRPOTrainer
-from captune.training.lifecycle import finish_run, load_training_images, make_trainable, start_run
+from captune.training.lifecycle import finish_run, load_training_images, make_trainable, require_images, start_run
 from captune.training.method import Method
 from captune.training.monitor.setup import build_monitor
 from captune.training.monitor.trainer import Monitor
@@ -104,6 +104,7 @@ def run(config: CaptionGRPOConfig) -> RunDir:
     run_dir, captioner = start_run(config, "grpo")
     reward = load_reward(config.reward)
     images = load_training_images(config, references="references" in reward.required_columns)
+    require_images(images, config, config.steps_per_generation)
     prepare_reward(reward, images, run_dir, captioner)
     make_trainable(captioner, config)
     monitor, callbacks, settings = build_monitor(config, captioner, reward, run_dir)

@@ -100,6 +100,13 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
         self._rewards_seen.append(self._metrics["train"]["reward"][-1])
         return rollouts
 
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        for name, values in zip(self.reward_func_names, rewards.unbind(-1), strict=True):
+            if values.isinf().any():  # NaN is what a scorer cannot judge
+                self.stop(f"the reward {name} is infinite for a sampled caption")
+        return rewards
+
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from transformers import Trainer
+from captune.training.trainer import FiniteTrainer
 
 
 class Monitor(Protocol):
@@ -20,7 +20,7 @@ class Monitor(Protocol):
         ...
 
 
-class MonitoredTrainer(Trainer):
+class MonitoredTrainer(FiniteTrainer):
     """For trainers that optimise a reward: they set `monitor`, and append each step's mean reward to `_rewards_seen`.
 
     transformers wants an `eval_dataset`; `evaluate` asks the monitor, which has images of its own, instead.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captune.decoding.cfg import guided
-from captune.errors import SettingError
+from captune.errors import SettingError, TrainingError
 from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper, MapperConfig
 
@@ -141,6 +142,11 @@ def fit_mapper(
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise TrainingError(
+                    f"the mapper's fit stopped at step {len(losses)} of {steps}: the loss is {losses[-1]}; no mapper "
+                    "was saved; a lower --mapper-learning-rate or --dtype float32 may help"
+                )
     seen = (steps, len(states), len(images))
     logger.info("mapper: loss %.4f after %d steps on %d captions of %d images", losses[-1], *seen)
     return mapper.eval().requires_grad_(False), losses

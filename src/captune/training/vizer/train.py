@@ -31,6 +31,7 @@ from captune.training.lifecycle import (
     keep_start,
     load_training_images,
     make_trainable,
+    require_images,
     start_run,
 )
 from captune.training.method import Method
@@ -158,6 +159,7 @@ def run(config: ViZerConfig) -> RunDir:
     run_dir, captioner = start_run(config, "vizer")
     images = load_training_images(config)
     if config.objective == "reward":
+        require_images(images, config)
         make_trainable(captioner, config)
         train_by_reward(captioner, config, run_dir, images, monitored=True)
     else:
