@@ -80,7 +80,7 @@ format: $(STAMP)  ## format the code and mend what the linter can
 
 docs: $(STAMP)  ## build the documentation into site/
 	$(PIP) install -q -c constraints.txt -e '.[docs]'
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean:  ## remove caches and built pages; keeps .venv and runs/
 	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
