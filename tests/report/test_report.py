@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -368,3 +369,53 @@ def test_every_scorer_declares_figures_that_it_gives() -> None:
     for name in SCORERS:
         declared = scorer_class(name).higher_is_better
         assert declared or name == "length", name
+
+
+ODD = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"9" * 6_000,
+    b'{"rows": 5}',
+    b'{"rows": ["x", null, 3, {"name": "\\ud800", "role": [1], "captions": "\\u0000"}]}',
+    b'{"rows": [{"name": {"a": 1}, "scores": [1, 2], "captions": [1]}]}',
+    b'{"rows": [{"name": "x", "scores": {"cider": 5, "a * (": {"values": {"z": 1}}, "a.py:f": {"values": {"z": 1}}}}]}',
+    b'{"rows": [{"name": "x", "scores": {"cider": {"values": {"a": 1e400, "b": NaN}, "interval": [1]}}}]}',
+    b'{"rows": [{"name": "x", "images_per_second": ' + b"9" * 500 + b', "captions": "' + b"y" * 5000 + b'"}]}',
+    b'{"step": 1e308, "loss": 1}\n{"step": 1e20, "loss": 1e29}\n{"step": 100000000000000000001, "loss": -1e29}',
+    b'{"step": 1, "loss": 1e-320}\n{"step": 2, "loss": 2e-320}\n{"step": [1]}\n[1]',
+    b"a: &a [*a]\nb: *a",
+]
+
+
+@pytest.mark.parametrize("name", ["scores.json", "versions.json", "config.yaml", "metrics.jsonl", "watch.jsonl"])
+def test_c2_an_odd_file_becomes_a_note(run: Path, tmp_path: Path, name: str) -> None:
+    for content in ODD:
+        (run / name).write_bytes(content)
+        page = Page(render([run], tmp_path / "report.html"))
+        assert not re.search(r"\bnan\b|\binf\b", page.text)
+
+
+def test_c2_half_a_character_and_a_book_for_a_caption(run: Path, tmp_path: Path) -> None:
+    first = next((run / "captions").iterdir())
+    ids = [json.loads(line)["image_id"] for line in first.read_text().splitlines()]
+    texts = ["\ud800", "a red house on the beach " * 40_000, *("a car" for _ in ids[2:])]
+    lines = [json.dumps({"image_id": i, "caption": text}) for i, text in zip(ids, texts, strict=True)]
+    first.write_text("\n".join(lines) + "\n")
+    started = time.monotonic()
+    page = Page(render([run], tmp_path / "report.html"))
+    assert time.monotonic() - started < 10  # 33 s, when each character copied all before it
+    assert "are shown and compared by their first 5,000 characters" in page.text
+    assert len(page.source) < 1_000_000
+
+
+def test_c2_a_report_runs_no_code_that_a_score_names(run: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f(completions, **columns): ...")
+    row = {"name": "x", "scores": {f"{evil}:f": {"values": {"f": 1.0}}}}
+    (run / "scores.json").write_text(json.dumps({"rows": [row]}))
+    Page(render([run], tmp_path / "report.html"))
+    assert not (tmp_path / "ran").exists()

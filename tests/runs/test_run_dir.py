@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import yaml
 
 from captune.errors import RunError
 from captune.runs import run_dir as runs
+from captune.runs.card import model_card
 from captune.runs.run_dir import RunDir
 
 
@@ -242,3 +244,25 @@ def test_git_commit_is_of_captunes_own_checkout(tmp_path: Path, monkeypatch: pyt
     assert versions.git_commit() == commit
     module.write_text("x = 2\n")
     assert versions.git_commit() == f"{commit}+changes"
+
+
+@pytest.mark.parametrize("evil", ["x\n# Hacked", "x\n```\nrm -rf ~\n```", "`x` | [y](z) <b>", "x\r\n---\nlicense: mit"])
+def test_c2_no_name_breaks_out_of_the_model_card(evil: str) -> None:
+    card = model_card(
+        name=evil, method=evil, base=evil, data=evil, command=f"captune {evil}", versions={}, source=evil, trained=evil,
+        figures={evil: {evil: 0.5}}, description=evil,
+    )  # fmt: skip
+    whole = model_card(
+        name="n", method="n", base="n", data="n", command="n", versions={}, source="n", trained="n",
+        figures={"n": {"n": 0.5}}, description="n",
+    )  # fmt: skip
+
+    def outside(text: str) -> str:  # of metadata, fences and code spans
+        text = text.split("\n---\n", 1)[1]
+        text = re.sub(r"^(```+)\n.*?^\1$", "", text, flags=re.M | re.S)
+        return re.sub(r"(`+)[^\n]*?\1", "", text.replace("\\`", ""))
+
+    headings = [re.findall("^#+ .*", outside(text), re.M)[1:] for text in (card, whole)]
+    assert headings[0] == headings[1]
+    assert "license" not in yaml.safe_load(card.split("\n---\n")[0].removeprefix("---\n"))
+    assert card.count("\n|") == whole.count("\n|") and not re.search(r"(?<!\\)<b>", outside(card))

@@ -13,6 +13,7 @@ from captune.report.reading import Run, is_number
 WIDTH, HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 24
 _POINTS = 300  # per line; more cannot be seen at this size and would swell the page
+_MOST = 200  # plots in all
 _FOREMOST = 9  # plots shown at once; the others can be unfolded
 _MAIN = ("loss", "reward", "kl", "eval", "entropy", "cosine", "mean_length")
 _SECONDARY = re.compile(r"learning_rate|grad_norm|epoch|time|per_second|num_tokens|clip_ratio|flos|std$")
@@ -43,9 +44,9 @@ def plots(runs: list[Run]) -> list[Plot]:
     for position, run in enumerate(runs):
         for quantity, series in _series(run, position).items():
             quantities.setdefault(quantity, []).append(series)
-    drawn = []
+    drawn: list[Plot] = []
     for quantity, lines in quantities.items():
-        if all(len(line.points) < 2 for line in lines):
+        if len(drawn) == _MOST or all(len(line.points) < 2 for line in lines):
             continue
         broken = sum(line.broken for line in lines)
         note = f"{broken} value{'s' * (broken != 1)} not finite, left out" if broken else ""
@@ -96,6 +97,8 @@ def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers inside [low, high]."""
     raw = (high - low) / count
+    if raw < 1e-300:
+        return []
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     start = math.ceil(low / step - 1e-9)
@@ -116,7 +119,7 @@ def _svg(quantity: str, lines: list[Series], runs: list[Run]) -> str:
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
     pad = (y1 - y0) * 0.06 or abs(y1) * 0.1 or 0.5
     y0, y1 = (y0 - pad, y1 + pad) if not (0 <= y0 < 0.25 * y1) else (0.0, y1 + pad)
-    x1 = x1 if x1 > x0 else x0 + 1
+    x1 = x1 if x1 > x0 else x0 + max(1.0, abs(x0) * 0.1)
 
     def at(x: float, y: float) -> str:
         right = _LEFT + (x - x0) / (x1 - x0) * (WIDTH - _LEFT - _RIGHT)

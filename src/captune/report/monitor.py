@@ -10,7 +10,7 @@ from typing import Any
 
 from captune.report import truth
 from captune.report.gallery import Card, Entry
-from captune.report.reading import Run, read_lines
+from captune.report.reading import LONGEST_CAPTION, Run, is_file, read_lines, text_of
 from captune.report.truth import Truth
 from captune.scorers import load_scorer
 
@@ -50,14 +50,16 @@ def monitor_report(run: Run, source: str, source_truth: Truth) -> MonitorReport 
         source_truth: what is known about that source.
     """
     path = run.path / FILE
-    if not path.is_file():
+    if not is_file(path):
         return None
     records, problems = read_lines(path)
     run.notes += problems
     try:
         return _report(run, {row["step"]: row for row in records}, source, source_truth)
-    except (KeyError, TypeError, AttributeError) as error:
-        run.notes.append(f"{FILE} is not as the monitor writes it ({error!r}): what it flagged is not shown.")
+    except Exception as error:  # the rows may hold anything; the page shows what can be shown
+        run.notes.append(
+            f"{FILE} is not as the monitor writes it ({text_of(repr(error))}): what it flagged is not shown."
+        )
         return None
 
 
@@ -105,12 +107,18 @@ def _cards(run: Run, rows: dict[float, dict[str, Any]], row: dict[str, Any], row
 
 def _captions(run: Run, step: float) -> dict[str, dict[str, Any]]:
     path = run.path / "captions" / f"watch-{step}.jsonl"
-    if not path.is_file():
+    if not is_file(path):
         run.notes.append(f"The captions that the monitor judged at step {step} (captions/{path.name}) are missing.")
         return {}
     records, problems = read_lines(path)
     run.notes += problems
-    return {str(r["image_id"]): r for r in records if "image_id" in r and isinstance(r.get("caption"), str)}
+    read = {}
+    for row in records:
+        if "image_id" in row and isinstance(row.get("caption"), str):
+            samples = row.get("samples")
+            texts = [str(text)[:LONGEST_CAPTION] for text in samples] if isinstance(samples, list) else []
+            read[str(row["image_id"])] = {**row, "caption": row["caption"][:LONGEST_CAPTION], "samples": texts}
+    return read
 
 
 def _increase(

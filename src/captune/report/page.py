@@ -14,7 +14,7 @@ from markupsafe import Markup
 from captune.errors import ReportError
 from captune.report import curves, gallery, table
 from captune.report.monitor import monitor_report
-from captune.report.reading import Row, Run, group_rows, read_run, split_controls
+from captune.report.reading import Row, Run, group_rows, read_run, split_controls, whole
 from captune.report.truth import Truth, health_of_references, load_truth
 from captune.utils.files import replace_file
 
@@ -141,6 +141,6 @@ def _signatures(rows: list[Row]) -> list[str]:
 
 def _write(output: Path, html: str) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(output, html)
+    replace_file(output, whole(html))
     log.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
     return output

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import yaml
-
-from captune.errors import ReportError
+from captune.errors import CaptuneError, ReportError
 from captune.runs.run_dir import ROLES
-from captune.utils.files import read_jsonl
+from captune.utils.files import parse_yaml, read_file, read_json, read_jsonl
+
+# What the page takes of a run that others may have written; beyond, a text is cut and a number is left out.
+LONGEST_CAPTION = 5_000  # characters
+LONGEST_TEXT = 1_000  # of names and notes
+LONGEST_CONFIG = 100_000
+LARGEST = 1e30
 
 ROLE_LABELS = {
     "base": "before training",
@@ -89,7 +91,10 @@ def role_of(name: str) -> str:
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """JSON objects of a file, one per line, and a sentence for every line that is not one, at most four."""
     problems: list[str] = []
-    records = read_jsonl(path, problems=problems)
+    try:
+        records = read_jsonl(path, problems=problems)
+    except CaptuneError as error:
+        return [], [f"{error}."]
     if len(problems) > 3:
         problems = [*problems[:3], f"{path.name} has {len(problems) - 3} more unreadable lines."]
     return records, problems
@@ -108,11 +113,11 @@ def read_run(path: Path) -> Run:
         raise ReportError(f"{path} is not a run directory: there is no such folder. Name a folder of runs/.")
     run = Run(name=path.resolve().name, path=path)
     expected = ("config.yaml", "versions.json", "metrics.jsonl", "scores.json")
-    if absent := [name for name in expected if not (path / name).is_file()]:
+    if absent := [name for name in expected if not is_file(path / name)]:
         run.notes.append(f"Not in this folder: {', '.join(absent)}.")
     run.versions = _read_json(run, "versions.json", "the versions are unknown")
     _read_config(run)
-    if (path / "metrics.jsonl").is_file():
+    if is_file(path / "metrics.jsonl"):
         run.metrics, problems = read_lines(path / "metrics.jsonl")
         run.notes += problems
     _read_rows(run, _read_json(run, "scores.json", "there are no scores and no captions to show"))
@@ -124,12 +129,12 @@ def read_run(path: Path) -> Run:
 
 def _read_json(run: Run, name: str, consequence: str) -> dict[str, Any]:
     path = run.path / name
-    if not path.is_file():
+    if not is_file(path):
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except json.JSONDecodeError as error:
-        run.notes.append(f"{name} is not valid JSON ({error.msg}, line {error.lineno}): {consequence}.")
+        content = read_json(path, error=ReportError)
+    except ReportError as error:
+        run.notes.append(f"{str(error).replace(str(path), name, 1)}: {consequence}.")
         return {}
     if isinstance(content, dict):
         return content
@@ -139,35 +144,47 @@ def _read_json(run: Run, name: str, consequence: str) -> dict[str, Any]:
 
 def _read_config(run: Run) -> None:
     path = run.path / "config.yaml"
-    if not path.is_file():
+    if not is_file(path):
         return
-    run.config_text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        content = yaml.safe_load(run.config_text)
-    except yaml.YAMLError as error:
-        run.notes.append(f"config.yaml is not valid YAML ({str(error).splitlines()[0]}); it is shown as text.")
+        text = read_file(path, error=ReportError).decode("utf-8", "replace")
+    except ReportError as error:
+        run.notes.append(f"{error}.")
+        return
+    run.config_text = text[:LONGEST_CONFIG]
+    if len(text) > LONGEST_CONFIG:
+        run.notes.append(f"config.yaml has {len(text):,} characters; the first {LONGEST_CONFIG:,} are shown.")
+        return
+    try:
+        content = parse_yaml(text, "config.yaml", error=ReportError)
+    except ReportError as error:
+        run.notes.append(f"{error}; it is shown as text.")
         return
     run.config = content if isinstance(content, dict) else {}
 
 
 def _read_rows(run: Run, content: dict[str, Any]) -> None:
-    source = str(content.get("source") or "")
+    source = text_of(content.get("source"))
     run.bad_images += _bad_images(content)
     if content and not source:
         run.notes.append('scores.json names no "source": images and references cannot be shown.')
-    for position, entry in enumerate(content.get("rows") or [], start=1):
-        if not isinstance(entry, dict) or not entry.get("name"):
+    rows = content.get("rows") or []
+    if not isinstance(rows, list):
+        run.notes.append("The rows of scores.json are no list: there are no scores and no captions to show.")
+        rows = []
+    for position, entry in enumerate(rows, start=1):
+        if not isinstance(entry, dict) or not text_of(entry.get("name")):
             run.notes.append(f"Row {position} of scores.json has no name; it was left out.")
             continue
-        name = str(entry["name"])
-        scores = {str(k): v for k, v in (entry.get("scores") or {}).items() if isinstance(v, dict)}
+        name = text_of(entry["name"])
+        scores = _read_scores(run, name, entry.get("scores") or {})
         speed, role = entry.get("images_per_second"), entry.get("role")
         run.rows.append(
             Row(
                 name=name,
-                role=role if role in ROLES else role_of(name),
+                role=role if isinstance(role, str) and role in ROLES else role_of(name),
                 run=run.name,
-                source=str(entry.get("source") or source),
+                source=text_of(entry.get("source")) or source,
                 scores=scores,
                 captions=_read_captions(run, name, entry.get("captions")),
                 images_per_second=float(speed) if is_number(speed) else None,
@@ -175,21 +192,49 @@ def _read_rows(run: Run, content: dict[str, Any]) -> None:
         )
 
 
+def _read_scores(run: Run, name: str, scores: Any) -> dict[str, dict[str, Any]]:
+    """{scorer: {values, interval, signature}}: numbers, pairs of numbers and a text, whatever the file holds."""
+    read: dict[str, dict[str, Any]] = {}
+    odd = 0 if isinstance(scores, dict) else 1
+    for scorer, result in scores.items() if isinstance(scores, dict) else ():
+        values, interval = (
+            result.get(key) or {} if isinstance(result, dict) else None for key in ("values", "interval")
+        )
+        if not isinstance(values, dict) or not isinstance(interval, dict):
+            odd += 1
+            continue
+        numbers = {text_of(figure): value for figure, value in values.items() if is_number(value)}
+        odd += sum(value is not None for value in values.values()) - len(numbers)
+        pairs = {
+            text_of(figure): pair for figure, pair in interval.items() if isinstance(pair, list) and len(pair) == 2
+        }
+        read[text_of(scorer)] = {"values": numbers, "interval": pairs, "signature": text_of(result.get("signature"))}
+    if odd:
+        run.notes.append(f"{odd} scores of “{name}” are no numbers; they were left out.")
+    return read
+
+
 def _read_captions(run: Run, name: str, relative: Any) -> dict[str, str]:
     if not relative:  # a row quoted from elsewhere: figures only
         return {}
     path = run.path / str(relative)
-    if not path.is_file():
+    if not is_file(path):
+        relative = text_of(relative)
         run.notes.append(f"The captions of “{name}” ({relative}) are missing: no examples of it.")
         return {}
     records, problems = read_lines(path)
     run.notes += problems
-    captions = {}
+    captions, cut = {}, 0
     for record in records:
         if isinstance(record.get("caption"), str) and "image_id" in record:
-            captions[str(record["image_id"])] = record["caption"]
+            captions[text_of(record["image_id"])] = whole(record["caption"][:LONGEST_CAPTION])
+            cut += len(record["caption"]) > LONGEST_CAPTION
         elif record.get("error") or record.get("bad_image"):
             run.bad_images += _bad_images({"bad_images": [record]})
+    if cut:
+        run.notes.append(
+            f"{cut} captions of “{name}” are shown and compared by their first {LONGEST_CAPTION:,} characters."
+        )
     return captions
 
 
@@ -197,15 +242,15 @@ def _bad_images(content: dict[str, Any]) -> list[str]:
     """Bad images as "item: why", from a list of strings or of objects, or a mapping item -> why."""
     entries = content.get("bad_images") or []
     if isinstance(entries, dict):
-        return [f"{item}: {why}" for item, why in entries.items()]
+        return [text_of(f"{item}: {why}") for item, why in entries.items()]
     lines = []
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict):
             item = entry.get("item") or entry.get("image_id") or entry.get("path") or "an unnamed image"
             why = entry.get("why") or entry.get("error") or entry.get("bad_image")
-            lines.append(f"{item}: {why}" if why else str(item))
+            lines.append(text_of(f"{item}: {why}" if why else item))
         else:
-            lines.append(str(entry))
+            lines.append(text_of(entry))
     return lines
 
 
@@ -222,8 +267,26 @@ def _command(run: Run) -> str:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """True for a finite int or float (not a bool)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """True for an int or float (not a bool) that is finite, and no larger than a figure can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is one that is not there."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def whole(text: str) -> str:
+    """The text with a replacement for each half of a character, which UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def text_of(value: Any) -> str:
+    """A name or a note of a run's files; "" for nothing."""
+    return whole(str(value)[:LONGEST_TEXT]) if value or value == 0 else ""
 
 
 def group_rows(runs: list[Run]) -> dict[str, list[Row]]:

@@ -13,10 +13,12 @@ from typing import Any
 from PIL import Image
 
 from captune.data.schemes import Scheme, scheme_of
+from captune.errors import first_line
 
 log = logging.getLogger(__name__)
 
 DRAWN_SIZE = 224  # pixels, of images that their source draws again
+LONGEST_READ = 2_000  # characters of a caption whose statements are read
 THUMBNAIL = 256  # pixels, the longest side of a photo's thumbnail
 _STOP = frozenset(  # function words, which state nothing
     re.findall(
@@ -68,8 +70,10 @@ def load_truth(source: str) -> Truth:
         return truth
     try:
         _load(source, truth)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        truth.notes.append(f"The source {source} could not be read, so images or references are missing: {error}")
+    except Exception as error:  # whatever a library makes of an odd source; the page shows what can be shown
+        truth.notes.append(
+            f"The source {source} could not be read, so images or references are missing: {first_line(error)}"
+        )
         log.warning("%s", truth.notes[-1])
     return truth
 
@@ -187,7 +191,7 @@ def highlight(truth: Truth, image_id: str, caption: str, base: str | None) -> li
         caption: its caption.
         base: the base caption of the same image; None for the base row itself, which can add nothing.
     """
-    if (facts := truth.facts.get(image_id)) is not None:
+    if (facts := truth.facts.get(image_id)) is not None and len(caption) <= LONGEST_READ:
         return _cut(caption, _facts(truth.scheme, facts, caption, base))
     if image_id in truth.references:
         return _cut(caption, _words(truth.references[image_id], caption, base))
@@ -225,14 +229,14 @@ def _cut(text: str, spans: Iterable[tuple[int, int, str, str]]) -> list[Segment]
     """Cuts `text` at the spans; where they overlap, "wrong" wins, then the later and shorter statement."""
     owner: list[tuple[str, str]] = [("", "")] * len(text)
     for start, end, kind, title in sorted(spans, key=lambda s: (s[2] == "wrong", s[0] - s[1])):
-        for position in range(max(0, start), min(end, len(text))):
-            owner[position] = (kind, title)
+        start, end = max(0, start), min(end, len(text))
+        owner[start:end] = [(kind, title)] * (end - start)
     segments: list[Segment] = []
-    for character, (kind, title) in zip(text, owner, strict=True):
-        if segments and (segments[-1].mark, segments[-1].title) == (kind, title):
-            segments[-1] = Segment(segments[-1].text + character, kind, title)
-        else:
-            segments.append(Segment(character, kind, title))
+    begin = 0
+    for end in range(1, len(text) + 1):
+        if end == len(text) or owner[end] != owner[begin]:
+            segments.append(Segment(text[begin:end], *owner[begin]))
+            begin = end
     return _join(segments)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,13 @@ def model_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    figures = figures or {}
+    name, method, base, data, description = (one_line(text) for text in (name, method, base, data, description))
+    source = one_line(source) if source else source
+    rows = {
+        one_line(row): {one_line(key): value for key, value in row_figures.items()}
+        for row, row_figures in (figures or {}).items()
+    }
+    figures, trained = rows, one_line(trained) if trained else trained
     results = list(_results(figures.get(trained or "", {}), source))
     card_data = ModelCardData(
         library_name="peft",
@@ -57,14 +65,36 @@ def model_card(
         base=base,
         method=method,
         data=data,
-        figures=figures,
+        figures={cell(row): row_figures for row, row_figures in figures.items()},
+        cell=cell,
+        code=code,
+        quoted=lambda text: shlex.quote(text.replace("`", "")),
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0)),
         names=list(dict.fromkeys(figure for row in figures.values() for figure in row)),
         number=lambda value: f"{value:.3f}" if isinstance(value, int | float) else "–",
         source=source,
-        command=command,
+        command=command.replace("\r", " "),
         made_with=_made_with(versions),
     )
     return f"{card}\n"
+
+
+def one_line(text: str) -> str:
+    """A name that may come from anywhere, as one line of UTF-8 without control characters."""
+    text = " ".join(str(text).encode("utf-8", "replace").decode("utf-8").split())
+    return "".join(character for character in text if character.isprintable())
+
+
+def code(text: str) -> str:
+    """A text as an inline code span, which holds backticks where its own fence is longer than theirs."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") or not text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def cell(text: str) -> str:
+    """A text in a table or a heading: nothing in it is markup."""
+    return re.sub(r"([\\`*\[\]<>|~]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def _results(figures: Mapping[str, Any], source: str | None) -> Iterator[EvalResult]:

@@ -83,6 +83,17 @@ def from_function(function: Callable[..., Any], origin: str = "") -> type[Functi
     )
 
 
+def loaded_from_file(file: str, attribute: str) -> type[Scorer] | None:
+    """Return what `scorer_from_file` returns if the file was run in this process already, and None otherwise."""
+    try:
+        content = Path(file).expanduser().resolve().read_bytes()
+    except (OSError, RuntimeError, ValueError):
+        return None
+    if f"captune_scorers_of_{Path(file).stem}_{fingerprint(content)}" not in sys.modules:
+        return None
+    return scorer_from_file(file, attribute)
+
+
 def scorer_from_file(file: str, attribute: str) -> type[Scorer]:
     """Run a Python file and return the scorer class that it defines, or makes of a function.
 

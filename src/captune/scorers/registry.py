@@ -13,10 +13,10 @@ import re
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from captune.errors import UnknownScorer
+from captune.errors import ExpressionError, UnknownScorer
 from captune.scorers.base import Cache, Scorer
 from captune.scorers.expression import Expression, is_expression, parse
-from captune.scorers.files import FILE, scorer_from_file
+from captune.scorers.files import FILE, loaded_from_file, scorer_from_file
 from captune.utils.registry import Registry
 from captune.utils.spec import Setting, settings_of
 
@@ -96,7 +96,10 @@ def direction(spec: str | Scorer, figure: str | None = None) -> bool | None:
     """
     spec = spec if isinstance(spec, str) else spec.name
     if is_expression(spec):
-        terms = [(direction(part), weight) for part, weight in parse(spec).items()]
+        try:
+            terms = [(direction(part), weight) for part, weight in parse(spec).items()]
+        except ExpressionError:  # a name of another program
+            return None
         ways = {better == (weight > 0) for better, weight in terms if better is not None and weight}
         return ways.pop() if len(ways) == 1 else None
     cls = _class_of(spec)
@@ -116,9 +119,13 @@ def label(spec: str | Scorer, figure: str) -> str:
 
 
 def _class_of(spec: str) -> type[Scorer] | None:
-    """The class behind a spec; None for a scorer that is not known (a figure of another program)."""
-    known = FILE.fullmatch(spec.strip()) or spec.strip().partition(":")[0] in SCORERS
-    return scorer_class(spec) if known else None
+    """The class behind a spec; None for a scorer that is not known (a figure of another program).
+
+    A file's code is not run for it: only of a file that was run already is the class known.
+    """
+    if match := FILE.fullmatch(spec.strip()):
+        return loaded_from_file(match["file"], match["attribute"])
+    return scorer_class(spec) if spec.strip().partition(":")[0] in SCORERS else None
 
 
 def _stands_for(key: str, figure: str) -> bool:

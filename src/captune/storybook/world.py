@@ -99,10 +99,17 @@ class Scene:
 
     @classmethod
     def from_json(cls, text: str) -> Scene:
-        """Return the scene of a JSON text."""
-        record = json.loads(text)
-        things = tuple(Thing(**thing) for thing in record["things"])
-        return cls(record["background"], record["variation"], things)
+        """Return the scene of a JSON text.
+
+        Raises:
+            SourceError: for any other text.
+        """
+        try:
+            record = json.loads(text)
+            things = tuple(Thing(**thing) for thing in record["things"])
+            return cls(record["background"], record["variation"], things)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise SourceError(f"this is no scene of storybook: {str(text)[:60]!r}") from error
 
     def thing(self, kind: str) -> Thing | None:
         """The scene's thing of that kind (kinds never repeat within a scene)."""
