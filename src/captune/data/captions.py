@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,18 @@ class CaptionWriter:
         self._file.write("".join(jsonl_line(row) for row in rows).encode("utf-8"))
         self._flush()
         self.done.update(row["image_id"] for row in rows)
+
+    def leave_out(self, image_ids: Collection[str]) -> None:
+        """Take rows out of the file, in one step, so that their images can get other captions."""
+        kept = [row for row in read_jsonl(self.path) if row["image_id"] not in image_ids]
+        replace_file(self.path, "".join(jsonl_line(row) for row in kept))
+        new = self.path.open("ab")  # the lock was on the file that is gone
+        self._file.close()
+        self._file = new
+        if not lock(self._file):
+            raise CaptionFileError(f"{self.path}: another process is writing to it; wait for it to end")
+        self.done -= set(image_ids)
+        self.last = kept[-1]["image_id"] if kept else None
 
     def _flush(self) -> None:
         self._file.flush()

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 MAX_PIXELS = 178_956_970
 """Images with more pixels are refused as decompression bombs (the size at which Pillow itself refuses)."""
 
+_ORIENTATION = 0x0112  # of EXIF
 _KINDS = "apng avif bmp dib gif heic heif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split(" "))
 """File names that a folder source takes for images; compared in lower case."""
@@ -44,7 +45,7 @@ def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIX
     """
     item = item if item is not None else _name(image)
     if not isinstance(image, Image.Image):
-        data = _read(image, item)
+        data = read_image(image, item)
         _refuse_other_files(data, item)
         image = _open(data, item, max_pixels)
     try:
@@ -52,6 +53,12 @@ def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIX
         return to_rgb(_upright(image, item))
     except Exception as error:  # Pillow's plugins raise whatever their parser stumbles over; the item is bad either way
         raise BadImage(item, _why(error)) from error
+
+
+def upright_rgb(image: Any) -> Image.Image:
+    """Return `open_image` of what may be an image that it has returned already, which costs nothing then."""
+    plain = isinstance(image, Image.Image) and image.mode == "RGB" and "transparency" not in image.info
+    return image if plain and image.getexif().get(_ORIENTATION, 1) == 1 else open_image(image)
 
 
 def image_size(image: Any, item: str | None = None) -> tuple[int, int]:
@@ -63,11 +70,11 @@ def image_size(image: Any, item: str | None = None) -> tuple[int, int]:
     if isinstance(image, Image.Image):
         return image.size
     item = item if item is not None else _name(image)
-    path = _path(image)
+    path = image_path(image)
     if path is not None:
         _regular_file(path, item)
         return _open(path, item, MAX_PIXELS).size
-    return _open(_read(image, item), item, MAX_PIXELS).size
+    return _open(read_image(image, item), item, MAX_PIXELS).size
 
 
 def _name(image: Any) -> str:
@@ -78,7 +85,8 @@ def _name(image: Any) -> str:
     return str(image) if isinstance(image, str | os.PathLike) else "image"
 
 
-def _path(image: Any) -> Path | None:
+def image_path(image: Any) -> Path | None:
+    """Return the file that an image is in; None for bytes and PIL images."""
     if isinstance(image, dict):
         return Path(image["path"]) if image.get("bytes") is None and image.get("path") else None
     return Path(image) if isinstance(image, str | os.PathLike) else None
@@ -97,8 +105,13 @@ def _regular_file(path: Path, item: str) -> None:
         raise BadImage(item, "is empty (0 bytes)")
 
 
-def _read(image: Any, item: str) -> bytes:
-    path = _path(image)
+def read_image(image: Any, item: str) -> bytes:
+    """Return an image's bytes, undecoded.
+
+    Raises:
+        BadImage: if there are none.
+    """
+    path = image_path(image)
     if path is not None:
         _regular_file(path, item)
         try:

@@ -47,7 +47,7 @@ from transformers.cache_utils import DynamicLayer
 
 from captune.errors import CaptionerError, first_line
 from captune.models import hub
-from captune.models.captioner import NEUTRAL
+from captune.models.captioner import NEUTRAL, check_length, neutral
 from captune.models.encoders.clip import Encoder
 from captune.utils.device import pick_device
 from captune.utils.loads import check_model
@@ -64,6 +64,7 @@ class ZeroCapModel:
 
     def __init__(self, language_model: Any, tokenizer: Any, encoder: Encoder, *, name: str, prompt: str = "") -> None:
         self.language_model = language_model.eval().requires_grad_(False)
+        language_model.generation_config = neutral(language_model.generation_config)
         self.tokenizer, self.encoder, self.name, self.prompt = tokenizer, encoder, name, prompt
         self.model = nn.ModuleDict({"language model": language_model, "encoder": encoder.model})
         if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
@@ -143,8 +144,8 @@ class ZeroCapModel:
         **settings: Any,
     ) -> list[str]:
         """A text per image: further settings are those of transformers."""
+        check_length(max_new_tokens)
         ids = torch.tensor([self.prompt_ids] * len(images), device=self.device)
-        neutral = NEUTRAL if do_sample else {"repetition_penalty": 1.0}
         pad = self.tokenizer.pad_token_id
         sequences = self.language_model.generate(
             input_ids=ids,
@@ -152,7 +153,7 @@ class ZeroCapModel:
             max_new_tokens=max_new_tokens or self.language_model.generation_config.max_new_tokens or MAX_NEW_TOKENS,
             eos_token_id=self.eos_ids,
             pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-            **{**neutral, **settings, "do_sample": do_sample, "num_beams": num_beams},
+            **{**(NEUTRAL if do_sample else {}), **settings, "do_sample": do_sample, "num_beams": num_beams},
         )
         texts = self.tokenizer.batch_decode(sequences[:, ids.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]

@@ -1,8 +1,9 @@
 """The job behind ``captune caption``: a source of images into a caption file, resumable, surviving bad images.
 
 Beside ``caps.jsonl`` stand ``caps.jsonl.settings.json`` (what made the captions: a run that would mix in those of
-another model, adapter, prompt, source or generation setting is refused) and, if any image was bad,
-``caps.jsonl.bad.jsonl`` ({"image_id", "why"}).
+another model, adapter, prompt, source or generation setting is refused), ``caps.jsonl.images.jsonl`` (of which content
+each caption is: `captune.inference.contents`) and, if any image was bad, ``caps.jsonl.bad.jsonl`` ({"image_id",
+"why"}).
 
 While it runs, captions are appended batch by batch (the order: `captune.inference.order`). When all is done the file
 is rewritten, in one step, in source order. Batches depend on the source alone, so a run that was killed and resumed
@@ -28,8 +29,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from captune.data import CaptionWriter, ImageSource, load_images, open_image
+from captune.data.images import read_image
 from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, MissingColumn, SettingError
+from captune.inference.contents import Contents, content_of
 from captune.inference.order import Row, cost, in_source_order, select_images, windows
 from captune.inference.settings import beside, job_settings, same_settings
 from captune.utils.files import jsonl_line, output_path, replace_file
@@ -49,6 +52,7 @@ class CaptionReport(NamedTuple):
         seconds: that captioning took.
         images_per_second: of the captions made now.
         output: the caption file.
+        replaced: captions made again, since their images were replaced.
     """
 
     done: int
@@ -57,6 +61,7 @@ class CaptionReport(NamedTuple):
     seconds: float
     images_per_second: float
     output: Path
+    replaced: int = 0
 
     def sentence(self) -> str:
         """Return the report as one line for people."""
@@ -65,6 +70,8 @@ class CaptionReport(NamedTuple):
             parts[0] += f" in {self.seconds:.1f} s ({self.images_per_second:.1f} per second)"
         if self.skipped:
             parts.append(f"{self.skipped} were there already")
+        if self.replaced:
+            parts.append(f"{self.replaced} images were replaced since and captioned again")
         if self.bad:
             parts.append(f"{len(self.bad)} bad images left out (listed in {beside(self.output, 'bad.jsonl')})")
         return "; ".join(parts)
@@ -170,6 +177,8 @@ def caption_source(
     if batch_size < 1 or window < 1:
         raise SettingError("batch_size and window must be at least 1")
     generation = {key: value for key, value in generation.items() if value is not None}
+    if generation.get("max_new_tokens", 1) < 1:
+        raise SettingError("max_new_tokens must be at least 1; leave it out for the model's default")
     if generation.get("num_return_sequences", 1) != 1 or generation.get("return_logprob"):
         raise SettingError(
             "a caption file holds one caption per image: leave num_return_sequences and return_logprob out"
@@ -188,21 +197,30 @@ def caption_source(
         replace_file(beside(output, "settings.json"), json.dumps(settings, indent=1, sort_keys=True) + "\n")
         beside(output, "bad.jsonl").unlink(missing_ok=True)
         generate = partial(captioner.generate if decoder is None else partial(decoder, captioner), **generation)
-        job = _Job(generate, writer, seed if sampled else None, progress)
+        contents = Contents(beside(output, "images.jsonl"), resume=resume)
+        if replaced := contents.replaced(dataset, writer.done):
+            writer.leave_out(replaced)
+        job = _Job(generate, writer, contents, seed if sampled else None, progress)
         started = time.perf_counter()
         job.run(dataset, batch_size, window)
         seconds = time.perf_counter() - started
-        in_source_order(output, job.places)
-    return CaptionReport(job.done, job.skipped, job.bad, seconds, job.done / seconds if job.done else 0.0, output)
+        contents.close(in_source_order(output, job.places))
+    speed = job.done / seconds if job.done else 0.0
+    return CaptionReport(job.done, job.skipped, job.bad, seconds, speed, output, len(replaced))
 
 
 class _Job:
     """The state of one run."""
 
     def __init__(
-        self, generate: Callable[[list[Image.Image]], list[str]], writer: CaptionWriter, seed: int | None, show: bool
+        self,
+        generate: Callable[[list[Image.Image]], list[str]],
+        writer: CaptionWriter,
+        contents: Contents,
+        seed: int | None,
+        show: bool,
     ) -> None:
-        self.generate, self.writer, self.seed, self.show = generate, writer, seed, show
+        self.generate, self.writer, self.contents, self.seed, self.show = generate, writer, contents, seed, show
         self.before = frozenset(writer.done)
         self.torn = writer.last  # the batch that holds it may have been cut off while it was written
         self.done, self.bad = 0, list[tuple[str, str]]()
@@ -242,7 +260,12 @@ class _Job:
         good, images, bad = [], [], []
         for row in batch:
             try:
-                images.append(open_image(row.image, row.image_id))
+                if isinstance(row.image, Image.Image):
+                    images.append(open_image(row.image, row.image_id))
+                else:
+                    data = read_image(row.image, row.image_id)
+                    row = row._replace(content=content_of(row.image, data))
+                    images.append(open_image(data, row.image_id))
                 good.append(row)
             except BadImage as error:
                 bad.append((error.item, error.why))
@@ -259,6 +282,8 @@ class _Job:
             captions: list[str | None] = list(self._generate(rows, images))
         except ValueError as error:
             captions = self._one_by_one(rows, images, error)
+        made = [row for row, caption in zip(rows, captions, strict=True) if caption is not None]
+        self.contents.add({row.image_id: row.content for row in made if row.content is not None})
         self.writer.write(
             {"image_id": row.image_id, "caption": caption}
             for row, caption in zip(rows, captions, strict=True)

@@ -13,15 +13,17 @@ from captune.data import ImageSource, load_images
 from captune.data.columns import column, undecoded
 from captune.data.images import image_size
 from captune.errors import BadImage, CaptionFileError
+from captune.inference.contents import Content
 from captune.utils.files import jsonl_line, read_jsonl, replace_file
 
 
 class Row(NamedTuple):
-    """One image that is not opened yet; ``place`` is its number in the source."""
+    """One image; ``place`` is its number in the source, ``content`` what was read when it was opened."""
 
     place: int
     image_id: str
     image: Any
+    content: Content | None = None
 
 
 def select_images(source: str | ImageSource, limit: int | None) -> ImageSource:
@@ -79,9 +81,14 @@ def cost(row: Row) -> int:
     return width * height
 
 
-def in_source_order(output: Path, places: dict[str, int]) -> None:
-    """Rewrite the finished file in source order; captions of images that the source no longer has come last."""
+def in_source_order(output: Path, places: dict[str, int]) -> list[str]:
+    """Rewrite the finished file in source order; captions of images that the source no longer has come last.
+
+    Returns:
+        The ids in this order.
+    """
     rows = read_jsonl(output)
     ordered = sorted(rows, key=lambda row: places.get(row["image_id"], len(places)))
     if rows != ordered:
         replace_file(output, "".join(jsonl_line(row) for row in ordered))
+    return [row["image_id"] for row in ordered]

@@ -12,7 +12,8 @@ import torch
 
 from captune.data.sources import Source
 from captune.decoding import Decoder
-from captune.errors import CaptionFileError
+from captune.errors import CaptionFileError, redact
+from captune.utils.hashing import settings_digest, weights_mark
 
 
 def job_settings(
@@ -24,33 +25,21 @@ def job_settings(
     prompt = getattr(captioner, "prompt_text", None)
     model = getattr(captioner, "model", None)
     config = getattr(model, "generation_config", None)
+    tokenizer = getattr(captioner, "tokenizer", getattr(processor, "tokenizer", None))
     return {
         "model": str(getattr(captioner, "name", type(captioner).__name__)),
         "weights": weights_mark(model) if isinstance(model, torch.nn.Module) else None,
+        "tokenizer": settings_digest(tokenizer) if hasattr(tokenizer, "get_vocab") else None,
         "dtype": str(getattr(captioner, "dtype", None)),
+        "image encoder": getattr(getattr(captioner, "encoder", None), "digest", None),  # zerocap's
         "prompt": prompt() if callable(prompt) else getattr(captioner, "prompt", None),
         "image processor": _mark(json.dumps(images, sort_keys=True, default=str)),
         "generation": {key: generation[key] for key in sorted(generation)},
         "generation config": _mark(config.to_json_string(ignore_metadata=True)) if config is not None else None,
-        "decoder": None if decoder is None else decoder.signature,
+        "decoder": None if decoder is None else redact(decoder.signature),
         "seed": seed,
         "source": _source_name(source),
     }
-
-
-def weights_mark(model: torch.nn.Module) -> str:
-    """Return a short digest of a model's weights: names, shapes, up to 4,096 evenly spaced values of each parameter.
-
-    Fractions of a second for billions of parameters; two fine-tunings differ in nearly every value of what they train.
-    """
-    digest = hashlib.sha256()
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            values = parameter.detach().reshape(-1)
-            values = values[:: max(1, values.numel() // 4096)].contiguous().cpu()
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _mark(text: str) -> str:
@@ -63,7 +52,7 @@ def _source_name(source: Any) -> str | None:
         return None
     where = Source.parse(str(source)).where
     path = Path(where).expanduser()
-    return str(source).replace(where, os.path.abspath(path), 1) if path.exists() else str(source)
+    return redact(str(source).replace(where, os.path.abspath(path), 1) if path.exists() else str(source))
 
 
 def beside(output: Path, suffix: str) -> Path:
@@ -90,6 +79,12 @@ def same_settings(output: Path, settings: dict[str, Any]) -> None:
     except ValueError as error:
         raise CaptionFileError(f"{path} is not valid JSON ({error}); {remedy}") from error
     new = json.loads(json.dumps(settings))
+    if not isinstance(old, dict):
+        raise CaptionFileError(f"{path} is no JSON object but {type(old).__name__}; {remedy}")
+    old = {
+        **{key: new.get(key) for key in ("tokenizer", "image encoder")},
+        **old,
+    }  # files from before captions' settings knew it
     changed = [key for key in new if key != "model" and old.get(key) != new[key]]
     if changed:
         details = "; ".join(f"{key}: {old.get(key)!r} then, {new[key]!r} now" for key in changed)

@@ -17,8 +17,9 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import BatchFeature, PreTrainedModel
+from transformers import BatchFeature, GenerationConfig, PreTrainedModel
 
+from captune.data.images import upright_rgb
 from captune.errors import CaptionerError, SettingError
 from captune.models import hub, image_inputs, loading
 from captune.models import inputs as batches
@@ -27,8 +28,31 @@ from captune.models.families import Family, attribute, family_for, lora_targets
 from captune.utils import hashing
 from captune.utils.device import pick_device
 
-#: Decoding follows the caller alone: a checkpoint's generation_config.json (Qwen2-VL ships top_k=1) would change it.
+#: What transformers takes for settings that nobody named is not always neutral (top_k=50).
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+_KEPT = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "max_new_tokens",
+    "cache_implementation",
+)
+
+
+def neutral(config: GenerationConfig | None) -> GenerationConfig:
+    """Return a generation config that changes no decoding: which tokens begin and end, and the default length, stay.
+
+    Decoding follows the caller alone: a checkpoint's generation_config.json (Qwen2-VL ships top_k=1, others
+    no_repeat_ngram_size or min_new_tokens) would change what is sampled, searched and trained on.
+    """
+    return GenerationConfig(**{name: getattr(config, name, None) for name in _KEPT})
+
+
+def check_length(max_new_tokens: int | None) -> None:
+    """Raise SettingError for a longest caption of no tokens; None is the model's own."""
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise SettingError(f"max_new_tokens must be at least 1, not {max_new_tokens}; leave it out for the default")
 
 
 class Captioner:
@@ -43,6 +67,7 @@ class Captioner:
         prompt: the text beside the image.
         eos_ids: the tokens that end a caption; training appends the first.
         vision_cache: what `share_vision` installed last, if anything.
+        checkpoint_generation: the checkpoint's generation config, which `merge` saves; the model gets a neutral one.
 
     Args:
         model: of `AutoModelForImageTextToText`.
@@ -62,6 +87,8 @@ class Captioner:
         self.prompt = default if prompt is None else prompt
         self.vision_cache: vision.VisionCache | None = None
         self.eos_ids = self._eos_ids()
+        self.checkpoint_generation = model.generation_config
+        model.generation_config = neutral(model.generation_config)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.eos_ids[0])
         model.requires_grad_(False)
@@ -210,7 +237,7 @@ class Captioner:
         """
         batch = self.processor(
             text=list(texts),
-            images=[[image if image.mode == "RGB" else image.convert("RGB")] for image in images],
+            images=[[upright_rgb(image)] for image in images],
             padding=True,
             padding_side="left",
             add_special_tokens=self.adds_special_tokens(texts[0]),
@@ -309,7 +336,9 @@ class Captioner:
 
         Raises:
             CaptionerError: the batch has captions.
+            SettingError: a longest caption of no tokens.
         """
+        check_length(max_new_tokens)
         batch = images if isinstance(images, BatchFeature) else self.prepare(images)
         if "caption_mask" in batch:
             raise CaptionerError("generate() needs a batch without captions: use prepare(images)")
@@ -617,7 +646,11 @@ class Captioner:
             CaptionerError: the base weights are in 4 bits.
         """
         self.merge_adapter()
-        self.core.save_pretrained(output)
+        neutral_config, self.core.generation_config = self.core.generation_config, self.checkpoint_generation
+        try:
+            self.core.save_pretrained(output)
+        finally:
+            self.core.generation_config = neutral_config
         self.processor.save_pretrained(output)
         return Path(output)
 
