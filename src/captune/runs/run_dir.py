@@ -1,10 +1,10 @@
 """What a run leaves behind: a folder that says what was done, with what, and what came of it.
 
     config.yaml  versions.json  metrics.jsonl  captions/<name>.jsonl  scores.json  adapter/  mapper/  checkpoint-*/
-    report.html  README.md (the model card, written last: a run that has one is finished)
+    report.html  README.md (the model card)  finished.json (written last: a run that has it is finished)
 
 Files are replaced in one step, so a crash leaves the old one or the new one. None holds a time of day: the same seed
-on the same machine gives the same bytes.
+on the same machine gives the same bytes. One process at a time writes: it holds a lock that ends with it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ import logging
 import math
 import os
 import re
-import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from captune.errors import RunError
-from captune.utils.files import cut_torn_line, read_jsonl, replace_file
+from captune.runs import checkpoints
+from captune.utils.files import cut_torn_line, discard, lock_folder, read_jsonl, remove_leftovers, replace_file
 from captune.utils.versions import command_line, versions
 
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
+FINISHED = "finished.json"
+CLEARING = ".clearing"  # there while an earlier run is being removed
+MILESTONES = ".milestones.json"  # {what is done: lines that metrics.jsonl had then}
+FORMAT = 2  # of a run folder, in versions.json: since 2, checkpoints and finished runs are marked
 # What a run writes besides its card and its checkpoints.
 FILES = (
     "config.yaml",
@@ -41,7 +45,11 @@ FILES = (
     "model",
     "mapper",
     "report.html",
+    FINISHED,
+    MILESTONES,
 )
+# Where what was trained so far lies: a run with none of it has nothing to lose.
+RESULTS = (FINISHED, CARD, "adapter", "model", "mapper", "captions", "scores.json", "metrics.jsonl")
 NOT_SETTINGS = frozenset(("output", "resume", "overwrite"))
 # The part that a row of scores.json plays in a comparison. Whoever writes the row knows it.
 ROLES = {
@@ -55,8 +63,13 @@ ROLES = {
 }
 
 
+_locks: dict[Path, int] = {}  # the open run folders that this process writes, until it ends
+
+
 class RunDir:
     """A run folder. Making the object touches nothing; `start` writes, everything else needs a started run.
+
+    `start` is `claim`, which checks and locks, and `begin`, which writes: what may still refuse stands between them.
 
     ::
 
@@ -67,10 +80,16 @@ class RunDir:
 
     Args:
         path: the folder.
+        parts: folders that this kind of run has besides `FILES`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], parts: Sequence[str] = ()) -> None:
+        self.path, self.parts = Path(path), parts
+        self.resumes = False  # whether what is there is kept; `claim` decides
+        self.done = False  # whether it is finished with the settings of `claim`: nothing is left to do
+        self._settings: dict[str, Any] | None = None  # claimed and not begun
+        self._command: str | None = None
+        self._deferred: list[Callable[[], object]] = []
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -97,16 +116,30 @@ class RunDir:
         return self.path / "captions" / f"{safe}.jsonl"
 
     def checkpoints(self) -> list[Path]:
-        """checkpoint-<step> folders by step, the last one last."""
-        steps = [
-            (int(p.name[11:]), p) for p in self.path.glob("checkpoint-*") if p.is_dir() and p.name[11:].isdecimal()
-        ]
-        return [path for _, path in sorted(steps)]
+        """checkpoint-<step> folders by step, the last one last; `captune.runs.checkpoints` tells which are complete."""
+        return checkpoints.checkpoints(self.path)
+
+    def steps_done(self, max_steps: int) -> int:
+        """Return the last step that need not be done again, where each round of a run has `max_steps`."""
+        rounds = sorted(self.path.glob("round-*"), key=lambda path: int(path.name[6:]))
+        finished = sum((path / "adapter").is_dir() for path in rounds)
+        last = checkpoints.newest(rounds[finished] if finished < len(rounds) else self.path)
+        return finished * max_steps + (checkpoints.step_of(last) if last else 0)
 
     @property
     def finished(self) -> bool:
-        """Whether the run has its model card, which is written last."""
-        return (self.path / CARD).is_file()
+        """Whether the run has its last file; in a run of an earlier version that is its model card."""
+        if (self.path / FINISHED).is_file():
+            return True
+        card = self.path / CARD
+        return self._former() and card.is_file() and "- image-captioning" in card.read_text("utf-8", errors="replace")
+
+    def _former(self) -> bool:
+        """Whether a version wrote this that marked neither checkpoints nor finished runs."""
+        try:
+            return "format" not in self.versions
+        except RunError:
+            return False
 
     # --------------------------------------------------------------- start
 
@@ -125,21 +158,54 @@ class RunDir:
             config: the settings, a dataclass or a mapping.
             resume: keep what an earlier run left here; otherwise it is removed by the names that a run uses, and other
                 files stay.
-            overwrite: take a folder that holds a run with other settings, or no run but such names.
+            overwrite: replace a run with other settings.
             may_change: the settings that may differ when a run is resumed.
             command: the command to record; default: the one that is running.
 
         Raises:
             RunError: the folder may not be taken.
         """
+        self.claim(config, resume=resume, overwrite=overwrite, may_change=may_change, command=command)
+        return self.begin()
+
+    def claim(
+        self,
+        config: Any,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        may_change: Collection[str] = (),
+        command: str | None = None,
+        former: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> RunDir:
+        """Lock the folder for this process and check that it may be taken; nothing in it changes before `begin`.
+
+        Args:
+            config: as for `start`.
+            resume: as for `start`.
+            overwrite: as for `start`.
+            may_change: as for `start`.
+            command: as for `start`.
+            former: turns the settings of an earlier version into those of today.
+
+        Raises:
+            RunError: the folder may not be taken, or another process writes it.
+        """
         settings = plain(config)
         if not isinstance(settings, dict):
             raise RunError(f"settings must be a dataclass or a mapping, not {type(config).__name__}")
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file, not a folder for a run")
-        if (self.path / "config.yaml").is_file():
-            changed = differences(self.config, settings)
-            if changed and resume and changed.keys() <= set(may_change):
+        self._lock()
+        changed: dict[str, str] = {}
+        if (self.path / CLEARING).exists():
+            resume = False
+        elif (self.path / "config.yaml").is_file():
+            old = self.config
+            changed = differences(former(old) if former else old, settings)
+            if changed and not self._results() and not overwrite:
+                resume = False  # nothing was done with the other settings
+            elif changed and resume and changed.keys() <= set(may_change):
                 logger.warning("%s is resumed with other settings: %s", self.path, "; ".join(changed.values()))
             elif changed and not overwrite:
                 what = "a finished run" if self.finished else "a run"
@@ -147,25 +213,83 @@ class RunDir:
                     f"{self.path} holds {what} with other settings ({'; '.join(changed.values())}); "
                     "name another --output, or pass --overwrite"
                 )
-        elif not overwrite and (taken := self._present()):
+        elif (taken := self._present()) not in ([], ["versions.json"]):
             raise RunError(f"{self.path} is not a run folder but holds {', '.join(taken)}; name another --output")
-        if not resume:
-            self._clear()
-        self.path.mkdir(parents=True, exist_ok=True)
-        replace_file(self.path / "versions.json", _json(versions() | {"command": command or command_line()}))
-        replace_file(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        self.resumes, self._settings, self._command = resume, settings, command
+        self.done = resume and self.finished and not changed
         return self
 
+    def begin(self) -> RunDir:
+        """Write the settings of a claimed run; remove an earlier run's files, or prepare its own to be resumed from."""
+        if self._settings is None:
+            return self
+        settings, self._settings = self._settings, None
+        if not self.resumes:
+            self._clear()
+        elif self._former():
+            for folder in (self.path, *self.path.glob("round-*")):
+                checkpoints.adopt(folder)
+        config = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        replace_file(self.path / "config.yaml", config)  # first: a folder with it is a run
+        facts = versions() | {"command": self._command or command_line(), "format": FORMAT}
+        replace_file(self.path / "versions.json", _json(facts))
+        (self.path / CLEARING).unlink(missing_ok=True)
+        remove_leftovers(self.path)
+        (self.path / FINISHED).unlink(missing_ok=True)
+        for call in self._deferred:
+            call()
+        self._deferred.clear()
+        return self
+
+    def recover(self) -> None:
+        """Set incomplete checkpoints aside, and cut metrics.jsonl to what it held at the last thing done."""
+        for folder in (self.path, *self.path.glob("round-*")):
+            checkpoints.set_aside(folder)
+        self._rewind()
+
+    def when_begun(self, call: Callable[[], object]) -> None:
+        """Call something that writes or reads the folder when `begin` has prepared it; at once where it has."""
+        if self._settings is None:
+            call()
+        else:
+            self._deferred.append(call)
+
+    def _lock(self) -> None:
+        """Hold the folder's lock until this process ends, however it ends."""
+        key = Path(os.path.abspath(self.path))
+        if key in _locks:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = lock_folder(self.path)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror}; name another --output") from error
+        if file is None:
+            raise RunError(f"{self.path} is being written by another process; wait for it, or name another --output")
+        _locks[key] = file
+
     def _present(self) -> list[str]:
-        return [name for name in (*FILES, CARD) if (self.path / name).exists()]
+        return [name for name in (*FILES, CARD, *self.parts) if (self.path / name).exists()]
+
+    def _results(self) -> bool:
+        return any((self.path / name).exists() for name in RESULTS) or any(
+            any(self.path.glob(name)) for name in ("checkpoint-*", "round-*", "*/checkpoint-*", "*/adapter")
+        )
 
     def _clear(self) -> None:
-        # the card first and config.yaml last: a run that is killed in between is unfinished, and still a run
-        parts = [*self.checkpoints(), *self.path.glob("round-*")]
-        names = [CARD, *(p.name for p in parts), *reversed(FILES)]
-        for path in (self.path / name for name in names):
+        """Remove an earlier run. If killed in between, the next start of any settings removes the rest."""
+        parts = [
+            *self.checkpoints(),
+            *self.path.glob("round-*"),
+            *self.path.glob(f"{checkpoints.ASIDE}checkpoint-*"),
+        ]
+        names = [FINISHED, CARD, *(p.name for p in parts), *self.parts, *reversed(FILES)]
+        there = [path for path in (self.path / name for name in names) if path.exists() or path.is_symlink()]
+        if there:
+            replace_file(self.path / CLEARING, "")
+        for path in there:
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                discard(path)
             else:
                 path.unlink(missing_ok=True)
 
@@ -213,6 +337,32 @@ class RunDir:
         """The lines of metrics.jsonl."""
         path = self.path / "metrics.jsonl"
         return read_jsonl(path) if path.exists() else []
+
+    def lines(self) -> int:
+        """The number of lines of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def milestone(self, artefact: Path) -> None:
+        """Note what metrics.jsonl holds now that a file or folder of the run is about to be put in its place."""
+        name = os.path.relpath(artefact, self.path)
+        replace_file(self.path / MILESTONES, _json(self._milestones() | {name: self.lines()}))
+
+    def _milestones(self) -> dict[str, int]:
+        path = self.path / MILESTONES
+        return self._read(MILESTONES, json.loads) if path.exists() else {}
+
+    def _rewind(self) -> None:
+        known = [n for name, n in self._milestones().items() if (self.path / name).exists()]
+        found = [path for folder in (self.path, *self.path.glob("round-*")) for path in checkpoints.checkpoints(folder)]
+        marked = [checkpoints.facts(path).get("lines") for path in found]
+        if None in marked:  # of an earlier version: by steps
+            self.rewind(self.steps_done(self.config.get("max_steps", 0)), keep="mapper_loss")
+            return
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)[: max([0, *known, *marked])]
+            replace_file(path, b"".join(lines).decode("utf-8"))
 
     def rewind(self, step: int, keep: str | None = None) -> None:
         """Drop what was logged after `step`, except rows with the number `keep`: a run that resumes logs it again."""
@@ -281,8 +431,9 @@ class RunDir:
     # --------------------------------------------------------------- finish
 
     def finish(self, card: str) -> RunDir:
-        """Write the model card (see `card`), which marks the run as finished."""
+        """Write the model card (see `card`) and mark the run as finished."""
         replace_file(self.path / CARD, card)
+        replace_file(self.path / FINISHED, _json({"format": FORMAT}))
         return self
 
     def card(

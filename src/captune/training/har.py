@@ -15,7 +15,7 @@ does not state k, the projector's depth or width, learning rates or steps; the d
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +24,14 @@ from transformers import set_seed
 from captune.models.captioner import Captioner
 from captune.models.prefix_captioner import assemble
 from captune.runs.run_dir import RunDir
+from captune.scorers import load_reward
 from captune.training import scst, sft
 from captune.training.config import Count, Rate, RunConfig, Several, Tokens, defaults, like, setting
+from captune.training.lifecycle import claim_run
 from captune.training.method import Method
+from captune.utils.files import replacing_folder
+
+PARTS = ("parts", "mle", "captioner", "scst")
 
 
 @dataclass(kw_only=True)
@@ -100,15 +105,15 @@ def run(config: HARConfig) -> RunDir:
     """Run both stages; what is finished is not done again, unless `overwrite` is set."""
     from captune.report import render
 
-    run_dir = RunDir(config.output)
-    resume = (run_dir.path / "config.yaml").is_file() and not config.overwrite
-    run_dir.start({"method": "har", **asdict(config)}, resume=resume, overwrite=config.overwrite)
+    run_dir = claim_run(config, "har", extended_by=("scst_steps",), parts=PARTS)
+    if run_dir.done:
+        return run_dir
+    if not run_dir.resumes:
+        load_reward(config.reward).check()  # of stage 2, before stage 1 begins
     parts, merged = run_dir.path / "parts", run_dir.path / "captioner"
     mle, refined = RunDir(run_dir.path / "mle"), RunDir(run_dir.path / "scst")
-    if config.overwrite:
-        for folder in (parts, merged, mle.path, refined.path):
-            shutil.rmtree(folder, ignore_errors=True)
-    if not _saved(parts):
+    model = processor = None
+    if not (run_dir.resumes and _saved(parts)):
         set_seed(config.seed)
         model, processor = assemble(
             config.image_encoder,
@@ -116,6 +121,8 @@ def run(config: HARConfig) -> RunDir:
             num_prefix_tokens=config.num_prefix_tokens,
             image_feature=config.image_feature,
         )
+    run_dir.begin()
+    if model is not None:
         _save(model, processor, parts)
     if not mle.finished:
         sft.run(config.stage_1())
@@ -123,9 +130,10 @@ def run(config: HARConfig) -> RunDir:
         captioner = Captioner.load(parts, adapter=mle.adapter, dtype=config.dtype, device="cpu")
         captioner.merge_adapter()
         _save(captioner.core, captioner.processor, merged)
-    if not refined.finished:
+    if not refined.finished or refined.config["max_steps"] != config.scst_steps:
         scst.run(config.stage_2())
-    shutil.copytree(refined.adapter, run_dir.adapter, dirs_exist_ok=True)
+    with replacing_folder(run_dir.adapter) as folder:
+        shutil.copytree(refined.adapter, folder, dirs_exist_ok=True)
     names = {"base": "fresh projector", "supervised": "maximum likelihood"}
     after = [row for row in refined.scores()["rows"] if row["name"] != "base"]  # stage 2 begins where stage 1 ended
     for row in (*mle.scores()["rows"], *after):
@@ -146,9 +154,9 @@ def _saved(folder: Path) -> bool:
 
 
 def _save(model: Any, processor: Any, folder: Path) -> None:
-    """Save the processor last: a folder that has one is complete."""
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with replacing_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
 
 
 METHOD = Method(

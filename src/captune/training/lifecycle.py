@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from peft import PeftModel
@@ -15,10 +17,12 @@ from trl.trainer.utils import use_adapter
 
 from captune.data.schemes import scheme_of
 from captune.decoding import Decoder
-from captune.errors import SourceError
+from captune.errors import RunError, SourceError
 from captune.models.captioner import Captioner
-from captune.runs.run_dir import RunDir
-from captune.training.config import DEFAULT_SHOWN, TrainingConfig
+from captune.runs.checkpoints import newest
+from captune.runs.run_dir import RunDir, plain
+from captune.training.config import DEFAULT_SHOWN, RunConfig, TrainingConfig, flag
+from captune.utils.files import replacing_folder
 
 logger = logging.getLogger(__name__)
 
@@ -28,34 +32,93 @@ REFERENCE = "start"  # the name of the adapter as it was when training began, wh
 # -- start -------------------------------------------------------------------------------------------------------------
 
 
+def claim_run(
+    config: RunConfig, method: str, extended_by: Collection[str] = ("max_steps",), parts: Sequence[str] = ()
+) -> RunDir:
+    """Lock a run's folder and find out what there is to do; nothing in it changes before `RunDir.begin`.
+
+    A run with the same settings is resumed; where it is finished, `done` is set, and the log says so.
+
+    Args:
+        config: the run's settings.
+        method: the method's name.
+        extended_by: the settings that may grow: the run continues from its last checkpoint.
+        parts: as for `RunDir`.
+
+    Raises:
+        RunError: the folder may not be taken, or a finished run cannot be extended.
+    """
+    run_dir = RunDir(config.output, parts)
+    there, settings = (run_dir.path / "config.yaml").is_file(), {"method": method, **asdict(config)}
+    former = partial(former_settings, type(config))
+    grown = set()
+    if there and not config.overwrite:
+        old = former(run_dir.config)
+        grown = {name for name in extended_by if name in old and settings[name] > old[name]}
+    run_dir.claim(
+        settings, resume=there and not config.overwrite, overwrite=config.overwrite, may_change=grown, former=former
+    )
+    if run_dir.resumes and not run_dir.done:
+        run_dir.when_begun(run_dir.recover)
+    if run_dir.done:
+        (largest,) = [name for name in extended_by if name in settings][:1] or [""]
+        more = f"a larger {flag(largest)} extends it, " if largest else ""
+        logger.warning("%s is already finished: %s--overwrite trains it again", run_dir.path, more)
+        if not (run_dir.path / "report.html").is_file():
+            write_report(run_dir)
+    elif run_dir.resumes and run_dir.finished and "max_steps" in grown and newest(run_dir.path) is None:
+        raise RunError(
+            f"{run_dir.path} is finished and has no complete checkpoint to be extended from; continue from its "
+            f"adapter in another --output: --adapter {run_dir.adapter}"
+        )
+    elif run_dir.resumes and (step := run_dir.steps_done(getattr(config, "max_steps", 0))):
+        logger.warning("%s is resumed after step %d", run_dir.path, step)
+    elif run_dir.resumes and not run_dir.finished:
+        logger.warning("%s has no complete checkpoint: training begins at step 0", run_dir.path)
+    return run_dir
+
+
+def former_settings(config: type, old: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's recorded settings under today's names; what an earlier version did not know has its default."""
+    known = dataclasses.fields(config)
+    names = {alias: field.name for field in known for alias in field.metadata.get("aliases", ())}
+    defaults = {field.name: plain(field.default) for field in known if field.default is not dataclasses.MISSING}
+    return defaults | {names.get(name, name): value for name, value in old.items()}
+
+
+def write_report(run_dir: RunDir) -> None:
+    """Write the run's report.html."""
+    from captune.report import render
+
+    render([run_dir.path], run_dir.path / "report.html")
+
+
 def start_run(config: TrainingConfig, method: str) -> tuple[RunDir, Captioner]:
-    """Start a run, or resume an unfinished one with the same settings.
+    """Start a run, or resume one with the same settings.
 
     Returns:
         The run directory, with its config, and the frozen captioner.
     """
+    run_dir = claim_run(config, method)
+    captioner = load_captioner(config)
+    return run_dir.begin(), captioner
+
+
+def load_captioner(config: TrainingConfig) -> Captioner:
+    """Seed all random numbers and load the frozen captioner."""
     set_seed(config.seed)
-    captioner = Captioner.load(
+    return Captioner.load(
         config.model,
         dtype=config.dtype,
         device=config.device,
         prompt=config.prompt,
         load_in_4bit=config.load_in_4bit,
     )
-    run_dir = RunDir(config.output)
-    unfinished = (run_dir.path / "config.yaml").is_file() and not run_dir.finished and not config.overwrite
-    run_dir.start({"method": method, **asdict(config)}, resume=unfinished, overwrite=config.overwrite)
-    if unfinished:
-        run_dir.rewind(steps_done(run_dir, config), keep="mapper_loss")  # a finished fit is not done again
-    return run_dir, captioner
 
 
 def steps_done(run_dir: RunDir, config: TrainingConfig) -> int:
     """Return the last step that need not be done again: that of the last checkpoint, in the last round if any."""
-    rounds = [RunDir(path) for path in sorted(run_dir.path.glob("round-*"))]
-    finished = sum(part.adapter.is_dir() for part in rounds)
-    checkpoints = rounds[finished].checkpoints() if finished < len(rounds) else run_dir.checkpoints()
-    return finished * config.max_steps + (int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0)
+    return run_dir.steps_done(config.max_steps)
 
 
 def load_training_images(config: Any, *, references: bool = False, source: str | None = None) -> Any:
@@ -190,17 +253,17 @@ def finish_run(
         method: what was done, for the model card.
         role: the row's part in a comparison (`captune.runs.run_dir.ROLES`).
     """
-    from captune.report import render
-
-    captioner.save_adapter(run_dir.adapter)
+    with replacing_folder(run_dir.adapter) as folder:
+        captioner.save_adapter(folder)
     source, limit = evaluation_source(config), evaluation_limit(config)
     with captioner.disable_adapter():
         caption_and_score(captioner, source, run_dir, "base", role="base", limit=limit)
     caption_and_score(captioner, source, run_dir, row, role=role, limit=limit)
     if config.train_all_weights:
-        captioner.merge(run_dir.path / "model")
+        with replacing_folder(run_dir.path / "model") as folder:
+            captioner.merge(folder)
     run_dir.finish(run_dir.card(method=method, base=config.model, data=config.images))
-    render([run_dir.path], run_dir.path / "report.html")
+    write_report(run_dir)
     return run_dir
 
 

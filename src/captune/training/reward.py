@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from captune.models.captioner import Captioner
@@ -35,4 +36,4 @@ def prepare_reward(
     reward.check()
     for part, _ in reward.parts:
         if part.needs_fit:
-            part.fit(images["references"]).save(run_dir.path / part.fitted_file)
+            run_dir.when_begun(partial(part.fit(images["references"]).save, run_dir.path / part.fitted_file))

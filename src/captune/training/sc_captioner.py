@@ -37,11 +37,12 @@ from captune.scorers.reference.capture import Capture
 from captune.training.config import RLConfig, defaults, setting
 from captune.training.lifecycle import (
     caption_and_score,
+    claim_run,
     evaluation_limit,
     evaluation_source,
     finish_run,
+    load_captioner,
     load_training_images,
-    start_run,
     starting_captioner,
 )
 from captune.training.losses import leave_one_out, scst_loss, token_kl, token_logprobs
@@ -275,7 +276,10 @@ class SCTrainer(RewardTrainer):
 
 def run(config: SCConfig) -> RunDir:
     """Train, save `adapter/`, evaluate both turns, write the report."""
-    run_dir, captioner = start_run(config, "sc-captioner")
+    run_dir = claim_run(config, "sc-captioner")
+    if run_dir.done:
+        return run_dir
+    captioner = load_captioner(config)
     facts = load_fact_source(config.fact_source)
     images = load_training_images(config, references="references" in facts.needs)
     reward = Corrections(facts, config.unchanged_reward)

@@ -33,12 +33,13 @@ from captune.scorers.base import Reward
 from captune.scorers.text.health import Health
 from captune.training.config import RewardedConfig, RLConfig, defaults, setting
 from captune.training.lifecycle import (
+    claim_run,
     drop_start,
     finish_run,
     keep_start,
+    load_captioner,
     load_training_images,
     make_trainable,
-    start_run,
     starting_captioner,
 )
 from captune.training.losses import leave_one_out, scst_loss, token_kl, token_logprobs
@@ -131,6 +132,16 @@ class RewardTrainer(MonitoredTrainer, CaptionerTrainer):
             self._note(name, health[name])
         self._note("cut", 1 - sum(ended) / len(ended))
 
+    def accumulated(self) -> dict[str, Any]:
+        """Return what was noted since the last log entry and the last evaluation, too."""
+        return super().accumulated() | {"noted": dict(self._seen), "rewards": self._rewards_seen}
+
+    def put_back(self, values: dict[str, Any]) -> None:
+        """Put back what `accumulated` returned."""
+        super().put_back(values)
+        self._seen.update(values["noted"])
+        self._rewards_seen[:] = values["rewards"]
+
     def _note(self, name: str, value: Tensor | float) -> None:
         self._seen[name].append(float(value))
         if name == "reward":
@@ -218,7 +229,10 @@ def fit(
 
 def run(config: SCSTConfig) -> RunDir:
     """Train, save `adapter/`, evaluate, write the report."""
-    run_dir, captioner = start_run(config, "scst")
+    run_dir = claim_run(config, "scst")
+    if run_dir.done:
+        return run_dir
+    captioner = load_captioner(config)
     reward = load_reward(config.reward)
     images = load_training_images(config, references="references" in reward.required_columns)
     prepare_reward(reward, images, run_dir, captioner, end_token=config.end_token)

@@ -28,7 +28,7 @@ from captune.decoding.cfg import blank
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.training.config import Share, TrainingConfig, defaults, setting
-from captune.training.lifecycle import finish_run, load_training_images, make_trainable, start_run
+from captune.training.lifecycle import claim_run, finish_run, load_captioner, load_training_images, make_trainable
 from captune.training.method import Method
 from captune.training.trainer import CaptionerTrainer
 
@@ -129,7 +129,10 @@ def supervised_loss(captioner: Captioner, images: Sequence[Any], captions: Seque
 
 def run(config: SFTConfig) -> RunDir:
     """Train, save `adapter/`, evaluate, write the report."""
-    run_dir, captioner = start_run(config, "sft")
+    run_dir = claim_run(config, "sft")
+    if run_dir.done:
+        return run_dir
+    captioner = load_captioner(config)
     dataset = load_training_images(config, references=True)
     make_trainable(captioner, config, connector=config.train_connector)
     # a trainable connector changes every step: only its input can be cached, where the family exposes that

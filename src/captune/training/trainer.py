@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
 from captune.errors import SettingError, TrainingError
 from captune.models.captioner import Captioner
+from captune.runs.checkpoints import newest
 from captune.runs.run_dir import RunDir
 from captune.training.config import TrainingConfig
+from captune.training.resume import ResumableTrainer
 
 
 class MetricsCallback(TrainerCallback):
@@ -47,14 +48,15 @@ class BarCallback(ProgressCallback):
             self.training_bar.set_postfix(shown, refresh=False)
 
 
-def attach_callbacks(trainer: Trainer, run_dir: RunDir, first_step: int = 0) -> None:
+def attach_callbacks(trainer: ResumableTrainer, run_dir: RunDir, first_step: int = 0) -> None:
     """Send the trainer's numbers to metrics.jsonl and to a progress bar, and nothing to stdout."""
+    trainer.run_dir = run_dir
     trainer.remove_callback(PrinterCallback)  # what `disable_tqdm` puts in
     trainer.add_callback(MetricsCallback(run_dir, first_step))
     trainer.add_callback(BarCallback())
 
 
-class FiniteTrainer(Trainer):
+class FiniteTrainer(ResumableTrainer):
     """`transformers.Trainer` that stops at the first loss, gradient or weight that is not finite.
 
     transformers logs such a loss as 0, clips with the norm NaN and goes on. The norm is the one that clipping computes;
@@ -179,6 +181,7 @@ class CaptionerTrainer(FiniteTrainer):
             )
         trainer = cls(captioner, dataset, arguments, **kwargs)
         attach_callbacks(trainer, run_dir)
+        run_dir.begin()
         trainer.train(resume_from_checkpoint=last_checkpoint(config.output))
 
 
@@ -213,5 +216,6 @@ def training_arguments(config: TrainingConfig, **settings: Any) -> TrainingArgum
 
 
 def last_checkpoint(output: str | Path) -> str | None:
-    """Return the newest checkpoint folder of a run; None before the first."""
-    return get_last_checkpoint(str(output)) if Path(output).is_dir() else None
+    """Return the newest complete checkpoint of a run; None before the first."""
+    found = newest(Path(output))
+    return str(found) if found else None

@@ -5,10 +5,12 @@ Only a line feed ends a line: a caption may hold U+2028 or a vertical tab, where
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -191,6 +193,67 @@ def replace_file(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+@contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; on leaving, what was written there, on the disk, becomes `path`.
+
+    A folder of that name is whole or not there. After an error `path` is unchanged.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    discard(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_folder(temporary)
+        if path.exists():
+            discard(path)
+        os.rename(temporary, path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder, first its name: a crash leaves none half removed under it, but one for `remove_leftovers`."""
+    if folder.exists():
+        gone = folder.with_name(f".{folder.name.strip('.')}.{os.getpid()}.discarded.tmp")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(folder, gone)
+        shutil.rmtree(gone)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of `replacing`, `replacing_folder` and `discard`; for use under a lock."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Put a file or a folder's list of files on the disk, where the file system can."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+    finally:
+        os.close(number)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put all files of a folder on the disk."""
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    sync(folder)
+
+
 def lock(file: IO[Any]) -> bool:
     """Lock an open file against other processes until it is closed.
 
@@ -204,6 +267,32 @@ def lock(file: IO[Any]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Lock a folder against other processes until this one ends, by itself where the file system locks folders.
+
+    Returns:
+        What is open; None where another process holds it.
+    """
+    number = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
+    if fcntl is None:
+        return number
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(number)
+        return None
+    except OSError:  # NFS locks only what can be written
+        os.close(number)
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return None
+        return file
+    return number
 
 
 def jsonl_line(row: Mapping[str, Any]) -> str:

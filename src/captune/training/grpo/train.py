@@ -28,7 +28,14 @@ from captune.scorers import load_reward
 from captune.training.config import TrainingConfig
 from captune.training.grpo.config import PRESETS, CaptionGRPOConfig
 from captune.training.grpo.trainer import CaptionGRPOTrainer
-from captune.training.lifecycle import finish_run, load_training_images, make_trainable, require_images, start_run
+from captune.training.lifecycle import (
+    claim_run,
+    finish_run,
+    load_captioner,
+    load_training_images,
+    make_trainable,
+    require_images,
+)
 from captune.training.method import Method
 from captune.training.monitor.setup import build_monitor
 from captune.training.monitor.trainer import Monitor
@@ -94,6 +101,7 @@ def train_with_reward(
     attach_callbacks(trainer, run_dir, first_step)
     for callback in callbacks:
         trainer.add_callback(callback)
+    run_dir.begin()
     trainer.train(resume_from_checkpoint=last_checkpoint(config.output))
     if "ref" in captioner.model.peft_config:  # TRL's copy of the adapter as it was, for the KL; not ours to save
         captioner.model.delete_adapter("ref")
@@ -101,7 +109,10 @@ def train_with_reward(
 
 def run(config: CaptionGRPOConfig) -> RunDir:
     """Train, save `adapter/`, evaluate, write the report."""
-    run_dir, captioner = start_run(config, "grpo")
+    run_dir = claim_run(config, "grpo")
+    if run_dir.done:
+        return run_dir
+    captioner = load_captioner(config)
     reward = load_reward(config.reward)
     images = load_training_images(config, references="references" in reward.required_columns)
     require_images(images, config, config.steps_per_generation)

@@ -21,7 +21,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BatchFeature
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.grpo_trainer import RewardFunc
 from trl.trainer.utils import RepeatSampler
@@ -177,9 +176,21 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
         """Whether sampled captions are waiting to be learned from."""
         return self._step % (cast(int, self.args.steps_per_generation) * self.num_iterations) != 0
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: the run's is captune's."""
+
+    def accumulated(self) -> dict[str, Any]:
+        """Return what TRL noted since the last log entry, and the rewards since the last evaluation, too."""
+        return super().accumulated() | {"noted": dict(self._metrics["train"]), "rewards": self._rewards_seen}
+
+    def put_back(self, values: dict[str, Any]) -> None:
+        """Put back what `accumulated` returned."""
+        super().put_back(values)
+        self._metrics["train"].update(values["noted"])
+        self._rewards_seen[:] = values["rewards"]
+
+    def save_more(self, folder: Path) -> None:
+        """Write what is sampled and not yet learned from."""
         rank = self.args.process_index
         if self._unlearned:
             tensors, rest = {}, []

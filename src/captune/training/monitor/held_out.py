@@ -113,12 +113,17 @@ class HeldOutMonitor:
         self._hallucination = scheme.hallucination
         self._people = self._health([refs[0] for refs in self.columns.get("references", [])])
         self.path = run_dir.path / FILE
-        self.rows: list[Row] = read_jsonl(self.path) if self.path.is_file() else []
+        self.rows: list[Row] = []
+        self._read()
+
+    def _read(self) -> None:
+        self.rows = read_jsonl(self.path) if self.path.is_file() else []
         for row in self.rows:
             row.setdefault("alerts", row.pop("marks", []))  # its former name
 
     def rewind(self, step: int) -> None:
         """Drop what was measured after a step of the run: a run that resumes will measure it again."""
+        self._read()
         for row in self.rows:
             if row["step"] > step:
                 self.run_dir.captions(f"watch-{row['step']}").unlink(missing_ok=True)

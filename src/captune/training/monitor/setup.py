@@ -50,7 +50,7 @@ def monitor_without_stopping(
     """
     source = evaluation_source(config)
     monitor = HeldOutMonitor(captioner, source, default_scorers(reward, source), run_dir, reward=reward, **settings)
-    monitor.rewind(steps_done(run_dir, config))
+    run_dir.when_begun(lambda: monitor.rewind(steps_done(run_dir, config)))
     every = max(1, config.max_steps // 4)
     return {"monitor": monitor, "eval_strategy": "steps", "eval_on_start": True, "eval_steps": every}
 
@@ -83,7 +83,7 @@ def build_monitor(
         max_new_tokens=monitoring.max_new_tokens,
         temperature=monitoring.temperature,
     )
-    monitor.rewind(steps_done(run_dir, config))
+    run_dir.when_begun(lambda: monitor.rewind(steps_done(run_dir, config)))
     settings: dict[str, Any] = {
         "eval_strategy": "steps",
         "eval_steps": monitoring.eval_steps,

@@ -13,12 +13,15 @@ reach the words; `reward` makes the cosine GRPO's reward, with KL, in `rounds` w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from captune.errors import first_line
 from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper
 from captune.runs.run_dir import RunDir
@@ -26,19 +29,23 @@ from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.training.grpo.train import train_with_reward
 from captune.training.lifecycle import (
+    claim_run,
     drop_start,
     finish_run,
     keep_start,
+    load_captioner,
     load_training_images,
     make_trainable,
     require_images,
-    start_run,
 )
 from captune.training.method import Method
 from captune.training.monitor.setup import monitor_without_stopping
 from captune.training.vizer.config import PRESETS, ViZerConfig
 from captune.training.vizer.mapper_fit import fit_mapper, own_captions
 from captune.training.vizer.objectives import ViZerTrainer
+from captune.utils.files import discard, replacing_folder
+
+logger = logging.getLogger(__name__)
 
 
 def mapper_images(config: ViZerConfig, images: Any) -> Any:
@@ -81,6 +88,7 @@ def build_mapper(
         mapper = Mapper.load(folder)
         mapper.check_captioner(captioner)
         return mapper.to(captioner.device)
+    run_dir.begin()
     images = mapper_images(config, images)
     torch.manual_seed(config.seed)  # the same samples when a run resumes with its second round
     captions = captions_for_mapper(captioner, images, config)
@@ -93,12 +101,30 @@ def build_mapper(
         lr=config.mapper_learning_rate,
         seed=config.seed,
     )
-    mapper.save(folder)
     points = min(50, len(losses))
     for i in range(points):
         step = first_step + round(config.max_steps * i / points, 2)
         run_dir.log(step=step, mapper_loss=losses[i * len(losses) // points])
+    run_dir.milestone(folder)
+    save_mapper(mapper, folder)
     return mapper
+
+
+def save_mapper(mapper: Mapper, folder: Path) -> None:
+    """Save a mapper so that it is there as a whole or not at all."""
+    with replacing_folder(folder) as temporary:
+        mapper.save(temporary)
+
+
+def discard_broken_mappers(run_dir: RunDir) -> None:
+    """Remove, each named in the log, the mappers of a run that cannot be read: they are fitted again."""
+    for folder in [run_dir.mapper, *run_dir.path.glob("round-*/mapper")]:
+        try:
+            if folder.exists():
+                Mapper.load(folder)
+        except Exception as error:  # whatever a cut file makes its reader say
+            logger.warning("%s cannot be read and is fitted again: %s", folder, first_line(error))
+            discard(folder)
 
 
 def train_by_reward(
@@ -121,6 +147,7 @@ def train_by_reward(
         reward_of: makes the reward out of the round's scorer; a control puts something else in its place.
         monitored: whether held-out scorers judge the run (`captune.training.monitor`).
     """
+    run_dir.begin()
     for number in range(config.rounds or 1):
         output = run_dir.path / f"round-{number + 1}"
         if (output / "adapter" / "adapter_model.safetensors").is_file():
@@ -129,7 +156,7 @@ def train_by_reward(
         guidance = 0.0 if number else config.guidance
         part = replace(config, output=output, seed=config.seed + number, guidance=guidance)
         mapper = build_mapper(captioner, part, run_dir, images, first_step=number * config.max_steps)
-        mapper.save(run_dir.mapper)  # the last round's is the run's
+        save_mapper(mapper, run_dir.mapper)  # the last round's is the run's
         rewards = [(reward_of(ViZerScorer(captioner=captioner, mapper=mapper)), 1.0)]
         if config.repetition_weight:
             rewards.append((load_scorer("repetition"), -config.repetition_weight))
@@ -151,13 +178,23 @@ def train_by_reward(
             first_step=steps,
             **monitoring,
         )
-        captioner.save_adapter(output / "adapter")
+        run_dir.milestone(output / "adapter")
+        with replacing_folder(output / "adapter") as folder:
+            captioner.save_adapter(folder)
 
 
 def run(config: ViZerConfig) -> RunDir:
     """Fit the mapper, train, save `mapper/` and `adapter/`, evaluate, write the report."""
-    run_dir, captioner = start_run(config, "vizer")
+    extended_by = () if config.objective == "reward" else ("max_steps",)  # a round has its number of steps
+    run_dir = claim_run(config, "vizer", extended_by)
+    if run_dir.done:
+        return run_dir
+    if run_dir.resumes:
+        discard_broken_mappers(run_dir)
+    captioner = load_captioner(config)
     images = load_training_images(config)
+    if not config.zero_label:
+        mapper_images(config, images)  # refuses what has no references before anything is written
     if config.objective == "reward":
         require_images(images, config)
         make_trainable(captioner, config)
