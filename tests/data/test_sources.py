@@ -255,3 +255,30 @@ def test_skip_and_n_share_no_image(tmp_path: Path) -> None:
         assert len(first) == 6 and len(rest) == 4 and not set(first) & set(rest)
     with pytest.raises(SourceError, match="leaves none"):
         load_images(f"{tmp_path}?skip=10")
+
+
+def test_c3_a_loop_of_links_and_an_unreadable_folder_end_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from captune.utils.skipped import counting, sentences
+
+    images(tmp_path, ["a.png"])
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "private").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):  # tests may run as root, whom no permission stops
+        if Path(path).name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with counting() as skipped:
+        assert list_images(tmp_path) == ["a.png"]
+    assert {reason: len(items) for reason, items in skipped.items()} == {
+        "links that lead nowhere": 2,
+        "folders that cannot be read": 1,
+    }
+    assert any("private: Permission denied" in sentence for sentence in sentences(skipped))

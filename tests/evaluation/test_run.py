@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 from captune import scorers
 from captune.cli.main import main
@@ -120,3 +121,53 @@ def test_half_a_character_in_a_caption_is_scored_as_a_replaced_one(files, tmp_pa
     lines[0]["caption"] = lines[0]["caption"].replace("\ud83d", "\ufffd")
     good.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert half == evaluate_files([good], references=str(references), scorers=["fragile", "bleu"])
+
+
+class Bright(Scorer):
+    """Looks at images: how bright they are."""
+
+    name = "bright"
+    required_columns = ("image",)
+
+    def __init__(self, argument: str | None = None) -> None:
+        pass
+
+    def rows(self, captions, *, image, **columns):
+        return np.array([[float(np.asarray(one).mean())] for one in image])
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three photos, one of them cut off, with captions; `bright` looks at them."""
+    chosen = {name: scorers.SCORERS.targets[name] for name in ("bleu", "length")}
+    monkeypatch.setattr(scorers.SCORERS, "targets", {**chosen, "bright": Bright})
+    for number in range(3):
+        tiny.picture(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:-300])
+    rows = [json.dumps({"image": f"{number}.png", "caption": f"a ball {number}"}) for number in range(3)]
+    (tmp_path / "refs.jsonl").write_text("\n".join(rows))
+    rows = [json.dumps({"image_id": f"{number}.png", "caption": f"a ball {number}"}) for number in range(3)]
+    (tmp_path / "caps.jsonl").write_text("\n".join(rows))
+    (tmp_path / "more.jsonl").write_text("\n".join(rows).replace("ball", "cup"))
+    return tmp_path
+
+
+def test_c3_a_truncated_image_ends_no_evaluation(photos: Path, capsys) -> None:
+    files, source = [photos / "caps.jsonl", photos / "more.jsonl"], str(photos / "refs.jsonl")
+    result = evaluate_files(files, references=source, scorers=["bleu", "bright", "length"], paired=True)
+    assert [result["scores"][name]["n"] for name in ("bleu", "bright", "length")] == [3, 2, 3]
+    assert list(result["bad_images"]) == ["1.png"] and not result["failed"]
+    assert result["warnings"] == ["1 of the 3 images cannot be opened; bright are of the other 2"]
+    assert main(["evaluate", str(files[0]), "--references", source, "--scorers", "bleu,bright", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["bad_images"].keys() == {"1.png"}
+    assert "left out 1: images that cannot be opened (1.png: " in err
+
+
+def test_c3_where_no_image_opens_the_other_scorers_still_work(photos: Path) -> None:
+    for number in (0, 2):
+        (photos / f"{number}.png").write_bytes(b"<html>")
+    result = evaluate_files(
+        [photos / "caps.jsonl"], references=str(photos / "refs.jsonl"), scorers=["bright", "length"]
+    )
+    assert "not one of the 3 images can be opened" in result["failed"]["bright"] and "length" in result["scores"]

@@ -91,7 +91,9 @@ def test_weights_of_another_model(copy: Path) -> None:
     config["text_config"]["num_hidden_layers"] += 1
     config["text_config"].pop("layer_types", None)
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CaptionerError, match=r"the weights of .*Idefics3ForConditionalGeneration cannot be used: 9 tensors are missing"):
+    with pytest.raises(
+        CaptionerError, match=r"the weights of .*Idefics3ForConditionalGeneration cannot be used: 9 tensors are missing"
+    ):
         Captioner.load(copy)
 
 

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score the files and print the result; 1 where a scorer failed."""
+    """Score the files and print the result; 1 where a scorer failed or an image could not be opened."""
     from captune.evaluation.run import evaluate_files
     from captune.evaluation.table import table
     from captune.scorers import split_specs
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(result, ensure_ascii=False, indent=1) if args.json else table(result))
     for spec, why in result["failed"].items():
         echo(f"{spec} failed: {why}")
-    return 1 if result["failed"] else 0
+    return 1 if result["failed"] or result["bad_images"] else 0
 
 
 COMMAND = Command(

@@ -20,6 +20,7 @@ from captune.cli import build_storybook, caption, corpus, demo, doctor, evaluate
 from captune.cli.command import SOURCES, Command, echo
 from captune.errors import CaptuneError, UsageError, first_line
 from captune.utils.registry import nearest
+from captune.utils.skipped import counting, sentences
 
 #: The verbs by the heading they stand under; the methods of `captune.cli.train` stand between the two.
 JUDGE = {
@@ -129,7 +130,12 @@ def _run(argv: list[str]) -> int:
         raise UsageError(nearest(verb, verbs(), "verb"))
     _refuse_empty(argv)
     args = parser(verb).parse_args(argv)
-    return command(args.verb).run(args)
+    with counting() as skipped:
+        try:
+            return command(args.verb).run(args)
+        finally:
+            for sentence in sentences(skipped):
+                echo(f"captune: {sentence}")
 
 
 def _refuse_empty(argv: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,8 +13,7 @@ from tqdm.auto import tqdm
 from captune.data.columns import column, undecoded
 from captune.data.images import open_image
 from captune.errors import BadImage
-
-logger = logging.getLogger(__name__)
+from captune.utils.skipped import skip
 
 
 def without_bad(
@@ -53,7 +51,7 @@ def without_bad(
             for index, reason in zip(piece, pool.map(why, piece), strict=True):
                 if reason is not None:
                     bad[index] = reason
-                    logger.warning("bad image left out: %s: %s", ids[index], reason)
+                    skip("images that cannot be opened", f"{ids[index]}: {reason}")
             bar.update(len(piece))
     if not bad:
         return dataset, []

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from captune.data import load_images, load_references, load_scenes, read_captions
+from captune.data import load_images, load_references, load_scenes, read_captions, without_bad
 from captune.data.columns import LazyImages, column
 from captune.data.schemes import SOURCES, scheme_of, source_of
-from captune.errors import EvaluationError, MissingColumn, ScorerError, SourceError
+from captune.errors import BadImage, EvaluationError, MissingColumn, ScorerError, SourceError
 from captune.evaluation.cache import Cache
 from captune.evaluation.statistics import Result, evaluate, holm, paired
 from captune.scorers import SCORERS, Scorer, check_needs, load_scorer
@@ -73,6 +73,7 @@ def evaluate_files(
     :param cache: a folder where the rows of costly scorers are kept.
     :returns: about the first file: captions (its path), captioned, scores {scorer: {value, values, interval,
         signature, n}}; then matched, expected, references, images, warnings, skipped and failed {scorer: why}; and
+        bad_images {image_id: why} that the scorers of images leave out; and
         others, a list of captions, captioned and scores of each further file, with paired {scorer: {figure:
         {difference to the first file, interval, p_value, p_holm}}} where asked. Only numbers, texts, lists and dicts.
     :raises EvaluationError: when no id matches or a scorer's needs are not met, before any image is opened.
@@ -92,13 +93,24 @@ def evaluate_files(
     check_needs(judges, columns, len(ids))
     results: dict[str, dict[str, Result]] = {name: {} for name in systems}
     failed: dict[str, str] = {}
+    good: Sequence[int] = range(len(ids))  # what is scored by those who look at images
+    bad: list[tuple[str, str]] = []
     for judge in judges:  # one that fails takes no other's scores with it
+        looks = "image" in columns and "image" in (*judge.required_columns, *judge.optional_columns)
         try:
             judge.check()
-            made = {
-                name: evaluate(text, columns, [judge], bootstrap=bootstrap, seed=seed)[judge.name]
-                for name, text in texts.items()
-            }
+            try:
+                made = _scored(judge, texts, columns, good if looks else None, bootstrap, seed)
+            except BadImage:  # once: all that do not open are found, and the others scored
+                _, bad = without_bad(columns["image"].dataset)
+                unread = {image_id for image_id, _ in bad}
+                good = [row for row, image_id in enumerate(ids) if image_id not in unread]
+                if not good:
+                    failed[judge.name] = (
+                        f"not one of the {len(ids)} images can be opened; the first, {': '.join(bad[0])}"
+                    )
+                    continue
+                made = _scored(judge, texts, columns, good, bootstrap, seed)
         except ScorerError as error:
             failed[judge.name] = str(error)
             continue
@@ -120,7 +132,32 @@ def evaluate_files(
     about = {"matched": len(ids), "expected": expected, "references": references, "images": images}
     unscored = {"skipped": skipped, "failed": failed}
     warnings = _warnings(systems, len(ids), expected)
-    return {**reports[0], **about, "warnings": warnings, **unscored, "others": reports[1:]}
+    if bad:
+        who = ", ".join(judge.name for judge in judges if "image" in judge.required_columns)
+        warnings.append(f"{len(bad)} of the {len(ids)} images cannot be opened; {who} are of the other {len(good)}")
+    unopened = {"bad_images": dict(bad)}
+    return {**reports[0], **about, "warnings": warnings, **unscored, **unopened, "others": reports[1:]}
+
+
+def _scored(
+    judge: Scorer,
+    texts: Mapping[str, Sequence[str]],
+    columns: Mapping[str, Any],
+    rows: Sequence[int] | None,
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Result]:
+    """Every file's result by one scorer, on the rows given, or on all."""
+    if rows is not None and len(rows) < len(columns["image_id"]):
+        texts = {name: [captions[row] for row in rows] for name, captions in texts.items()}
+        columns = {
+            name: LazyImages(column.dataset.select(rows)) if name == "image" else [column[row] for row in rows]
+            for name, column in columns.items()
+        }
+    return {
+        name: evaluate(text, columns, [judge], bootstrap=bootstrap, seed=seed)[judge.name]
+        for name, text in texts.items()
+    }
 
 
 def _all_scorers(

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from captune.errors import ScorerError, SpecError
+from captune.errors import BadImage, ScorerError, SpecError
 from captune.scorers import Scorer
 
 if TYPE_CHECKING:
@@ -218,5 +218,7 @@ def _telling(name: str) -> Iterator[None]:
     """What a corpus or an encoder refuses is told as the scorer's failure."""
     try:
         yield
-    except ValueError as error:  # CorpusError, EncoderError, BadImage
+    except BadImage:  # is for the evaluation, which leaves the image out
+        raise
+    except ValueError as error:  # CorpusError, EncoderError
         raise ScorerError(f"scorer {name!r}: {error}") from error
