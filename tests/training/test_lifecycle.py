@@ -9,11 +9,12 @@ from typing import Any
 
 import datasets
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from captune.data import load_images
+from captune.data import load_images, load_references, read_captions
 from captune.errors import CaptionerError, SettingError, SourceError, TrainingError
 from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import MapperConfig
@@ -24,7 +25,15 @@ from captune.training.config import RLConfig
 from captune.training.grpo import train as grpo
 from captune.training.grpo.config import CaptionGRPOConfig
 from captune.training.grpo.train import train_with_reward
-from captune.training.lifecycle import caption_and_score, finish_run, load_training_images, make_trainable, start_run
+from captune.training.lifecycle import (
+    caption_and_score,
+    evaluation_source,
+    finish_run,
+    load_training_images,
+    make_trainable,
+    measured_on_training,
+    start_run,
+)
 from captune.training.scst import SCSTConfig
 from captune.training.sft import SFTConfig, SFTTrainer, run
 from captune.training.trainer import common_arguments, not_finite
@@ -293,3 +302,72 @@ def test_b3_sampling_from_weights_that_are_not_finite(
 def test_b3_a_mapper_whose_loss_is_not_finite(captioner: Captioner, dataset: datasets.Dataset) -> None:
     with pytest.raises(TrainingError, match=r"the mapper's fit stopped at step \d+ of 50: the loss is nan"):
         fit_mapper(captioner, dataset, [["a red ball"]] * 4, MapperConfig(width=8, whitened=0), epochs=50, lr=1e30)
+
+
+# -- held out by default
+
+
+def own_images(folder: Path, number: int) -> str:
+    """A captions file of so many images."""
+    folder.mkdir()
+    lines = []
+    for index in range(number):
+        tiny.picture(index).save(folder / f"{index:03}.png")
+        lines.append(json.dumps({"image": f"{index:03}.png", "references": [f"a red ball {index}"]}))
+    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    return str(folder / "captions.jsonl")
+
+
+def test_b5_own_images_are_held_out_of_training(tiny_folder: Any, tmp_path: Path) -> None:
+    """A tenth of fewer than 640: the same for every seed and method, and none of them is trained on."""
+    source = own_images(tmp_path / "own", 30)
+    settings = config(tmp_path / "run", model=str(tiny_folder("idefics3")), images=source, max_steps=1)
+    held_out = set(load_references(evaluation_source(settings)))
+    trained = set(load_training_images(settings, references=True)["image_id"])
+    assert len(held_out) == 3 and len(trained) == 27 and not held_out & trained
+    assert held_out == set(load_references(evaluation_source(config(tmp_path, images=source, seed=5))))
+    assert held_out != set(sorted(held_out | trained)[:3])
+    run_dir = run(settings)
+    assert read_captions(run_dir.captions("supervised")).keys() == held_out
+    assert run_dir.scores()["source"] == f"{source}?part=held_out"
+    assert "training images" not in run_dir.path.joinpath("README.md").read_text().replace("on training", "")
+    assert "measured on its training images" not in (run_dir.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("query", "limit", "held_out", "trained"),
+    [("", None, 64, 586), ("?n=100&seed=3", None, 10, 90), ("?n=100&seed=3", 50, 5, 45), ("", 40, 4, 36),
+     ("?skip=600", None, 5, 45), ("?part=training", None, 64, 586)],
+)  # fmt: skip
+def test_b5_how_many_are_held_out(tmp_path: Path, query: str, limit: int | None, held_out: int, trained: int) -> None:
+    lines = [json.dumps({"image": f"{index}.png", "references": ["a ball"]}) for index in range(650)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    for index in range(650):
+        (tmp_path / f"{index}.png").touch()
+    settings = config(tmp_path / "run", images=f"{tmp_path / 'captions.jsonl'}{query}", limit=limit)
+    source = evaluation_source(settings)
+    ours = load_references(source).keys()
+    theirs = load_references(source.replace("part=held_out", "part=training")).keys()
+    assert (len(ours), len(theirs)) == (held_out, trained) and ours.isdisjoint(theirs)
+    if not query.startswith("?part"):
+        assert ours | theirs == load_references(settings.images, limit=limit).keys()
+    assert not measured_on_training(settings)
+
+
+def test_b5_too_few_images_to_hold_some_out(tiny_folder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Log, headline of the report and model card say on what the figures were measured."""
+    source = own_images(tmp_path / "own", 9)
+    settings = config(tmp_path / "run", model=str(tiny_folder("idefics3")), images=source, max_steps=1)
+    with caplog.at_level(logging.WARNING):
+        run_dir = run(settings)
+    assert "too few images to hold some out, so the run will be measured on its training images" in caplog.text
+    card = (run_dir.path / "README.md").read_text()
+    assert f"Measured on its training images, `{source}`" in card and "model-index" not in card
+    assert "measured on its training images" in (run_dir.path / "report.html").read_text()
+
+
+def test_b5_a_source_with_its_own_held_out_images_keeps_them(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", images="storybook:train")
+    assert evaluation_source(settings) == "storybook:val" and not measured_on_training(settings)
+    assert len(load_training_images(config(tmp_path, images="storybook:train?n=20"))) == 20
+    assert measured_on_training(config(tmp_path, images="storybook:val?n=20", eval_images="storybook:val?n=4"))

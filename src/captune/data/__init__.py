@@ -11,7 +11,7 @@ from captune.data.captions import CaptionWriter, read_captions, write_coco_resul
 from captune.data.checking import without_bad
 from captune.data.columns import ImageSource, column
 from captune.data.images import image_size, open_image
-from captune.data.sources import load_images, load_references, load_scenes
+from captune.data.sources import load_images, load_references, load_scenes, part_of
 from captune.errors import BadImage, CaptionFileError, SourceError
 from captune.utils.files import read_jsonl
 
@@ -27,6 +27,7 @@ __all__ = [
     "load_references",
     "load_scenes",
     "open_image",
+    "part_of",
     "read_captions",
     "read_jsonl",
     "without_bad",

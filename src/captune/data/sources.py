@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -40,6 +40,8 @@ class Source:
         n: take so many images.
         seed: sample them at random; without it the first `n` are taken.
         skip: leave out so many before: ``?skip=500`` and ``?n=500`` share no image.
+        part: of what the other keys name, ``held_out``: 64 images, or a tenth of fewer than 640, always the same ones;
+            or ``training``: the others.
         split: a split of a dataset or of Karpathy's files; several: ``train+restval``.
         images: the image folder of a captions file.
         config: a configuration of a dataset.
@@ -53,6 +55,7 @@ class Source:
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
     skip: Annotated[int, Field(ge=0)] | None = None
+    part: Literal["held_out", "training"] | None = None
     split: str | None = None
     images: str | None = None
     config: str | None = None
@@ -176,6 +179,8 @@ def choose(total: int, source: Source, limit: int | None) -> Sequence[int]:
     Raises:
         SourceError: if nothing is left.
     """
+    if source.part is not None:
+        return _part(choose(total, replace(source, part=None), None), source)[:limit]
     first = source.skip or 0
     if first >= total > 0:
         raise SourceError(f"{source.where} has {total} images; skip={first} leaves none")
@@ -187,11 +192,49 @@ def choose(total: int, source: Source, limit: int | None) -> Sequence[int]:
     return np.random.default_rng(source.seed).permutation(total)[first:last].tolist()
 
 
+def held_out_number(total: int) -> int:
+    """Return how many of so many images are held out of training: 64, or a tenth of fewer than 640."""
+    return min(64, total // 10)
+
+
+def _part(rows: Sequence[int], source: Source) -> Sequence[int]:
+    number = held_out_number(len(rows))
+    if not number:
+        raise SourceError(f"{source.where}: of {len(rows)} images none can be held out; leave ?part= out")
+    held_out = set(np.random.default_rng(0).permutation(len(rows))[:number].tolist())
+    return [row for index, row in enumerate(rows) if (index in held_out) == (source.part == "held_out")]
+
+
+def part_of(source: str, part: Literal["held_out", "training"], *, limit: int | None = None) -> str | None:
+    """Return the source that is a part of another, see `Source.part`; None where too few images can be held out.
+
+    Args:
+        source: as written.
+        part: which.
+        limit: it has at most so many images.
+    """
+    parsed = Source.parse(source)
+    where, _, query = (source, "", "") if parsed.where == source else source.rpartition("?")
+    settings = [setting for setting in query.split("&") if setting and not setting.startswith("part=")]
+    if parsed.part is None:
+        dataset = load_images(source, limit=limit, decode=False)
+        if isinstance(dataset, IterableDataset) or not held_out_number(len(dataset)):
+            return None
+        if limit is not None:
+            settings = [setting for setting in settings if not setting.startswith("n=")] + [f"n={len(dataset)}"]
+    return None if parsed.part == "held_out" else f"{where}?{'&'.join([*settings, f'part={part}'])}"
+
+
 def _by_scheme(source: Source, scheme: Scheme, limit: int | None) -> Dataset:
     """The dataset of ``scheme:name``; its split is its name."""
     if source.columns or any(value is not None for value in (source.skip, source.split, source.images)):
-        raise SourceError(f"{source.where} takes only ?n= and ?seed= (the split is the name: {scheme.name}:test)")
+        raise SourceError(
+            f"{source.where} takes only ?n=, ?seed= and ?part= (the split is the name: {scheme.name}:test)"
+        )
     name = source.where.partition(":")[2]
+    if source.part is not None:
+        dataset = scheme.load(name, n=source.n, seed=source.seed)
+        return dataset.select(_part(range(len(dataset)), source)[:limit])
     first = source.n if limit is None or source.n is None else min(source.n, limit)  # no more is made than is used
     dataset = scheme.load(name, n=first, seed=source.seed)
     return dataset if limit is None or limit >= len(dataset) else dataset.select(range(limit))
@@ -209,13 +252,13 @@ def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list
                 return None
             raise SourceError(f"no image files in {path} or below (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
         if source.split or source.images or source.columns:
-            raise SourceError(f"{path} is a folder of images; it takes only ?n=, ?seed= and ?skip=")
+            raise SourceError(f"{path} is a folder of images; it takes only ?n=, ?seed=, ?skip= and ?part=")
         rows = [Entry(name, name, []) for name in names]
         folder = path
     elif path.is_file() and path.suffix.lower() in {".json", ".jsonl", ".ndjson", *TEXT_SUFFIXES}:
         if source.columns:
             raise SourceError(
-                f"{path} takes ?n=, ?seed=, ?skip=, ?split= and ?images=, not {', '.join(source.columns)}"
+                f"{path} takes ?n=, ?seed=, ?skip=, ?part=, ?split= and ?images=, not {', '.join(source.columns)}"
             )
         rows = read_entries(path, source.split)
         if not rows:
@@ -313,6 +356,8 @@ def _shards(where: str) -> list[str]:
 
 def _take(dataset: ImageSource, source: Source, limit: int | None) -> ImageSource:
     if isinstance(dataset, IterableDataset):
+        if source.part is not None:
+            raise SourceError(f"{source.where}: a stream has no parts; leave ?part= or ?streaming=1 out")
         if source.seed is not None:
             dataset = dataset.shuffle(seed=source.seed, buffer_size=10_000)
         counts = [number for number in (source.n, limit) if number is not None]

@@ -58,6 +58,7 @@ class Row:
     scores: dict[str, dict[str, Any]]
     captions: dict[str, str]  # image_id -> caption
     images_per_second: float | None = None
+    trained_on: bool = False  # the images are training images
 
 
 @dataclass
@@ -188,6 +189,7 @@ def _read_rows(run: Run, content: dict[str, Any]) -> None:
                 scores=scores,
                 captions=_read_captions(run, name, entry.get("captions")),
                 images_per_second=float(speed) if is_number(speed) else None,
+                trained_on=entry.get("trained_on") is True,
             )
         )
 

@@ -227,6 +227,8 @@ def headline(rows: list[Row], columns: list[Column], images: int) -> tuple[str, 
     base, ceiling, focus = first_with_role(rows, "base"), first_with_role(rows, "supervised"), focus_of(rows)
     main = next((c for c in columns if c.better == 1), None)
     on = f"on {images:,} image{'s' * (images != 1)}" if images else "on these images"
+    if any(row.trained_on for row in rows):
+        on += " (measured on its training images)"
     if main is None:
         return "No scores were recorded, so there is nothing to compare yet.", []
     if focus is None:

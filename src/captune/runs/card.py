@@ -23,6 +23,7 @@ def model_card(
     figures: Mapping[str, Mapping[str, Any]] | None = None,
     trained: str | None = None,
     source: str | None = None,
+    trained_on: bool = False,
     description: str = "",
 ) -> str:
     """What the model is, where it comes from, what it was measured to do, and how to make and use it, as Markdown.
@@ -37,6 +38,7 @@ def model_card(
         figures: {row: {figure: number}}, a table with a column for each row.
         trained: the row of this model, whose figures go into the metadata as evaluation results.
         source: what `figures` were measured on.
+        trained_on: whether these are training images; no figure then goes into the metadata.
         description: the first paragraph; by default that it is an adapter of `base`.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -48,7 +50,7 @@ def model_card(
         for row, row_figures in (figures or {}).items()
     }
     figures, trained = rows, one_line(trained) if trained else trained
-    results = list(_results(figures.get(trained or "", {}), source))
+    results = [] if trained_on else list(_results(figures.get(trained or "", {}), source))
     card_data = ModelCardData(
         library_name="peft",
         pipeline_tag="image-to-text",
@@ -73,6 +75,7 @@ def model_card(
         names=list(dict.fromkeys(figure for row in figures.values() for figure in row)),
         number=lambda value: f"{value:.3f}" if isinstance(value, int | float) else "–",
         source=source,
+        trained_on=trained_on,
         command=command.replace("\r", " "),
         made_with=_made_with(versions),
     )

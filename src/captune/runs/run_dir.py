@@ -474,6 +474,7 @@ class RunDir:
             figures=plain(figures),
             trained=trained[-1] if trained else None,
             source=self.scores().get("source"),
+            trained_on=any(row.get("trained_on") for row in rows),
             command=command or self.versions.get("command") or command_line(),
             versions=self.versions,
         )

@@ -29,7 +29,7 @@ Weight = Annotated[float, Field(ge=0, le=1000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Tokens = Annotated[int, Field(ge=1, le=32_768)]
 
-DEFAULT_SHOWN = 64  # images of --images that a run without --eval-images is judged on
+DEFAULT_SHOWN = 64  # training images that a run is judged on where there are no others
 
 
 def setting(
@@ -100,7 +100,8 @@ class RunConfig:
     images: str = setting("images to learn from: a folder, a file, a dataset, storybook:unlabelled", group="data")
     limit: Count | None = setting("use only the first N images", None, group="data")
     eval_images: str | None = setting(
-        "images to caption before and after; default: storybook:val for storybook, or 64 of --images",
+        "images to caption before and after; default: storybook:val for storybook, else 64 of --images (a "
+        "tenth of fewer than 640), which are not trained on",
         None,
         group="data",
         aliases=("evaluation",),

@@ -15,7 +15,9 @@ from peft import PeftModel
 from transformers import set_seed
 from trl.trainer.utils import use_adapter
 
+from captune.data import load_references, part_of
 from captune.data.schemes import scheme_of
+from captune.data.sources import Source
 from captune.decoding import Decoder
 from captune.errors import RunError, SourceError
 from captune.models.captioner import Captioner
@@ -122,7 +124,7 @@ def steps_done(run_dir: RunDir, config: TrainingConfig) -> int:
 
 
 def load_training_images(config: Any, *, references: bool = False, source: str | None = None) -> Any:
-    """Load the training images; bad ones are left out, each named in the log.
+    """Load the training images, without those held out for evaluation; bad ones are left out, each named in the log.
 
     Args:
         config: a `RunConfig`; its `images` and `limit` are read.
@@ -140,6 +142,15 @@ def load_training_images(config: Any, *, references: bool = False, source: str |
     from captune.data import load_images, without_bad
 
     source = source or config.images
+    if source == config.images and not has_own_evaluation(config):
+        training = part_of(source, "training", limit=config.limit)
+        if training is None:
+            logger.warning(
+                "%s: too few images to hold some out, so the run will be measured on its training images; name others "
+                "with --eval-images",
+                source,
+            )
+        source = training or source
     images = load_images(source, limit=config.limit)
     if isinstance(images, IterableDataset):
         raise SourceError(f"{source}: training reads each image several times, a stream cannot; leave streaming=1 out")
@@ -229,8 +240,30 @@ def starting_captioner(captioner: Captioner) -> Iterator[None]:
 
 
 def evaluation_source(config: Any) -> str:
-    """Return the source of the images that a run is judged on; `config` is a `RunConfig`."""
-    return config.eval_images or scheme_of(config.images).held_out or config.images
+    """Return the source of the images that a run is judged on: the training images only where they are too few.
+
+    Args:
+        config: a `RunConfig`.
+    """
+    given = config.eval_images or scheme_of(config.images).held_out
+    return given or part_of(config.images, "held_out", limit=config.limit) or config.images
+
+
+def has_own_evaluation(config: Any) -> bool:
+    """Return whether a run is judged on a source of its own, so that none of its images need be held out."""
+    return bool(config.eval_images or scheme_of(config.images).held_out)
+
+
+def measured_on_training(config: Any) -> bool:
+    """Return whether a run is judged on images that it learns from; `config` is a `RunConfig`."""
+    source = evaluation_source(config)
+    if Source.parse(source).where != Source.parse(config.images).where:
+        return False
+    training = config.images
+    if not has_own_evaluation(config):
+        training = part_of(training, "training", limit=config.limit) or training
+    learned = load_references(training, limit=config.limit)
+    return not learned.keys().isdisjoint(load_references(source, limit=evaluation_limit(config)))
 
 
 def evaluation_limit(config: Any) -> int | None:
@@ -256,9 +289,10 @@ def finish_run(
     with replacing_folder(run_dir.adapter) as folder:
         captioner.save_adapter(folder)
     source, limit = evaluation_source(config), evaluation_limit(config)
+    seen: dict[str, Any] = {"trained_on": True} if measured_on_training(config) else {}
     with captioner.disable_adapter():
-        caption_and_score(captioner, source, run_dir, "base", role="base", limit=limit)
-    caption_and_score(captioner, source, run_dir, row, role=role, limit=limit)
+        caption_and_score(captioner, source, run_dir, "base", role="base", limit=limit, **seen)
+    caption_and_score(captioner, source, run_dir, row, role=role, limit=limit, **seen)
     if config.train_all_weights:
         with replacing_folder(run_dir.path / "model") as folder:
             captioner.merge(folder)
@@ -276,6 +310,7 @@ def caption_and_score(
     limit: int | None = None,
     decoder: Decoder | None = None,
     role: str | None = None,
+    **extra: Any,
 ) -> None:
     """Caption a source with the captioner as it is, score what can be scored there, add the row to scores.json.
 
@@ -287,8 +322,8 @@ def caption_and_score(
         limit: use the first N images.
         decoder: what makes the captions; default: greedy generation.
         role: the row's part in a comparison (`captune.runs.run_dir.ROLES`).
+        extra: further entries of the row; ``trained_on=True`` where the images were trained on.
     """
-    from captune.data import load_references
     from captune.evaluation.run import evaluate_files
     from captune.inference.job import caption_source
 
@@ -318,4 +353,5 @@ def caption_and_score(
         captions=captions,
         images_per_second=made.images_per_second,
         bad_images=made.bad,
+        **extra,
     )

@@ -43,6 +43,7 @@ from captune.training.lifecycle import (
     finish_run,
     load_captioner,
     load_training_images,
+    measured_on_training,
     starting_captioner,
 )
 from captune.training.losses import leave_one_out, scst_loss, token_kl, token_logprobs
@@ -286,7 +287,10 @@ def run(config: SCConfig) -> RunDir:
     reward.check(images.column_names)
     fit(SCTrainer, captioner, images, config, run_dir, reward, generate=partial(corrections, captioner))
     source, limit = evaluation_source(config), evaluation_limit(config)
-    caption_and_score(captioner, source, run_dir, "SC-Captioner", limit=limit, decoder=SelfCorrection(), role="trained")
+    seen: dict[str, Any] = {"trained_on": True} if measured_on_training(config) else {}
+    caption_and_score(
+        captioner, source, run_dir, "SC-Captioner", limit=limit, decoder=SelfCorrection(), role="trained", **seen
+    )
     method = f"SC-Captioner, facts by {config.fact_source}, from {config.adapter or 'the base'}"
     return finish_run(config, run_dir, captioner, row="SC-Captioner, first turn", method=method)
 
