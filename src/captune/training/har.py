@@ -142,7 +142,7 @@ def run(config: HARConfig) -> RunDir:
             row["scores"],
             role=row.get("role"),
             source=mle.scores().get("source"),
-            **({"trained_on": True} if row.get("trained_on") else {}),
+            **{key: row[key] for key in ("trained_on",) if key in row},
         )
     method = f"HAR, {config.image_encoder} + {config.language_model}: maximum likelihood, then SCST on {config.reward}"
     run_dir.finish(run_dir.card(method=method, base=str(merged), data=config.images))
