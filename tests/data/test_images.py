@@ -12,7 +12,7 @@ import pytest
 from broken_images import BAD, GOOD, encode, photo, write_all
 from PIL import Image
 
-from captune.data import image_size, open_image
+from captune.data import image_size, images, open_image
 from captune.errors import BadImage
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -171,3 +171,27 @@ def test_pil_images_pass_through_and_are_converted() -> None:
     lazy = Image.open(io.BytesIO(encode(photo(), "JPEG")[:-100]))
     with pytest.raises(BadImage, match="truncated"):
         open_image(lazy, item="lazy")
+
+
+def test_c4_a_very_large_image_is_reduced_while_it_is_decoded(tmp_path: Path) -> None:
+    Image.new("1", (13_377, 13_377), 1).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 60_000
+    opened = open_image(tmp_path / "bomb.png")
+    assert opened.width * opened.height <= images.REDUCED_PIXELS and opened.getpixel((5, 5)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16", "1"])
+def test_c4_what_is_reduced_looks_as_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    quarters = Image.new("L", (64, 40), 0)
+    quarters.paste(255, (32, 0, 64, 20))
+    image = Image.fromarray(np.asarray(quarters).astype(np.uint16) * 257) if mode == "I;16" else quarters.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.tif", exif=exif)
+    whole = open_image(tmp_path / "a.tif")
+    monkeypatch.setattr(images, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(images, "REDUCED_PIXELS", 640)
+    small = open_image(tmp_path / "a.tif")
+    assert small.size == (20, 32) and whole.size == (40, 64)
+    expected, got = (np.asarray(im.resize((4, 4), Image.Resampling.BOX)).astype(int) for im in (whole, small))
+    assert np.abs(expected - got).max() <= 2

@@ -20,6 +20,7 @@ from PIL import Image
 from captune.data import load_images, read_captions, read_jsonl
 from captune.errors import CaptionFileError, SourceError
 from captune.inference.job import CaptionReport, caption_source
+from captune.inference.order import Row, split
 from captune.inference.settings import weights_mark
 
 PHOTOS = [f"photo {i:02d}.jpg" for i in range(12)]
@@ -282,3 +283,9 @@ def test_settings_are_readable(folder: Path, tmp_path: Path) -> None:
     assert settings["model"] == "fake"
     assert settings["generation"] == {"max_new_tokens": 5}
     assert settings["source"] == str(folder)
+
+
+def test_c4_a_batch_of_large_images_is_taken_in_several() -> None:
+    rows = [Row(place, str(place), None, pixels=pixels) for place, pixels in enumerate([90, 90, 30, 20, 10, 10])]
+    assert [[row.place for row in batch] for batch in split(rows, 4, 100)] == [[0], [1], [2, 3], [4, 5]]
+    assert [len(batch) for batch in split(rows, 4, 1000)] == [4, 2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import stat
 from pathlib import Path
@@ -23,6 +24,11 @@ logger = logging.getLogger(__name__)
 MAX_PIXELS = 178_956_970
 """Images with more pixels are refused as decompression bombs (the size at which Pillow itself refuses)."""
 
+LARGE_PIXELS = 89_478_485
+"""Images with more pixels (Pillow warns of them) are reduced while they are decoded, to at most `REDUCED_PIXELS`."""
+
+REDUCED_PIXELS = 2**24
+
 _ORIENTATION = 0x0112  # of EXIF
 _KINDS = "apng avif bmp dib gif heic heif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split(" "))
@@ -33,7 +39,7 @@ def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIX
     """Return the image as upright 8-bit RGB, fully loaded.
 
     EXIF rotation is applied, transparency is laid on white, 16-bit and floating-point images are scaled (not clipped)
-    to 8 bits, and of an animation the first frame is taken.
+    to 8 bits, and of an animation the first frame is taken. More than `LARGE_PIXELS` are reduced by a whole factor.
 
     Args:
         image: a path, the file's bytes, a ``{"bytes", "path"}`` pair as `datasets` stores images, or a PIL image.
@@ -50,6 +56,8 @@ def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIX
         image = _open(data, item, max_pixels)
     try:
         image.load()
+        if image.width * image.height > LARGE_PIXELS:
+            image = _reduced(image)
         return to_rgb(_upright(image, item))
     except Exception as error:  # Pillow's plugins raise whatever their parser stumbles over; the item is bad either way
         raise BadImage(item, _why(error)) from error
@@ -159,6 +167,35 @@ def _why(error: Exception) -> str:
         return "is not an image in any format that Pillow reads here"
     text = str(error) or type(error).__name__
     return text if isinstance(error, OSError) else f"cannot be decoded ({type(error).__name__}: {text})"
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """A smaller image, each pixel the mean of a square, made strip by strip so that no second large one is in memory.
+
+    Where a pixel has more than 8 bits, whose scale is that of the whole image, every n-th pixel is taken instead.
+    """
+    factor = math.ceil(math.sqrt(image.width * image.height / REDUCED_PIXELS))
+    size = (math.ceil(image.width / factor), math.ceil(image.height / factor))
+    if image.mode.startswith("I") or image.mode == "F":
+        small = image.resize(size, Image.Resampling.NEAREST)
+    else:
+        small = Image.new("RGB", size)
+        rows = factor * max(1, REDUCED_PIXELS // (image.width * factor))
+        for top in range(0, image.height, rows):
+            strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+            if image.mode not in ("L", "RGB", "RGBA") or "transparency" in image.info:
+                strip = to_rgb(strip)  # the mean of palette numbers means nothing
+            small.paste(to_rgb(strip.reduce(factor)), (0, top // factor))
+    try:
+        small.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    except Exception as error:  # see _upright
+        logger.warning("its EXIF block cannot be read (%s); taken as upright", error)
+    return small
+
+
+def decoded_pixels(pixels: int) -> int:
+    """Return how many pixels, at most, `open_image` gives of an image that has so many."""
+    return pixels if pixels <= LARGE_PIXELS else REDUCED_PIXELS
 
 
 def _upright(image: Image.Image, item: str) -> Image.Image:

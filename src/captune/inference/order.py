@@ -11,19 +11,28 @@ from datasets import IterableDataset
 
 from captune.data import ImageSource, load_images
 from captune.data.columns import column, undecoded
-from captune.data.images import image_size
+from captune.data.images import decoded_pixels, image_size
 from captune.errors import BadImage, CaptionFileError
 from captune.inference.contents import Content
 from captune.utils.files import jsonl_line, read_jsonl, replace_file
 
 
 class Row(NamedTuple):
-    """One image; ``place`` is its number in the source, ``content`` what was read when it was opened."""
+    """One image.
+
+    Attributes:
+        place: its number in the source.
+        image_id: its id.
+        image: not opened yet.
+        content: what was read when it was opened.
+        pixels: those of its header.
+    """
 
     place: int
     image_id: str
     image: Any
     content: Content | None = None
+    pixels: int = 0
 
 
 def select_images(source: str | ImageSource, limit: int | None) -> ImageSource:
@@ -70,6 +79,23 @@ def windows(dataset: ImageSource, size: int, places: dict[str, int], done: froze
         span = range(start, min(start + size, len(ids)))
         if any(ids[index] not in done for index in span):
             yield [Row(index, ids[index], dataset[index]["image"]) for index in span]
+
+
+def split(rows: list[Row], size: int, pixels: int) -> Iterator[list[Row]]:
+    """Yield batches of `size` rows; one whose images decode to more than so many `pixels` is taken in several."""
+    for start in range(0, len(rows), size):
+        batch: list[Row] = []
+        for row in rows[start : start + size]:
+            if batch and decoded([*batch, row]) > pixels:
+                yield batch
+                batch = []
+            batch.append(row)
+        yield batch
+
+
+def decoded(rows: list[Row]) -> int:
+    """Return how many pixels the images of a batch have in memory."""
+    return sum(decoded_pixels(row.pixels) for row in rows)
 
 
 def cost(row: Row) -> int:
