@@ -105,3 +105,22 @@ def test_merged_says_everything_once() -> None:
 def test_unknown_parser() -> None:
     with pytest.raises(ValueError, match="unknown scene-graph parser 'stanza'"):
         load_parser("stanza")
+
+
+@pytest.mark.parametrize(
+    ("text", "objects", "relations"),
+    [
+        ("two brown bears growling at each other on a log", ("bear", "log"), ()),
+        ("a bear growling", ("bear",), ()),
+        ("a group of people skiing down a slope", ("people", "slope"), (("people", "ski down", "slope"),)),
+        ("a man surfing", ("man",), ()),
+        ("a person snowboarding down a hill", ("person", "hill"), (("person", "snowboard down", "hill"),)),
+        ("a brick building near a road", ("building", "road"), (("building", "near", "road"),)),
+        ("an oil painting on a wall", ("oil painting", "wall"), (("oil painting", "on", "wall"),)),
+        ("a swimming pool in a parking lot", ("swimming pool", "parking lot"), None),
+    ],
+)
+def test_b13_a_bare_participle_is_no_object(text: str, objects: tuple, relations: tuple | None) -> None:
+    graph = load_parser("grammar").parse([text])[0]
+    assert graph.objects == objects
+    assert relations is None or set(relations) <= set(graph.relations)

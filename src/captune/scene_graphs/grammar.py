@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from captune.scene_graphs.graph import SceneGraph
 from captune.scene_graphs.phrases import Phrase, is_measure, is_object, phrases, sentences
 
-VERSION = "1"
+VERSION = "2"  # 2: a bare participle behind its noun is a verb
 _EMPTY_VERBS = frozenset(("be", "have", "see", "show", "depict", "feature", "display", "include", "capture", "visible"))
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from captune.scene_graphs.tagger import tag, words
+from captune.scene_graphs.tagger import candidates, tag, words
 from captune.scene_graphs.wordnet import wordnet
 
 
@@ -69,6 +69,7 @@ _SHADES = _words("light dark bright pale deep vivid off")
 NEGATIONS = frozenset(("no", "without", "not", "n't", "never", "doesn't", "don't", "isn't", "aren't", "wasn't"))
 #: noun.act, cognition, event, feeling, motive, process, relation, state, time: what a picture does not show
 _ABSTRACT = frozenset((4, 9, 11, 12, 16, 22, 24, 26, 28))
+_DONE = frozenset((4, 10, 11))  #: noun.act, communication, event: what a participle may be as a noun
 _SHOWN = _words(
     """game match party parade reflection wedding race class exercise sport ride crack opening drawing painting
     writing graffiti street picture stripe stitch wave crossing crosswalk wear makeup shade shadow damage tear
@@ -97,6 +98,8 @@ def phrases(sentence: str) -> list[Phrase]:
     """Return the phrases of one sentence in order; adverbs and numbers are left out."""
     tokens, names = _tokens(sentence)
     tags = tag(tokens)
+    if activities := _activities(tokens, tags):
+        tags = tag(tokens, dict.fromkeys(activities, "G"))
     for i in range(len(tokens) - 1):  # "a blue striped ball", "a red and white dress"
         beyond = i + 2 if tags[i + 1] in "KC" and i + 2 < len(tokens) else i + 1
         if tokens[i] in COLOURS and (
@@ -126,6 +129,28 @@ def phrases(sentence: str) -> list[Phrase]:
             found.append(Phrase(letter, token))
         i += 1
     return found
+
+
+def _activities(tokens: list[str], tags: list[str]) -> list[int]:
+    """Indices of participles that WordNet has as nouns, too, behind their subject: "two bears growling on a log".
+
+    A noun of a thing ("building", "painting"), of a compound ("horse racing") or before its noun ("parking lot") is
+    none.
+    """
+    net = wordnet()
+    return [
+        i
+        for i in range(1, len(tokens))
+        if tags[i] == "N"
+        and tokens[i].endswith("ing")
+        and tokens[i] not in _SHOWN
+        and tags[i - 1] in "NV"
+        and "N" in candidates(tokens[i - 1])
+        and tags[i + 1 : i + 2] != ["N"]
+        and verb(tokens[i]) != tokens[i]
+        and net.file(tokens[i]) in _DONE
+        and net.count(f"{noun(tokens[i - 1])}_{tokens[i]}", "n") is None
+    ]
 
 
 def _tokens(sentence: str) -> tuple[list[str], dict[str, str]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from captune.scene_graphs.wordnet import wordnet
 
@@ -180,16 +180,23 @@ def _transitions() -> dict[str, dict[str, float]]:
     return table
 
 
-def tag(tokens: Sequence[str]) -> list[str]:
-    """The most likely tag of each word of one sentence (Viterbi); ties go to the tag that comes first in TAGS."""
+def tag(tokens: Sequence[str], fixed: Mapping[int, str] | None = None) -> list[str]:
+    """Return the most likely tag of each word of one sentence (Viterbi); ties go to the first in TAGS.
+
+    Args:
+        tokens: the words.
+        fixed: tags that are known, by the word's index.
+    """
+    fixed = fixed or {}
     table = _transitions()
     best: dict[str, tuple[float, list[str]]] = {"X": (0.0, [])}
-    for token in tokens:
+    for i, token in enumerate(tokens):
+        known = {fixed[i]: math.log(0.01)} if i in fixed else candidates(token)
         best = {
             tag: max(
                 ((score + table[before][tag] + p, [*path, tag]) for before, (score, path) in best.items()),
                 key=lambda found: found[0],
             )
-            for tag, p in sorted(candidates(token).items(), key=lambda item: TAGS.index(item[0]))
+            for tag, p in sorted(known.items(), key=lambda item: TAGS.index(item[0]))
         }
     return max(best.values(), key=lambda found: found[0] + table[found[1][-1] if found[1] else "X"]["X"])[1]

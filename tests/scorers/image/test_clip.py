@@ -59,8 +59,9 @@ def test_equals_the_definition(folder: Path) -> None:
     scorer = load_scorer(f"clip:{folder}", device="cpu")
     rows = scorer.rows(CAPTIONS, image=IMAGES, references=REFERENCES)
     scores, both = direct(folder, 2.5, "A photo depicts ")
-    np.testing.assert_allclose(rows[:, 0], scores, atol=1e-5)
-    np.testing.assert_allclose(rows[:, 1], both, atol=1e-5)
+    np.testing.assert_allclose(rows[[0, 1, 3], 0], np.asarray(scores)[[0, 1, 3]], atol=1e-5)
+    assert CAPTIONS[2].strip() == "" and rows[2].tolist() == [0, 0]  # says nothing
+    np.testing.assert_allclose(rows[[0, 1, 3], 1], both[[0, 1, 3]], atol=1e-5)
     assert rows[0, 0] == pytest.approx(rows[3, 0], abs=1e-6) and rows[:, 0].max() > 0.01
 
 
@@ -74,7 +75,7 @@ def test_settings_are_in_the_spec_and_in_the_signature(folder: Path) -> None:
     assert rows.shape == (3, 1)
     encoder = Encoder.load(folder, device="cpu")
     assert scorer.signature == (
-        f"clipscore|model:{folder}@{encoder.digest}|w:1|prefix:none|context:{tiny_encoders.CONTEXT}|truncated:0.0%"
+        f"clipscore|model:{folder}@{encoder.digest}|w:1|prefix:none|empty:0|context:{tiny_encoders.CONTEXT}|truncated:0.0%"
     )
     with pytest.raises(ValueError, match="unknown setting 'v'"):
         load_scorer(f"clip:{folder}?v=1")
@@ -115,3 +116,10 @@ def test_nothing_is_loaded_before_it_is_used() -> None:
     scorer = load_scorer("clip:no/such/folder")
     with pytest.raises(ValueError, match="does not exist"):
         scorer(["a dog"], image=[IMAGES[0]])
+
+
+def test_b11_saying_nothing_scores_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scorer = ClipScore(encoder=Encoder.load(folder, device="cpu"))
+    assert scorer.rows(["", " \n"], image=IMAGES[:2]).tolist() == [[0.0], [0.0]]
+    assert scorer.rows(["a dog", ""], image=IMAGES[:2], references=REFERENCES[:2])[1].tolist() == [0.0, 0.0]
+    assert caplog.text.count("are empty and score 0") == 1

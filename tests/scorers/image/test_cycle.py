@@ -114,11 +114,11 @@ def test_any_batch_split_and_any_order(data: Any) -> None:
 
 
 def test_a_pipeline_draws_by_caption_and_seed_alone(clip: Path) -> None:
-    captions = ["a dog", "", "a dog"]
+    captions = ["a dog", "a cat", "a dog"]
     scorer, painter = painted(clip, "&steps=4&guidance=0&size=64")
     rows = scorer.rows(captions, image=IMAGES)
     options = {"num_inference_steps": 4, "guidance_scale": 0.0, "height": 64, "width": 64}
-    assert painter.calls == [{"prompt": "a dog", **options}, {"prompt": "", **options}]  # equal captions once
+    assert painter.calls == [{"prompt": "a dog", **options}, {"prompt": "a cat", **options}]  # equal captions once
     again = np.concatenate([scorer.rows([c], image=[i]) for c, i in zip(captions, IMAGES, strict=True)])
     np.testing.assert_allclose(again, rows, atol=1e-6)
     other, _ = painted(clip, "&seed=1")
@@ -199,3 +199,9 @@ def test_settings() -> None:
     with pytest.raises(ValueError, match="steps: '0' must be at least 1"):
         load_scorer("cycle:a/b?encoder=c&steps=0")
     assert load_scorer("cycle").cached and load_scorer("cycle").required_columns == ("image",)
+
+
+def test_b11_an_empty_caption_draws_nothing(clip: Path) -> None:
+    scorer, painter = painted(clip)
+    rows = scorer.rows(["", "a red ball"], image=[Image.new("RGB", (64, 64), "red")] * 2)
+    assert rows[0, 0] == 0 and rows[1, 0] != 0 and [c["prompt"] for c in painter.calls] == ["a red ball"]

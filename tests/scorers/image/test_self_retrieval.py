@@ -58,7 +58,7 @@ def test_ranks_by_hand() -> None:
 
 def test_a_caption_that_says_nothing_is_last() -> None:
     rows = SelfRetrieval(encoder=Eyes()).rows(["", "😀", "nothing"], image=plain("red", "green", "blue"))
-    np.testing.assert_allclose(rows, [[0, 1, 1 / 3]] * 3)
+    np.testing.assert_allclose(rows, [[0, 0], [0, 1 / 3], [0, 1 / 3]])  # an empty one finds nothing
 
 
 def test_copies_of_the_own_image_are_no_distractors() -> None:
@@ -155,3 +155,24 @@ def test_storybook_captions_find_their_images() -> None:
     for captions, least, most in ((right, 0.9, 1), (wrong, 0, 0.1)):
         result = evaluate(captions, {"image": data["image"]}, ["self_retrieval"], bootstrap=20)["self_retrieval"]
         assert least <= result.value <= most and set(result.interval) == {"recall_1", "recall_5", "mrr"}
+
+
+def test_b11_a_recall_that_every_caption_has_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    scorer = SelfRetrieval("?k=1,3,5", encoder=Eyes())
+    rows = scorer.rows(["red", "green", "blue"], image=plain("red", "green", "blue"))
+    assert list(scorer.corpus(rows)) == ["recall_1", "mrr"]
+    assert "recall_3, recall_5 is left out" in caplog.text
+    with pytest.raises(ScorerError, match="among 2 images every caption finds its own in the first 5"):
+        SelfRetrieval("?k=5", encoder=Eyes()).rows(["red", "green"], image=plain("red", "green"))
+    drawn = SelfRetrieval("?k=1,2,3&n=2", encoder=Eyes())
+    assert list(drawn.corpus(drawn.rows(["red"] * 4, image=plain("red", "green", "blue", "grey")))) == [
+        "recall_1",
+        "recall_2",
+        "mrr",
+    ]
+
+
+def test_b11_an_empty_caption_finds_nothing() -> None:
+    scorer = SelfRetrieval("?k=1", encoder=Eyes())
+    rows = scorer.rows([" ", "green", "blue"], image=plain("red", "green", "blue"))
+    assert rows.tolist() == [[0, 0], [1, 1], [1, 1]]

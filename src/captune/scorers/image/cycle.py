@@ -36,7 +36,8 @@ class Cycle(Scorer):
     CycleCap (Krestenitis et al., 2026) uses it as a GRPO reward, Image2Text2Image (Huang et al., 2024) as a metric
     without references. The papers leave G and E open, so the signature names both with their weights, the seed and the
     settings. The noise of an image comes from the seed and the caption, one caption is drawn at a time: the figure does
-    not depend on what else is scored. Captions longer than G's context are cut by G.
+    not depend on what else is scored. Captions longer than G's context are cut by G. An empty caption draws nothing and
+    scores 0.
 
         cycle, cycle:storybook           a source's own drawing program (`captune.data.schemes.Scheme.drawer`)
         cycle:FOLDER-OR-HUB-NAME?encoder=MODEL&seed=0&steps=30&guidance=7.5&size=512
@@ -129,9 +130,12 @@ class Cycle(Scorer):
 
         features = ImageFeatureCache(self.encoder)
         _, sources = features(image, batch_size=self.batch_size)
-        place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        place = {caption: i for i, caption in enumerate(dict.fromkeys(c for c in captions if c.strip()))}
         _, drawn = features(_Drawn(list(place), self.draw), batch_size=self.batch_size)
-        cosines = [float(own @ drawn[place[caption]]) for own, caption in zip(sources, captions, strict=True)]
+        cosines = [
+            float(own @ drawn[place[caption]]) if caption in place else 0.0
+            for own, caption in zip(sources, captions, strict=True)
+        ]
         if not np.isfinite(cosines).all():
             raise ScorerError(f"scorer {self.name!r}: {self.encoder.name!r} gave features that are not finite")
         return np.array(cosines).reshape(-1, 1)
@@ -164,7 +168,7 @@ class Cycle(Scorer):
             options = "|".join(f"{key}:{value:g}" for key, value in sorted(self.options.items()))
             drawer = f"{self.model}@{self._weights}|{options or 'options:default'}|diffusers:{_version('diffusers')}"
             drawer += f"|dtype:{getattr(self.pipeline, 'dtype', 'unknown')}"
-        return f"cycle|t2i:{drawer}|seed:{self.seed}|encoder:{self.encoder.name}@{self.encoder.digest}|cosine"
+        return f"cycle|t2i:{drawer}|seed:{self.seed}|encoder:{self.encoder.name}@{self.encoder.digest}|cosine|empty:0"
 
     def _source(self) -> str:
         return hub.resolve(

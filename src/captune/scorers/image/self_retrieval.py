@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -17,6 +18,7 @@ from captune.scorers._support.encoders import check_encoder
 if TYPE_CHECKING:
     from captune.models.encoders.clip import Encoder
 
+_log = logging.getLogger(__name__)
 DEFAULT_MODEL = "storybook-clip"
 _CELLS = 2**22  # similarities held at once
 _DECIMALS = 6  # of a similarity: what the encoder's rounding can change is a tie
@@ -35,6 +37,9 @@ class SelfRetrieval(Scorer):
 
     The figures depend on the set: compare them on the same images with the same n (n=99 is the RD100 of Dessi et al.,
     CVPR 2023). Rows made in parts have other distractors. Intervals hold the distractors fixed.
+
+    Among k images or fewer every caption finds its own in the first k: that recall_k says nothing and is left out, with
+    a warning, or refused if no k is left. An empty caption retrieves nothing: its recalls and its 1 / rank are 0.
 
     As a reward it is 1 / rank, not whether the rank is 1: captions of one image then differ before any of them is
     first. Liu et al. and Luo et al. train on a hinge over the hardest distractor of the batch, Dessi et al. on a
@@ -94,11 +99,17 @@ class SelfRetrieval(Scorer):
         return self._encoder
 
     def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
-        """(N, len(k) + 1): whether the rank is at most each k; 1 / rank."""
+        """(N, len(k) + 1): whether the rank is at most each k that says something; 1 / rank."""
         if not captions:
             return np.zeros((0, len(self.k) + 1))
         rank = self._ranks(captions, image)
-        return np.stack([*(rank <= k for k in self.k), 1 / rank], axis=1)
+        rank[[i for i, caption in enumerate(captions) if not caption.strip()]] = np.inf
+        return np.stack([*(rank <= k for k in self._telling()), 1 / rank], axis=1)
+
+    def _telling(self) -> list[int]:
+        """Return the k that fewer images than were judged together satisfy; all before anything was judged."""
+        among = self._pool if self.n is None else self.n + 1
+        return [k for k in self.k if k < among or not self._pool]
 
     def _ranks(self, captions: Sequence[str], images: Sequence[Any]) -> np.ndarray:
         import torch
@@ -113,6 +124,12 @@ class SelfRetrieval(Scorer):
         if n > self._pool - 1 or not n:
             raise ScorerError(f"scorer {self.name!r} needs {max(n, 1)} other images as distractors, and there are "
                               f"{self._pool - 1}; give more images, or a smaller n")  # fmt: skip
+        if left_out := sorted(set(self.k) - set(self._telling())):
+            among = f"among {n + 1} images every caption finds its own in the first {left_out[0]}"
+            if not self._telling():
+                raise ScorerError(f"scorer {self.name!r}: {among}; give more images, or a smaller k")
+            names = ", ".join(f"recall_{k}" for k in left_out)
+            _log.warning("%s: %s is left out, as %s", self.name, names, among)
         before = self.encoder.truncated
         texts = self.encoder.encode_texts(list(captions))
         self._cut = (self.encoder.truncated - before) / len(captions)
@@ -134,7 +151,7 @@ class SelfRetrieval(Scorer):
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
         """Return the corpus figures, the primary one first, from the sums over n rows."""
-        return {key: totals[..., i] / n for i, key in enumerate([*(f"recall_{k}" for k in self.k), "mrr"])}
+        return {key: totals[..., i] / n for i, key in enumerate([*(f"recall_{k}" for k in self._telling()), "mrr"])}
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
         """Return (N,): the score of each caption by itself."""
@@ -146,5 +163,5 @@ class SelfRetrieval(Scorer):
         encoder = self.encoder
         return (
             f"self_retrieval|model:{encoder.name}@{encoder.digest}|distractors:{self.n or 'all'}|images:{self._pool}"
-            f"|seed:{self.seed}|ties:against|context:{encoder.context_length}|truncated:{self._cut:.1%}"
+            f"|seed:{self.seed}|ties:against|empty:0|context:{encoder.context_length}|truncated:{self._cut:.1%}"
         )
