@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from captune.errors import redact
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -66,7 +68,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def echo(sentence: str) -> None:
     """Print something for the person, not for a pipe."""
-    print(sentence, file=sys.stderr)
+    print(redact(sentence), file=sys.stderr)
 
 
 def print_table(table: Table) -> None:

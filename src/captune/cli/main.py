@@ -14,11 +14,12 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from captune import __version__
 from captune.cli import build_storybook, caption, corpus, demo, doctor, evaluate, merge, report, scorers, train
 from captune.cli.command import SOURCES, Command, echo
-from captune.errors import CaptuneError, UsageError, first_line
+from captune.errors import CaptuneError, UsageError, first_line, redact
 from captune.utils.registry import nearest
 from captune.utils.skipped import counting, sentences
 
@@ -40,6 +41,20 @@ COMMANDS = JUDGE | OTHERS
 ALIASES = {"storybook": "build-storybook"}
 
 
+class _Formatter(logging.Formatter):
+    """Log lines without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Messages about the command line without secrets, which a wrong line may hold."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(redact(message), file)
+
+
 def verbs() -> list[str]:
     """List the verbs in the order of the help."""
     return [*JUDGE, *train.METHODS, *OTHERS]
@@ -54,7 +69,7 @@ def parser(verb: str | None = None) -> argparse.ArgumentParser:
     """Make the parser; only `verb` gets its flags, because reading a method's settings imports torch."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and logs")
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="captune",
         parents=[common],
         allow_abbrev=False,
@@ -99,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in argv
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice
     try:
         with contextlib.nullcontext() if debug else _short_warnings():
@@ -153,7 +170,7 @@ def _short_warnings() -> Iterator[None]:
     """Inside, a warning is one line without its place in the code, and those of other libraries are hidden."""
     whole = warnings.formatwarning
     warnings.filterwarnings("ignore", module=r"(transformers|peft|trl|torch|datasets|huggingface_hub)\b")
-    warnings.formatwarning = lambda message, *_, **__: f"captune: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: redact(f"captune: warning: {message}\n")
     try:
         yield
     finally:
@@ -191,7 +208,7 @@ def _write_log(error: Exception, argv: Sequence[str]) -> str:
     import traceback
 
     text = f"captune {__version__}, Python {sys.version}\ncaptune {' '.join(argv)}\n\n"
-    text += "".join(traceback.format_exception(error))
+    text = redact(text + "".join(traceback.format_exception(error)))
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="captune-", suffix=".log", delete=False, encoding="utf-8", errors="replace"

@@ -20,7 +20,7 @@ from captune.corpus.index import EXACT, INDEXES, make_index
 from captune.data import ImageSource, load_images, open_image
 from captune.data.columns import undecoded
 from captune.data.schemes import scheme_of
-from captune.errors import BadImage, CorpusError
+from captune.errors import BadImage, CorpusError, redact
 from captune.models.encoders import (
     DEFAULT_IMAGE_ENCODER,
     DEFAULT_TEXT_ENCODER,
@@ -74,7 +74,7 @@ def build(
     settings: dict[str, Any] = {
         "format": files.FORMAT,
         "complete": False,
-        "source": source if isinstance(source, str) else f"a dataset of {_count(dataset) or 'unknown'} rows",
+        "source": redact(source) if isinstance(source, str) else f"a dataset of {_count(dataset) or 'unknown'} rows",
         "rows": _count(dataset),
         "text_encoder": {"name": text_model.name, "digest": text_model.digest},
         "image_encoder": {"name": image_model.name, "digest": image_model.digest},

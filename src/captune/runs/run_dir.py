@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from captune.errors import RunError
+from captune.errors import RunError, redact
 from captune.runs import checkpoints
 from captune.utils.files import cut_torn_line, discard, lock_folder, read_jsonl, remove_leftovers, replace_file
 from captune.utils.versions import command_line, versions
@@ -432,7 +432,7 @@ class RunDir:
 
     def finish(self, card: str) -> RunDir:
         """Write the model card (see `card`) and mark the run as finished."""
-        replace_file(self.path / CARD, card)
+        replace_file(self.path / CARD, redact(card))
         replace_file(self.path / FINISHED, _json({"format": FORMAT}))
         return self
 
@@ -495,7 +495,9 @@ def plain(value: Any) -> Any:
         return sorted(plain(item) for item in value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if value is None or isinstance(value, bool | int) or type(value) is str:
+    if type(value) is str:
+        return redact(value)
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):  # an enum or numpy string
         return str(value)

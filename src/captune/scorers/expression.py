@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from captune.errors import ExpressionError
+from captune.errors import ExpressionError, redact
 from captune.scorers.base import Scorer
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -90,7 +90,7 @@ class Expression(Scorer):
     """
 
     def __init__(self, text: str, parts: Sequence[tuple[Scorer, float]]) -> None:
-        self.name = text
+        self.name = redact(text)
         self.parts = list(parts)
         self.required_columns = tuple(dict.fromkeys(need for part, _ in self.parts for need in part.required_columns))
         self.optional_columns = tuple(dict.fromkeys(use for part, _ in self.parts for use in part.optional_columns))

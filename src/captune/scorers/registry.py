@@ -13,7 +13,7 @@ import re
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from captune.errors import ExpressionError, UnknownScorer
+from captune.errors import ExpressionError, UnknownScorer, redact
 from captune.scorers.base import Cache, Scorer
 from captune.scorers.expression import Expression, is_expression, parse
 from captune.scorers.files import FILE, loaded_from_file, scorer_from_file
@@ -149,7 +149,7 @@ def load_scorer(spec: str, *, cache: Cache | None = None, **context: Any) -> Sco
     argument = match["argument"] if match else spec.partition(":")[2]
     declared = inspect.signature(cls).parameters
     scorer = cls(argument or None, **{key: value for key, value in context.items() if key in declared})
-    scorer.name, scorer.cache = spec, cache
+    scorer.name, scorer.cache = redact(spec), cache
     return scorer
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from captune.errors import redact
+
 PACKAGES = (
     "captune",
     "torch",
@@ -26,10 +28,10 @@ PACKAGES = (
 
 
 def command_line() -> str:
-    """Return the command that is running, as it could be typed."""
+    """Return the command that is running, as it could be typed, without secrets."""
     program = Path(sys.argv[0]).name
     program = "python -m captune" if program in ("__main__.py", "") else program
-    return " ".join([program, *(shlex.quote(part) for part in sys.argv[1:])])
+    return " ".join([program, *(shlex.quote(redact(part)) for part in sys.argv[1:])])
 
 
 def versions() -> dict[str, Any]:
