@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
-from captune.errors import CaptionerError
+from captune.data.images import open_image, upright_rgb
+from captune.decoding import load_decoder
+from captune.errors import CaptionerError, SettingError
 from captune.models.captioner import Captioner
+from captune.training.sequences import sample
 
 
 def test_sampling_is_reproducible_and_grouped_by_image(captioner: Captioner, images: list) -> None:
@@ -86,3 +95,80 @@ def test_caption_streams_every_image_once(captioner: Captioner) -> None:
     assert list(captioner.caption([], progress=False)) == []
     with pytest.raises(CaptionerError, match="one caption per image"):
         next(captioner.caption(source, num_return_sequences=2))
+
+
+# -- decoding follows the caller alone ---------------------------------------------------------------------------------
+
+CHECKPOINT = {  # what a checkpoint's generation config may hold
+    "do_sample": True,
+    "top_k": 1,
+    "top_p": 0.1,
+    "min_p": 0.5,
+    "temperature": 0.1,
+    "typical_p": 0.1,
+    "repetition_penalty": 5.0,
+    "encoder_repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "min_new_tokens": 7,
+    "min_length": 200,
+    "num_beams": 3,
+    "length_penalty": 4.0,
+    "begin_suppress_tokens": [5, 6, 7, 8],
+    "bad_words_ids": [[9], [10]],
+    "forced_eos_token_id": 3,
+    "exponential_decay_length_penalty": (1, 9.0),
+    "guidance_scale": 3.0,
+    "stop_strings": ["a", "e"],
+    "sequence_bias": [[[11], 9.0]],
+    "renormalize_logits": True,
+}
+
+
+def test_b12_a_checkpoints_generation_config_changes_no_caption(tiny_folder, images: list, tmp_path: Path) -> None:
+    def everything(captioner: Captioner) -> list:
+        captioner.generate(images[:1], max_new_tokens=2)
+        said = []
+        prompt = captioner.prepare(images)
+        for decoder in ("cfg:2.0", "contrastive:0.5", "self-correct"):
+            said.append(load_decoder(decoder)(captioner, images, max_new_tokens=6))
+        for settings in ({}, {"num_beams": 2}, {"do_sample": True}):
+            torch.manual_seed(0)
+            said.append(captioner.generate(images, max_new_tokens=6, **settings))
+        torch.manual_seed(0)
+        said.append(sample(captioner, prompt, 2, greedy=True, temperature=1.0, max_new_tokens=6))
+        return said
+
+    plain = Captioner.load(tiny_folder("idefics3"), device="cpu")
+    folder = Path(shutil.copytree(tiny_folder("idefics3"), tmp_path / "model"))
+    own = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**own, **CHECKPOINT}))
+    other = Captioner.load(folder, device="cpu")
+    assert everything(other) == everything(plain)
+    other.merge(tmp_path / "merged")  # keeps what the checkpoint said, for other programs
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["no_repeat_ngram_size"] == 1
+    assert other.core.generation_config.no_repeat_ngram_size is None
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_b12_no_tokens_are_no_default(captioner: Captioner, images: list, number: int) -> None:
+    with pytest.raises(SettingError, match="max_new_tokens must be at least 1"):
+        captioner.generate(images, max_new_tokens=number)
+
+
+def test_b12_pil_images_are_read_as_files_are(captioner: Captioner, tmp_path: Path) -> None:
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (48, 1))
+    grey = np.tile(np.arange(0, 256, 4), (48, 1))
+    clear = Image.fromarray(np.dstack([grey, grey, grey, ramp // 257]).astype(np.uint8))
+    turned = tiny.picture(3, (64, 40))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    clear.save(tmp_path / "clear.png")
+    turned.save(tmp_path / "turned.png", exif=exif)
+    tiny.picture(4).quantize().save(tmp_path / "palette.png", transparency=0)
+    for name in ("deep", "clear", "turned", "palette"):
+        raw, read = Image.open(tmp_path / f"{name}.png"), open_image(tmp_path / f"{name}.png")
+        batches = [captioner.prepare([image])["pixel_values"] for image in (raw, read)]
+        torch.testing.assert_close(*batches, rtol=0, atol=0, msg=name)
+    opened = open_image(tmp_path / "turned.png")
+    assert upright_rgb(opened) is opened  # costs nothing twice

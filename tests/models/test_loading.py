@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from captune.errors import CaptionerError
 from captune.models.captioner import Captioner
@@ -165,3 +167,77 @@ def test_a_merged_adapter_is_a_new_base(captioner: Captioner, images: list) -> N
     assert captioner.generate(images, max_new_tokens=8) == adapted
     captioner.merge_adapter()
     captioner.merge_adapter()
+
+
+# -- what is loaded is whole or refused --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(tiny_folder, tmp_path: Path) -> Path:
+    """An adapter of the tiny model, to break."""
+    captioner = tiny.taught(Captioner.load(tiny_folder("idefics3"), device="cpu"))
+    return captioner.save_adapter(tmp_path / "adapter")
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change an adapter's tensors by name."""
+    file = folder / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+BROKEN = {
+    "renamed": (
+        lambda t: {k.replace("q_proj", "query"): v for k, v in t.items()},
+        r"missing .*and \d+ more.*not of this",
+    ),
+    "half": (lambda t: dict(sorted(t.items())[: len(t) // 2]), r"tensors are missing \(.* more\)"),
+    "none": (lambda t: {}, "tensors are missing"),
+    "more": (
+        lambda t: {**t, "base_model.model.extra.lora_A.weight": torch.zeros(2)},
+        r"1 tensors are not of this model",
+    ),
+    "shapes": (lambda t: {k: v[..., :-1].clone() for k, v in t.items()}, "of another shape"),
+    "nan": (lambda t: {k: v * float("nan") for k, v in t.items()}, "not finite in .* tensors"),
+    "inf": (lambda t: {k: v + (float("inf") if "layers.0" in k else 0) for k, v in t.items()}, "not finite"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_b1_an_adapter_is_whole_or_refused(kind: str, adapter: Path, tiny_folder) -> None:
+    whole = Captioner.load(tiny_folder("idefics3"), adapter=adapter)
+    change, message = BROKEN[kind]
+    rewrite(adapter, change)
+    with pytest.raises(CaptionerError, match=message):
+        Captioner.load(tiny_folder("idefics3"), adapter=adapter)
+    with pytest.raises(CaptionerError, match=message):
+        Captioner.load(tiny_folder("idefics3")).make_trainable(adapter=adapter)
+    with pytest.raises(CaptionerError, match=message):  # as the rounds of vizer do
+        whole.load_adapter_weights(adapter)
+
+
+def test_b1_an_adapter_of_another_base_with_the_same_shapes(adapter: Path, tiny_folder, copy: Path, caplog) -> None:
+    weights = load_file(copy / "model.safetensors")
+    save_file({k: v + 0.01 for k, v in weights.items()}, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CaptionerError, match="was trained on other weights"):
+        Captioner.load(copy, adapter=adapter)
+    with pytest.raises(CaptionerError, match="was trained on other weights"):
+        Captioner.load(copy).make_trainable(adapter=adapter)
+    Captioner.load(tiny_folder("idefics3"), adapter=adapter, dtype=torch.bfloat16)  # the same weights, rounded
+    assert "does not say which weights" not in caplog.text
+    (adapter / "base_model.json").unlink()  # as other programs save adapters
+    Captioner.load(copy, adapter=adapter)
+    assert "does not say which weights it was trained on" in caplog.text
+
+
+def test_b1_peft_reads_the_adapter_as_before(adapter: Path, tiny_folder) -> None:
+    core = Captioner.load(tiny_folder("idefics3")).core
+    assert PeftModel.from_pretrained(core, adapter).peft_config["default"].peft_type == "LORA"
+
+
+def test_b3_weights_that_are_not_finite(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    for name in sorted(weights)[:5]:
+        weights[name].view(-1)[0] = float("nan") if "embed" in name else float("inf")
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CaptionerError, match=r"not finite in 5 tensors \(.*, .*, .* and 2 more\)"):
+        Captioner.load(copy)
