@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -157,3 +158,56 @@ def test_an_index_that_finds_too_few_is_helped(tmp_path: Path) -> None:
     rows = narrow.search(["red ball", "sky"], **asked)[1]  # no list of the index has that many
     exact = Corpus.open(corpus.folder, text_encoder=corpora.Bag())
     np.testing.assert_array_equal(rows, exact.search(["red ball", "sky"], **asked)[1])
+
+
+def test_b3_vectors_and_entries_are_whole(corpus: Corpus, tmp_path: Path) -> None:
+    def broken(name: str, change) -> Path:
+        folder = Path(shutil.copytree(corpus.folder, tmp_path / name))
+        change(folder)
+        return folder
+
+    def vectors(name: str):
+        def change(folder: Path) -> None:
+            array = np.load(folder / name)
+            array[[3, 5, 7, 11], 0] = np.nan
+            np.save(folder / name, array)
+
+        return change
+
+    for name in ("texts.npy", "images.npy"):
+        with pytest.raises(CorpusError, match=rf"{name}: 4 vectors are not finite, in the rows 3, 5, 7 \.\.\."):
+            Corpus.open(broken(name, vectors(name)))
+
+    def owners(folder: Path) -> None:
+        array = np.load(folder / "owners.npy")
+        array[2] = len(corpus.image_ids)
+        np.save(folder / "owners.npy", array)
+
+    with pytest.raises(CorpusError, match="1 entries have no image, first 2"):
+        Corpus.open(broken("owners", owners))
+
+    def entries(folder: Path) -> None:
+        lines = (folder / "entries.jsonl").read_text().splitlines(keepends=True)
+        (folder / "entries.jsonl").write_text("".join(lines[:-2]))
+
+    with pytest.raises(CorpusError, match="has not the"):
+        _ = Corpus.open(broken("entries", entries)).captions
+    for text in ('"text_encoder"', '{"format": 2, "text_encoder": 1, "image_encoder": {}}'):
+        with pytest.raises(CorpusError):
+            Corpus.open(
+                broken(f"config{len(text)}", lambda folder, text=text: (folder / "config.json").write_text(text))
+            )
+
+
+def test_b2_a_corpus_of_the_former_format_knows_weights_alone(corpus: Corpus, tmp_path: Path, caplog) -> None:
+    folder = Path(shutil.copytree(corpus.folder, tmp_path / "old"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format": 1}))
+    encoder = corpora.Bag("identity")
+    with pytest.raises(CorpusError, match="vectors of two encoders do not compare"):
+        Corpus.open(folder, text_encoder=encoder)
+    encoder.weights = "bag1"
+    Corpus.open(folder, text_encoder=encoder)
+    assert "by the weights alone" in caplog.text
+    with pytest.raises(CorpusError, match="vectors of two encoders do not compare"):
+        Corpus.open(corpus.folder, text_encoder=encoder)  # today's format knows more

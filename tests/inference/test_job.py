@@ -289,3 +289,80 @@ def test_c4_a_batch_of_large_images_is_taken_in_several() -> None:
     rows = [Row(place, str(place), None, pixels=pixels) for place, pixels in enumerate([90, 90, 30, 20, 10, 10])]
     assert [[row.place for row in batch] for batch in split(rows, 4, 100)] == [[0], [1], [2, 3], [4, 5]]
     assert [len(batch) for batch in split(rows, 4, 1000)] == [4, 2]
+
+
+def test_b10_a_replaced_image_is_captioned_again(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "caps.jsonl"
+    job(folder, output)
+    before = read_captions(output)
+    known = read_jsonl(tmp_path / "caps.jsonl.images.jsonl")
+    assert [row["image_id"] for row in known] == list(before)
+    for name, seed in (("photo 03.jpg", 90), ("photo 07.jpg", 91)):
+        (folder / name).write_bytes(encode(photo(77, 55, seed), "JPEG"))
+    os.utime(folder / "photo 05.jpg")  # only touched
+    lines = output.read_bytes().split(b"\n")
+    output.write_bytes(b"\n".join(lines[:-3]) + b"\n")  # and the job had not finished
+    report = job(folder, output)
+    after = read_captions(output)
+    assert list(after) == list(before)
+    assert (report.done, report.replaced) == (4, 2) and "2 images were replaced since" in report.sentence()
+    assert "2 images were replaced since they were captioned (the first: photo 03.jpg)" in caplog.text
+    for name in before:
+        assert after[name].startswith("77x55") == (name in ("photo 03.jpg", "photo 07.jpg"))
+    again = job(folder, output)
+    assert (again.done, again.replaced) == (0, 0) and read_captions(output) == after
+
+
+def test_b10_images_inside_a_table_count_by_their_bytes(folder: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def table(seed: int) -> None:
+        images = [{"bytes": encode(photo(30 + i, 20, seed if i == 2 else i), "JPEG"), "path": None} for i in range(4)]
+        pq.write_table(pa.table({"image": images, "image_id": [f"{i}" for i in range(4)]}), tmp_path / "t.parquet")
+
+    output = tmp_path / "caps.jsonl"
+    table(2)
+    caption_source(Fake(), str(tmp_path / "t.parquet"), output, progress=False)
+    before = read_captions(output)
+    table(9)
+    report = caption_source(Fake(), str(tmp_path / "t.parquet"), output, progress=False)
+    after = read_captions(output)
+    assert (report.done, report.replaced) == (1, 1)
+    assert [name for name in before if before[name] != after[name]] == ["2"]
+
+
+def test_b10_captions_from_before_are_kept_and_that_is_said(folder: Path, tmp_path: Path, caplog: Any) -> None:
+    output = tmp_path / "caps.jsonl"
+    job(folder, output)
+    whole = output.read_bytes()
+    (tmp_path / "caps.jsonl.images.jsonl").unlink()
+    report = job(folder, output)
+    assert (report.done, report.replaced) == (0, 0) and output.read_bytes() == whole
+    assert "it is not known what they were" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_b10_killed_while_it_captions_replaced_images(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "caps.jsonl"
+    job(folder, output)
+    for i in range(12):
+        (folder / PHOTOS[i]).write_bytes(encode(photo(60 + i, 55, 200 + i), "JPEG"))
+    command = (
+        "import sys; sys.path[:0] = ['tests', 'tests/inference', 'src']\n"
+        "from test_job import Fake, job\n"
+        f"job({str(folder)!r}, {str(output)!r}, Fake(kill_after=2))"
+    )
+    done = subprocess.run([sys.executable, "-c", command], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    job(folder, output)
+    captions = read_captions(output)
+    assert all(captions[PHOTOS[i]].startswith(f"{60 + i}x55") for i in range(12))
+
+
+def test_b12_no_tokens_are_refused_before_work(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
+        job(folder, tmp_path / "caps.jsonl", max_new_tokens=0)
+    assert not (tmp_path / "caps.jsonl").exists()

@@ -10,10 +10,13 @@ import datasets
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from captune.errors import CaptionerError
 from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper, MapperConfig
+from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.training.vizer.mapper_fit import fit_mapper
 
 CAPTIONS = ["a red ball", "two green fish and a small yellow bird on the beach", "a", "my house in 2011"]
@@ -273,3 +276,53 @@ def test_a_folder_without_a_mapper_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match=r"mapper\.safetensors is missing"):
         Mapper.load(tmp_path)
+
+
+@pytest.fixture
+def saved(captioner: Captioner, images: list, tmp_path: Path) -> Path:
+    """A mapper's folder, to break."""
+    mapper = random_mapper(captioner, images)
+    mapper.captioner_digest = captioner.base_digest()
+    return mapper.save(tmp_path / "mapper")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: {k: v for k, v in t.items() if "h.1" not in k},
+            r"2 tensors are missing \(h\.1\.bias, h\.1\.weight\)",
+        ),
+        (lambda t: {**t, "g.0.weight": torch.zeros(1)}, r"1 tensors are not of this model \(g\.0\.weight\)"),
+        (lambda t: {**t, "centre": torch.zeros(1)}, "1 tensors are of another shape .centre"),
+        (lambda t: {k: v * float("nan") for k, v in t.items()}, "not finite"),
+    ],
+)
+def test_b3_a_mapper_is_whole_or_refused(saved: Path, change, message: str) -> None:
+    save_file(change(load_file(saved / "mapper.safetensors")), saved / "mapper.safetensors")
+    with pytest.raises(CaptionerError, match=message):
+        Mapper.load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"width": 3}', '{"width": "a", "hidden_size": 1}', "\0"])
+def test_b3_a_mappers_config_of_any_kind(saved: Path, text: str) -> None:
+    (saved / "config.json").write_text(text)
+    with pytest.raises(CaptionerError, match=r"config\.json"):
+        Mapper.load(saved)
+
+
+def test_b3_a_torn_mapper(saved: Path) -> None:
+    whole = (saved / "mapper.safetensors").read_bytes()
+    (saved / "mapper.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CaptionerError, match="damaged"):
+        Mapper.load(saved)
+
+
+def test_b1_a_mapper_of_another_captioner(saved: Path, captioner: Captioner) -> None:
+    mapper = Mapper.load(saved)
+    mapper.check_captioner(captioner)
+    captioner.add_lora()
+    mapper.check_captioner(captioner)  # of the base, whatever is trained
+    mapper.captioner_digest = "0" * 16
+    with pytest.raises(CaptionerError, match="with other weights"):
+        ViZerScorer(mapper=mapper).bind(captioner)
