@@ -117,7 +117,7 @@ def read_image(image: Any, item: str) -> bytes:
     """Return an image's bytes, undecoded.
 
     Raises:
-        BadImage: if there are none.
+        BadImage: if it has no bytes.
     """
     path = image_path(image)
     if path is not None:

@@ -160,7 +160,7 @@ def base_record(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def write_base_record(folder: Path, record: dict[str, Any] | None) -> None:
-    """Write the record beside an adapter, where PEFT does not look; nothing if there is none."""
+    """Write the record beside an adapter, where PEFT does not look; no file without a record."""
     if record is not None:
         replace_file(folder / BASE_FILE, json.dumps(record, indent=1) + "\n")
 

@@ -70,7 +70,7 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
 
 
 def settings_digest(part: Any) -> str | None:
-    """Return 16 hex digits of a tokenizer's or processor's settings; None if there is none."""
+    """Return 16 hex digits of a tokenizer's or processor's settings; None without one."""
     return None if part is None else hashlib.sha256(_described(part)).hexdigest()[:16]
 
 
