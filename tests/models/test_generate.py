@@ -17,6 +17,7 @@ from captune.decoding import load_decoder
 from captune.errors import CaptionerError, SettingError
 from captune.models.captioner import Captioner
 from captune.training.sequences import sample
+from captune.utils.skipped import counting
 
 
 def test_sampling_is_reproducible_and_grouped_by_image(captioner: Captioner, images: list) -> None:
@@ -172,3 +173,33 @@ def test_b12_pil_images_are_read_as_files_are(captioner: Captioner, tmp_path: Pa
         torch.testing.assert_close(*batches, rtol=0, atol=0, msg=name)
     opened = open_image(tmp_path / "turned.png")
     assert upright_rgb(opened) is opened  # costs nothing twice
+
+
+def test_c1_what_is_longer_than_the_positions_is_refused_or_cut_and_counted(tiny_folder, images) -> None:
+    captioner = Captioner.load(tiny_folder("idefics3"), device="cpu")
+    captioner.positions = captioner.prepare(images[:1])["input_ids"].shape[1] + 8
+    with pytest.raises(SettingError, match="lower max_new_tokens to 8"):
+        captioner.generate(images[:1], max_new_tokens=9)
+    assert captioner.generate(images[:1], max_new_tokens=8)
+    with counting() as cut:
+        batch = captioner.prepare(images[:2], ["a cat", "a cat on a mat " * 50])
+    assert batch["input_ids"].shape[1] == captioner.positions and batch["caption_mask"][1].sum() == 8
+    assert [len(items) for items in cut.values()] == [1]
+    captioner.positions = 3
+    for call in (lambda: captioner.generate(images[:1]), lambda: captioner.prepare(images[:1], ["a"])):
+        with pytest.raises(SettingError, match="shorten the prompt"):
+            call()
+
+
+def test_c1_numbers_that_generate_cannot_use_and_prompts_that_are_no_text(tiny_folder, images) -> None:
+    captioner = Captioner.load(tiny_folder("idefics3"), device="cpu")
+    with pytest.raises(SettingError, match="at least 1"):
+        captioner.generate(images[:1], num_beams=0)
+    mark = captioner.tokenizer.convert_ids_to_tokens(captioner.core.config.image_token_id)
+    with pytest.raises(SettingError, match="stands for an image"):
+        Captioner.load(tiny_folder("idefics3"), device="cpu", prompt=f"{mark} Describe")
+    with pytest.raises(SettingError, match="shorten the prompt"):
+        Captioner.load(tiny_folder("idefics3"), device="cpu", prompt="describe it well " * 20_000)
+    for device in ("gpu", "cuda:99", "meta"):
+        with pytest.raises(SettingError, match="here|there is no"):
+            Captioner.load(tiny_folder("idefics3"), device=device)

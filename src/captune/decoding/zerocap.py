@@ -47,7 +47,7 @@ from transformers.cache_utils import DynamicLayer
 
 from captune.errors import CaptionerError, first_line
 from captune.models import hub
-from captune.models.captioner import NEUTRAL, check_length, neutral
+from captune.models.captioner import NEUTRAL, check_length, check_room, neutral, positions_of
 from captune.models.encoders.clip import Encoder
 from captune.utils.device import pick_device
 from captune.utils.loads import check_model
@@ -145,6 +145,8 @@ class ZeroCapModel:
     ) -> list[str]:
         """A text per image: further settings are those of transformers."""
         check_length(max_new_tokens)
+        positions = positions_of(self.language_model.config)
+        check_room(len(self.prompt_ids), max_new_tokens or 1, positions)
         ids = torch.tensor([self.prompt_ids] * len(images), device=self.device)
         pad = self.tokenizer.pad_token_id
         sequences = self.language_model.generate(

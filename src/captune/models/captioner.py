@@ -6,6 +6,7 @@ ViZer's symbols: F_I is `Captioner.image_features`, f_psi(.) is `Captioner.capti
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from captune.models.caching import vision
 from captune.models.families import Family, attribute, family_for, lora_targets
 from captune.utils import hashing
 from captune.utils.device import pick_device
+from captune.utils.skipped import skip
 
 #: What transformers takes for settings that nobody named is not always neutral (top_k=50).
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
@@ -47,6 +49,22 @@ def neutral(config: GenerationConfig | None) -> GenerationConfig:
     no_repeat_ngram_size or min_new_tokens) would change what is sampled, searched and trained on.
     """
     return GenerationConfig(**{name: getattr(config, name, None) for name in _KEPT})
+
+
+def positions_of(config: Any) -> int | None:
+    """Return how many tokens a language model's configuration has positions for; None where it names no number."""
+    number = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return number if isinstance(number, int) and number > 0 else None
+
+
+def check_room(width: int, new: int, positions: int | None) -> None:
+    """Raise SettingError where a prompt of `width` tokens leaves the model no positions for `new` ones."""
+    if positions is not None and width + new > positions:
+        advice = f"lower max_new_tokens to {positions - width}" if width < positions else "shorten the prompt"
+        raise SettingError(
+            f"the prompt with its image takes {width} tokens and a caption up to {new}, but the model has {positions} "
+            f"positions: {advice}"
+        )
 
 
 def check_length(max_new_tokens: int | None) -> None:
@@ -85,6 +103,8 @@ class Captioner:
         self.tokenizer = processor.tokenizer
         default = self.family.prompt if self.has_turns() else self.family.base_prompt
         self.prompt = default if prompt is None else prompt
+        self.positions = positions_of(model.config)
+        self._check_prompt()
         self.vision_cache: vision.VisionCache | None = None
         self.eos_ids = self._eos_ids()
         self.checkpoint_generation = model.generation_config
@@ -192,6 +212,16 @@ class Captioner:
         ]
         return texts[0] != texts[1]
 
+    def _check_prompt(self) -> None:
+        """Refuse a prompt that is no text: one with the token that stands for the image, or longer than the model."""
+        tokenizer = self.tokenizer
+        named = tokenizer.convert_ids_to_tokens(self.core.config.image_token_id)
+        marks = (named, getattr(tokenizer, "image_token", None))
+        if mark := next((mark for mark in marks if mark and mark in self.prompt), None):
+            raise SettingError(f"the prompt holds {mark!r}, which stands for an image: it is added where it belongs")
+        if self.positions and len(self.prompt) > self.positions:  # a token has a character at least
+            check_room(len(tokenizer(self.prompt)["input_ids"]), 1, self.positions)
+
     def _eos_ids(self) -> list[int]:
         """Ids that end a caption; the first is the one that training appends."""
         named = self.core.generation_config.eos_token_id if self.core.generation_config else None
@@ -286,7 +316,15 @@ class Captioner:
         rows = batch["input_ids"].shape[0]
         if len(captions) != rows:
             raise CaptionerError(f"{len(captions)} captions were given for {rows} images")
-        tails = [[*self.caption_ids(caption), self.eos_ids[0]] for caption in captions]
+        tails = [self.caption_ids(caption) for caption in captions]
+        room = (self.positions or math.inf) - int(batch["attention_mask"].sum(-1).max()) - 1
+        if room < 1:
+            check_room(batch["input_ids"].shape[1], 2, self.positions)
+        for row, tail in enumerate(tails):
+            if len(tail) > room:
+                skip(f"captions' ends beyond the model's {self.positions} positions", f"{captions[row][:40]} ...")
+                tails[row] = tail[: int(room)]
+        tails = [[*tail, self.eos_ids[0]] for tail in tails]
         return batches.append_ids(batch, tails, pad_id=self.tokenizer.pad_token_id, right=True)
 
     def _image_tokens(self, batch: BatchFeature) -> list[int]:
@@ -353,10 +391,15 @@ class Captioner:
             settings["temperature"] = temperature
         else:
             settings = {key: value for key, value in settings.items() if key not in ("top_k", "top_p") or key in kwargs}
+        if num_beams < 1 or num_return_sequences < 1:
+            raise SettingError(f"num_beams ({num_beams}), num_return_sequences ({num_return_sequences}): at least 1")
+        width = batch["input_ids"].shape[1]
+        check_room(width, max_new_tokens or 1, self.positions)
         configured = self.core.generation_config.max_new_tokens
+        default = configured or self.family.max_new_tokens
         settings.update(
             num_return_sequences=num_return_sequences,
-            max_new_tokens=max_new_tokens or configured or self.family.max_new_tokens,
+            max_new_tokens=max_new_tokens or min(default, (self.positions or math.inf) - width),
             eos_token_id=self.eos_ids,
             pad_token_id=self.tokenizer.pad_token_id,
             suppress_tokens=[self.core.config.image_token_id],  # a caption holds no image

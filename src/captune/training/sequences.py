@@ -20,7 +20,7 @@ from transformers import BatchFeature
 from captune.models import inputs as batches
 from captune.models.caching.prefill import copyable, select_rope
 from captune.models.caching.prompts import PromptCache
-from captune.models.captioner import NEUTRAL, Captioner
+from captune.models.captioner import NEUTRAL, Captioner, check_room
 
 LEAVE = 0.75  # of the rows in the batch: when fewer have not ended, the others leave
 
@@ -33,6 +33,7 @@ def sample(
 
     Returns the ids, end token included, and which captions ended by themselves.
     """
+    check_room(prompt["input_ids"].shape[1], max_new_tokens, captioner.positions)
     model: Any = captioner.model
     sequences = model.generate(
         **batches.inputs_of(prompt), **NEUTRAL, do_sample=True, temperature=temperature, num_return_sequences=number,
