@@ -50,6 +50,8 @@ def output_path(path: str | os.PathLike[str], *suffixes: str, what: str, folder:
     if "\0" in text:
         raise UsageError(f"{what}: {text!r} is no path")
     path = Path(text)
+    if os.path.abspath(path).startswith(("/dev/", "/proc/", "/sys/")):  # replaced by its temporary file, a device is lost
+        raise UsageError(f"{what} are not written to {path}: name a file of a disk")
     ending = path.suffix.lower()
     if suffixes and ending and ending not in suffixes:
         raise UsageError(

@@ -116,7 +116,7 @@ def convert(value: Any, kind: Any) -> Any:
         if value is None or (isinstance(value, str) and value.lower() in NONE and not (value == "" and str in args)):
             return None
         base = Union[tuple(arg for arg in args if arg is not type(None))]  # noqa: UP007
-        origin, args = get_origin(base), get_args(base)
+        return convert(value, Annotated[(base, *extras)] if extras else base)
     if origin in (list, tuple):
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
         inner = args[0] if args else str
