@@ -75,7 +75,7 @@ def claim_run(
         )
     elif run_dir.resumes and (step := run_dir.steps_done(getattr(config, "max_steps", 0))):
         logger.warning("%s is resumed after step %d", run_dir.path, step)
-    elif run_dir.resumes and not run_dir.finished:
+    elif run_dir.resumes and not run_dir.finished and "max_steps" in settings:
         logger.warning("%s has no complete checkpoint: training begins at step 0", run_dir.path)
     return run_dir
 

@@ -28,6 +28,7 @@ from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.training.grpo.train import train_with_reward
+from captune.training.grpo.trainer import CaptionGRPOTrainer
 from captune.training.lifecycle import (
     claim_run,
     drop_start,
@@ -152,6 +153,7 @@ def train_by_reward(
         output = run_dir.path / f"round-{number + 1}"
         if (output / "adapter" / "adapter_model.safetensors").is_file():
             captioner.load_adapter_weights(output / "adapter")
+            captioner.core.add_model_tags(CaptionGRPOTrainer._tag_names)  # as training does; the card of peft has them
             continue
         guidance = 0.0 if number else config.guidance
         part = replace(config, output=output, seed=config.seed + number, guidance=guidance)
