@@ -94,9 +94,6 @@ class Bench:
         from captune.cli.train import METHODS as KNOWN
 
         self.known = {verb: KNOWN[verb] for verb, *_ in METHODS.values()}
-        import captune.evaluation.run
-        import captune.report
-        import captune.training.resume
         from captune.inference import job
 
         job.caption_source = partial(job.caption_source, max_new_tokens=4)
@@ -416,7 +413,7 @@ def page(table: dict[str, dict[str, Any]]) -> str:
         "# Kills and resumes",
         "",
         "Made by `make resume-matrix` (`benchmarks/behaviour/resume_matrix.py`). A kill is equal when the resumed run",
-        "did just the steps that were left, and adapter, mapper, captions, scores, metrics and watch have the same bytes.",
+        "did just the steps that were left, and adapter, mapper, captions, scores, metrics, watch have the same bytes.",
         "",
         "| run | file events | kills there are | kills at events | random kills | equal | not equal or not resumed |",
         "|---|---|---|---|---|---|---|",
