@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from captune.errors import MissingColumn, ScorerError
+from captune.errors import EvaluationError, MissingColumn, ScorerError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import Scorer, load_reward, load_scorer
@@ -378,3 +378,22 @@ def test_the_default_watch(tmp_path: Path, images: list, caplog: pytest.LogCaptu
     with (tmp_path / "captions.jsonl").open("a") as lines:  # where some have no references, nothing is judged by them
         lines.write(json.dumps({"image": "a.png", "image_id": "another"}) + "\n")
     assert default_scorers("length", str(tmp_path / "captions.jsonl")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row.pop("sampled"), "evaluation 2: sampled missing or invalid"),
+        (lambda row: row.update(step="5", health=None, greedy=[]), "greedy, health, step missing or invalid"),
+        (lambda row: row["greedy"].update(marker=float("nan")), "figures that are finite"),
+    ],
+)
+def test_b3_an_evaluation_that_is_not_whole_is_refused(run_dir: RunDir, change: Any, message: str) -> None:
+    judge = watch(Scripted(), run_dir)
+    for step in (0, 5):
+        judge.measure(step, 1.0)
+    content = rows(run_dir)
+    change(content[1])
+    (run_dir.path / "watch.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    with pytest.raises(EvaluationError, match=message):
+        watch(Scripted(), run_dir)

@@ -36,6 +36,7 @@ from captune.scorers.expression import Expression
 from captune.scorers.text.health import Health
 from captune.training.monitor.alert_rules import Row, find_alerts
 from captune.utils.files import jsonl_line, read_jsonl, replace_file
+from captune.utils.loads import few
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +119,9 @@ class HeldOutMonitor:
 
     def _read(self) -> None:
         self.rows = read_jsonl(self.path) if self.path.is_file() else []
-        for row in self.rows:
+        for number, row in enumerate(self.rows, start=1):
             row.setdefault("alerts", row.pop("marks", []))  # its former name
+            _check_row(row, f"{self.path}, evaluation {number}")
 
     def rewind(self, step: int) -> None:
         """Drop what was measured after a step of the run: a run that resumes will measure it again."""
@@ -241,6 +243,21 @@ class HeldOutMonitor:
             return row["reward"]
         known = (r for r in (*self.run_dir.metrics(), *self.rows) if r.get("step", 0) > self.first_step)
         return next((r["reward"] for r in known if r.get("reward") is not None), None)
+
+
+def _check_row(row: Row, where: str) -> None:
+    """Raise EvaluationError for a row that `measure` did not write: nothing could be compared with it."""
+    kinds: dict[str, Any] = {"step": (int, float), "reward": (int, float, type(None)), "alerts": list}
+    kinds |= dict.fromkeys(("greedy", "sampled", "health", "by_image"), dict)
+    wrong = [key for key, kind in kinds.items() if key not in row or not isinstance(row[key], kind)]
+    figures = [x for key in ("greedy", "sampled", "health") if key not in wrong for x in row[key].values()]
+    if not wrong and not all(x is None or (isinstance(x, int | float) and np.isfinite(x)) for x in figures):
+        wrong = ["figures that are finite numbers"]
+    if wrong:
+        raise EvaluationError(
+            f"{where}: {few(wrong)} missing or invalid; the run cannot be judged against it. Remove that line, or "
+            "start again with --overwrite"
+        )
 
 
 # -- which scorers -----------------------------------------------------------------------------------------------------
