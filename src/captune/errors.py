@@ -92,7 +92,7 @@ class CorpusError(CaptuneError, ValueError):
     """A corpus that cannot be built, opened or searched as asked; the message says why and what to do."""
 
 
-class UnknownScorer(CaptuneError, ValueError):
+class UnknownScorer(UsageError):
     """A scorer's name that the registry does not hold; the message has the nearest names."""
 
 
@@ -107,11 +107,11 @@ class ScorerError(CaptuneError, RuntimeError):
     """
 
 
-class ExpressionError(CaptuneError, ValueError):
+class ExpressionError(UsageError):
     """An expression that cannot be read; the message shows the place."""
 
 
-class UnknownDecoder(CaptuneError, ValueError):
+class UnknownDecoder(UsageError):
     """A decoder's name that the registry does not hold; the message has the nearest names."""
 
 
@@ -131,9 +131,9 @@ class ReportError(CaptuneError, NotADirectoryError, ValueError):
     """A report that cannot be made: a folder that is not there, or none named."""
 
 
-class RegistryError(CaptuneError, ValueError):
+class RegistryError(UsageError):
     """A name that a registry does not hold; the message has the nearest names."""
 
 
-class SpecError(CaptuneError, ValueError):
+class SpecError(UsageError):
     """A spec (scorer, decoder, source, corpus) that cannot be read; the message says what is known instead."""

@@ -7,15 +7,15 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from captune import scorers
-from captune.errors import MissingColumn, UnknownScorer
+from captune.errors import MissingColumn, ScorerError, UnknownScorer
 from captune.evaluation import evaluate
-from captune.scorers import Scorer, columns_for, completion_text, load_scorer
+from captune.scorers import Scorer, columns_for, completion_text, direction, load_scorer
 
 CHEAP = ("bleu", "rouge", "cider", "health", "length")
 
@@ -152,3 +152,22 @@ def test_every_setting_says_its_type_default_and_meaning() -> None:
         for setting in about.settings:
             assert setting.help and "Annotated" not in setting.type, (about.name, setting)
     assert {setting.name for setting in scorers.describe_scorer("clip").settings} == {"model", "w", "prefix"}
+
+
+def test_the_primary_figure_is_the_first_with_a_direction() -> None:
+    """So that a lower-is-better scorer of a stranger is watched the right way round."""
+
+    class Marks(Scorer):
+        name = "marks"
+        higher_is_better: ClassVar = {"marks": False, "all": True}
+
+    assert Marks.primary == "marks"
+    assert direction(Marks()) is False
+
+
+@pytest.mark.parametrize("body", ["raise ZeroDivisionError('no')", "return ['a'] * len(completions)"])
+def test_a_faulty_reward_is_its_owners_fault(tmp_path: Path, body: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"def reward(completions, **columns):\n    {body}\n")
+    with pytest.raises(ScorerError, match=r"mine\.py:reward fails: (ZeroDivision|Value)Error"):
+        load_scorer(f"{file}:reward").rows(["a dog"])

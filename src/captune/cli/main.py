@@ -67,7 +67,7 @@ def command(verb: str, load: bool = True) -> Command:
 
 def parser(verb: str | None = None) -> argparse.ArgumentParser:
     """Make the parser; only `verb` gets its flags, because reading a method's settings imports torch."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and logs")
     top = _Parser(
         prog="captune",
@@ -146,13 +146,24 @@ def _run(argv: list[str]) -> int:
     if verb is not None and verb not in COMMANDS and verb not in train.METHODS:
         raise UsageError(nearest(verb, verbs(), "verb"))
     _refuse_empty(argv)
-    args = parser(verb).parse_args(argv)
+    whole = parser(verb)
+    args, strange = whole.parse_known_args(argv)
+    if strange:
+        word, flags = strange[0].partition("=")[0], [flag for flag in _flags(whole, args.verb) if flag.startswith("--")]
+        what = nearest(word, flags, "option").partition(" (known:")[0] if word[:1] == "-" else f"what is {word!r} for"
+        raise UsageError(redact(f"{what.rstrip('?')}? `captune {args.verb} --help` lists the options"))
     with counting() as skipped:
         try:
             return command(args.verb).run(args)
         finally:
             for sentence in sentences(skipped):
                 echo(f"captune: {sentence}")
+
+
+def _flags(whole: argparse.ArgumentParser, verb: str) -> list[str]:
+    """The options that a verb understands."""
+    chosen = next(a for a in whole._actions if isinstance(a, argparse._SubParsersAction)).choices[verb]
+    return list(chosen._option_string_actions)
 
 
 def _refuse_empty(argv: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from captune.cli.command import Command, echo, hide_loading_bars
 from captune.cli.config import add_fields, build
+from captune.errors import UsageError
 from captune.utils.registry import Registry
 
 METHODS = Registry(
@@ -49,6 +50,9 @@ def command(name: str, load: bool) -> Command:
         summary = SUMMARIES.get(name, "a method of another package")
         return Command(summary, "", "", lambda parser: None, lambda args: 2, reads_sources=True)
     method = METHODS[name]
+    lacking = [part for part in ("summary", "description", "example", "config", "run") if not hasattr(method, part)]
+    if lacking:
+        raise UsageError(f"the method {name!r} of another package is no Method: it has no {' and no '.join(lacking)}")
     return Command(
         method.summary,
         method.description,
@@ -89,7 +93,10 @@ def run(method: Any, args: argparse.Namespace) -> int:
     config = build(method.config, vars(args), args.config, method.presets)
     hide_loading_bars()
     with ending_at_sigterm():
-        folder = method.run(config).path
+        run_dir = method.run(config)
+    if run_dir is None:
+        raise UsageError(f"the method {method.name!r} returned no run directory; `run` must return a RunDir")
+    folder = run_dir.path
     echo(f"done: {folder}")
     print(f"adapter: {folder / 'adapter'}")
     if (folder / "model").is_dir():

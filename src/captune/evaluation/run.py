@@ -67,16 +67,25 @@ def evaluate_files(
 ) -> dict[str, Any]:
     """Score caption files on the images that all of them, and the references, have.
 
-    :param references: a source with references; it also serves as `images` where it has images.
-    :param scorers: specs, or "all": every scorer that the data and this machine can serve; the others are `skipped`.
-    :param paired: test each further file against the first, image by image.
-    :param cache: a folder where the rows of costly scorers are kept.
-    :returns: about the first file: captions (its path), captioned, scores {scorer: {value, values, interval,
-        signature, n}}; then matched, expected, references, images, warnings, skipped and failed {scorer: why}; and
-        bad_images {image_id: why} that the scorers of images leave out; and
-        others, a list of captions, captioned and scores of each further file, with paired {scorer: {figure:
-        {difference to the first file, interval, p_value, p_holm}}} where asked. Only numbers, texts, lists and dicts.
-    :raises EvaluationError: when no id matches or a scorer's needs are not met, before any image is opened.
+    Args:
+        files: caption files.
+        references: a source with references; it also serves as `images` where it has images.
+        images: a source with the images.
+        scorers: specs, or "all": every scorer that the data and this machine can serve; the others are `skipped`.
+        bootstrap: resamples per interval; 0: no intervals.
+        seed: of the resampling.
+        paired: test each further file against the first, image by image.
+        cache: a folder where the rows of costly scorers are kept.
+
+    Returns:
+        What the evaluation found. About the first file: captions (its path), captioned, scores {scorer: {value,
+        values, interval, signature, n}}; then matched, expected, references, images, warnings, skipped and failed
+        {scorer: why}; and bad_images {image_id: why} that the scorers of images leave out; and others, a list of
+        captions, captioned and scores of each further file, with paired {scorer: {figure: {difference to the first
+        file, interval, p_value, p_holm}}} where asked. Only numbers, texts, lists and dicts.
+
+    Raises:
+        EvaluationError: when no id matches or a scorer's needs are not met, before any image is opened.
     """
     systems = {str(file): read_captions(file) for file in files}
     if len(systems) < len(files):

@@ -74,7 +74,8 @@ def evaluate(
     hold what the references or a model give fixed: CIDEr's document frequencies are not drawn again. One caption has no
     interval. Every scorer sees the same resamples, which depend on the seed and the number of captions only.
 
-    :raises MissingColumn: before any work, when a scorer needs a column that is not there.
+    Raises:
+        MissingColumn: before any work, when a scorer needs a column that is not there.
     """
     chosen = [load_scorer(s) if isinstance(s, str) else s for s in scorers]
     if not captions:

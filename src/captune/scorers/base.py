@@ -48,7 +48,8 @@ class Scorer:
         cost: roughly, per caption, such as ``"0.1 ms"`` or ``"one pass of the encoder"``.
         required_columns: columns without which it cannot work: image, references, scene, image_id.
         optional_columns: columns that add figures where they are there.
-        primary: the figure that comes first (a pattern such as ``"recall_*"`` where its name depends on settings).
+        primary: the figure that comes first; default: the first of `higher_is_better`. A pattern such as
+            ``"recall_*"`` where its name depends on settings.
         higher_is_better: ``{figure: whether more of it is better}``; a figure without an entry has no direction. A key
             may be a pattern: ``"recall_*"`` stands for ``recall_1`` and ``recall_5``.
         labels: ``{figure: its name in tables}``, patterns too; default: the key without underscores.
@@ -85,6 +86,8 @@ class Scorer:
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        if "primary" not in vars(cls) and "higher_is_better" in vars(cls):
+            cls.primary = next(iter(cls.higher_is_better), "")
         if "corpus" in vars(cls) and "is_additive" not in vars(cls):
             cls.is_additive = False
         for old, new in _FORMER.items():

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from captune.errors import ScorerError, UnknownScorer, first_line
+from captune.errors import CaptuneError, ScorerError, UnknownScorer, first_line
 from captune.scorers.base import Scorer
 from captune.utils.hashing import fingerprint
 from captune.utils.registry import nearest
@@ -83,6 +83,25 @@ def from_function(function: Callable[..., Any], origin: str = "") -> type[Functi
     )
 
 
+def guarded(scorer: type[Scorer], origin: str) -> type[Scorer]:
+    """Return the class with errors of its `rows` said as what they are: those of the user's file.
+
+    Args:
+        scorer: a class that a file defines.
+        origin: the file and the name in it, for messages.
+    """
+
+    def rows(self: Scorer, captions: Sequence[str], **columns: Any) -> np.ndarray:
+        try:
+            return np.asarray(scorer.rows(self, captions, **columns), dtype=np.float64)
+        except CaptuneError:
+            raise
+        except Exception as error:
+            raise ScorerError(f"the scorer {origin} fails: {type(error).__name__}: {first_line(error)}") from error
+
+    return type(scorer.__name__, (scorer,), {"rows": rows, "__module__": scorer.__module__, "__doc__": scorer.__doc__})
+
+
 def loaded_from_file(file: str, attribute: str) -> type[Scorer] | None:
     """Return what `scorer_from_file` returns if the file was run in this process already, and None otherwise."""
     try:
@@ -125,10 +144,10 @@ def scorer_from_file(file: str, attribute: str) -> type[Scorer]:
     if isinstance(found, type) and issubclass(found, Scorer):
         if not found.name:
             found.name = attribute
-        return found
+        return guarded(found, f"{file}:{attribute}")
     if isinstance(found, type) or not callable(found):
         raise UnknownScorer(
             f"{file}:{attribute} is neither a subclass of captune.scorers.Scorer nor a function "
             "f(completions, **columns) -> list[float]"
         )
-    return from_function(found, digest)
+    return guarded(from_function(found, digest), f"{file}:{attribute}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -94,15 +95,15 @@ def direction(spec: str | Scorer, figure: str | None = None) -> bool | None:
     Returns:
         None where neither is better, or where nobody declares it.
     """
-    spec = spec if isinstance(spec, str) else spec.name
-    if is_expression(spec):
+    name = spec if isinstance(spec, str) else spec.name
+    if is_expression(name):
         try:
-            terms = [(direction(part), weight) for part, weight in parse(spec).items()]
+            terms = [(direction(part), weight) for part, weight in parse(name).items()]
         except ExpressionError:  # a name of another program
             return None
         ways = {better == (weight > 0) for better, weight in terms if better is not None and weight}
         return ways.pop() if len(ways) == 1 else None
-    cls = _class_of(spec)
+    cls = _class_of(name) if isinstance(spec, str) else type(spec)
     if cls is None:
         return None
     figure = cls.primary if figure is None else figure
@@ -201,8 +202,16 @@ class About(NamedTuple):
 
 
 def describe() -> list[About]:
-    """Describe every scorer of the registry."""
-    return [describe_scorer(name) for name in SCORERS]
+    """Describe every scorer; one of another package that cannot be imported is left out with a warning."""
+    described = []
+    for name in SCORERS:
+        try:
+            described.append(describe_scorer(name))
+        except UnknownScorer as error:
+            if name in SCORERS.builtin:
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    return described
 
 
 def describe_scorer(name: str) -> About:

@@ -90,8 +90,10 @@ def _rows(name: str, value: Any, keep: Tensor) -> Any:
 def caption_logits(captioner: Captioner, prompt: BatchFeature, tails: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
     """The logits that predict each token of the captions, the tokens, and which of them are real.
 
-    :param prompt: from `Captioner.prepare`, N rows.
-    :param tails: the token ids of N * G captions, grouped by prompt row; none is empty.
+    Args:
+        captioner: whose language model reads them.
+        prompt: from `Captioner.prepare`, N rows.
+        tails: the token ids of N * G captions, grouped by prompt row; none is empty.
     :return: logits (N G, T, V) float32, ids (N G, T), mask (N G, T), right padded.
     """
     each = len(tails) // len(prompt["input_ids"])

@@ -85,11 +85,12 @@ class JavaProgram:
     It works in a temporary folder of its own, and both end with `close`, with the `with` block, with the object, and
     with Python.
 
-    :param name: what messages call it.
-    :param arguments: everything after `java` but the memory, such as ["-jar", "x.jar"].
-    :param memory: the heap's limit, as in "2G".
-    :param timeout: seconds; `ask` waits that long for each line, `wait` for the end of the program.
-    :param files: texts to lay into the folder first, by file name.
+    Args:
+        name: what messages call it.
+        arguments: everything after `java` but the memory, such as ["-jar", "x.jar"].
+        memory: the heap's limit, as in "2G".
+        timeout: seconds; `ask` waits that long for each line, `wait` for the end of the program.
+        files: texts to lay into the folder first, by file name.
     """
 
     def __init__(

@@ -63,7 +63,8 @@ GROUPS: Groups = {
 class Axis:
     """The terms of one axis, and a caption's counterfactuals on it.
 
-    :raises ValueError: where a row is no list of two or more different words, or the rows are of different lengths.
+    Raises:
+        ValueError: where a row is no list of two or more different words, or the rows are of different lengths.
     """
 
     def __init__(self, name: str, rows: Sequence[Sequence[str]]) -> None:
@@ -104,10 +105,11 @@ class Bias(Scorer):
     this does not measure. `unsupported` is the share of mentions that are not supported, `mentioned` the share of
     captions that have one.
 
-    :param argument: a JSON file of groups, {"gender": [["woman", "man"], ...]}, and settings: `by`, the scorer that is
-        asked (clip; with references rouge, or cider:<file>), and `margin`, by how much it must prefer the caption:
-        "bias:groups.json?by=clip:openai/clip-vit-base-patch32&margin=0.01".
-    :param scorer: the scorer that is asked, in place of `by`.
+    Args:
+        argument: a JSON file of groups, {"gender": [["woman", "man"], ...]}, and settings: `by`, the scorer that is
+            asked (clip; with references rouge, or cider:<file>), and `margin`, by how much it must prefer the caption:
+            "bias:groups.json?by=clip:openai/clip-vit-base-patch32&margin=0.01".
+        scorer: the scorer that is asked, in place of `by`.
     """
 
     name = "bias"

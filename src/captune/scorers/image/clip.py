@@ -35,8 +35,9 @@ class ClipScore(Scorer):
     An empty caption scores 0 with a warning: the original would score its prefix, the same for every image, which can
     be more than a caption gets (.88 on storybook, where the base captioner's have .29).
 
-    :param argument: the model's folder or hub name, "storybook-clip" where none is given, and settings, if other than
-        the original's: "clip:openai/clip-vit-base-patch32?w=1&prefix=".
+    Args:
+        argument: the model's folder or hub name, "storybook-clip" where none is given, and settings, if other than
+            the original's: "clip:openai/clip-vit-base-patch32?w=1&prefix=".
     """
 
     name = "clip"

@@ -150,9 +150,10 @@ class GRC(_Retrieval):
 
     It does not look at the caption's own image: a detailed caption of another image scores as high. `qir` looks.
 
-    :param argument: "runs/corpus?k=5&own=0&distinct=1&index=flat&effort=0": the folder of a corpus and, where other
-        than here, settings; see the module's text for own and distinct. index: "ivf" or "hnsw" where the corpus has it,
-        with effort lists or candidates visited per query (0: the index' default).
+    Args:
+        argument: "runs/corpus?k=5&own=0&distinct=1&index=flat&effort=0": the folder of a corpus and, where other than
+            here, settings; see the module's text for own and distinct. index: "ivf" or "hnsw" where the corpus has
+            it, with effort lists or candidates visited per query (0: the index' default).
     """
 
     name = "grc"
@@ -176,7 +177,8 @@ class QIR(_Retrieval):
 
     The highest value is the sum of the weights: 1.9375 for K = 5.
 
-    :param argument: as `grc` has it: "runs/corpus?k=5&own=0&distinct=1&index=flat&effort=0".
+    Args:
+        argument: as `grc` has it: "runs/corpus?k=5&own=0&distinct=1&index=flat&effort=0".
     """
 
     name = "qir"

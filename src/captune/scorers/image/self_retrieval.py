@@ -46,8 +46,9 @@ class SelfRetrieval(Scorer):
     log-softmax over the batch; all need the similarities' scale, which a rank does not. The distractors are the other
     images of the call.
 
-    :param argument: the encoder, "storybook-clip" where none is given, and settings:
-        "self_retrieval:openai/clip-vit-base-patch32?k=1,5,10&n=99&seed=0"; n=all is the default.
+    Args:
+        argument: the encoder, "storybook-clip" where none is given, and settings:
+            "self_retrieval:openai/clip-vit-base-patch32?k=1,5,10&n=99&seed=0"; n=all is the default.
     """
 
     name = "self_retrieval"

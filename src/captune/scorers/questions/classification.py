@@ -44,9 +44,10 @@ class Species(QuestionScorer):
     19 classes are asked about in groups of equal size in alphabetical order, and the groups' winners against each
     other.
 
-    :param argument: the classes and the answering model (a folder, a hub name or a server). The classes are a CSV with
-        the columns image_id, <coarsest level>, ..., <finest level>, or JSON {image_id: {level: class}}:
-        "species:labels.csv?model=http://localhost:8000/v1#Qwen/Qwen3-8B".
+    Args:
+        argument: the classes and the answering model (a folder, a hub name or a server). The classes are a CSV with
+            the columns image_id, <coarsest level>, ..., <finest level>, or JSON {image_id: {level: class}}:
+            "species:labels.csv?model=http://localhost:8000/v1#Qwen/Qwen3-8B".
     """
 
     name = "species"

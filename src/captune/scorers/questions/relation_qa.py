@@ -38,8 +38,9 @@ class RelationQA(QuestionScorer):
     figures (9 to 44% where always Yes has 95%). Questions are weighted equally; those whose published answer is neither
     Yes nor No (4 of 4,943) are left out. The most probable of the three answers counts, read off the next token.
 
-    :param argument: the questions, a JSON file {image_id: {question: "Yes" | "No"}}, and the answering model, a folder,
-        a hub name or a server: "relation_qa:questions.json?model=http://localhost:8000/v1#Qwen/Qwen3-8B".
+    Args:
+        argument: the questions, a JSON file {image_id: {question: "Yes" | "No"}}, and the answering model, a folder,
+            a hub name or a server: "relation_qa:questions.json?model=http://localhost:8000/v1#Qwen/Qwen3-8B".
     """
 
     name = "relation_qa"

@@ -47,8 +47,9 @@ class Judge(Scorer):
     A judge can be gamed by captions that talk to it, and one that cannot follow the prompt may take "A" for an article:
     score the captions of other images too; a judge that does not mark them down is useless.
 
-    :param argument: the judge, any model that `Captioner` loads or a server, and whether it sees the references:
-        "judge:Qwen/Qwen2.5-VL-7B-Instruct?reference=1", "judge:http://localhost:8000/v1#model-name".
+    Args:
+        argument: the judge, any model that `Captioner` loads or a server, and whether it sees the references:
+            "judge:Qwen/Qwen2.5-VL-7B-Instruct?reference=1", "judge:http://localhost:8000/v1#model-name".
     """
 
     name = "judge"

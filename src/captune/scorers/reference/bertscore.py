@@ -104,10 +104,12 @@ class BertScore(Scorer):
     match counts 0, the + above: bert_score does so for every text that is padded in its batch, but not for the longest
     ones, and without it F has no bounds. No score here depends on the batch.
 
-    :param argument: "<folder or hub name>?layer=17&idf=1&rescale=roberta-large.tsv". layer: the hidden layer, 0 the
-        embeddings. idf: 1 takes it from the references given to `rows`, so that a score depends on which captions are
-        evaluated together; a file saved after `fit` freezes it, and as a reward it must be frozen. rescale: the
-        baseline b of P, R and F in (x - b) / (1 - b), as one of bert_score's files (LAYER,P,R,F) or as numbers P,R,F.
+    Args:
+        argument: "<folder or hub name>?layer=17&idf=1&rescale=roberta-large.tsv". layer: the hidden layer, 0 the
+            embeddings. idf: 1 takes it from the references given to `rows`, so that a score depends on which captions
+            are evaluated together; a file saved after `fit` freezes it, and as a reward it must be frozen. rescale:
+            the baseline b of P, R and F in (x - b) / (1 - b), as one of bert_score's files (LAYER,P,R,F) or as
+            numbers P,R,F.
     """
 
     name = "bertscore"

@@ -44,8 +44,9 @@ _AT_ONCE = 8192  # captions scored together
 class References:
     """The tf-idf vectors of images' references, made once; captions are scored against them.
 
-    :param references: tokenized, a list per image.
-    :param df: None takes the document frequencies from these references.
+    Args:
+        references: tokenized, a list per image.
+        df: None takes the document frequencies from these references.
     """
 
     def __init__(self, references: Sequence[Sequence[str]], df: DocumentFrequencies | None) -> None:
@@ -113,7 +114,8 @@ class Cider(Scorer):
     With "cider:?eos=1" the end of a caption counts as a word (see the module; a file says so itself). A column `ended`
     says which captions ended by themselves: all, where it is missing, as in trl and verl.
 
-    :param argument: a file of document frequencies, a setting, or both: "cider:df.json", "cider:?eos=1".
+    Args:
+        argument: a file of document frequencies, a setting, or both: "cider:df.json", "cider:?eos=1".
     """
 
     name = "cider"

@@ -38,9 +38,10 @@ class Meteor(Scorer):
     Needs Java and `pip install 'captune[scorers]'`. The program takes about 1 GB and some seconds to start; it is kept
     for the next captions until `close()`, the end of a `with` block, of the scorer, or of Python.
 
-    :param argument: settings, if other than these: "meteor:?timeout=300&memory=2G". Seconds without an answer after
-        which the program is ended, and the limit of its heap. A caption of 200 words takes a second, one that repeats a
-        word a thousand times takes minutes.
+    Args:
+        argument: settings, if other than these: "meteor:?timeout=300&memory=2G". Seconds without an answer after
+            which the program is ended, and the limit of its heap. A caption of 200 words takes a second, one that
+            repeats a word a thousand times takes minutes.
     """
 
     name = "meteor"

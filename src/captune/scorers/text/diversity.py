@@ -90,7 +90,8 @@ class SelfBleu(Scorer):
     As a reward, to be subtracted: against the captions judged in the same call, among them the other samples of the
     same image. One caption alone has no self-BLEU: ScorerError.
 
-    :param argument: the longest n-grams, 1 to 4: "self_bleu:3".
+    Args:
+        argument: the longest n-grams, 1 to 4: "self_bleu:3".
     """
 
     name = "self_bleu"

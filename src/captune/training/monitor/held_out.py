@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -287,12 +286,7 @@ def default_scorers(reward: Reward, source: str) -> list[str]:
 
 def direction(scorer: Scorer) -> float:
     """Return 1 where a higher primary figure is better, or none is declared; -1 where a lower one is."""
-    if isinstance(scorer, Expression):
-        better = registry.direction(scorer)
-    else:
-        declared = scorer.higher_is_better.items()
-        better = next((better for figure, better in declared if fnmatchcase(scorer.primary, figure)), None)
-    return -1.0 if better is False else 1.0
+    return -1.0 if registry.direction(scorer) is False else 1.0
 
 
 def parts_of(reward: Reward) -> list[Scorer | str]:
