@@ -99,7 +99,8 @@ def guarded(scorer: type[Scorer], origin: str) -> type[Scorer]:
         except Exception as error:
             raise ScorerError(f"the scorer {origin} fails: {type(error).__name__}: {first_line(error)}") from error
 
-    return type(scorer.__name__, (scorer,), {"rows": rows, "__module__": scorer.__module__, "__doc__": scorer.__doc__})
+    namespace = {"rows": rows, "__module__": scorer.__module__, "__doc__": scorer.__doc__}
+    return type(scorer.__name__, (scorer,), namespace)
 
 
 def loaded_from_file(file: str, attribute: str) -> type[Scorer] | None:
