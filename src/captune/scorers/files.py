@@ -100,7 +100,7 @@ def guarded(scorer: type[Scorer], origin: str) -> type[Scorer]:
             raise ScorerError(f"the scorer {origin} fails: {type(error).__name__}: {first_line(error)}") from error
 
     namespace = {"rows": rows, "__module__": scorer.__module__, "__doc__": scorer.__doc__}
-    return type(scorer.__name__, (scorer,), namespace)
+    return type(scorer.__qualname__, (scorer,), namespace)
 
 
 def loaded_from_file(file: str, attribute: str) -> type[Scorer] | None:
