@@ -145,7 +145,9 @@ def test_full_fine_tuning_leaves_a_plain_model_folder(
 ) -> None:
     monkeypatch.setattr(lifecycle, "caption_and_score", lambda *args, **_: None)
     monkeypatch.setattr("captune.report.render", lambda *args: None)
-    settings = config(tmp_path / "run", model=str(tiny_folder("idefics3")), train_all_weights=True)
+    settings = config(
+        tmp_path / "run", model=str(tiny_folder("idefics3")), train_all_weights=True, eval_images="photos"
+    )
     run_dir, captioner = start_run(settings, "sft")
     make_trainable(captioner, settings)
     with torch.no_grad():

@@ -20,6 +20,7 @@ from captune import __version__
 from captune.cli import build_storybook, caption, corpus, demo, doctor, evaluate, merge, report, scorers, train
 from captune.cli.command import SOURCES, Command, echo
 from captune.errors import CaptuneError, UsageError, first_line, redact
+from captune.utils import processes
 from captune.utils.registry import nearest
 from captune.utils.skipped import counting, sentences
 
@@ -116,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[handler])
+    level = logging.INFO if debug else logging.ERROR if processes.rank() else logging.WARNING
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice
     try:
         with contextlib.nullcontext() if debug else _short_warnings():
@@ -152,11 +154,13 @@ def _run(argv: list[str]) -> int:
         word, flags = strange[0].partition("=")[0], [flag for flag in _flags(whole, args.verb) if flag.startswith("--")]
         what = nearest(word, flags, "option").partition(" (known:")[0] if word[:1] == "-" else f"what is {word!r} for"
         raise UsageError(redact(f"{what.rstrip('?')}? `captune {args.verb} --help` lists the options"))
+    if processes.rank() and verb not in train.METHODS:
+        return 0  # only training shares its work among processes
     with counting() as skipped:
         try:
             return command(args.verb).run(args)
         finally:
-            for sentence in sentences(skipped):
+            for sentence in sentences(skipped) if not processes.rank() else ():
                 echo(f"captune: {sentence}")
 
 

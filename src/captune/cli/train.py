@@ -18,6 +18,7 @@ from typing import Any
 from captune.cli.command import Command, echo, hide_loading_bars
 from captune.cli.config import add_fields, build
 from captune.errors import UsageError
+from captune.utils import processes
 from captune.utils.registry import Registry
 
 METHODS = Registry(
@@ -97,6 +98,8 @@ def run(method: Any, args: argparse.Namespace) -> int:
     if run_dir is None:
         raise UsageError(f"the method {method.name!r} returned no run directory; `run` must return a RunDir")
     folder = run_dir.path
+    if processes.rank():
+        return 0  # the first process says it
     echo(f"done: {folder}")
     print(f"adapter: {folder / 'adapter'}")
     if (folder / "model").is_dir():

@@ -23,6 +23,7 @@ import yaml
 
 from captune.errors import RunError, redact
 from captune.runs import checkpoints
+from captune.utils import processes
 from captune.utils.files import cut_torn_line, discard, lock_folder, read_jsonl, remove_leftovers, replace_file
 from captune.utils.versions import command_line, versions
 
@@ -194,6 +195,19 @@ class RunDir:
         settings = plain(config)
         if not isinstance(settings, dict):
             raise RunError(f"settings must be a dataclass or a mapping, not {type(config).__name__}")
+        self.resumes, self.done = processes.on_first(self._take, settings, resume, overwrite, may_change, former)
+        self._settings, self._command = settings, command
+        return self
+
+    def _take(
+        self,
+        settings: dict[str, Any],
+        resume: bool,
+        overwrite: bool,
+        may_change: Collection[str],
+        former: Callable[[dict[str, Any]], dict[str, Any]] | None,
+    ) -> tuple[bool, bool]:
+        """Lock and check for `claim`; return whether the run resumes, and whether it is done."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file, not a folder for a run")
         self._lock()
@@ -215,15 +229,16 @@ class RunDir:
                 )
         elif (taken := self._present()) not in ([], ["versions.json"]):
             raise RunError(f"{self.path} is not a run folder but holds {', '.join(taken)}; name another --output")
-        self.resumes, self._settings, self._command = resume, settings, command
-        self.done = resume and self.finished and not changed
-        return self
+        return resume, resume and self.finished and not changed
 
     def begin(self) -> RunDir:
         """Write the settings of a claimed run; remove an earlier run's files, or prepare its own to be resumed from."""
-        if self._settings is None:
-            return self
-        settings, self._settings = self._settings, None
+        if self._settings is not None:
+            settings, self._settings = self._settings, None
+            processes.on_first(self._prepare, settings)
+        return self
+
+    def _prepare(self, settings: dict[str, Any]) -> None:
         if not self.resumes:
             self._clear()
         elif self._former():
@@ -239,7 +254,6 @@ class RunDir:
         for call in self._deferred:
             call()
         self._deferred.clear()
-        return self
 
     def recover(self) -> None:
         """Set incomplete checkpoints aside, and cut metrics.jsonl to what it held at the last thing done."""
@@ -249,6 +263,8 @@ class RunDir:
 
     def when_begun(self, call: Callable[[], object]) -> None:
         """Call something that writes or reads the folder when `begin` has prepared it; at once where it has."""
+        if processes.rank():
+            return  # the first process writes
         if self._settings is None:
             call()
         else:
@@ -327,6 +343,8 @@ class RunDir:
 
     def log(self, step: float, **numbers: Any) -> None:
         """Append {"step", name: number…} to metrics.jsonl; one-element tensors become numbers, NaN becomes null."""
+        if processes.rank():
+            return
         path = self.path / "metrics.jsonl"
         if path.exists():
             cut_torn_line(path)
@@ -345,6 +363,8 @@ class RunDir:
 
     def milestone(self, artefact: Path) -> None:
         """Note what metrics.jsonl holds now that a file or folder of the run is about to be put in its place."""
+        if processes.rank():
+            return
         name = os.path.relpath(artefact, self.path)
         replace_file(self.path / MILESTONES, _json(self._milestones() | {name: self.lines()}))
 

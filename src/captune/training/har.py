@@ -29,6 +29,7 @@ from captune.training import scst, sft
 from captune.training.config import Count, Rate, RunConfig, Several, Tokens, defaults, like, setting
 from captune.training.lifecycle import claim_run
 from captune.training.method import Method
+from captune.utils import processes
 from captune.utils.files import replacing_folder
 
 PARTS = ("parts", "mle", "captioner", "scst")
@@ -103,8 +104,6 @@ class HARConfig(RunConfig):
 
 def run(config: HARConfig) -> RunDir:
     """Run both stages; what is finished is not done again, unless `overwrite` is set."""
-    from captune.report import render
-
     run_dir = claim_run(config, "har", extended_by=("scst_steps",), parts=PARTS)
     if run_dir.done:
         return run_dir
@@ -123,15 +122,26 @@ def run(config: HARConfig) -> RunDir:
         )
     run_dir.begin()
     if model is not None:
-        _save(model, processor, parts)
+        processes.on_first(_save, model, processor, parts)
     if not mle.finished:
         sft.run(config.stage_1())
+    processes.on_first(_merge, config, parts, mle, merged)
+    if not refined.finished or refined.config["max_steps"] != config.scst_steps:
+        scst.run(config.stage_2())
+    processes.on_first(_finish, config, run_dir, mle, refined, merged)
+    return run_dir
+
+
+def _merge(config: HARConfig, parts: Path, mle: RunDir, merged: Path) -> None:
     if not _saved(merged):
         captioner = Captioner.load(parts, adapter=mle.adapter, dtype=config.dtype, device="cpu")
         captioner.merge_adapter()
         _save(captioner.core, captioner.processor, merged)
-    if not refined.finished or refined.config["max_steps"] != config.scst_steps:
-        scst.run(config.stage_2())
+
+
+def _finish(config: HARConfig, run_dir: RunDir, mle: RunDir, refined: RunDir, merged: Path) -> None:
+    from captune.report import render
+
     with replacing_folder(run_dir.adapter) as folder:
         shutil.copytree(refined.adapter, folder, dirs_exist_ok=True)
     names = {"base": "fresh projector", "supervised": "maximum likelihood"}
@@ -147,7 +157,6 @@ def run(config: HARConfig) -> RunDir:
     method = f"HAR, {config.image_encoder} + {config.language_model}: maximum likelihood, then SCST on {config.reward}"
     run_dir.finish(run_dir.card(method=method, base=str(merged), data=config.images))
     render([mle.path, refined.path], run_dir.path / "report.html")
-    return run_dir
 
 
 def _saved(folder: Path) -> bool:

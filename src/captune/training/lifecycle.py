@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from captune.models.captioner import Captioner
 from captune.runs.checkpoints import newest
 from captune.runs.run_dir import RunDir, plain
 from captune.training.config import DEFAULT_SHOWN, RunConfig, TrainingConfig, flag
+from captune.utils import processes
 from captune.utils.files import replacing_folder
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def claim_run(
     Raises:
         RunError: the folder may not be taken, or a finished run cannot be extended.
     """
+    processes.connect(cpu=config.device == "cpu")
     run_dir = RunDir(config.output, parts)
     there, settings = (run_dir.path / "config.yaml").is_file(), {"method": method, **asdict(config)}
     former = partial(former_settings, type(config))
@@ -66,7 +67,7 @@ def claim_run(
         (largest,) = [name for name in extended_by if name in settings][:1] or [""]
         more = f"a larger {flag(largest)} extends it, " if largest else ""
         logger.warning("%s is already finished: %s--overwrite trains it again", run_dir.path, more)
-        if not (run_dir.path / "report.html").is_file():
+        if not processes.rank() and not (run_dir.path / "report.html").is_file():
             write_report(run_dir)
     elif run_dir.resumes and run_dir.finished and "max_steps" in grown and newest(run_dir.path) is None:
         raise RunError(
@@ -177,14 +178,13 @@ def require_images(images: Any, config: TrainingConfig, generations: int = 1) ->
     Raises:
         SourceError: there are fewer; says how many are needed.
     """
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    needed = config.batch_size * config.gradient_accumulation_steps * generations * processes
+    needed = config.batch_size * config.gradient_accumulation_steps * generations * processes.number()
     if len(images) < needed:
         factors = {
             "batch size": config.batch_size,
             "gradient accumulation steps": config.gradient_accumulation_steps,
             "steps per generation": generations,
-            "processes": processes,
+            "processes": processes.number(),
         }
         product = " x ".join(f"{name} {number}" for name, number in factors.items() if number > 1)
         raise SourceError(
@@ -286,6 +286,11 @@ def finish_run(
         method: what was done, for the model card.
         role: the row's part in a comparison (`captune.runs.run_dir.ROLES`).
     """
+    processes.on_first(_finish, config, run_dir, captioner, row, method, role)
+    return run_dir
+
+
+def _finish(config: TrainingConfig, run_dir: RunDir, captioner: Captioner, row: str, method: str, role: str) -> None:
     with replacing_folder(run_dir.adapter) as folder:
         captioner.save_adapter(folder)
     source, limit = evaluation_source(config), evaluation_limit(config)
@@ -298,7 +303,6 @@ def finish_run(
             captioner.merge(folder)
     run_dir.finish(run_dir.card(method=method, base=config.model, data=config.images))
     write_report(run_dir)
-    return run_dir
 
 
 def caption_and_score(

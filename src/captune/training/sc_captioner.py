@@ -50,6 +50,8 @@ from captune.training.losses import leave_one_out, scst_loss, token_kl, token_lo
 from captune.training.method import Method
 from captune.training.scst import RewardTrainer, fit
 from captune.training.sequences import caption_logits, sample
+from captune.training.sharing import SharedNoise
+from captune.utils import processes
 
 TAU, SURE, DOUBTFUL = 0.6, 0.7, 0.6
 BONUS = {"object": 0.25, "attribute": 0.15, "relation": 0.15}
@@ -260,6 +262,7 @@ class SCTrainer(RewardTrainer):
         logits, ids, mask = caption_logits(captioner, request, tails)
         logprobs = token_logprobs(logits, ids, config.temperature)
         loss, advantages = scst_loss(logprobs, mask, rewards.flatten(), baseline.flatten())
+        loss = self.weigh(loss, len(images))
         self._note("reward", rewards.nanmean())
         self._note("advantage_std", advantages.std(correction=0))
         same = [text == first[index // config.num_generations] for index, text in enumerate(captions)]
@@ -271,8 +274,15 @@ class SCTrainer(RewardTrainer):
             logits, _, mask = caption_logits(captioner, prompt, heads)
             kl = (token_kl(logits, start) * mask).sum(-1).mean()
             self._note("kl", kl.detach())
-            loss = loss + config.beta * kl
+            loss = loss + config.beta * self.weigh(kl, len(images))
         return loss
+
+    def follow(self) -> None:
+        """Take part in what the processes exchange in `caption_loss`, without an image."""
+        for _ in range(2):  # turns
+            SharedNoise.watch(self.captioner.device)
+        for _ in range(1 + bool(self.config.beta)):
+            self.weigh(torch.zeros(()), 0)
 
 
 def run(config: SCConfig) -> RunDir:
@@ -288,8 +298,16 @@ def run(config: SCConfig) -> RunDir:
     fit(SCTrainer, captioner, images, config, run_dir, reward, generate=partial(corrections, captioner))
     source, limit = evaluation_source(config), evaluation_limit(config)
     seen: dict[str, Any] = {"trained_on": True} if measured_on_training(config) else {}
-    caption_and_score(
-        captioner, source, run_dir, "SC-Captioner", limit=limit, decoder=SelfCorrection(), role="trained", **seen
+    processes.on_first(
+        caption_and_score,
+        captioner,
+        source,
+        run_dir,
+        "SC-Captioner",
+        limit=limit,
+        decoder=SelfCorrection(),
+        role="trained",
+        **seen,
     )
     method = f"SC-Captioner, facts by {config.fact_source}, from {config.adapter or 'the base'}"
     return finish_run(config, run_dir, captioner, row="SC-Captioner, first turn", method=method)

@@ -48,7 +48,9 @@ from captune.training.monitor.setup import monitor_without_stopping
 from captune.training.monitor.trainer import Monitor, MonitoredTrainer
 from captune.training.reward import prepare_reward
 from captune.training.sequences import caption_logits, sample
+from captune.training.sharing import SharedNoise
 from captune.training.trainer import CaptionerTrainer
+from captune.utils import processes
 
 
 @dataclass(kw_only=True)
@@ -149,7 +151,11 @@ class RewardTrainer(MonitoredTrainer, CaptionerTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the means of what was noted since the last time, too."""
-        means = {name: sum(values) / len(values) for name, values in self._seen.items()}
+        seen: defaultdict[str, list[float]] = defaultdict(list)
+        for part in processes.gather(dict(self._seen)):
+            for name, values in part.items():
+                seen[name] += values
+        means = {name: sum(values) / len(values) for name, values in seen.items()}
         self._seen.clear()
         super().log({**logs, **means}, *args, **kwargs)
 
@@ -183,6 +189,7 @@ class SCSTTrainer(RewardTrainer):
         logits, ids, mask = caption_logits(self.captioner, prompt, sampled)
         logprobs = token_logprobs(logits, ids, config.temperature)
         loss, advantages = scst_loss(logprobs, mask, rewards[:, first:].flatten(), baseline.flatten())
+        loss = self.weigh(loss, len(images))
         self._note("reward", rewards[:, first:].nanmean())
         self._note("baseline", baseline.nanmean())
         self._note("advantage", advantages.mean())
@@ -193,8 +200,14 @@ class SCSTTrainer(RewardTrainer):
                 start = caption_logits(self.captioner, prompt, sampled)[0]
             kl = (token_kl(logits, start) * mask).sum() / mask.sum()
             self._note("kl", kl.detach())
-            loss = loss + config.beta * kl
+            loss = loss + config.beta * self.weigh(kl, int(mask.sum()))
         return loss
+
+    def follow(self) -> None:
+        """Take part in what the processes exchange in `caption_loss`, without an image."""
+        SharedNoise.watch(self.captioner.device)
+        for _ in range(1 + bool(self.config.beta)):
+            self.weigh(torch.zeros(()), 0)
 
 
 def fit(

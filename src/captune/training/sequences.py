@@ -21,6 +21,8 @@ from captune.models import inputs as batches
 from captune.models.caching.prefill import copyable, select_rope
 from captune.models.caching.prompts import PromptCache
 from captune.models.captioner import NEUTRAL, Captioner, check_room
+from captune.training.sharing import SharedNoise
+from captune.utils import processes
 
 LEAVE = 0.75  # of the rows in the batch: when fewer have not ended, the others leave
 
@@ -35,11 +37,13 @@ def sample(
     """
     check_room(prompt["input_ids"].shape[1], max_new_tokens, captioner.positions)
     model: Any = captioner.model
+    rows = number * len(prompt["input_ids"])
+    noise = SharedNoise(rows, captioner.device) if processes.number() > 1 else None
     sequences = model.generate(
         **batches.inputs_of(prompt), **NEUTRAL, do_sample=True, temperature=temperature, num_return_sequences=number,
         max_new_tokens=max_new_tokens, eos_token_id=captioner.eos_ids, pad_token_id=captioner.tokenizer.pad_token_id,
         suppress_tokens=[captioner.core.config.image_token_id], custom_generate=_decode,
-        greedy_rows=[greedy and row % number == 0 for row in range(number * len(prompt["input_ids"]))],
+        greedy_rows=[greedy and row % number == 0 for row in range(rows)], noise=noise,
     )  # fmt: skip
     tails, ended = [], []
     for ids in sequences[:, prompt["input_ids"].shape[1] :].tolist():
@@ -50,7 +54,7 @@ def sample(
 
 
 def _decode(model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
-            greedy_rows: list[bool], **model_kwargs: Any) -> Tensor:  # fmt: skip
+            greedy_rows: list[bool], noise: SharedNoise | None, **model_kwargs: Any) -> Tensor:  # fmt: skip
     """Run transformers' sampling loop; `greedy_rows` take the likeliest token, rows that have ended leave."""
     sequences = input_ids.new_full((len(input_ids), stopping_criteria.max_length), generation_config.pad_token_id)
     sequences[:, : input_ids.shape[1]] = input_ids
@@ -61,15 +65,24 @@ def _decode(model: Any, input_ids: Tensor, logits_processor: Any, stopping_crite
     while True:
         model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
         scores = logits_processor(input_ids, outputs.logits[:, -1].float())
-        drawn = torch.multinomial(scores.softmax(-1), 1)[:, 0]
+        probabilities = scores.softmax(-1)
+        drawn = torch.multinomial(probabilities, 1)[:, 0] if noise is None else noise.pick(probabilities, rows)
         tokens = torch.where(greedy, scores.argmax(-1), drawn)
         input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
         sequences[rows[~ended], input_ids.shape[1] - 1] = tokens[~ended]
         ended |= stopping_criteria(input_ids, None)
+        if noise is not None:
+            noise.exchange(rows, ended)
         if bool(ended.all()):
+            if noise is not None:
+                noise.follow(scores.shape[-1], LEAVE if copyable(model_kwargs["past_key_values"]) else 0.0)
+                noise.close()
             return sequences[:, : input_ids.shape[1]]
         cache = model_kwargs["past_key_values"]
-        if (~ended).float().mean() < LEAVE and copyable(cache):
+        running = (~ended).float().mean() if noise is None else noise.running()
+        if running < LEAVE and copyable(cache):
+            if noise is not None:
+                noise.leave()
             keep = (~ended).nonzero()[:, 0]
             cache.batch_select_indices(keep)
             input_ids, rows, greedy, ended = (x[keep] for x in (input_ids, rows, greedy, ended))

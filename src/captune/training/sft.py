@@ -31,6 +31,7 @@ from captune.training.config import Share, TrainingConfig, defaults, setting
 from captune.training.lifecycle import claim_run, finish_run, load_captioner, load_training_images, make_trainable
 from captune.training.method import Method
 from captune.training.trainer import CaptionerTrainer
+from captune.utils import processes
 
 
 @dataclass(kw_only=True)
@@ -108,14 +109,25 @@ class SFTTrainer(CaptionerTrainer):
         """Return the loss of the module on one sampled reference of each image."""
         # of the step's own seed, so that a step that is repeated after a resume samples the same
         generator = random.Random(f"{self.args.seed}/{self.state.global_step}")
-        captions = [generator.choice(example["references"]) for example in examples]
-        images = [blank() if generator.random() < self.image_dropout else image for image in images]
-        return supervised_loss(self.captioner, images, captions)
+        shares = processes.gather([len(example["references"]) for example in examples])
+        counts = [count for part in shares for count in part]  # of the whole batch, this process's from `first` on
+        first = sum(map(len, shares[: processes.rank()]))
+        chosen = [generator.choice(range(count)) for count in counts][first:]
+        captions = [example["references"][index] for example, index in zip(examples, chosen, strict=False)]
+        blanked = [generator.random() < self.image_dropout for _ in counts][first:]
+        images = [blank() if empty else image for image, empty in zip(images, blanked, strict=False)]
+        loss = supervised_loss(self.captioner, images, captions)
+        return self.weigh(loss, sum(len(self.captioner.caption_ids(text)) + 1 for text in captions))
+
+    def follow(self) -> None:
+        """Take part in what the processes exchange in `caption_loss`, without an image."""
+        processes.gather([])
+        self.weigh(torch.zeros(()), 0)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         dataset = self.train_dataset if dataset is None else dataset
         if isinstance(dataset, Pairs):
-            at_once = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            at_once = self.args.train_batch_size * self.args.gradient_accumulation_steps * processes.number()
             return ByLength(at_once, dataset.lengths, self.args.seed)
         return super()._get_train_sampler(dataset)
 

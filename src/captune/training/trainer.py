@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
@@ -18,6 +20,8 @@ from captune.runs.checkpoints import newest
 from captune.runs.run_dir import RunDir
 from captune.training.config import TrainingConfig
 from captune.training.resume import ResumableTrainer
+from captune.training.sharing import average_gradients, share, total
+from captune.utils import processes
 
 
 class MetricsCallback(TrainerCallback):
@@ -46,6 +50,29 @@ class BarCallback(ProgressCallback):
         if self.training_bar is not None:
             shown = {key: logs[key] for key in ("loss", "reward") if logs and key in logs}
             self.training_bar.set_postfix(shown, refresh=False)
+
+
+def refuse_sharding(trainer: ResumableTrainer, *, zero2: bool = False) -> None:
+    """Refuse FSDP and DeepSpeed: the first process evaluates and saves whole weights.
+
+    Args:
+        trainer: as launched.
+        zero2: allow DeepSpeed's stages 1 and 2, which keep the weights whole.
+
+    Raises:
+        SettingError: the weights, or the gradients that the trainer averages itself, are sharded.
+    """
+    stage = 0
+    if trainer.is_deepspeed_enabled:
+        stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
+        if zero2 and stage < 3:
+            return
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        what = f"DeepSpeed ZeRO {stage}" if trainer.is_deepspeed_enabled else "FSDP"
+        raise SettingError(
+            f"{what} shards what this method reads whole: launch it with a whole copy of the model in each process, as "
+            "recipes/processes/ddp.yaml does (grpo and vizer's reward objective also run with DeepSpeed ZeRO 2)"
+        )
 
 
 def attach_callbacks(trainer: ResumableTrainer, run_dir: RunDir, first_step: int = 0) -> None:
@@ -139,8 +166,53 @@ class CaptionerTrainer(FiniteTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """Return `caption_loss`, as transformers asks for it."""
-        loss = self.caption_loss([example["image"] for example in inputs], inputs)
+        if inputs:
+            loss = self.caption_loss([example["image"] for example in inputs], inputs)
+        else:  # fewer images than processes
+            self.follow()
+            loss = torch.zeros((), device=self.accelerator.device, requires_grad=True)
         return (loss, {}) if return_outputs else loss
+
+    # -- several processes: transformers' wrapper is not called, so that its own exchange of gradients does not happen
+
+    def weigh(self, mean: Tensor, count: float) -> Tensor:
+        """Scale a mean over `count` items of this process so that the processes' average is the mean over all items."""
+        if processes.number() == 1:
+            return mean
+        return mean * (count * processes.number() / total(count, self.accelerator.device))
+
+    def follow(self) -> None:
+        """Take part in what the processes exchange in `caption_loss`, without an image."""
+        raise NotImplementedError
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute loss and gradient of a batch; the gradients of several processes are averaged before the step."""
+        loss = super().training_step(*args, **kwargs)
+        if processes.number() > 1 and self.accelerator.sync_gradients:
+            average_gradients(self.captioner.model.parameters())
+        return loss
+
+    def get_train_dataloader(self) -> Any:
+        """Return the batches; of several processes each gets its share of the batch that one would take."""
+        number, rank = processes.number(), processes.rank()
+        if number == 1:
+            return super().get_train_dataloader()
+        dataset: Any = self.train_dataset
+        loader: Any = DataLoader(
+            range(len(dataset)),  # type: ignore[arg-type]
+            batch_size=self._train_batch_size * number,
+            sampler=self._get_train_sampler(),
+            collate_fn=lambda batch: [dataset[index] for index in share(batch, rank, number)],
+        )
+        accelerator = self.accelerator
+        return prepare_data_loader(
+            loader,
+            num_processes=1,
+            process_index=0,
+            rng_types=accelerator.rng_types.copy(),
+            use_seedable_sampler=accelerator.use_seedable_sampler,
+            data_seed=accelerator.dataloader_config.data_seed,
+        )
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs  # a list of examples; the captioner puts tensors on the device
@@ -170,16 +242,11 @@ class CaptionerTrainer(FiniteTrainer):
             kwargs: the trainer's own.
 
         Raises:
-            SettingError: with several processes: the loss is computed beside DDP's wrapper, which would average
-                nothing.
+            SettingError: the weights are to be sharded: this trainer calls the model beside the wrapper that does it.
         """
         arguments = training_arguments(config, **(settings or {}))
-        if arguments.world_size > 1:
-            raise SettingError(
-                f"this method trains in one process, not in {arguments.world_size}: launch it without "
-                "torchrun; the reward objective, on trl's GRPOTrainer, runs on several"
-            )
         trainer = cls(captioner, dataset, arguments, **kwargs)
+        refuse_sharding(trainer)
         attach_callbacks(trainer, run_dir)
         run_dir.begin()
         trainer.train(resume_from_checkpoint=last_checkpoint(config.output))

@@ -40,7 +40,7 @@ from captune.training.method import Method
 from captune.training.monitor.setup import build_monitor
 from captune.training.monitor.trainer import Monitor
 from captune.training.reward import prepare_reward
-from captune.training.trainer import attach_callbacks, common_arguments, last_checkpoint
+from captune.training.trainer import attach_callbacks, common_arguments, last_checkpoint, refuse_sharding
 
 
 def train_with_reward(
@@ -98,6 +98,7 @@ def train_with_reward(
     trainer = CaptionGRPOTrainer(
         captioner, dataset, rewards, args, monitor=monitor, latent=latent, keep_vision=keep_vision
     )
+    refuse_sharding(trainer, zero2=True)
     attach_callbacks(trainer, run_dir, first_step)
     for callback in callbacks:
         trainer.add_callback(callback)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +32,7 @@ from captune.models.caching.preprocessing import PreprocessingCache, RowCache
 from captune.models.caching.prompts import PromptCache
 from captune.models.captioner import Captioner
 from captune.training.monitor.trainer import Monitor, MonitoredTrainer
+from captune.training.sharing import SharedSampling
 
 if TYPE_CHECKING:
     from captune.models.vizer_mapper import Mapper
@@ -52,6 +54,7 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
     """
 
     args: GRPOConfig
+    _shuffled: tuple[int, Tensor] | None = None  # rows that the processes sampled together, random state after it
 
     def __init__(
         self,
@@ -94,10 +97,23 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._memo.clear()  # so that a run which resumes encodes the same images together, to the same bits
-        with PreprocessingCache(self.processing_class):
+        several = self.accelerator.num_processes > 1
+        sampling = SharedSampling(len(inputs), self.accelerator.device) if several else nullcontext()
+        with PreprocessingCache(self.processing_class), sampling:
             rollouts = super()._generate_and_score_completions(inputs)
+        if isinstance(sampling, SharedSampling):
+            self._shuffled = (len(sampling.noise.there), torch.get_rng_state())
         self._rewards_seen.append(self._metrics["train"]["reward"][-1])
         return rollouts
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._shuffled is not None and self.accelerator.is_main_process:  # go on as after shuffling all rows
+            rows, state = self._shuffled
+            torch.set_rng_state(state)
+            torch.randperm(rows)
+        self._shuffled = None
+        return inputs
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards = super()._calculate_rewards(*args, **kwargs)
@@ -162,7 +178,7 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         stock = cast(RepeatSampler, super()._get_train_sampler(dataset))
-        return PassSampler(
+        self._passes = PassSampler(
             stock.data_source,
             mini_repeat_count=stock.mini_repeat_count,
             batch_size=stock.batch_size,
@@ -170,6 +186,12 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
             shuffle=stock.shuffle,
             seed=stock.seed,
         )
+        return self._passes
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.accelerator.num_processes > 1:  # accelerate's sampler of several processes does not tell it
+            self._passes.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     @property
     def _unlearned(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from captune.training.trainer import FiniteTrainer
+from captune.utils import processes
 
 
 class Monitor(Protocol):
@@ -32,9 +33,10 @@ class MonitoredTrainer(FiniteTrainer):
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Return the monitor's figures on captions as the captioner now makes them."""
         assert self.monitor is not None
-        reward = sum(self._rewards_seen) / len(self._rewards_seen) if self._rewards_seen else None
+        seen = [reward for part in processes.gather(self._rewards_seen) for reward in part]
+        reward = sum(seen) / len(seen) if seen else None
         self._rewards_seen.clear()
-        metrics = self.monitor.measure(self.state.global_step, reward)
+        metrics = processes.on_first(self.monitor.measure, self.state.global_step, reward)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

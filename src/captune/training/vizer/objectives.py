@@ -5,6 +5,7 @@ The objective `reward` is GRPO's (`captune.training.vizer.train`).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,9 @@ from captune.models.families import attribute
 from captune.models.vizer_mapper import Mapper
 from captune.training.lifecycle import starting_captioner
 from captune.training.losses import token_kl
+from captune.training.sharing import SharedSampling
 from captune.training.trainer import CaptionerTrainer
+from captune.utils import processes
 
 
 class ViZerTrainer(CaptionerTrainer):
@@ -55,11 +58,25 @@ class ViZerTrainer(CaptionerTrainer):
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
         """Return L_zero, plus `beta` times KL."""
-        captions = self.captioner.generate(images, **self.generation)
+        with self._sampling(len(images)):
+            captions = self.captioner.generate(images, **self.generation)
         loss, batch, logits = self.loss_of(self.captioner, self.mapper, images, captions)
+        loss = self.weigh(loss, len(images))
         if self.beta:
-            loss = loss + self.beta * kl_to_start(self.captioner, batch, logits)
+            kl = kl_to_start(self.captioner, batch, logits)
+            loss = loss + self.beta * self.weigh(kl, int(batch["caption_mask"][:, 1:].sum()))
         return loss
+
+    def _sampling(self, rows: int) -> AbstractContextManager[Any]:
+        several = processes.number() > 1 and self.generation["do_sample"]
+        return SharedSampling(rows, self.captioner.device) if several else nullcontext()
+
+    def follow(self) -> None:
+        """Take part in what the processes exchange in `caption_loss`, without an image."""
+        with self._sampling(0):
+            pass
+        for _ in range(1 + bool(self.beta)):
+            self.weigh(torch.zeros(()), 0)
 
 
 def kl_to_start(captioner: Captioner, batch: Any, logits: Tensor | None = None) -> Tensor:

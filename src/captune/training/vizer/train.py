@@ -44,6 +44,7 @@ from captune.training.monitor.setup import monitor_without_stopping
 from captune.training.vizer.config import PRESETS, ViZerConfig
 from captune.training.vizer.mapper_fit import fit_mapper, own_captions
 from captune.training.vizer.objectives import ViZerTrainer
+from captune.utils import processes
 from captune.utils.files import discard, replacing_folder
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,13 @@ def build_mapper(
         mapper.check_captioner(captioner)
         return mapper.to(captioner.device)
     run_dir.begin()
+    fitted: list[Mapper] = []
+    processes.on_first(lambda: fitted.append(_fit(captioner, config, run_dir, images, first_step)))
+    return fitted[0] if fitted else Mapper.load(folder).to(captioner.device)
+
+
+def _fit(captioner: Captioner, config: ViZerConfig, run_dir: RunDir, images: Any, first_step: int) -> Mapper:
+    folder = RunDir(config.output).mapper
     images = mapper_images(config, images)
     torch.manual_seed(config.seed)  # the same samples when a run resumes with its second round
     captions = captions_for_mapper(captioner, images, config)
@@ -158,7 +166,7 @@ def train_by_reward(
         guidance = 0.0 if number else config.guidance
         part = replace(config, output=output, seed=config.seed + number, guidance=guidance)
         mapper = build_mapper(captioner, part, run_dir, images, first_step=number * config.max_steps)
-        save_mapper(mapper, run_dir.mapper)  # the last round's is the run's
+        processes.on_first(save_mapper, mapper, run_dir.mapper)  # the last round's is the run's
         rewards = [(reward_of(ViZerScorer(captioner=captioner, mapper=mapper)), 1.0)]
         if config.repetition_weight:
             rewards.append((load_scorer("repetition"), -config.repetition_weight))
@@ -180,9 +188,13 @@ def train_by_reward(
             first_step=steps,
             **monitoring,
         )
-        run_dir.milestone(output / "adapter")
-        with replacing_folder(output / "adapter") as folder:
-            captioner.save_adapter(folder)
+        processes.on_first(_save_round, captioner, run_dir, output / "adapter")
+
+
+def _save_round(captioner: Captioner, run_dir: RunDir, adapter: Path) -> None:
+    run_dir.milestone(adapter)
+    with replacing_folder(adapter) as folder:
+        captioner.save_adapter(folder)
 
 
 def run(config: ViZerConfig) -> RunDir:
@@ -192,7 +204,7 @@ def run(config: ViZerConfig) -> RunDir:
     if run_dir.done:
         return run_dir
     if run_dir.resumes:
-        discard_broken_mappers(run_dir)
+        processes.on_first(discard_broken_mappers, run_dir)
     captioner = load_captioner(config)
     images = load_training_images(config)
     if not config.zero_label:

@@ -1,0 +1,69 @@
+"""Several processes of one run, as torchrun and `accelerate launch` start them: the first writes, the others wait.
+
+Alone, every function here does what it says at once, without torch.distributed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from captune.errors import CaptuneError
+
+PATIENCE = timedelta(days=7)  # the others wait while the first fits a mapper or captions; torchrun ends them if it dies
+
+
+def number() -> int:
+    """Return how many processes work on this run."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def rank() -> int:
+    """Return which of them this is, from 0."""
+    return int(os.environ.get("RANK") or 0) if number() > 1 else 0
+
+
+def connect(*, cpu: bool = False) -> None:
+    """Connect the processes, where there are several; `cpu`: over gloo."""
+    if number() > 1:
+        import torch.distributed
+        from accelerate import PartialState
+
+        if not torch.distributed.is_initialized():
+            PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=PATIENCE)
+
+
+def gather(value: Any) -> list[Any]:
+    """Return every process's value, by rank."""
+    if number() == 1:
+        return [value]
+    import torch.distributed
+
+    connect()
+    values: list[Any] = [None] * number()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def on_first(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function in the first process, while the others wait; return its result in all of them.
+
+    Where it fails, the others end without a word: the first one says why.
+    """
+    if number() == 1:
+        return function(*args, **kwargs)
+    gather(None)  # nobody is still reading what the function may change
+    result, error = None, None
+    if rank() == 0:
+        try:
+            result = function(*args, **kwargs)
+        except (Exception, SystemExit) as problem:
+            error = problem
+    result, failed = gather((result, error is not None))[0]
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(CaptuneError.exit_code)
+    return result
