@@ -38,7 +38,7 @@ for command in json.load(open(sys.argv[1])):
 # Nine images in batches of four: the last batch of a pass has one image, so that one of two processes has none.
 COMMON = {
     "device": "cpu", "images": "storybook:train?n=9", "eval-images": "storybook:val?n=4", "max-steps": 4,
-    "learning-rate": 1e-2, "warmup-steps": 0, "lora-r": 4, "lora-alpha": 8, "lora-dropout": 0.0, "save-steps": 2,
+    "learning-rate": 1e-3, "warmup-steps": 0, "lora-r": 4, "lora-alpha": 8, "lora-dropout": 0.0, "save-steps": 2,
 }  # fmt: skip
 SAMPLED = {"num-generations": 3, "max-new-tokens": 6, "beta": 0.1}
 MAPPER = {"mapper-epochs": 1, "mapper-samples": 2, "width": 8, "whitened": 0, "max-new-tokens": 6, "beta": 0.1}
@@ -100,8 +100,8 @@ def test_a9_two_processes_learn_what_one_learns(name: str, two: Path, tiny_folde
     weights = load_file(theirs.adapter / "adapter_model.safetensors")
     found = load_file(ours.adapter / "adapter_model.safetensors")
     assert weights.keys() == found.keys()
-    difference = max(float((found[key] - weights[key]).norm() / weights[key].norm()) for key in weights)
-    assert difference <= 1e-5
+    whole, other = (torch.cat([part[key].flatten() for key in weights]) for part in (weights, found))
+    assert float((whole - other).norm() / whole.norm()) <= 1e-5
     names = [row["name"] for row in theirs.scores()["rows"]]
     assert [row["name"] for row in ours.scores()["rows"]] == names
     for row in names:
