@@ -7,7 +7,7 @@
 Captune runs as `sys.executable -m captune`, so PYTHONPATH decides which. Every file of every run is an artefact, and so
 are its exit code and what it prints on stdout. Tensors count by name, shape, type and bytes, JSON and YAML by their
 content, other files by theirs. What differs from run to run or says where, when and with what it was made is taken out
-first: `DROPPED` keys and `SCRUBBED` texts; torch's pickles in checkpoints count as being there. Digests of one machine
+first: `DROPPED` keys and `SCRUBBED` texts; of `UNREAD` files it counts only that they are there. Digests of one machine
 do not compare with another's. One verb is left out: `storybook` trains for minutes.
 """
 
@@ -82,10 +82,10 @@ RUNS = {
     "score-references": f"evaluate {SCORE} --no-cache --scorers 'bleu,rouge,cider,cider:?eos=1,bertscore,sbert,capture,"
     "bertscore:?layer=3&idf=1,sbert:?refs=max,objects,objects:objects.json,attributes,relations,cider + 0.5*rouge,"
     "chair,chair:objects.json?vocabulary=words.json'",
-    "score-images": f"evaluate {SCORE} --cache cache --scorers 'clip,clip:?w=1&prefix=,storybook,cycle:?seed=1,bias,"
-    "self_retrieval:?n=3&seed=1&k=1,2,bias:groups.json?by=clip&margin=0.01,vizer:vizer-reward/mapper,health,length,"
-    "repetition,repetition:2,diversity,self_bleu,vizer:vizer-latent/mapper,clip - 0.1*length'",
-    "score-corpus": f"evaluate {SCORE} --cache cache --scorers 'grc:corpus-flat,qir:corpus-flat,"
+    "score-images": f"evaluate {SCORE} --cache score-images --scorers 'clip,clip:?w=1&prefix=,storybook,"
+    "cycle:?seed=1,bias,self_retrieval:?n=3&seed=1&k=1,2,bias:groups.json?by=clip&margin=0.01,vizer:vizer-reward/mapper,"
+    "health,length,repetition,repetition:2,diversity,self_bleu,vizer:vizer-latent/mapper,clip - 0.1*length'",
+    "score-corpus": f"evaluate {SCORE} --cache score-corpus --scorers 'grc:corpus-flat,qir:corpus-flat,"
     "qir:corpus-ivf?index=ivf,grc:corpus-flat?k=3&own=1&distinct=0&index=device,grc:corpus-hnsw?index=hnsw&effort=16'",
     "score-asked": f"evaluate {SCORE} --no-cache --scorers 'judge:SERVER,judge:SERVER?reference=1,"
     "relation_qa:questions.json?model=SERVER,species:labels.csv?model=SERVER'",
@@ -122,11 +122,13 @@ SCRUBBED = {
     r"127\.0\.0\.1:\d+": "SERVER",
     r"[\d.]+ GiB free": "N GiB free",
     r"<figure><figcaption>[^<]*(runtime|per_second|_time)\b.*?</figure>": "",
+    r'<td class="num">[\d.]+</td></tr>': "</tr>",
     r"[\d.]+ minutes": "N minutes",
     r"(?<=\d) {2,}\d+$": " N",
 }
 PACKAGE = str(Path(str(getattr(find_spec("captune"), "origin", "captune is not there"))).parent)
-PICKLES = (".pt", ".pth", ".bin")
+#: torch's pickles, and trl's card, whose tags come in any order
+UNREAD = re.compile(r"\.(pt|pth|bin)$|/round-\d+/README\.md$")
 SHOWN = 20_000  # characters of an artefact's content that are kept beside its digest; scores are kept whole
 
 
@@ -192,6 +194,8 @@ def record(names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
 
 def content(path: Path) -> Any:
     """What of a file counts."""
+    if UNREAD.search(path.as_posix()):
+        return "there"
     if path.suffix == ".safetensors":
         data = path.read_bytes()
         start = 8 + int.from_bytes(data[:8], "little")
@@ -201,7 +205,7 @@ def content(path: Path) -> Any:
     if path.suffix in (".yaml", ".json", ".jsonl", ".md", ".html"):
         text = path.read_text(encoding="utf-8")
         return yaml.safe_load(text) if path.suffix == ".yaml" else parsed(text)
-    return "there" if path.suffix in PICKLES else sha256(path.read_bytes())
+    return sha256(path.read_bytes())
 
 
 def parsed(text: str) -> Any:
@@ -247,9 +251,11 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> int:
-    """Prints the artefacts that differ, with the first places where they do; how many there are."""
+    """Prints the artefacts of the runs in both that differ, with the first places where they do; how many there are."""
+    a_only, b_only = ({name for name in RUNS if f"{name}.exit" not in other} for other in (new, old))
+    names = [n for n in sorted(old.keys() | new.keys()) if re.split("[./]", n)[0] not in a_only | b_only]
     count = 0
-    for name in sorted(old.keys() | new.keys()):
+    for name in names:
         a, b = old.get(name), new.get(name)
         if a and b and a["sha256"] == b["sha256"]:
             continue
@@ -262,7 +268,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> int:
                 print(f"    {place}: {str(then.get(place, '-'))[:70]} | {str(now.get(place, '-'))[:70]}")
             if len(places) > 5:
                 print(f"    and {len(places) - 5} places more")
-    print(f"{count} of {len(old.keys() | new.keys())} artefacts differ")
+    print(f"{count} of {len(names)} artefacts of {len(RUNS) - len(a_only | b_only)} runs differ")
     return count
 
 

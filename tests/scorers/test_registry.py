@@ -171,3 +171,11 @@ def test_a_faulty_reward_is_its_owners_fault(tmp_path: Path, body: str) -> None:
     file.write_text(f"def reward(completions, **columns):\n    {body}\n")
     with pytest.raises(ScorerError, match=r"mine\.py:reward fails: (ZeroDivision|Value)Error"):
         load_scorer(f"{file}:reward").rows(["a dog"])
+
+
+def test_a_list_inside_a_setting_does_not_end_a_spec() -> None:
+    assert scorers.split_specs("bleu,self_retrieval:m?k=1,5&n=99,cider") == [
+        "bleu",
+        "self_retrieval:m?k=1,5&n=99",
+        "cider",
+    ]

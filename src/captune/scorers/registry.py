@@ -168,11 +168,11 @@ def load_reward(spec: str, **context: Any) -> Expression:
 def split_specs(text: str) -> list[str]:
     """Split "bleu,self_retrieval:?k=1,5" into ["bleu", "self_retrieval:?k=1,5"].
 
-    A number alone is no scorer, but the end of the argument before it.
+    A number (and further settings behind it) is no scorer, but the end of the argument before it.
     """
     specs: list[str] = []
     for piece in text.split(","):
-        if specs and re.fullmatch(r"\s*[-+]?[\d.]+\s*", piece):
+        if specs and re.fullmatch(r"\s*[-+]?[\d.]+\s*(&.*)?", piece):
             specs[-1] += f",{piece}"
         else:
             specs.append(piece)
