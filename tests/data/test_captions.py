@@ -61,7 +61,7 @@ def test_json_forms(tmp_path: Path, write: str) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"image_id": 1, "caption": "a"}\n{"image_id": 1, "caption": "b"}\n', "entry 2: a second, different caption"),
+        ('{"image_id": 1, "caption": "a"}\n{"image_id": 1, "caption": "b"}\n', "line 2: a second, different caption"),
         ('{"image_id": 1, "caption": "a"}\nnot json\n{"image_id": 2, "caption": "b"}\n', "line 2"),
         ('{"image_id": 1, "caption": "a"}\n[1]\n{"image_id": 2, "caption": "b"}\n', "line 2: expected a JSON object"),
         ('{"image_id": 1, "caption": ["a", "b"]}\n', "needs one caption"),

@@ -91,6 +91,13 @@ def parser(verb: str | None = None) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         chosen.add_arguments(made)
+        if chosen.reads_sources:
+            made.add_argument(
+                "--allow-outside",
+                action="store_true",
+                default=argparse.SUPPRESS,
+                help="let the data files of a source name images outside of their folder",
+            )
     return top
 
 
@@ -156,7 +163,7 @@ def _run(argv: list[str]) -> int:
         raise UsageError(redact(f"{what.rstrip('?')}? `captune {args.verb} --help` lists the options"))
     if processes.rank() and verb not in train.METHODS:
         return 0  # only training shares its work among processes
-    with counting() as skipped:
+    with counting() as skipped, _outside("allow_outside" in args):
         try:
             return command(args.verb).run(args)
         finally:
@@ -168,6 +175,18 @@ def _flags(whole: argparse.ArgumentParser, verb: str) -> list[str]:
     """The options that a verb understands."""
     chosen = next(a for a in whole._actions if isinstance(a, argparse._SubParsersAction)).choices[verb]
     return list(chosen._option_string_actions)
+
+
+@contextlib.contextmanager
+def _outside(allowed: bool) -> Iterator[None]:
+    """Inside, sources may name images anywhere, if that is allowed; the room of the sources is not cheap to import."""
+    if not allowed:
+        yield
+        return
+    from captune.data.paths import outside_allowed
+
+    with outside_allowed():
+        yield
 
 
 def _refuse_empty(argv: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from captune.models.encoders import (
     unit_vectors,
 )
 from captune.utils.registry import nearest
+from captune.utils.skipped import skip
 from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -172,12 +174,12 @@ class _Job:
         images: list[np.ndarray] = []
         texts: list[np.ndarray] = []
         waiting: list[str] = []
-        ahead = pool.submit(self._open, rows, seen)
+        ahead = pool.submit(copy_context().run, self._open, rows, seen)
         while (now := ahead.result()).rows:
-            ahead = pool.submit(self._open, rows, seen)
+            ahead = pool.submit(copy_context().run, self._open, rows, seen)
             shard.rows += now.rows
             for item, why in now.skipped:
-                logger.warning("left out: %s: %s", item, why)
+                skip("images that the corpus leaves out", f"{item}: {why}")
             shard.skipped += now.skipped
             if now.images:
                 shard.images += now.images

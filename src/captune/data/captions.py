@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from captune.data.readers import nfc
 from captune.errors import CaptionFileError
-from captune.utils.files import jsonl_line, lock, read_jsonl, replace_file
+from captune.utils.files import jsonl_line, jsonl_rows, lock, read_json, read_jsonl, replace_file, uncollected
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read {image_id: caption}, in file order.
 
-    Ids become strings. Empty captions are kept: the captioner wrote them. An id may occur twice only with the same
-    caption.
+    Ids become strings in Unicode's composed form (NFC), as sources have them. Empty captions are kept: the captioner
+    wrote them. An id may occur twice only with the same caption.
 
     Args:
         path: JSONL, COCO results JSON (a list of objects) or JSON ``{id: caption}``.
@@ -32,36 +33,38 @@ def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
         CaptionFileError: for a file of another format, or with two different captions for one image.
     """
     path = Path(path)
+    with uncollected():
+        return _read(path)
+
+
+def _read(path: Path) -> dict[str, str]:
     captions: dict[str, str] = {}
-    for entry, image_id, caption in _entries(path):
+    for noun, number, image_id, caption in _entries(path):
         if image_id is None or isinstance(image_id, bool | list | dict):
-            raise CaptionFileError(f"{path}, {entry}: needs an image_id (a string or a number)")
+            raise CaptionFileError(f"{path}, {noun} {number}: needs an image_id (a string or a number)")
         if not isinstance(caption, str):
-            raise CaptionFileError(f"{path}, {entry}: image {image_id!r} needs one caption, a string")
-        key = str(image_id)
+            raise CaptionFileError(f"{path}, {noun} {number}: image {image_id!r} needs one caption, a string")
+        key = nfc(image_id if isinstance(image_id, str) else str(image_id))
         if captions.setdefault(key, caption) != caption:
-            raise CaptionFileError(f"{path}, {entry}: a second, different caption for image {key!r}")
+            raise CaptionFileError(f"{path}, {noun} {number}: a second, different caption for image {key!r}")
     return captions
 
 
-def _entries(path: Path) -> Iterable[tuple[str, Any, Any]]:
-    """(which entry, image_id, caption) of every entry."""
+def _entries(path: Path) -> Iterable[tuple[str, int, Any, Any]]:
+    """(its noun and number, image_id, caption) of every entry."""
     if _is_jsonl(path):
-        for number, row in enumerate(read_jsonl(path), start=1):
-            yield f"entry {number}", row.get("image_id"), row.get("caption")
+        for number, row in jsonl_rows(path):
+            yield "line", number, row.get("image_id"), row.get("caption")
         return
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CaptionFileError(f"{path}: not valid JSON: {error}") from error
+    content = read_json(path)
     if isinstance(content, dict):
-        for image_id, caption in content.items():
-            yield f"key {image_id!r}", image_id, caption
+        for number, (image_id, caption) in enumerate(content.items(), start=1):
+            yield "entry", number, image_id, caption
         return
     for number, row in enumerate(content if isinstance(content, list) else [content], start=1):
         if not isinstance(row, dict):
             raise CaptionFileError(f"{path}, entry {number}: expected an object with image_id and caption")
-        yield f"entry {number}", row.get("image_id"), row.get("caption")
+        yield "entry", number, row.get("image_id"), row.get("caption")
 
 
 def _is_jsonl(path: Path) -> bool:
@@ -157,7 +160,7 @@ class CaptionWriter:
 
     def leave_out(self, image_ids: Collection[str]) -> None:
         """Take rows out of the file, in one step, so that their images can get other captions."""
-        kept = [row for row in read_jsonl(self.path) if row["image_id"] not in image_ids]
+        kept = [row for row in read_jsonl(self.path) if nfc(str(row["image_id"])) not in image_ids]
         replace_file(self.path, "".join(jsonl_line(row) for row in kept))
         new = self.path.open("ab")  # the lock was on the file that is gone
         self._file.close()

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from captune.data.images import IMAGE_SUFFIXES
+from captune.data.paths import ImageFolder
 from captune.errors import CaptionFileError, SourceError
-from captune.utils.files import read_jsonl
+from captune.utils.files import jsonl_rows, read_file, read_json, uncollected
+from captune.utils.skipped import skip
 
 logger = logging.getLogger(__name__)
 
@@ -38,63 +41,165 @@ REFERENCE_KEYS = (
 TEXT_SUFFIXES = frozenset((".txt", ".csv", ".tsv", ".token"))
 
 
+MISSING = frozenset(("nan", "null", "none", "<na>", "n/a", "#n/a"))
+"""What spreadsheets and pandas write for a cell without a value, in lower case; no caption is one of these words."""
+
+LONGEST_MISSING = max(map(len, MISSING))
+BLANK = "references that are blank or a word for a missing value"
+
+
 class Entry(NamedTuple):
-    """One image of a caption file: ``name`` is its file, relative to the image folder (None: only the id is known)."""
+    """One image of a caption file.
+
+    Attributes:
+        image_id: its id, in Unicode's composed form (NFC).
+        name: its file, relative to the image folder; None: only the id is known.
+        references: its captions.
+        number: the line or the entry that names it first.
+    """
 
     image_id: str
     name: str | None
     references: list[str]
+    number: int = 0
 
 
 def read_entries(path: Path, split: str | None = None) -> list[Entry]:
     """Return the images that a caption file names, in file order, each once with all its references.
 
+    A reference that is blank, or a word for a missing value such as NaN, is left out and counted.
+
     Raises:
-        SourceError: if the file has no known format, or no such split.
+        SourceError: if the file has no known format, is not read whole, or has no such split.
     """
-    suffix = path.suffix.lower()
     try:
-        if suffix in TEXT_SUFFIXES:
-            entries: Iterable[Entry] = _read_text(path)
-        elif suffix in (".jsonl", ".ndjson"):
-            entries = _read_jsonl(path)
-        else:
-            entries, split = _read_json(path, split)
+        with uncollected():
+            return _read(path, split)
     except CaptionFileError as error:
         raise SourceError(str(error)) from error
+
+
+def _read(path: Path, split: str | None) -> list[Entry]:
+    suffix = path.suffix.lower()
+    noun = "line"
+    if suffix in TEXT_SUFFIXES:
+        entries: Iterable[Entry] = _read_text(path)
+    elif suffix in (".jsonl", ".ndjson"):
+        entries = _read_jsonl(path)
+    else:
+        noun = "entry"
+        entries, split = _read_json(path, split)
     if split is not None:
         raise SourceError(f"{path} has no splits; leave ?split={split} out")
-    return _merge(entries)
+    return _merge(path, noun, entries)
 
 
-def _merge(entries: Iterable[Entry]) -> list[Entry]:
+def _merge(path: Path, noun: str, entries: Iterable[Entry]) -> list[Entry]:
     merged: dict[str, Entry] = {}
+    written: dict[str, str] = {}  # ids that are not ASCII, as they were written
+    blanks = Blanks()
     for entry in entries:
-        if entry.image_id in merged:
-            if entry.name != merged[entry.image_id].name:
+        image_id, name, references, number = entry
+        if not (image_id.isascii() and (name is None or name.isascii())):
+            composed = nfc(image_id)
+            if written.setdefault(composed, image_id) != image_id:
                 raise SourceError(
-                    f"two images share the image_id {entry.image_id!r}: {merged[entry.image_id].name} and {entry.name}"
+                    f"{path}, {noun} {number}: the id {image_id!r} is written in two Unicode forms that look the same "
+                    f"(the other in {noun} {merged[composed].number}); write it in one"
                 )
-            merged[entry.image_id].references.extend(entry.references)
-        else:
-            merged[entry.image_id] = entry
+            image_id, name = composed, None if name is None else nfc(name)
+            entry = Entry(image_id, name, references, number)
+        if (len(references) != 1 or len(references[0]) <= LONGEST_MISSING) and blanks.remove(references):
+            blanks.note(f"{path}, {noun} {number}")
+        first = merged.setdefault(image_id, entry)
+        if first is not entry:
+            if name != first.name:
+                raise SourceError(
+                    f"{path}, {noun} {number}: two images share the image_id {image_id!r}: {first.name} "
+                    f"({noun} {first.number}) and {name}"
+                )
+            first.references.extend(references)
+    blanks.say()
     return list(merged.values())
 
 
+def nfc(text: str) -> str:
+    """Return a text in Unicode's composed form: file systems write the same name in one form or the other."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+class Blanks:
+    """Counts the references of one source that are left out because they say nothing."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, ""
+
+    def remove(self, references: list[str]) -> bool:
+        """Remove blank references and words for missing values from a list; return whether there were any."""
+        if not references or len(min(references, key=len)) > LONGEST_MISSING:
+            return False
+        kept = [text for text in references if text and text.lower() not in MISSING]
+        removed = len(references) - len(kept)
+        self.count += removed
+        references[:] = kept
+        return removed > 0
+
+    def note(self, place: str) -> None:
+        """Remember the first place."""
+        self.first = self.first or place
+
+    def say(self) -> None:
+        """Count them for the end of the command."""
+        if self.count:
+            skip(BLANK, self.first, self.count)
+
+
 def as_references(value: Any) -> list[str]:
-    """Return a caption, a list of captions, or a list of {"raw": caption} as a list of strings; None gives none."""
-    if value is None:
-        return []
-    if isinstance(value, dict):
-        value = next((value[key] for key in ("raw", "caption", "text") if key in value), None)
-        return as_references(value)
+    """Return a caption, a list of captions, or a list of {"raw": caption} as a list of strings.
+
+    A value that is not there (None) is a blank caption, which `Blanks` removes.
+
+    Raises:
+        SourceError: for anything else.
+    """
     if isinstance(value, str):
         return [value.strip()]
+    if value is None:
+        return [""]
+    if isinstance(value, dict):
+        key = next((key for key in ("raw", "caption", "text") if key in value), None)
+        if key is None:
+            raise SourceError(f"expected a caption, found an object with {', '.join(map(str, value)) or 'nothing'}")
+        return as_references(value[key])
     if isinstance(value, bytes):
         return [value.decode("utf-8", "replace").strip()]
     if isinstance(value, Iterable):
         return [reference for item in value for reference in as_references(item)]
     raise SourceError(f"expected a caption or a list of captions, found {type(value).__name__}")
+
+
+def as_id(value: Any, place: str) -> str:
+    """Return an id as a string.
+
+    Raises:
+        SourceError: for one that is missing, blank, or neither a string nor a number; it names the place.
+    """
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        return str(value)
+    raise SourceError(f"{place}: {'has no id' if value in (None, '') else f'{value!r} is no id'}; give the image one")
+
+
+def as_name(value: Any, key: str, place: str) -> str:
+    """Return a file name.
+
+    Raises:
+        SourceError: for anything else; it names the place.
+    """
+    if isinstance(value, str) and value.strip():
+        return value
+    raise SourceError(f"{place}: {key!r} must be a file name, not {value!r}")
 
 
 def first_key(keys: Iterable[str], known: tuple[str, ...]) -> str | None:
@@ -108,21 +213,31 @@ def first_key(keys: Iterable[str], known: tuple[str, ...]) -> str | None:
 
 def _read_text(path: Path) -> Iterator[Entry]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_file(path, error=SourceError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not UTF-8 text: {error}") from error
     first = text.split("\n", 1)[0]
     if re.match(r"[^\t]+#\d+\t", first):
         return _read_token(path, text)
-    delimiter = next((mark for mark in ("|", "\t", ",") if mark in first), None)
-    header = [cell.strip().lower() for cell in first.strip().split(delimiter)] if delimiter else []
-    image, caption = first_key(header, IMAGE_KEYS), first_key(header, REFERENCE_KEYS)
-    if delimiter is None or image is None or caption is None:
-        raise SourceError(
-            f"{path} is not a known caption table: expected lines 'name.jpg#0<tab>caption' (Flickr8k), a header "
-            f"'image,caption' (CSV) or 'image_name| comment_number| comment' (Flickr30k); it begins {first[:80]!r}"
-        )
-    return _read_table(path, text, delimiter, header.index(image), header.index(caption))
+    for delimiter in "|\t,;":
+        # Flickr30k's results.csv quotes nothing: its captions hold lone quotation marks
+        plain = delimiter == "|" and "| " in first
+        options: dict[str, Any] = {"delimiter": delimiter, "strict": True, "skipinitialspace": True}
+        options["quoting"] = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+        try:
+            header = [cell.strip().lower() for cell in next(csv.reader([first.rstrip("\r")], **options), [])]
+        except csv.Error:
+            continue
+        image, caption = first_key(header, IMAGE_KEYS), first_key(header, REFERENCE_KEYS)
+        if image is not None and caption is not None:
+            for name in (image, caption):
+                if header.count(name) > 1:
+                    raise SourceError(f"{path}, line 1: the column {name!r} stands twice; keep one")
+            return _read_table(path, text, options, header.index(image), header.index(caption), len(header))
+    raise SourceError(
+        f"{path} is not a known caption table: expected lines 'name.jpg#0<tab>caption' (Flickr8k), a header "
+        f"'image,caption' (CSV) or 'image_name| comment_number| comment' (Flickr30k); it begins {first[:80]!r}"
+    )
 
 
 def _read_token(path: Path, text: str) -> Iterator[Entry]:
@@ -132,111 +247,205 @@ def _read_token(path: Path, text: str) -> Iterator[Entry]:
             continue
         key, tab, caption = line.rstrip("\r").partition("\t")
         name, mark, index = key.rpartition("#")
-        if not tab or not mark or not index.isdecimal():
+        if not tab or not mark or not index.isdecimal() or not name.strip():
             raise SourceError(f"{path}, line {number}: expected 'name.jpg#0<tab>caption', found {line[:80]!r}")
-        yield Entry(name, name, [caption.strip()])
+        yield Entry(name, name, [caption.strip()], number)
 
 
-def _read_table(path: Path, text: str, delimiter: str, image: int, caption: int) -> Iterator[Entry]:
-    """A table with a header. With "|" nothing is quoted (Flickr30k's captions hold lone quotation marks)."""
-    quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+def _read_table(
+    path: Path, text: str, options: dict[str, Any], image: int, caption: int, columns: int
+) -> Iterator[Entry]:
+    """A table with a header; every row has as many cells."""
+    quoted = options["quoting"] != csv.QUOTE_NONE
     # newline="\n": only line feeds end a row, whatever else a caption holds
-    rows = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, quoting=quoting)
+    rows = csv.reader(io.StringIO(text, newline="\n"), **options)
     next(rows)
+    start = rows.line_num + 1  # of the row that comes
     try:
         for row in rows:
-            if not any(cell.strip() for cell in row):
-                continue
-            if delimiter == "|" and len(row) == 2:  # one row of results.csv lacks the mark before its comment
-                row = [row[0], *re.split(r"\s+", row[1].strip(), maxsplit=1)]
-            if len(row) <= max(image, caption):
-                raise SourceError(f"{path}, line {rows.line_num}: expected an image and a caption, found {row!r}")
-            text_parts = row[caption:] if caption == len(row) - 1 or delimiter == "|" else row[caption : caption + 1]
+            number, start = start, rows.line_num + 1
+            if len(row) != columns:
+                if not any(cell.strip() for cell in row):
+                    continue
+                if not quoted and len(row) == 2:  # one row of results.csv lacks the mark before its comment
+                    row = [row[0], *re.split(r"\s+", row[1].strip(), maxsplit=1)]
+                if len(row) != columns:
+                    raise SourceError(_wrong_width(path, number, row, columns, quoted))
+            if start - number > 1 and (line := _swallowed(row, number, options, row[image], columns)):
+                raise SourceError(
+                    f"{path}, line {number}: a quotation mark opens a cell there and closes it in line {start - 1}, "
+                    f"and line {line} between them looks like a row of its own; put caption and marks right: "
+                    'a cell with a quotation mark is written "a ""stop"" sign"'
+                )
             name = row[image].strip()
-            yield Entry(name, name, [delimiter.join(text_parts).strip()])
+            if not name or "\n" in name:
+                if not any(cell.strip() for cell in row):
+                    continue
+                raise SourceError(f"{path}, line {number}: expected an image's file name, found {name!r}")
+            yield Entry(name, name, [row[caption].strip()], number)
     except csv.Error as error:
-        raise SourceError(f"{path}, line {rows.line_num}: {error}") from error
+        end = f" to {rows.line_num}" if rows.line_num > start else ""
+        raise SourceError(
+            f"{path}, line {start}{end}: {error}; a cell that begins with a quotation mark ends with one, and those "
+            'inside are doubled: "a ""stop"" sign"'
+        ) from error
+
+
+def _wrong_width(path: Path, number: int, row: list[str], columns: int, quoted: bool) -> str:
+    advice = ""
+    if len(row) > columns:
+        advice = (
+            "; put a caption that holds the separator in quotation marks" if quoted else "; take it out of captions"
+        )
+    shown = str(row) if len(str(row)) < 200 else str(row)[:200] + " ..."
+    return (
+        f"{path}, line {number}: expected an image and a caption in {columns} cells, as in the header, found "
+        f"{len(row)}: {shown}{advice}"
+    )
+
+
+def _swallowed(row: list[str], number: int, options: dict[str, Any], name: str, columns: int) -> int | None:
+    """The line of the first row that a cell over several lines seems to hold: it begins with a file's name."""
+    delimiter = options["delimiter"]
+    named = os.path.splitext(name.strip())[1].lower() in IMAGE_SUFFIXES
+    for cell in row:
+        for line, text in enumerate(cell.split("\n")[1:], start=1):
+            first = text.split(delimiter, 1)[0].strip().strip('"')
+            if named and delimiter in text and os.path.splitext(first)[1].lower() in IMAGE_SUFFIXES:
+                return number + line
+            if not named and text.count(delimiter) == columns - 1:
+                return number + line
+    return None
 
 
 # ----------------------------------------------------------------------- JSON
 
 
 def _read_jsonl(path: Path) -> Iterator[Entry]:
-    for number, row in enumerate(read_jsonl(path), start=1):
-        yield _row_entry(row, f"{path}, line {number}")
+    for number, row in jsonl_rows(path, whole=True):
+        yield _row_entry(row, path, "line", number)
 
 
-def _row_entry(row: dict[str, Any], place: str) -> Entry:
+def _row_entry(row: dict[str, Any], path: Path, noun: str, number: int) -> Entry:
     image_key, id_key, reference_key = (first_key(row, keys) for keys in (IMAGE_KEYS, ID_KEYS, REFERENCE_KEYS))
     name = row[image_key] if image_key else None
     if isinstance(name, dict):
         name = name.get("path")
-    if name is not None and not isinstance(name, str):
-        raise SourceError(f"{place}: {image_key!r} must be a file name")
+    if image_key and not (isinstance(name, str) and name):
+        as_name(name, image_key, f"{path}, {noun} {number}")
     image_id = row[id_key] if id_key else name
-    if image_id is None:
-        raise SourceError(f"{place}: needs an 'image' or an 'image_id'; it has {', '.join(row) or 'nothing'}")
-    return Entry(str(image_id), name, as_references(row[reference_key]) if reference_key else [])
+    if not (isinstance(image_id, str) and image_id):
+        if id_key is None:
+            raise SourceError(
+                f"{path}, {noun} {number}: needs an 'image' or an 'image_id'; it has {', '.join(row) or 'nothing'}"
+            )
+        image_id = as_id(image_id, f"{path}, {noun} {number}")
+    try:
+        return Entry(image_id, name, as_references(row[reference_key]) if reference_key else [], number)
+    except SourceError as error:
+        raise SourceError(f"{path}, {noun} {number}: {error}") from error
 
 
 def _read_json(path: Path, split: str | None) -> tuple[Iterable[Entry], str | None]:
     """The entries, and the split if the format has none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise SourceError(f"{path} is not valid JSON: {error}") from error
+    content = read_json(path, error=SourceError)
     if isinstance(content, list):
-        rows = [(row, f"{path}, entry {number}") for number, row in enumerate(content, start=1)]
-        for row, place in rows:
+        for number, row in enumerate(content, start=1):
             if not isinstance(row, dict):
-                raise SourceError(f"{place}: expected an object with 'image_id' and 'caption'")
-        return [_row_entry(row, place) for row, place in rows], split
+                raise SourceError(f"{path}, entry {number}: expected an object with 'image_id' and 'caption'")
+        return [_row_entry(row, path, "entry", number) for number, row in enumerate(content, start=1)], split
     if not isinstance(content, dict):
         raise SourceError(f"{path}: expected COCO or Karpathy captions, a list of results or {{id: caption}}")
-    images = content.get("images")
-    if isinstance(images, list) and isinstance(content.get("annotations"), list):
-        return _read_coco(path, images, content["annotations"]), split
-    if isinstance(images, list) and images and "sentences" in images[0]:
+    images: Any = content.get("images")
+    annotations = content.get("annotations")
+    listed = isinstance(images, list) and all(isinstance(image, dict) for image in images)
+    if listed and isinstance(annotations, list):
+        return _read_coco(path, images, annotations), split
+    if listed and images and "sentences" in images[0]:
         return _read_karpathy(path, images, split), None
-    if isinstance(images, list):  # COCO's image_info files, without captions
+    if listed and "annotations" not in content:  # COCO's image_info files, without captions
         return _read_coco(path, images, []), split
-    try:
-        return [Entry(str(key), None, as_references(value)) for key, value in content.items()], split
-    except SourceError as error:
-        raise SourceError(f"{path}: {error}") from error
+    entries = []
+    for number, (key, value) in enumerate(content.items(), start=1):
+        if isinstance(value, str) and key:
+            entries.append(Entry(key, None, [value.strip()], number))
+            continue
+        place = f"{path}, entry {number} ({key!r})"
+        rows = value if isinstance(value, list) else [value]
+        if any(isinstance(row, dict) and (row.keys() & {*ID_KEYS, *IMAGE_KEYS}) for row in rows):
+            known = "COCO captions have the lists 'images' and 'annotations', Karpathy's have 'images'"
+            raise SourceError(f"{place}: expected an image's captions, found a list of rows; {known}")
+        try:
+            entries.append(Entry(as_id(key, place), None, as_references(value), number))
+        except SourceError as error:
+            raise SourceError(f"{place}: {error}") from error
+    return entries, split
 
 
-def _read_coco(path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> list[Entry]:
+def _read_coco(path: Path, images: list[dict[str, Any]], annotations: list[Any]) -> list[Entry]:
+    """COCO captions; every image has an id of its own and a file name, every annotation belongs to one."""
+    entries: dict[Any, Entry] = {}
+    number = 0
     try:
-        entries = {image["id"]: Entry(str(image["id"]), image["file_name"], []) for image in images}
-        for annotation in annotations:
-            if annotation["image_id"] not in entries:
-                raise SourceError(f"{path}: a caption belongs to image {annotation['image_id']}, which is not listed")
+        for number, image in enumerate(images, start=1):
+            image_id, name = image["id"], image["file_name"]
+            if not isinstance(name, str) or not name:
+                as_name(name, "file_name", f"{path}, entry {number} of 'images'")
+            text = str(image_id) if type(image_id) is int else as_id(image_id, f"{path}, entry {number} of 'images'")
+            entry = Entry(text, name, [], number)
+            if (first := entries.setdefault(image_id, entry)) is not entry:
+                raise SourceError(
+                    f"{path}: entries {first.number} and {number} of 'images' have the id {image_id}: {first.name} and "
+                    f"{name}; give each its own"
+                )
+    except (KeyError, TypeError) as error:
+        raise SourceError(
+            f"{path}, entry {number} of 'images': not COCO captions: {error!r} is missing or of the wrong kind"
+        ) from error
+    for number, annotation in enumerate(annotations, start=1):
+        try:
             if "caption" not in annotation:
                 raise SourceError(f"{path} has COCO annotations without captions (instances?); use captions_*.json")
-            entries[annotation["image_id"]].references.extend(as_references(annotation["caption"]))
-    except (KeyError, TypeError) as error:
-        raise SourceError(f"{path}: not COCO captions: {error!r} is missing or of the wrong kind") from error
+            references = entries[annotation["image_id"]].references
+            if isinstance(caption := annotation["caption"], str):
+                references.append(caption.strip())
+            else:
+                references.extend(as_references(caption))
+        except (KeyError, TypeError) as error:
+            place = f"{path}, entry {number} of 'annotations'"
+            if isinstance(annotation, dict) and "image_id" in annotation:
+                listed = f"a caption belongs to image {annotation['image_id']!r}, which is not listed"
+                raise SourceError(f"{place}: {listed}") from error
+            raise SourceError(f"{place}: not a COCO caption: {error!r} is missing or of the wrong kind") from error
     return list(entries.values())
 
 
 def _read_karpathy(path: Path, images: list[dict[str, Any]], split: str | None) -> list[Entry]:
     """image_id is COCO's id where there is one (as in COCO's results), else the file name."""
     wanted = set(re.split(r"[ +,]", split)) if split else None  # "+" in a query may arrive as a blank
-    entries, splits = [], set()
-    for image in images:
-        splits.add(image.get("split"))
+    entries: dict[str, Entry] = {}
+    splits = set()
+    for number, image in enumerate(images, start=1):
+        place = f"{path}, entry {number} of 'images'"
+        splits.add(str(image.get("split")))
         if wanted is not None and image.get("split") not in wanted:
             continue
-        name = image["filename"]
+        name = as_name(image.get("filename"), "filename", place)
+        image_id = as_id(image.get("cocoid", name), place)
         if image.get("filepath"):
             name = f"{image['filepath']}/{name}"
-        image_id = str(image.get("cocoid", image["filename"]))
-        entries.append(Entry(image_id, name, as_references(image["sentences"])))
+        if "sentences" not in image:
+            raise SourceError(f"{place}: 'sentences' is missing")
+        entry = Entry(image_id, name, as_references(image["sentences"]), number)
+        if (first := entries.setdefault(image_id, entry)) is not entry:
+            raise SourceError(
+                f"{path}: entries {first.number} and {number} of 'images' have the id {image_id}: {first.name} and "
+                f"{name}; give each its own"
+            )
     if wanted is not None and wanted - splits:
-        known = ", ".join(sorted(str(name) for name in splits))
+        known = ", ".join(sorted(splits))
         raise SourceError(f"{path} has no split {split!r}; it has {known} (several: ?split=train+restval)")
-    return entries
+    return list(entries.values())
 
 
 # ---------------------------------------------------------------- image files
@@ -268,7 +477,7 @@ def find_image_folder(path: Path, entries: list[Entry], given: str | None) -> Pa
     candidates.append(beside.parent)
     probe = entries[:50]
     for folder in candidates:
-        if folder.is_dir() and any((folder / (entry.name or entry.image_id)).is_file() for entry in probe):
+        if folder.is_dir() and any(_is_there(folder, entry.name or entry.image_id) for entry in probe):
             return folder
     bare = {entry.image_id for entry in probe if entry.name is None}  # ids without a suffix
     for folder in candidates:
@@ -280,18 +489,45 @@ def find_image_folder(path: Path, entries: list[Entry], given: str | None) -> Pa
     )
 
 
-def image_paths(folder: Path, entries: list[Entry]) -> list[str]:
-    """Return a path for each entry; a file that does not exist fails when it is opened."""
+def _is_there(folder: Path, name: str) -> bool:
+    return any((folder / form).is_file() for form in dict.fromkeys((name, unicodedata.normalize("NFD", name))))
+
+
+def image_paths(path: Path, folder: Path, entries: list[Entry]) -> list[str]:
+    """Return a path for each entry; a file that does not exist fails when it is opened.
+
+    Args:
+        path: the caption file.
+        folder: that of the images.
+        entries: what the file names.
+
+    Raises:
+        SourceError: for a path that leads out of the data's folder, or an id that two files answer to.
+    """
+    where = ImageFolder(path, folder, path.parent)
     stems = _stems(folder) if any(entry.name is None for entry in entries) else {}
     paths = []
-    for image_id, name, _ in entries:
+    for image_id, name, _, number in entries:
         if name is None:
-            name = stems.get(image_id, image_id)
-        paths.append(str(folder / name))
+            found = stems.get(image_id, [image_id])
+            if len(found) > 1:
+                raise SourceError(
+                    f"{path}, entry {number}: the id {image_id!r} may be {' or '.join(found)} in {folder}; "
+                    "write the name with its suffix"
+                )
+            name = found[0]
+        file = where.path(name)
+        if not name.isascii() and not os.path.exists(file):  # the file system may have the other Unicode form
+            other = where.path(unicodedata.normalize("NFD", name))
+            file = other if os.path.exists(other) else file
+        paths.append(file)
     return paths
 
 
-def _stems(folder: Path) -> dict[str, str]:
-    """File names without their suffix -> file names, of the images directly in a folder."""
+def _stems(folder: Path) -> dict[str, list[str]]:
+    """Ids -> the files, of the images directly in a folder, whose name is that or that and a suffix."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    return {Path(name).stem: name for name in reversed(names)} | {name: name for name in names}
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stems.setdefault(nfc(Path(name).stem), []).append(name)
+    return stems | {nfc(name): [name] for name in names}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,9 +19,10 @@ from pydantic import Field
 
 from captune.data.columns import ImageSource, column, decoded
 from captune.data.images import IMAGE_SUFFIXES
-from captune.data.readers import TEXT_SUFFIXES, Entry, find_image_folder, image_paths, read_entries
+from captune.data.readers import TEXT_SUFFIXES, Entry, find_image_folder, image_paths, nfc, read_entries
 from captune.data.schemes import Scheme, scheme_of
-from captune.data.tables import FEATURES, load_hub, load_saved, load_shards, normalise
+from captune.data.tables import FEATURES, load_hub, load_parquet, load_saved, normalise
+from captune.data.webdataset import load_webdataset
 from captune.errors import SourceError
 from captune.utils.skipped import skip
 from captune.utils.spec import parse
@@ -248,12 +249,18 @@ def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list
             return None
         names = list_images(path)
         if not names:
-            if any(glob.glob(str(path / "**" / f"*.{kind}"), recursive=True) for kind in ("tar", "parquet")):
+            if _shards(source.where):
                 return None
-            raise SourceError(f"no image files in {path} or below (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
+            kinds = sorted(_files(path, ())[1].items())
+            others = ", ".join(f"{len(paths)} {suffix or 'suffixless'}" for suffix, paths in kinds[:10])
+            raise SourceError(
+                f"no image files in {path} or below{f', only {others}' * bool(others)} (looked for "
+                f"{' '.join(sorted(IMAGE_SUFFIXES))})"
+            )
         if source.split or source.images or source.columns:
             raise SourceError(f"{path} is a folder of images; it takes only ?n=, ?seed=, ?skip= and ?part=")
-        rows = [Entry(name, name, []) for name in names]
+        rows = [Entry(nfc(name), name, []) for name in names]
+        _distinct(path, rows)
         folder = path
     elif path.is_file() and path.suffix.lower() in {".json", ".jsonl", ".ndjson", *TEXT_SUFFIXES}:
         if source.columns:
@@ -265,26 +272,47 @@ def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list
             raise SourceError(f"{path} names no image")
         folder = None
     elif path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-        rows, folder = [Entry(path.name, path.name, [])], path.parent
+        rows, folder = [Entry(nfc(path.name), path.name, [])], path.parent
     else:
         return None
     rows = [rows[index] for index in choose(len(rows), source, limit)]
     if not with_images:
         return rows, []
-    if folder is None:
-        folder = find_image_folder(path, rows, source.images)
-    return rows, image_paths(folder, rows)
+    if folder is not None:  # its own files
+        return rows, [os.path.join(folder, row.name or "") for row in rows]
+    return rows, image_paths(path, find_image_folder(path, rows, source.images), rows)
+
+
+def _distinct(folder: Path, rows: list[Entry]) -> None:
+    """Refuse two file names that differ in their Unicode form only: they would be one image."""
+    known: dict[str, str | None] = {}
+    for image_id, name, *_ in rows:
+        if not image_id.isascii() and (other := known.setdefault(image_id, name)) != name:
+            raise SourceError(
+                f"{folder} has two files of the name {image_id!r}, in two Unicode forms ({other!a} and {name!a}); "
+                "rename one"
+            )
 
 
 def list_images(folder: Path) -> list[str]:
     """Return the image files below a folder, sorted, as relative paths with "/"; links are followed.
 
-    What cannot be read below it, such as a subfolder without permission or a link to itself, is left out and counted.
+    What cannot be read below it, such as a subfolder without permission or a link to itself, is left out and counted,
+    and so are files of other kinds, where there are images. Hidden files are left out.
 
-    Hidden files are left out. By name alone: nothing is opened, and 100,000 files take about a second. A name that is
-    not valid UTF-8 is listed with its bytes escaped; opening it says so.
+    By name alone: nothing is opened, and 100,000 files take about a second. A name that is not valid UTF-8 is listed
+    with its bytes escaped; opening it says so.
     """
+    found, others = _files(folder, IMAGE_SUFFIXES)
+    for suffix, paths in sorted(others.items()) if found else ():
+        skip(f"{suffix or 'suffixless'} files, which are not read as images", min(paths), len(paths))
+    return found
+
+
+def _files(folder: Path, suffixes: Collection[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The files below a folder with one of the suffixes, relative to it, and the paths of the others by suffix."""
     found, pending, seen = [], [("", folder)], {os.path.realpath(folder)}
+    others: dict[str, list[str]] = {}
     while pending:
         prefix, current = pending.pop()
         try:
@@ -302,14 +330,21 @@ def list_images(folder: Path) -> list[str]:
             except OSError as error:  # a link that leads to itself
                 skip("links that lead nowhere", f"{entry.path}: {error.strerror}")
                 continue
-            if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not is_folder:
-                found.append((prefix + entry.name).encode("utf-8", "backslashreplace").decode("utf-8"))
-            elif is_folder:
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if is_folder:
                 real = os.path.realpath(entry.path)
                 if real not in seen:  # a link may lead back up
                     seen.add(real)
                     pending.append((f"{prefix}{entry.name}/", Path(entry.path)))
-    return sorted(found)
+            elif suffix in suffixes:
+                found.append(_utf8(prefix + entry.name))
+            else:
+                others.setdefault(suffix, []).append(_utf8(entry.path))
+    return sorted(found), others
+
+
+def _utf8(path: str) -> str:
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -> ImageSource:
@@ -321,7 +356,11 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
     if path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()):
         dataset: ImageSource = load_saved(path, source.split)
     elif files := _shards(source.where):
-        dataset = load_shards(files, stream)
+        if files[0].lower().endswith(".tar"):
+            if source.split is not None:
+                raise SourceError(f"{source.where} has no splits; leave ?split={source.split} out")
+            return _take(load_webdataset(files, options, stream=stream, images=with_images), source, limit)
+        dataset = load_parquet(files, stream)
     elif path.exists() or source.where.startswith((".", "/", "~")) or path.suffix.lower() in _PATH_SUFFIXES:
         reason = "is of no known kind" if path.exists() else "does not exist"
         raise SourceError(f"{source.where} {reason}; {_KINDS}")
@@ -330,10 +369,12 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
         source = replace(source, split=None)
     if source.split is not None and not path.is_dir():
         raise SourceError(f"{source.where} has no splits; leave ?split={source.split} out")
-    dataset = normalise(dataset, source.where, options, Path(source.images) if source.images else base, with_images)
+    images = Path(source.images).expanduser() if source.images else base
+    dataset = normalise(dataset, source.where, options, images, with_images, data=base)
     return _take(dataset, source, limit)
 
 
+_SHARD_SUFFIXES = (".tar", ".parquet")
 _PATH_SUFFIXES = {".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".zip", *TEXT_SUFFIXES, *IMAGE_SUFFIXES}
 _KINDS = (
     "a source is a folder of images, a captions file (COCO, Karpathy, Flickr8k/30k, JSONL, JSON), parquet, webdataset "
@@ -345,13 +386,17 @@ def _shards(where: str) -> list[str]:
     """Parquet or tar files that a path, a folder or a pattern names; all of one kind."""
     path = Path(where).expanduser()
     if path.is_dir():
-        for kind in ("tar", "parquet"):
-            if files := sorted(glob.glob(str(path / "**" / f"*.{kind}"), recursive=True)):
-                return files
+        below = [path / name for name in _files(path, _SHARD_SUFFIXES)[0]]
+    elif path.suffix.lower() not in _SHARD_SUFFIXES:
         return []
-    if path.suffix not in (".tar", ".parquet"):
-        return []
-    return [str(path)] if path.is_file() else sorted(glob.glob(str(path)))
+    else:
+        below = [path] if path.is_file() else [Path(file) for file in glob.glob(str(path))]
+    for kind in _SHARD_SUFFIXES:
+        if files := sorted(str(file) for file in below if file.suffix.lower() == kind):
+            if others := sorted(str(file) for file in below if file.suffix.lower() != kind):
+                skip(f"parquet files beside {kind} files", others[0], len(others))
+            return files
+    return []
 
 
 def _take(dataset: ImageSource, source: Source, limit: int | None) -> ImageSource:

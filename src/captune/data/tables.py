@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+from collections import Counter
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
 from datasets import (
     Dataset,
     DatasetDict,
@@ -21,7 +25,8 @@ from datasets import (
 )
 
 from captune.data.images import IMAGE_SUFFIXES
-from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, as_references, first_key
+from captune.data.paths import ImageFolder
+from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, Blanks, as_id, as_references, first_key, nfc
 from captune.errors import SourceError
 
 logger = logging.getLogger(__name__)
@@ -36,19 +41,19 @@ def load_saved(path: Path, split: str | None) -> Dataset:
     return _one_split(datasets.load_from_disk(str(path)), str(path), split)
 
 
-def load_shards(files: list[str], stream: bool) -> Dataset | IterableDataset:
-    """Load local parquet or webdataset files.
+def load_parquet(files: list[str], stream: bool) -> Dataset | IterableDataset:
+    """Load local parquet files.
 
     Raises:
         SourceError: if they cannot be read.
     """
-    kind = "webdataset" if files[0].endswith(".tar") else "parquet"
+    patterns = [glob.escape(name) for name in files]  # `datasets` takes every path for a pattern
     try:
-        return datasets.load_dataset(kind, data_files={"train": files}, split="train", streaming=stream)
+        return datasets.load_dataset("parquet", data_files={"train": patterns}, split="train", streaming=stream)
     except Exception as error:  # datasets wraps whatever went wrong in the files in several classes of its own
         cause = error.__cause__ or error
         more = " …" if len(files) > 1 else ""
-        raise SourceError(f"{files[0]}{more} cannot be read as {kind}: {_line(cause)}") from error
+        raise SourceError(f"{files[0]}{more} cannot be read as parquet: {_line(cause)}") from error
 
 
 def load_hub(name: str, config: str | None, split: str | None, streaming: bool) -> Dataset | IterableDataset:
@@ -85,7 +90,7 @@ def _line(error: BaseException) -> str:
 
 
 def normalise(
-    dataset: Any, name: str, options: Mapping[str, str], folder: Path, with_images: bool
+    dataset: Any, name: str, options: Mapping[str, str], folder: Path, with_images: bool, data: Path | None = None
 ) -> Dataset | IterableDataset:
     """Return the dataset with columns image ({"bytes", "path"}), image_id and references.
 
@@ -97,9 +102,11 @@ def normalise(
         options: `image`, `caption` and `id` name columns that are not found by themselves.
         folder: what relative image paths are relative to.
         with_images: False leaves the images out.
+        data: the folder that the tables are in, if it is another one; paths may lead there too.
 
     Raises:
-        SourceError: if a column is missing or of an unknown type.
+        SourceError: if an id is missing, two images have one, a path leads out of the folder, or a column is missing or
+            of an unknown type.
     """
     columns = dataset.column_names or list(next(iter(dataset)))
     for key in ("image", "caption", "id"):
@@ -110,15 +117,18 @@ def normalise(
         raise SourceError(f"{name} has no column of images; it has {', '.join(columns)}; name one with ?image=COLUMN")
     id_column = options.get("id") or first_key(set(columns) - set(images), ID_KEYS)
     caption = options.get("caption") or first_key(columns, REFERENCE_KEYS)
+    where = ImageFolder(name, folder, folder if data is None else data)
     if isinstance(dataset, IterableDataset):
-        return _normalise_stream(dataset, images, id_column, caption, folder, name)
-    references = [as_references(value) for value in dataset[caption]] if caption else [[] for _ in range(len(dataset))]
-    ids = [str(value) for value in dataset[id_column]] if id_column else [f"{i:06d}" for i in range(len(dataset))]
+        return _normalise_stream(dataset, images, id_column, caption, where, name)
+    references = _references(_values(dataset, caption), name) if caption else [[] for _ in range(len(dataset))]
+    ids = _ids(_values(dataset, id_column), name, id_column) if id_column else [f"{i:06d}" for i in range(len(dataset))]
+    if images and len(set(ids)) < len(ids):
+        _same_images(dataset, images, ids, name, id_column)
     ids, references, first = _group(ids, references, name, id_column)
     keep = [column for column in columns if column in KEPT]
     result = dataset.select_columns([*(images if with_images else []), *keep])
     if with_images:
-        result = _one_image_column(result, images, folder, name)
+        result = _one_image_column(result, images, where, name)
     if len(first) < len(dataset):
         result = result.select(first).flatten_indices()
     if not result.column_names:
@@ -159,15 +169,75 @@ def _group(
     return list(first), list(merged.values()), list(first.values())
 
 
-def _one_image_column(dataset: Dataset, images: list[str], folder: Path, name: str) -> Dataset:
+def _values(dataset: Dataset, name: str) -> list[Any]:
+    """A column as Python values."""
+    feature = dataset.features[name]
+    if isinstance(feature, Value) or (isinstance(feature, List) and isinstance(feature.feature, Value)):
+        return list(dataset.select_columns([name]).with_format("arrow")[:][name].to_pylist())  # ten times as fast
+    return list(dataset[name])
+
+
+def _ids(values: list[Any], name: str, id_column: str) -> list[str]:
+    return [
+        nfc(value) if isinstance(value, str) and value.strip() else as_id(value, f"{name}, row {row} ({id_column})")
+        for row, value in enumerate(values, start=1)
+    ]
+
+
+def _references(values: list[Any], name: str) -> list[list[str]]:
+    blanks, made = Blanks(), []
+    for row, value in enumerate(values, start=1):
+        references = as_references(value)
+        if blanks.remove(references):
+            blanks.note(f"{name}, row {row}")
+        made.append(references)
+    blanks.say()
+    return made
+
+
+def _same_images(dataset: Dataset, images: list[str], ids: list[str], name: str, id_column: str | None) -> None:
+    """Refuse an id that stands beside two different images."""
+    repeated = {image_id for image_id, count in Counter(ids).items() if count > 1}
+    first: dict[str, tuple[int, Any]] = {}
+    columns = _undecoded(dataset.select_columns(images), images).with_format("arrow")
+    for start in range(0, len(dataset), 100):
+        batch = columns[start : start + 100]
+        for row in range(batch.num_rows):
+            image_id = ids[start + row]
+            if image_id not in repeated:
+                continue
+            values = [_identity(batch[column][row].as_py()) for column in images]
+            number, other = first.setdefault(image_id, (start + row + 1, values))
+            if other != values:
+                raise SourceError(
+                    f"{name}: rows {number} and {start + row + 1} have the id {image_id!r} ({id_column}) and different "
+                    "images; give each image its own id"
+                )
+
+
+def _identity(value: Any) -> Any:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    return sha256(data).digest() if isinstance(data, bytes) else value
+
+
+def _undecoded(dataset: Dataset, images: list[str]) -> Dataset:
+    """Return the dataset with its image columns as {"bytes", "path"}."""
+    for column in images:
+        if isinstance(dataset.features[column], Image):
+            dataset = dataset.cast_column(column, Image(decode=False))
+    return dataset
+
+
+def _one_image_column(dataset: Dataset, images: list[str], where: ImageFolder, name: str) -> Dataset:
     feature = dataset.features[images[0]]
     if len(images) == 1 and (isinstance(feature, Image) or feature == Value("binary") or isinstance(feature, dict)):
         if isinstance(feature, dict) and set(feature) != {"bytes", "path"}:
             raise SourceError(f"{name}: the column {images[0]!r} holds {', '.join(feature)}, not bytes and path")
         dataset = dataset.cast_column(images[0], Image(decode=False))
-        return dataset if images[0] == "image" else dataset.rename_column(images[0], "image")
+        dataset = dataset if images[0] == "image" else dataset.rename_column(images[0], "image")
+        return _with_pairs(dataset, where) if _has_paths(dataset) else dataset
     if len(images) == 1 and feature in (Value("string"), Value("large_string")):
-        pairs: list[Any] = [_pair(value, folder, name) for value in dataset[images[0]]]
+        pairs: list[Any] = [_pair(value, where) for value in _values(dataset, images[0])]
         column = Dataset.from_dict({"image": pairs}, features=Features({"image": Image(decode=False)}))
         others = [key for key in dataset.column_names if key not in images]
         return concatenate_datasets([column, dataset.select_columns(others)], axis=1) if others else column
@@ -180,16 +250,31 @@ def _one_image_column(dataset: Dataset, images: list[str], folder: Path, name: s
     raise SourceError(f"{name}: the column {images[0]!r} is {feature}, not images; name another with ?image=COLUMN")
 
 
-def _pair(value: Any, folder: Path, name: str) -> dict[str, Any] | None:
+def _has_paths(dataset: Dataset) -> bool:
+    """Whether an image of the column `image` is a path alone, without bytes."""
+    columns = dataset.select_columns(["image"]).with_format("arrow")
+    for start in range(0, len(dataset), 10_000):
+        column = columns[start : start + 10_000]["image"]
+        data, path = pc.struct_field(column, "bytes"), pc.struct_field(column, "path")
+        if pc.any(pc.and_(pc.is_null(data), pc.is_valid(path))).as_py():
+            return True
+    return False
+
+
+def _with_pairs(dataset: Dataset, where: ImageFolder) -> Dataset:
+    return dataset.map(
+        lambda row: {"image": _pair(row["image"], where)}, features=dataset.features, load_from_cache_file=False
+    )
+
+
+def _pair(value: Any, where: ImageFolder) -> dict[str, Any] | None:
+    """An image as {"bytes", "path"}; a path alone has to lead into the data's folder."""
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}
     if isinstance(value, str):
-        if value.startswith(("http://", "https://")):
-            raise SourceError(
-                f"{name} holds addresses of images, not images; fetch them first, for instance with img2dataset "
-                "(--output_format webdataset), and use the shards as the source"
-            )
-        return {"bytes": None, "path": str(folder / value)}
+        return {"bytes": None, "path": where.path(value)}
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+        return {"bytes": None, "path": where.path(value["path"])}
     return value
 
 
@@ -198,20 +283,29 @@ def _first_image(row: dict[str, Any], columns: list[str]) -> dict[str, Any]:
 
 
 def _normalise_stream(
-    dataset: IterableDataset, images: list[str], id_column: str | None, caption: str | None, folder: Path, name: str
+    dataset: IterableDataset,
+    images: list[str],
+    id_column: str | None,
+    caption: str | None,
+    where: ImageFolder,
+    name: str,
 ) -> IterableDataset:
-    features = dataset.features
+    features, blanks = dataset.features, Blanks()
     for column in images:
         if features is not None and isinstance(features[column], Image):
             dataset = dataset.cast_column(column, Image(decode=False))
 
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
-        image_id = str(row[id_column]) if id_column else f"{index:06d}"
-        image = _pair(_first_image(row, images)["image"], folder, name) or {"bytes": None, "path": None}
+        image_id = nfc(as_id(row[id_column], f"{name}, row {index + 1} ({id_column})")) if id_column else f"{index:06d}"
+        image = _pair(_first_image(row, images)["image"], where) or {"bytes": None, "path": None}
+        references = as_references(row[caption]) if caption else []
+        if blanks.remove(references):
+            blanks.note(f"{name}, row {index + 1}")
+            blanks.say()
         return {
             "image": image if image["path"] else {**image, "path": image_id},  # a name for errors
             "image_id": image_id,
-            "references": as_references(row[caption]) if caption else [],
+            "references": references,
         }
 
     columns = list(dataset.column_names or [])

@@ -12,6 +12,7 @@ from datasets import IterableDataset
 from captune.data import ImageSource, load_images
 from captune.data.columns import column, undecoded
 from captune.data.images import decoded_pixels, image_size
+from captune.data.readers import nfc
 from captune.errors import BadImage, CaptionFileError
 from captune.inference.contents import Content
 from captune.utils.files import jsonl_line, read_jsonl, replace_file
@@ -67,12 +68,12 @@ def windows(dataset: ImageSource, size: int, places: dict[str, int], done: froze
     if isinstance(dataset, IterableDataset):
         stream = enumerate(dataset)
         while piece := list(itertools.islice(stream, size)):
-            rows = [Row(index, str(row["image_id"]), row["image"]) for index, row in piece]
+            rows = [Row(index, nfc(str(row["image_id"])), row["image"]) for index, row in piece]
             for row in rows:
                 place(row.image_id, row.place)
             yield rows
         return
-    ids = [str(image_id) for image_id in column(dataset, "image_id")]
+    ids = [nfc(str(image_id)) for image_id in column(dataset, "image_id")]
     for index, image_id in enumerate(ids):
         place(image_id, index)
     for start in range(0, len(ids), size):

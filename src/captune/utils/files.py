@@ -6,6 +6,7 @@ Only a line feed ends a line: a caption may hold U+2028 or a vertical tab, where
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -50,7 +51,9 @@ def output_path(path: str | os.PathLike[str], *suffixes: str, what: str, folder:
     if "\0" in text:
         raise UsageError(f"{what}: {text!r} is no path")
     path = Path(text)
-    if os.path.abspath(path).startswith(("/dev/", "/proc/", "/sys/")):  # replaced by its temporary file, a device is lost
+    if os.path.abspath(path).startswith(
+        ("/dev/", "/proc/", "/sys/")
+    ):  # replaced by its temporary file, a device is lost
         raise UsageError(f"{what} are not written to {path}: name a file of a disk")
     ending = path.suffix.lower()
     if suffixes and ending and ending not in suffixes:
@@ -97,24 +100,70 @@ def read_file(path: str | os.PathLike[str], *, error: type[CaptuneError], larges
         raise error(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Hold back the garbage collector: of a hundred thousand rows in the making it looks at each many times over."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def parse_json(text: str | bytes, where: str, *, error: type[CaptuneError] = CaptionFileError) -> Any:
     """Parse JSON from outside; whatever is wrong with it is an `error` that names `where` and the line.
 
-    Refused besides what is no JSON: NaN and infinities, text that is not UTF-8, nesting that the parser cannot follow.
+    Refused besides what is no JSON: NaN and infinities, text that is not UTF-8, nesting that the parser cannot follow,
+    and a key that stands twice in one object (the parser would keep the last).
     """
     try:
-        return json.loads(text, parse_constant=_no_number)
+        text = _text(text)
+        return _JSON.decode(text)
     except json.JSONDecodeError as problem:
         place = f"line {problem.lineno}, column {problem.colno}"
         raise error(f"{where} is not valid JSON: {problem.msg} ({place})") from problem
     except RecursionError as problem:
         raise error(f"{where} is nested too deeply to be read") from problem
+    except _RepeatedKey as problem:
+        raise error(f"{where}{_lines_of(problem.key, text)}: {problem}") from problem
     except ValueError as problem:  # an encoding, a number of thousands of digits, NaN
         raise error(f"{where} is not valid JSON: {problem}") from problem
 
 
+def _text(text: str | bytes) -> str:
+    return text if isinstance(text, str) else text.decode(json.detect_encoding(text))
+
+
+class _RepeatedKey(ValueError):
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} stands twice in one object; keep one")
+        self.key = key
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKey(next(key for key in made if keys.count(key) > 1))
+    return made
+
+
+def _lines_of(key: str, text: str | bytes) -> str:
+    """Return ", lines 3 and 7" where a key that stands twice stands nowhere else, and not on one line."""
+    text = _text(text)
+    found = re.finditer(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", text)
+    lines = [text.count("\n", 0, place.start()) + 1 for place in found]
+    return f", lines {lines[0]} and {lines[1]}" if len(lines) == 2 and lines[0] < lines[1] else ""
+
+
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
+_ROWS = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def read_json(path: str | os.PathLike[str], *, error: type[CaptuneError] = CaptionFileError) -> Any:
@@ -319,14 +368,20 @@ def read_jsonl(path: str | os.PathLike[str], *, problems: list[str] | None = Non
     Raises:
         CaptionFileError: for an invalid line, if no `problems` are given.
     """
-    path = Path(path)
-    lines = read_file(path, error=CaptionFileError).split(b"\n")
-    rows = []
+    return [row for _, row in jsonl_rows(path, problems=problems)]
+
+
+def jsonl_rows(
+    path: str | os.PathLike[str], *, problems: list[str] | None = None, whole: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, row) as `read_jsonl` reads them; `whole`: a torn last line and NaN are errors too."""
+    path, decode = Path(path), (_JSON if whole else _ROWS).decode
+    lines = read_file(path, error=CaptionFileError).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line if problems is None else line.decode("utf-8", "replace"))
+            row = decode(line.decode("utf-8", "strict" if problems is None else "replace"))
             if not isinstance(row, dict):
                 raise ValueError(f"expected a JSON object, found {type(row).__name__}")
         except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
@@ -334,13 +389,13 @@ def read_jsonl(path: str | os.PathLike[str], *, problems: list[str] | None = Non
                 why = f"JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else "a JSON object"
                 problems.append(f"{path.name} line {number} is not {why}; it was left out.")
                 continue
-            if number == len(lines):
+            if number == len(lines) and not whole and not isinstance(error, _RepeatedKey):
                 logger.warning("%s: the last line (%d) is cut off and left out", path, number)
                 break
-            why = "nested too deeply to be read" if isinstance(error, RecursionError) else error
-            raise CaptionFileError(f"{path}, line {number}: {why}") from error
-        rows.append(row)
-    return rows
+            why = "nested too deeply to be read" if isinstance(error, RecursionError) else str(error)
+            cut = " (the file may be cut off)" if number == len(lines) else ""
+            raise CaptionFileError(f"{path}, line {number}: {why}{cut}") from error
+        yield number, row
 
 
 def cut_torn_line(path: Path) -> None:

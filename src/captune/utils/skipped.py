@@ -15,28 +15,30 @@ from contextvars import ContextVar
 logger = logging.getLogger(__name__)
 SHOWN = 3  # items named for each reason
 
-_COUNTS: ContextVar[dict[str, dict[str, None]] | None] = ContextVar("skipped", default=None)
+_COUNTS: ContextVar[dict[str, dict[str, int]] | None] = ContextVar("skipped", default=None)
 
 
-def skip(reason: str, item: str) -> None:
+def skip(reason: str, item: str, count: int = 1) -> None:
     """Count an item that is left out; the same item of the same reason counts once.
 
     Args:
         reason: what the items of this kind are, in the plural, such as "images that cannot be opened".
         item: the item, with why if the reason does not say it.
+        count: how many there are, where `item` is the first of many.
     """
+    more = f" and {count - 1} more" if count > 1 else ""
     counts = _COUNTS.get()
     if counts is None:
-        logger.warning("left out (%s): %s", reason, item)
+        logger.warning("left out (%s): %s%s", reason, item, more)
     else:
-        logger.info("left out (%s): %s", reason, item)
-        counts.setdefault(reason, {}).setdefault(item)
+        logger.info("left out (%s): %s%s", reason, item, more)
+        counts.setdefault(reason, {})[item] = count
 
 
 @contextmanager
-def counting() -> Iterator[dict[str, dict[str, None]]]:
+def counting() -> Iterator[dict[str, dict[str, int]]]:
     """Yield {reason: its items}, which holds what is skipped inside."""
-    counts: dict[str, dict[str, None]] = {}
+    counts: dict[str, dict[str, int]] = {}
     token = _COUNTS.set(counts)
     try:
         yield counts
@@ -44,10 +46,12 @@ def counting() -> Iterator[dict[str, dict[str, None]]]:
         _COUNTS.reset(token)
 
 
-def sentences(counts: dict[str, dict[str, None]]) -> list[str]:
+def sentences(counts: dict[str, dict[str, int]]) -> list[str]:
     """Say what was left out: a line for each reason, with its number and its first items."""
     said = []
     for reason, items in counts.items():
-        named = [*list(items)[:SHOWN], *([f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else [])]
-        said.append(f"left out {len(items)}: {reason} ({'; '.join(named)})")
+        named, total = list(items)[:SHOWN], sum(items.values())
+        if total > len(named):
+            named.append(f"and {total - len(named)} more")
+        said.append(f"left out {total}: {reason} ({'; '.join(named)})")
     return said

@@ -1,0 +1,209 @@
+"""Webdataset shards: tar files whose members of one key make a sample, read without unpacking anything.
+
+A member's key is its name without its longest known extension, compared without case; dots in names stay, so that
+``000/22.05.jpg`` and ``000/22.06.jpg`` are two samples. The members of a sample may lie anywhere in a shard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from datasets.arrow_writer import ArrowWriter
+
+from captune.data.images import IMAGE_SUFFIXES
+from captune.data.readers import BLANK, REFERENCE_KEYS, Blanks, as_references, first_key, nfc
+from captune.errors import SourceError
+from captune.utils.files import parse_json, replace_file
+from captune.utils.hashing import fingerprint
+from captune.utils.skipped import skip
+
+FEATURES = Features({"image": Image(decode=False), "image_id": Value("string"), "references": List(Value("string"))})
+CAPTION_SUFFIXES = (".txt", ".caption", ".json")
+_FORMAT = 1  # of what is kept in the cache
+
+Row = dict[str, Any]
+Skips = dict[str, list[Any]]
+
+
+def load_webdataset(files: list[str], options: dict[str, str], *, stream: bool, images: bool) -> Any:
+    """Load local shards as a dataset of image, image_id (the key) and references.
+
+    Args:
+        files: the tar files, in order.
+        options: `image`: the one suffix that images have; `caption`: the suffix of the captions (txt, caption, json),
+            or the key inside .json that holds them.
+        stream: read the shards as they come, instead of copying them into the cache of `datasets` first.
+        images: False leaves the images out.
+
+    Raises:
+        SourceError: a shard that is damaged or cannot be read, or two samples of one key.
+    """
+    if "id" in options:
+        raise SourceError(f"{files[0]}: the id of a sample is its key in the shard; leave ?id={options['id']} out")
+    for name in files:
+        if not os.path.isfile(name):
+            raise SourceError(f"{name} is no file")
+    if not images:
+        rows = list(_samples(files, options, images=False))
+        return Dataset.from_dict(
+            {name: [row[name] for row in rows] for name in ("image_id", "references")},
+            features=Features({name: FEATURES[name] for name in ("image_id", "references")}),
+        )
+    if stream:
+        return IterableDataset.from_generator(
+            _samples, features=FEATURES, gen_kwargs={"files": files, "options": options}
+        )
+    return _cached(files, options)
+
+
+def _cached(files: list[str], options: dict[str, str]) -> Dataset:
+    """The samples in the cache of `datasets`, written there unless the same files were before."""
+    states = [(os.path.abspath(name), os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in files]
+    mark = fingerprint(json.dumps([_FORMAT, states, sorted(options.items())]))
+    kept = Path(datasets.config.HF_DATASETS_CACHE) / "captune" / mark
+    table, notes = kept / "samples.arrow", kept / "skipped.json"
+    if not (table.is_file() and notes.is_file()):
+        kept.mkdir(parents=True, exist_ok=True)
+        skips: Skips = {}
+        temporary = kept / f".samples.{os.getpid()}.arrow"
+        try:
+            with ArrowWriter(path=str(temporary), features=FEATURES, writer_batch_size=100) as writer:
+                for row in _samples(files, options, skips=skips):
+                    writer.write(row)
+                written, _ = writer.finalize()
+            if not written:
+                raise SourceError(f"{files[0]} holds no images (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
+            os.replace(temporary, table)
+        finally:
+            temporary.unlink(missing_ok=True)
+        replace_file(notes, json.dumps(skips))
+    for reason, (item, count) in parse_json(notes.read_bytes(), str(notes), error=SourceError).items():
+        skip(reason, item, count)
+    return Dataset.from_file(str(table))
+
+
+def _samples(
+    files: list[str], options: dict[str, str], images: bool = True, skips: Skips | None = None
+) -> Iterator[Row]:
+    """Yield the samples of shards in the order in which their first members come; what is left out is counted."""
+    found: Skips = {} if skips is None else skips
+    blanks = Blanks()
+    seen: dict[str, str] = {}
+    try:
+        for name in files:
+            with open(name, "rb") as file:
+                for key, members in _index(name, file, options, found).items():
+                    if nfc(key) in seen:
+                        raise SourceError(
+                            f"two samples share the key {key!r}: in {seen[nfc(key)]} and {name}; rename one"
+                        )
+                    seen[nfc(key)] = name
+                    place = f"{name}: {key}"
+                    if "" not in members:
+                        _count(found, "captions in shards without an image of their key", place)
+                        continue
+                    references = _captions(file, members, place, options)
+                    if blanks.remove(references):
+                        blanks.note(place)
+                    row: Row = {"image_id": nfc(key), "references": references}
+                    if images:
+                        member = members[""]
+                        row["image"] = {"bytes": _read(file, member, name), "path": member.name}
+                    yield row
+    finally:  # a stream may not be read to its end
+        if blanks.count:
+            found[BLANK] = [blanks.first, blanks.count]
+        if skips is None:
+            for reason, (item, count) in found.items():
+                skip(reason, item, count)
+
+
+def _count(found: Skips, reason: str, item: str) -> None:
+    found.setdefault(reason, [item, 0])[1] += 1
+
+
+def _index(name: str, file: Any, options: dict[str, str], found: Skips) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """{key: {"": its image, ".txt": …}} of a shard, from the headers alone.
+
+    Raises:
+        SourceError: for a damaged shard, or a key with two images or two captions of one kind.
+    """
+    wanted = {f".{options['image'].lower().lstrip('.')}"} if "image" in options else IMAGE_SUFFIXES
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                base = member.name.rpartition("/")[2]
+                if member.isdir() or base.startswith("."):
+                    continue
+                if not member.isreg() or member.issparse():
+                    _count(found, "members of shards that are no plain files", f"{name}: {member.name}")
+                    continue
+                stem, suffix = os.path.splitext(member.name)
+                suffix = suffix.lower()
+                kind = "" if suffix in wanted else suffix
+                if kind and kind not in CAPTION_SUFFIXES:
+                    _count(
+                        found, f"{suffix or 'nameless'} members of shards, which are not read", f"{name}: {member.name}"
+                    )
+                    continue
+                sample = samples.setdefault(stem, {})
+                if (first := sample.setdefault(kind, member)) is not member:
+                    raise SourceError(
+                        f"{name}: the key {stem!r} has two {'captions' if kind else 'images'}, {first.name} and "
+                        f"{member.name}; rename or remove one" + ("" if kind else ", or choose a kind with ?image=jpg")
+                    )
+            end = tar.offset
+        file.seek(end)
+        if file.read(512).strip(b"\0"):
+            raise SourceError(f"{name} is damaged at byte {end}: what follows is no member of a tar file")
+    except tarfile.TarError as error:
+        raise SourceError(f"{name} cannot be read as a tar file: {error}; copy it again") from error
+    return samples
+
+
+def _read(file: Any, member: tarfile.TarInfo, name: str) -> bytes:
+    file.seek(member.offset_data)
+    data: bytes = file.read(member.size)
+    if len(data) < member.size:
+        raise SourceError(f"{name} is cut off inside {member.name}; copy it again")
+    return data
+
+
+def _captions(file: Any, members: dict[str, tarfile.TarInfo], place: str, options: dict[str, str]) -> list[str]:
+    """The captions of a sample: of .txt, else .caption, else those inside .json."""
+    chosen = options.get("caption", "")
+    kind = f".{chosen.lower().lstrip('.')}"
+    if kind in CAPTION_SUFFIXES:
+        kinds: tuple[str, ...] = (kind,)
+    else:
+        kinds = (".json",) if chosen else CAPTION_SUFFIXES
+    references: list[str] = []
+    for suffix in kinds:
+        if suffix not in members or any(references):
+            continue
+        member = members[suffix]
+        data = _read(file, member, place)
+        if suffix != ".json":
+            try:
+                references = [data.decode("utf-8-sig").strip()]
+            except UnicodeDecodeError as error:
+                raise SourceError(f"{place}: {member.name} is not UTF-8 text: {error}") from error
+            continue
+        content = parse_json(data, f"{place}: {member.name}", error=SourceError)
+        if isinstance(content, dict):
+            key = chosen if chosen and kind != ".json" else first_key(content, REFERENCE_KEYS)
+            content = [] if key is None or key not in content else content[key]
+        try:
+            references += as_references(content)
+        except SourceError as error:
+            raise SourceError(f"{place}: {member.name}: {error}") from error
+    return references
