@@ -19,7 +19,7 @@ TORCH_OPTIONS := --retries 1 --timeout 60 $(if $(TORCH_INDEX),--extra-index-url 
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo report doctor storybook study cim zero-label har lint format docs clean
+.PHONY: help install test demo report doctor storybook study resume-matrix cim zero-label har lint format docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,9 @@ storybook: $(STAMP)  ## rebuild the embedded models from nothing
 
 study: $(STAMP)  ## run what a study misses: make study NAME=vizer (cim, har, zero_label, scorers)
 	$(PY) -m studies $(or $(NAME),vizer) $(ARGS)
+
+resume-matrix: $(STAMP)  ## kill every method at every file event, resume, compare; hours
+	$(PY) benchmarks/behaviour/resume_matrix.py --random 1000 --output benchmarks/behaviour/resume_matrix
 
 cim har zero-label: $(STAMP)
 	$(PY) -m studies $@ $(ARGS)

@@ -471,10 +471,6 @@ def main() -> None:
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", MPLBACKEND="agg")
     import torch
 
-    import captune.cli.main
-    import captune.evaluation.run
-    import captune.inference.job
-    import captune.report
     from captune.cli.train import METHODS as CONFIGS
 
     torch.set_num_threads(1)

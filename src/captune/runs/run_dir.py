@@ -375,7 +375,7 @@ class RunDir:
     def _rewind(self) -> None:
         known = [n for name, n in self._milestones().items() if (self.path / name).exists()]
         found = [path for folder in (self.path, *self.path.glob("round-*")) for path in checkpoints.checkpoints(folder)]
-        marked = [checkpoints.facts(path).get("lines") for path in found]
+        marked: list[Any] = [checkpoints.facts(path).get("lines") for path in found]
         if None in marked:  # of an earlier version: by steps
             self.rewind(self.steps_done(self.config.get("max_steps", 0)), keep="mapper_loss")
             return

@@ -214,3 +214,21 @@ def test_the_paper_preset_is_the_literal_reading(tmp_path: Path) -> None:
     assert (settings.lora_r, settings.weight_decay) == (4, 0.01)
     literal = ViZerConfig(model="", images="-", output=tmp_path, **PRESETS["paper"])
     assert (literal.lora_r, literal.lora_alpha, literal.lora_dropout) == (32, 64, 0.1)
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("objective", ["latent", "reward"])
+def test_a7_a_half_written_mapper_is_named_and_fitted_again(
+    tiny_folder: Any, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, objective: Any
+) -> None:
+    settings = {"model": str(tiny_folder("idefics3")), "images": photos, "objective": objective, "rounds": 1}
+    whole = run(config(tmp_path / "whole", **settings))
+    cut_run(config(tmp_path / "cut", **settings), 1, monkeypatch)
+    folder = RunDir(tmp_path / "cut" / ("round-1" if objective == "reward" else ".")).mapper
+    file = folder / "config.json"
+    file.write_text(file.read_text()[:20])
+    resumed = run(config(tmp_path / "cut", **settings))
+    assert results(resumed) == results(whole)
+    assert f"{folder} cannot be read and is fitted again" in caplog.text and "config.json" in caplog.text
+    steps = [[row["step"] for row in each.metrics() if "mapper_loss" in row] for each in (whole, resumed)]
+    assert steps[0] == steps[1]
