@@ -60,7 +60,7 @@ def _module_settings(module: Any) -> Iterator[bytes]:
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
     """Return what decides a tokenizer's tokens, as JSON; what a call leaves behind (padding, truncation) is not it."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     rules: Any = tokenizer.get_vocab()
     if hasattr(backend, "to_str"):
         rules = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}

@@ -90,9 +90,10 @@ def assemble(
 def _language_model(name: str, dtype: Any) -> tuple[Any, Any]:
     source = hub.resolve(name, what="language model", example="mistralai/Mistral-7B-v0.3")
     try:
-        lm, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
+        lm, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = first_line(error).rstrip(".") + hub.how_to_get(name, source)

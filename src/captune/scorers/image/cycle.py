@@ -219,7 +219,7 @@ def _identity(pipeline: Any) -> str:
 
 
 def _settings(part: Any) -> Any:
-    config = getattr(part, "config", None)
+    config: Any = getattr(part, "config", None)
     config = config.to_dict() if hasattr(config, "to_dict") else config
     return [type(part).__name__, dict(config) if isinstance(config, Mapping) else None]
 
