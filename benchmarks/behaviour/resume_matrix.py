@@ -207,7 +207,8 @@ class Events:
             path, mode, flags = args
             writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) or any(c in (mode or "") for c in "wax+")
             if writes:
-                self.happen("append" if "a" in (mode or "") else "open", path)
+                kind = "append" if "a" in (mode or "") else "update" if "r" in (mode or "") else "open"
+                self.happen(kind, path)  # an update cuts nothing when it opens
         elif event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"):
             self.happen(event[3:], args[0])
 
