@@ -46,9 +46,15 @@ def neutral(config: GenerationConfig | None) -> GenerationConfig:
     """Return a generation config that changes no decoding: which tokens begin and end, and the default length, stay.
 
     Decoding follows the caller alone: a checkpoint's generation_config.json (Qwen2-VL ships top_k=1, others
-    no_repeat_ngram_size or min_new_tokens) would change what is sampled, searched and trained on.
+    no_repeat_ngram_size or min_new_tokens) would change what is sampled, searched and trained on. Saved with the model
+    is what the checkpoint said.
     """
-    return GenerationConfig(**{name: getattr(config, name, None) for name in _KEPT})
+
+    class Neutral(GenerationConfig):
+        def save_pretrained(self, *arguments: Any, **settings: Any) -> None:
+            (config or super()).save_pretrained(*arguments, **settings)
+
+    return Neutral(**{name: getattr(config, name, None) for name in _KEPT})
 
 
 def positions_of(config: Any) -> int | None:
@@ -85,7 +91,6 @@ class Captioner:
         prompt: the text beside the image.
         eos_ids: the tokens that end a caption; training appends the first.
         vision_cache: what `share_vision` installed last, if anything.
-        checkpoint_generation: the checkpoint's generation config, which `merge` saves; the model gets a neutral one.
 
     Args:
         model: of `AutoModelForImageTextToText`.
@@ -107,7 +112,6 @@ class Captioner:
         self._check_prompt()
         self.vision_cache: vision.VisionCache | None = None
         self.eos_ids = self._eos_ids()
-        self.checkpoint_generation = model.generation_config
         model.generation_config = neutral(model.generation_config)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.eos_ids[0])
@@ -689,11 +693,7 @@ class Captioner:
             CaptionerError: the base weights are in 4 bits.
         """
         self.merge_adapter()
-        neutral_config, self.core.generation_config = self.core.generation_config, self.checkpoint_generation
-        try:
-            self.core.save_pretrained(output)
-        finally:
-            self.core.generation_config = neutral_config
+        self.core.save_pretrained(output)
         self.processor.save_pretrained(output)
         return Path(output)
 
