@@ -138,7 +138,7 @@ def test_epochs_count_passes(tiny_folder: Callable[[str], Path], tmp_path: Path)
 def test_what_is_rewarded_cannot_watch(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="part of the reward"):
         run(config(tmp_path / "run", tiny_folder("idefics3"), reward="clip - 0.1*length", watch="clip"))
-    with pytest.raises(ValueError, match="--eval-steps must be at least 1"):
+    with pytest.raises(ValueError, match="--eval-steps: 0 must be at least 1"):
         config(tmp_path / "other", tmp_path, eval_steps=0)
     assert grpo.PRESETS.keys() == {"captune", "cim"}
 
