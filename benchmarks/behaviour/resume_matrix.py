@@ -221,7 +221,7 @@ class Events:
         os.write(self.sink, f"EVENT {kind} {os.path.relpath(path, self.folder)}\n".encode())
         self.count += 1
         if self.kill is not None and self.count == self.kill[0] + 1:
-            if self.kill[1] == "torn":
+            if self.kill[1] == "torn" and kind in ("open", "append", "save"):
                 self.kill = None
                 tear(kind, path)
             os.kill(os.getpid(), signal.SIGKILL)

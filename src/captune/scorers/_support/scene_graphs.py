@@ -124,12 +124,13 @@ class GraphScorer(Scorer):
         self._graphs = _newest(self._graphs, found)
         return [found[one] for one in captions], [[found[one] for one in own] for own in references]
 
-    def embed_graphs(self, graphs: Sequence[SceneGraph]) -> None:
-        """Encode every phrase of these graphs."""
+    def embed_graphs(self, graphs: Sequence[SceneGraph], *, alone: bool = False) -> None:
+        """Encode every phrase of these graphs; `alone`: each by itself, so that its bits depend on no other phrase."""
         found: list[str] = []
         for graph in dict.fromkeys(graphs):
             found += [*graph.objects, *(attribute for _, attribute in graph.attributes), *map(text, graph.relations)]
-        self.embed(found)
+        for phrases in [[phrase] for phrase in found] if alone else [found]:
+            self.embed(phrases)
 
     def embed(self, phrases: Sequence[str]) -> None:
         """Encode what is not known yet, all at once: many small calls of the encoder are slow."""
