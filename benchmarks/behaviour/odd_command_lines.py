@@ -1,3 +1,4 @@
+# ruff: noqa: E501  a table of odd texts
 """About a thousand odd command lines: does each end in a sentence, in time, and never with a quietly wrong result?
 
     python -m benchmarks.behaviour.odd_command_lines [--only KIND] [--show]
@@ -5,7 +6,7 @@
 Every line runs in a process forked from one that has the libraries loaded, with a limit of 60 seconds. A line is a
 *traceback* if an exception, the words "Traceback" or captune's own "internal error" appear, a *hang* if it is not done
 in time, and *silently wrong* if it should be refused and is not, or should work and does not. The last rows measure the
-memory of one batch of eight images of 177 megapixels.
+memory of one batch of eight images of 177 megapixels. Root leaves out the lines that write to devices.
 """
 
 from __future__ import annotations
@@ -222,7 +223,14 @@ METHODS: dict[str, list[str]] = {
     "grpo": ["--model", "storybook", "--images", "storybook:train?n=40", "--reward", "cider"],
     "sft": ["--model", "storybook", "--images", "storybook:train?n=40"],
     "scst": ["--model", "storybook", "--images", "storybook:train?n=40", "--reward", "cider"],
-    "har": ["--image-encoder", "storybook-clip", "--language-model", "storybook-lm", "--images", "storybook:train?n=40"],
+    "har": [
+        "--image-encoder",
+        "storybook-clip",
+        "--language-model",
+        "storybook-lm",
+        "--images",
+        "storybook:train?n=40",
+    ],
     "sc-captioner": ["--model", "storybook", "--images", "storybook:train?n=40"],
 }
 NEVER = ["nan", "-inf", "1e999", "", "abc", "010", "1_0", "9" * 30, "-1", "1e400", "0x10", "٣", "1;2", "inf"]
@@ -247,7 +255,7 @@ ODD_SOURCES = [
 ODD_EXPRESSIONS = [
     "", ",", "cidr", "cider +", "+ ", "cider cider", "cider * cider", "(cider)", "cider/2", "1e400*cider", "0*cider",
     "nan*cider", "inf*cider", "1e-400*cider", "-1e400*cider", "cider - cider", "2*3*cider", "cider**2", "cider + 5", "5",
-    "cider:x", "cider:?x=1", "bleu:?n=0", "bleu:9", "clip:", "clip:nowhere/x", "clip:?w=nan", "clip:?w=", "clip:?w=1&w=2",
+    "cider:x", "cider:?x=1", "bleu:?n=0", "bleu:9", "clip:nowhere/x", "clip:?w=nan", "clip:?w=", "clip:?w=1&w=2",
     "clip:?w", "self_retrieval:?k=0", "self_retrieval:?k=x", "self_retrieval:?n=0", "self_retrieval:?seed=-1",
     "repetition:?n=0", "repetition:?n=99999999999", "repetition:?n=abc", "diversity:?n=9", "grc", "grc:nowhere", "grc:none",
     "grc:photos?k=0", "qir:caps.jsonl", "vizer", "vizer:nowhere", "vizer:none", "vizer:photos", "file.py:f", "none.py:f",
@@ -259,7 +267,7 @@ ODD_EXPRESSIONS = [
     "cider;bleu", "bleu|cider", "spice:?timeout=0", "spice:?timeout=nan", "meteor:?memory=", "x" * 20_000, "cider+" * 5_000,
 ]  # fmt: skip
 ODD_DECODERS = [
-    "", "cgf:2", "cfg:", "cfg:nan", "cfg:inf", "cfg:0", "cfg:-1", "cfg:1e9", "cfg:x", "cfg:2:3", "cfg:2?x=1", "cfg:?scale=",
+    "", "cgf:2", "cfg:nan", "cfg:inf", "cfg:0", "cfg:-1", "cfg:1e9", "cfg:x", "cfg:2:3", "cfg:2?x=1", "cfg:?scale=",
     "cfg:2?scale=3", "contrastive:-1", "contrastive:inf", "contrastive:0.5?beta=2", "contrastive:0.5?beta=nan",
     "contrastive:1e30", "contrastive:0.5?beta=0.1&beta=0.2", "best-of:0:length", "best-of:-1", "best-of:100000000:length",
     "best-of:1e8:length", "best-of:8:nothing", "best-of:8:cider", "best-of:8:(length)", "best-of:8:1e400*length",
@@ -299,7 +307,12 @@ def lines(folder: Path) -> Iterator[Line]:
             yield Line("yaml", [verb, *METHODS[verb], "--output", "o", "--config", config])
     files = [*(f"json_{name}.json" for name in ODD_JSON), *(f"lines_{name}.jsonl" for name in ODD_LINES), *ODD_TABLES]
     for source in [*ODD_SOURCES, *files]:
-        yield Line("sources", ["caption", "--model", "storybook", "--images", source, "--output", "o.jsonl", "--limit", "4"])
+        many = source.startswith("storybook:test?n=") and source[17:] in (
+            "1000000000",
+            "9" * 22,
+        )  # four of them are made
+        argv = ["caption", "--model", "storybook", "--images", source, "--output", "o.jsonl", "--limit", "4"]
+        yield Line("sources", argv, not many)
         odd = source in ("json_nan.json",)
         yield Line("sources", ["evaluate", "caps.jsonl", "--references", source, "--no-cache"], None if odd else True)
         yield Line("sources", ["sft", "--model", "storybook", "--images", source, "--output", "o", "--max-steps", "1"])
@@ -332,10 +345,29 @@ def lines(folder: Path) -> Iterator[Line]:
     for prompt in ("", "🦊", "\x01", "Describe", "</s>"):
         yield Line("prompts", [*caption, "--prompt", prompt, "--limit", "1", "--overwrite"], None)
     models = sorted(path.name for path in folder.glob("model_*"))
-    for model in [*models, "none", "loop", "nowhere/x/y", "./nowhere", "photos", "caps.jsonl", "/dev/zero", "storybok", "", "a" * 5000]:
+    for model in [
+        *models,
+        "none",
+        "loop",
+        "nowhere/x/y",
+        "./nowhere",
+        "photos",
+        "caps.jsonl",
+        "/dev/zero",
+        "storybok",
+        "",
+        "a" * 5000,
+    ]:
         yield Line("models", ["caption", "--model", model, "--images", here[0], "--output", "o.jsonl"])
         yield Line("models", ["merge", "--model", model, "--adapter", "adapter_none", "--output", "o"])
-    for adapter in [*sorted(path.name for path in folder.glob("adapter_*")), "nowhere", "photos", "loop", "/dev/null", ""]:
+    for adapter in [
+        *sorted(path.name for path in folder.glob("adapter_*")),
+        "nowhere",
+        "photos",
+        "loop",
+        "/dev/null",
+        "",
+    ]:
         yield Line("models", [*caption, "--adapter", adapter])
         yield Line("models", ["sft", *METHODS["sft"], "--output", "o", "--max-steps", "1", "--adapter", adapter])
     for run in sorted(path.name for path in folder.glob("run_*")):
@@ -435,13 +467,19 @@ def _child(argv: list[str], folder: Path, out: Path) -> None:
 
 
 def judge(line: Line, done: dict[str, Any]) -> str:
-    """"" for a line that ended as it should, or traceback, hang or silent."""
+    """ "" for a line that ended as it should, or traceback, hang or silent."""
     if done["code"] is None:
         return "hang"
     if "Traceback (most" in done["said"] or "internal error" in done["said"] or done["code"] not in (0, 1, 2):
         return "traceback"
     refused = done["code"] in (1, 2) and ("captune" in done["said"] or "error:" in done["said"])
     return "" if line.refused is None or line.refused == refused else "silent"
+
+
+def _harms(line: Line) -> bool:
+    """Whether a fault in what is tried could cost this machine a device: root may replace /dev/stdout by a file."""
+    outputs = [after for word, after in itertools.pairwise(line.argv) if word == "--output"]
+    return os.geteuid() == 0 and any(output.startswith(("/dev/", "/proc/")) for output in outputs)
 
 
 def batch_memory(folder: Path) -> dict[str, Any]:
@@ -459,7 +497,12 @@ def batch_memory(folder: Path) -> dict[str, Any]:
     argv = ["caption", "--model", "storybook", "--images", "bombs", "--output", "bombs.jsonl", "--batch-size", "8"]
     done = run(Line("memory", argv, False), folder)
     bytes_ = max(path.stat().st_size for path in bombs.iterdir())
-    return {"peak_gb": round(done["peak_gb"], 2), "seconds": round(done["seconds"], 1), "code": done["code"], "bytes": bytes_}
+    return {
+        "peak_gb": round(done["peak_gb"], 2),
+        "seconds": round(done["seconds"], 1),
+        "code": done["code"],
+        "bytes": bytes_,
+    }
 
 
 def main() -> None:
@@ -481,7 +524,7 @@ def main() -> None:
         make_files(folder)
         kept = {path.name for path in folder.iterdir()}
         for line in lines(folder):
-            if args.only not in (None, line.kind):
+            if args.only not in (None, line.kind) or _harms(line):
                 continue
             done = run(line, folder)
             verdict = judge(line, done)

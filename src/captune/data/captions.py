@@ -15,7 +15,16 @@ from typing import Any
 
 from captune.data.readers import nfc
 from captune.errors import CaptionFileError
-from captune.utils.files import jsonl_line, jsonl_rows, lock, read_json, read_jsonl, replace_file, uncollected
+from captune.utils.files import (
+    jsonl_line,
+    jsonl_rows,
+    lock,
+    read_file,
+    read_json,
+    read_jsonl,
+    replace_file,
+    uncollected,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +78,12 @@ def _entries(path: Path) -> Iterable[tuple[str, int, Any, Any]]:
 
 def _is_jsonl(path: Path) -> bool:
     """By content: the first line of JSONL is an object with an image_id; of an empty or torn file the name decides."""
-    with path.open("rb") as file:
-        first = file.readline().strip()
+    first = read_file(path, error=CaptionFileError).partition(b"\n")[0].strip()
     if not first:
         return path.suffix.lower() != ".json"
     try:
         row = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return path.suffix.lower() in (".jsonl", ".ndjson")
     return isinstance(row, dict) and "image_id" in row
 
@@ -131,7 +139,7 @@ class CaptionWriter:
         start = content.rfind(b"\n") + 1
         try:
             whole = isinstance(json.loads(content[start:]), dict)
-        except ValueError:
+        except (ValueError, RecursionError):
             whole = False
         if whole:  # only the line end is missing
             self._file.write(b"\n")

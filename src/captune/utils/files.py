@@ -28,6 +28,7 @@ except ImportError:  # Windows has no advisory locks: `lock` always succeeds the
 logger = logging.getLogger(__name__)
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of an address; a Path has lost its second slash
+DEEPEST = 100  # brackets of YAML inside one another
 LARGEST_CONFIG = 2**20  # bytes of a file of settings
 
 
@@ -178,6 +179,13 @@ def parse_yaml(text: str | bytes, where: str, *, error: type[CaptuneError] = Usa
     in another base (010 is 8, 1:30 is 90), nesting that the parser cannot follow.
     """
     import yaml
+
+    depth = deepest = 0  # before it is parsed, which takes the square of it in time
+    for bracket in re.findall(r"[\[\]{}]", text if isinstance(text, str) else text.decode("latin-1")):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST:
+        raise error(f"{where} is nested too deeply to be read")
 
     class Loader(yaml.SafeLoader):
         pass

@@ -15,7 +15,7 @@ import numpy as np
 from captune.errors import SettingError
 from captune.scorers._support import ptb
 from captune.scorers._support.ngrams import ORDERS, Grams, Table, count_ngrams
-from captune.utils.files import replace_file
+from captune.utils.files import read_json, replace_file
 
 _FORMAT = "captune-cider-df-1"
 _AT_ONCE = 8192  # images whose n-grams are in memory together
@@ -115,7 +115,7 @@ class DocumentFrequencies:
     def load(cls, path: str | os.PathLike[str]) -> DocumentFrequencies:
         """Read what `save` wrote; raises ValueError when it is something else, of another version, or damaged."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
         except ValueError as error:
             raise SettingError(f"{path} does not hold CIDEr document frequencies: it is not JSON ({error})") from error
         found = (content.get("format"), content.get("tokenizer")) if isinstance(content, dict) else None

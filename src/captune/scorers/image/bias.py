@@ -30,7 +30,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -38,6 +37,7 @@ from pydantic import Field
 
 from captune.errors import SpecError
 from captune.scorers import Scorer, load_scorer
+from captune.utils.files import read_json
 
 Groups = Mapping[str, Sequence[Sequence[str]]]  # axis -> rows of counterparts, one for each group
 
@@ -190,7 +190,7 @@ class Bias(Scorer):
 def _read(file: str) -> Groups:
     """Raises ValueError where the file holds something else."""
     try:
-        groups = json.loads(Path(file).read_text(encoding="utf-8"))
+        groups = read_json(file)
     except ValueError as error:
         raise SpecError(
             f'{file} is no JSON ({error}); a file of groups holds {{"gender": [["woman", "man"]]}}'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import string
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 from captune.errors import ScorerError
 from captune.models.answerers import Question, one_line
 from captune.scorers.questions.base import QuestionScorer
+from captune.utils.files import parse_json
 from captune.utils.hashing import fingerprint
 
 NOT_STATED = "not stated in the caption"
@@ -65,7 +65,7 @@ class Species(QuestionScorer):
         try:
             data = self.file.read_bytes()
             text = data.decode("utf-8-sig")
-            table = json.loads(text) if self.file.suffix.lower() == ".json" else _csv(text)
+            table = parse_json(text, str(self.file)) if self.file.suffix.lower() == ".json" else _csv(text)
             levels = list(next(iter(table.values())))
             labels = {str(i): tuple(str(own[level]).strip() for level in levels) for i, own in table.items()}
             if not levels or not all(all(own) for own in labels.values()):

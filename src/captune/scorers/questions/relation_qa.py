@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from captune.errors import ScorerError
 from captune.models import answerers
 from captune.scorers.questions.base import QuestionScorer
+from captune.utils.files import parse_json
 from captune.utils.hashing import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class RelationQA(QuestionScorer):
         """The questions with a Yes or a No, and the file's fingerprint."""
         try:
             data = self.file.read_bytes()
-            every = {str(i): dict(own) for i, own in json.loads(data).items()}
+            every = {str(i): dict(own) for i, own in parse_json(data, "the file").items()}
         except OSError as error:
             raise ScorerError(f"the questions {str(self.file)!r} cannot be read: {error.strerror}") from error
         except (ValueError, TypeError, AttributeError) as error:
