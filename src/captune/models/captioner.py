@@ -52,7 +52,8 @@ def neutral(config: GenerationConfig | None) -> GenerationConfig:
 
     class Neutral(GenerationConfig):
         def save_pretrained(self, *arguments: Any, **settings: Any) -> None:
-            (config or super()).save_pretrained(*arguments, **settings)
+            whole: Any = config or super()
+            whole.save_pretrained(*arguments, **settings)
 
     return Neutral(**{name: getattr(config, name, None) for name in _KEPT})
 

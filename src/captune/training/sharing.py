@@ -111,7 +111,7 @@ class SharedNoise:
         noise.follow(0, 0.0)
 
     def close(self) -> None:
-        """The first process goes on with the random numbers that follow."""
+        """The first process continues with the random numbers that follow."""
         if processes.rank() == 0:
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(self.generator.get_state(), self.device)

@@ -60,6 +60,7 @@ def parse(
         head, _, tail = text.rpartition("?")
     hints = get_type_hints(settings, include_extras=True)
     names = [field.name for field in dataclasses.fields(settings) if field.init]  # type: ignore[arg-type]
+    defaults_of = {field.name: field.default for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
     shown = f", as in {example!r}" if example else ""
 
     heads = head.split(":", max(0, len(positional) - 1)) if head else []
@@ -71,7 +72,8 @@ def parse(
         if key not in names:
             options = [name for name in names if name not in positional] or ["none"]
             raise error(f"{what}: {nearest(key, options, 'setting')}{shown}")
-        if not equals or not value:
+        meant = isinstance(defaults_of.get(key), str) and defaults_of[key]  # an empty text instead of the default one
+        if not equals or not (value or meant):
             raise error(f"{what}: the setting {key!r} needs a value, {key}=VALUE{shown}")
         if given.get(key):
             raise error(f"{what}: the setting {key!r} is given twice{shown}")
