@@ -86,8 +86,9 @@ def attach_callbacks(trainer: ResumableTrainer, run_dir: RunDir, first_step: int
 class FiniteTrainer(ResumableTrainer):
     """`transformers.Trainer` that stops at the first loss, gradient or weight that is not finite.
 
-    transformers logs such a loss as 0, clips with the norm NaN and continues. The norm is the one that clipping computes;
-    the weights are looked at before they are saved. The weights of the step before, and its checkpoints, are untouched.
+    transformers logs such a loss as 0, clips with the norm NaN and continues. The norm is the one that clipping
+    computes; the weights are looked at before they are saved. The weights of the step before, and its checkpoints, are
+    untouched.
     """
 
     _losses: list[Tensor] | None = None  # of the batches of this step

@@ -6,17 +6,39 @@ A corpus has a slot for each; torch is not imported here, so that a corpus can b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
 from captune.errors import EncoderError
 from captune.models.hub import DEFAULT_TEXT_ENCODER
+from captune.utils.hashing import weights_digest
 
 #: CIM used laion/CLIP-ViT-H-14-laion2B-s32B-b79K; this one needs no download
 DEFAULT_IMAGE_ENCODER = "storybook-clip"
 
 __all__ = ["DEFAULT_IMAGE_ENCODER", "DEFAULT_TEXT_ENCODER", "EncodesImages", "EncodesTexts", "unit_vectors"]
+
+
+class LoadedEncoder:
+    """What encoders of captune have in common: a model.
+
+    Attributes:
+        model: a torch module.
+    """
+
+    model: Any
+
+    @property
+    def device(self) -> Any:
+        """Where the weights are, a `torch.device`."""
+        return self.model.device
+
+    @cached_property
+    def weights(self) -> str:
+        """8 hex digits of the weights alone, which corpora of format 1 know."""
+        return weights_digest(self.model.state_dict())
 
 
 class EncodesTexts(Protocol):

@@ -14,15 +14,16 @@ from transformers import AutoModel, AutoProcessor
 
 from captune.data.images import open_image
 from captune.errors import EncoderError, SettingError, first_line
+from captune.models.encoders.base import LoadedEncoder
 from captune.models.hub import how_to_get, resolve_encoder
 from captune.utils.device import pick_device
-from captune.utils.hashing import identity, weights_digest
+from captune.utils.hashing import identity
 from captune.utils.loads import check_model
 
 _SILENT_BATCHES = 100  # fewer show no progress bar: a reward encodes as many at every step
 
 
-class Encoder:
+class Encoder(LoadedEncoder):
     """An image and text encoder of the CLIP kind: any model with `get_image_features` and `get_text_features`.
 
     Texts longer than the context are cut before their end-of-sentence token, where CLIP reads its features.
@@ -87,16 +88,6 @@ class Encoder:
         check_model(model, info, what=f"encoder {name!r}", error=EncoderError)
         device = pick_device(device)
         return cls(model.to(device), processor, name=name)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
-
-    @cached_property
-    def weights(self) -> str:
-        """8 hex digits of the weights alone, which corpora of format 1 know."""
-        return weights_digest(self.model.state_dict())
 
     @cached_property
     def digest(self) -> str:

@@ -12,15 +12,16 @@ import torch
 from safetensors import SafetensorError
 
 from captune.errors import EncoderError, SettingError, first_line
+from captune.models.encoders.base import LoadedEncoder
 from captune.models.hub import DEFAULT_TEXT_ENCODER, how_to_get, resolve_text_encoder
 from captune.utils.device import pick_device
-from captune.utils.hashing import identity, weights_digest
+from captune.utils.hashing import identity
 from captune.utils.loads import check_model
 
 _SILENT_TEXTS = 2_000  # fewer texts than this show no progress bar
 
 
-class TextEncoder:
+class TextEncoder(LoadedEncoder):
     """A sentence encoder: any sentence-transformers model. Texts longer than its `max_seq_length` are cut.
 
     Attributes:
@@ -83,16 +84,6 @@ class TextEncoder:
                 "installed; run: pip install 'captune[scorers]'"
             )
         return resolve_text_encoder(name_or_path)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
-
-    @cached_property
-    def weights(self) -> str:
-        """8 hex digits of the weights alone, which corpora of format 1 know."""
-        return weights_digest(self.model.state_dict())
 
     @cached_property
     def digest(self) -> str:

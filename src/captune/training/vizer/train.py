@@ -27,11 +27,11 @@ from captune.models.vizer_mapper import Mapper
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
+from captune.training import lifecycle
 from captune.training.grpo.train import train_with_reward
 from captune.training.grpo.trainer import CaptionGRPOTrainer
 from captune.training.lifecycle import (
     claim_run,
-    drop_start,
     finish_run,
     keep_start,
     load_captioner,
@@ -221,7 +221,7 @@ def run(config: ViZerConfig) -> RunDir:
             keep_start(captioner, config)
         with captioner.share_vision():
             ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, **config.trainer_settings())
-        drop_start(captioner)
+        lifecycle.drop_start(captioner)
     row = f"ViZer {'zero-label' if config.zero_label else 'GT'}{' (paper)' if config.preset == 'paper' else ''}"
     method = f"ViZer, {config.objective} objective, mapper captions: {config.mapper_captions}"
     role = "zero" if config.zero_label else "gt"
