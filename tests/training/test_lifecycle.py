@@ -106,15 +106,6 @@ def test_a_stream_cannot_be_trained_on(images: list, tmp_path: Path) -> None:
         load_training_images(config(tmp_path / "run", images=f"{tmp_path / 'some.parquet'}?streaming=1"))
 
 
-def test_several_processes_are_refused_rather_than_trained_apart(
-    captioner: Captioner, dataset: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("transformers.TrainingArguments.world_size", 2)
-    settings = config(tmp_path / "run")
-    with pytest.raises(ValueError, match="one process, not in 2"):
-        SFTTrainer.fit(captioner, dataset, settings, RunDir(settings.output).start({}))
-
-
 def test_images_without_references_cost_scores_and_not_the_run(
     source: str, tmp_path: Path, captioner: Captioner, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -99,7 +99,8 @@ def phrases(sentence: str) -> list[Phrase]:
     tokens, names = _tokens(sentence)
     tags = tag(tokens)
     if activities := _activities(tokens, tags):
-        tags = tag(tokens, dict.fromkeys(activities, "G"))
+        subjects = (i - 1 for i in activities)
+        tags = tag(tokens, dict.fromkeys(subjects, "N") | dict.fromkeys(activities, "G"))
     for i in range(len(tokens) - 1):  # "a blue striped ball", "a red and white dress"
         beyond = i + 2 if tags[i + 1] in "KC" and i + 2 < len(tokens) else i + 1
         if tokens[i] in COLOURS and (
