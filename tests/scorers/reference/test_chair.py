@@ -188,3 +188,11 @@ def test_missing_files_and_settings(tmp_path: Path) -> None:
             load_scorer(spec).check()
     with pytest.raises(ValueError, match="unknown setting 'vocab'"):
         load_scorer("chair:?vocab=x")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"annotations": [{"image_id": 1}], "categories": [{"id": 1}]}'])
+def test_c1_a_file_of_another_form_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "objects.json"
+    file.write_text(text)
+    with pytest.raises(ScorerError, match=r"objects\.json"):
+        load_scorer(f"chair:{file}").rows(["a dog"], image_id=["1"])

@@ -202,11 +202,18 @@ def _objects_by_image(file: Path) -> dict[str, list[str]]:
     lines = [line for line in text.split("\n") if line.strip()]
     try:
         content = json.loads(text)
+    except RecursionError:
+        raise ScorerError(f"{file} is nested too deeply to be a list of objects") from None
     except json.JSONDecodeError:
         rows = [_json(file, line) for line in lines]
         content = {key: names for row in rows for key, names in (row.items() if isinstance(row, dict) else [("", 0)])}
     if isinstance(content, dict) and {"annotations", "categories"} <= content.keys():
-        return _coco(content)
+        try:
+            return _coco(content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ScorerError(
+                f"{file}: COCO instance annotations lack a part or have another form ({error!r})"
+            ) from error
     if not isinstance(content, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()
     ):
@@ -236,7 +243,7 @@ def _key(image_id: Any) -> str:
 def _json(file: Path, text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ScorerError(f"{file} is not JSON: {error}") from error
 
 

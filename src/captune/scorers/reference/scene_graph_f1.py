@@ -246,7 +246,7 @@ def _read(file: Path, example: str) -> dict[str, Truth]:
         except json.JSONDecodeError:
             parts = [json.loads(line) for line in text.split("\n") if line.strip()]
             content = {key: value for part in parts for key, value in part.items()}
-    except (json.JSONDecodeError, AttributeError) as error:
+    except (json.JSONDecodeError, AttributeError, RecursionError) as error:
         raise ScorerError(f"{file} is not JSON of the form {example}: {error}") from error
     kind = dict if ": {" in example else list
     if not isinstance(content, dict) or not all(isinstance(value, kind) for value in content.values()):
