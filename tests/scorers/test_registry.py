@@ -163,6 +163,7 @@ def test_the_primary_figure_is_the_first_with_a_direction() -> None:
 
     assert Marks.primary == "marks"
     assert direction(Marks()) is False
+    assert direction(scorers.load_reward("self_bleu")) is False, "a sum of one part stands for that part"
 
 
 @pytest.mark.parametrize("body", ["raise ZeroDivisionError('no')", "return ['a'] * len(completions)"])

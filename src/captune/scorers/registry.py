@@ -103,7 +103,7 @@ def direction(spec: str | Scorer, figure: str | None = None) -> bool | None:
             return None
         ways = {better == (weight > 0) for better, weight in terms if better is not None and weight}
         return ways.pop() if len(ways) == 1 else None
-    cls = _class_of(name) if isinstance(spec, str) else type(spec)
+    cls = _class_of(spec)
     if cls is None:
         return None
     figure = cls.primary if figure is None else figure
@@ -112,18 +112,20 @@ def direction(spec: str | Scorer, figure: str | None = None) -> bool | None:
 
 def label(spec: str | Scorer, figure: str) -> str:
     """Return a figure's name in tables; for what is not declared, the key without underscores."""
-    spec = spec if isinstance(spec, str) else spec.name
-    if is_expression(spec):
+    if is_expression(spec if isinstance(spec, str) else spec.name):
         return figure
     declared = cls.labels if (cls := _class_of(spec)) is not None else {}
     return next((text for key, text in declared.items() if _stands_for(key, figure)), figure.replace("_", " "))
 
 
-def _class_of(spec: str) -> type[Scorer] | None:
+def _class_of(spec: str | Scorer) -> type[Scorer] | None:
     """The class behind a spec; None for a scorer that is not known (a figure of another program).
 
     A file's code is not run for it: only of a file that was run already is the class known.
     """
+    if isinstance(spec, Scorer) and not isinstance(spec, Expression):
+        return type(spec)
+    spec = spec if isinstance(spec, str) else spec.name  # a sum of one part stands for that part
     if match := FILE.fullmatch(spec.strip()):
         return loaded_from_file(match["file"], match["attribute"])
     return scorer_class(spec) if spec.strip().partition(":")[0] in SCORERS else None

@@ -16,6 +16,7 @@ from pydantic import Field
 from captune.errors import ScorerError
 from captune.scorers import Scorer, check_references, safe_ratio
 from captune.scorers._support import ptb
+from captune.scorers._support.objects import read_by_image
 from captune.utils.hashing import fingerprint
 
 COCO = Path(__file__).with_name("coco_objects.json")
@@ -198,15 +199,10 @@ def _vocabulary(file: Path) -> dict[str, str]:
 
 def _objects_by_image(file: Path) -> dict[str, list[str]]:
     """{image id: names of objects} from COCO's instance annotations, {id: [names]}, or such objects line by line."""
-    text = file.read_text(encoding="utf-8")
-    lines = [line for line in text.split("\n") if line.strip()]
     try:
-        content = json.loads(text)
-    except RecursionError:
-        raise ScorerError(f"{file} is nested too deeply to be a list of objects") from None
-    except json.JSONDecodeError:
-        rows = [_json(file, line) for line in lines]
-        content = {key: names for row in rows for key, names in (row.items() if isinstance(row, dict) else [("", 0)])}
+        content = read_by_image(file)
+    except ValueError as error:
+        raise ScorerError(f"{file} is not JSON: {error}") from error
     if isinstance(content, dict) and {"annotations", "categories"} <= content.keys():
         try:
             return _coco(content)

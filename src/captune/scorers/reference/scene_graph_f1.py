@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from captune.errors import ScorerError
 from captune.scene_graphs import SceneGraph, merged
 from captune.scene_graphs.wordnet import wordnet
 from captune.scorers import safe_ratio
+from captune.scorers._support.objects import read_by_image
 from captune.scorers._support.scene_graphs import GraphScorer
 from captune.utils.hashing import fingerprint
 
@@ -239,14 +239,9 @@ def _singular(name: str) -> str:
 
 def _read(file: Path, example: str) -> dict[str, Truth]:
     """{image id: truth} as one JSON object, or as one per line."""
-    text = file.read_text(encoding="utf-8")
     try:
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError:
-            parts = [json.loads(line) for line in text.split("\n") if line.strip()]
-            content = {key: value for part in parts for key, value in part.items()}
-    except (json.JSONDecodeError, AttributeError, RecursionError) as error:
+        content = read_by_image(file)
+    except ValueError as error:
         raise ScorerError(f"{file} is not JSON of the form {example}: {error}") from error
     kind = dict if ": {" in example else list
     if not isinstance(content, dict) or not all(isinstance(value, kind) for value in content.values()):
