@@ -7,10 +7,7 @@ A package adds a method, and with it a verb, through an entry point that names a
 from __future__ import annotations
 
 import argparse
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,22 +68,14 @@ def add_arguments(method: Any, parser: argparse.ArgumentParser) -> None:
     parser.usage = f"%(prog)s [--config FILE] {required} [settings]"
 
 
-@contextmanager
-def ending_at_sigterm() -> Iterator[None]:
+def ending_at_sigterm() -> AbstractContextManager[None]:
     """Inside, SIGTERM ends the command with a sentence and 143; a trainer's loop saves a checkpoint first."""
 
     def end(*_: Any) -> None:
         echo("captune: stopped by SIGTERM; what is done is kept, and the same command resumes")
-        raise SystemExit(128 + signal.SIGTERM)
+        raise SystemExit(processes.TERMINATED)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return processes.on_sigterm(end)
 
 
 def run(method: Any, args: argparse.Namespace) -> int:

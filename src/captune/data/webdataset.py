@@ -20,7 +20,7 @@ from datasets.arrow_writer import ArrowWriter
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.readers import BLANK, REFERENCE_KEYS, Blanks, as_references, first_key, nfc
 from captune.errors import SourceError
-from captune.utils.files import parse_json, replace_file
+from captune.utils.files import parse_json, replace_file, replacing
 from captune.utils.hashing import fingerprint
 from captune.utils.skipped import skip
 
@@ -72,17 +72,13 @@ def _cached(files: list[str], options: dict[str, str]) -> Dataset:
     if not (table.is_file() and notes.is_file()):
         kept.mkdir(parents=True, exist_ok=True)
         skips: Skips = {}
-        temporary = kept / f".samples.{os.getpid()}.arrow"
-        try:
+        with replacing(table) as temporary:
             with ArrowWriter(path=str(temporary), features=FEATURES, writer_batch_size=100) as writer:
                 for row in _samples(files, options, skips=skips):
                     writer.write(row)
                 written, _ = writer.finalize()
             if not written:
                 raise SourceError(f"{files[0]} holds no images (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
-            os.replace(temporary, table)
-        finally:
-            temporary.unlink(missing_ok=True)
         replace_file(notes, json.dumps(skips))
     for reason, (item, count) in parse_json(notes.read_bytes(), str(notes), error=SourceError).items():
         skip(reason, item, count)

@@ -80,9 +80,14 @@ def flaw(checkpoint: Path, *, digests: bool = True) -> str | None:
     return None
 
 
+def trainer_state(checkpoint: Path) -> dict[str, Any]:
+    """Return what transformers' trainer wrote about itself."""
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+
+
 def best_of(checkpoint: Path) -> Path | None:
     """Return the checkpoint that a complete one names as the best so far; None where it names none."""
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    state = trainer_state(checkpoint)
     step = state.get("best_global_step")
     return checkpoint.with_name(f"checkpoint-{step}") if step and state.get("best_model_checkpoint") else None
 
@@ -135,7 +140,7 @@ def adopt(output: Path) -> None:
         if (path / MARKER).exists():
             continue
         try:
-            json.loads((path / STATE).read_text(encoding="utf-8"))
+            trainer_state(path)
             for file in (path / "optimizer.pt", path / "scheduler.pt"):
                 torch.load(file, map_location="cpu", weights_only=True)
             if not any(path.glob("rng_state*.pth")):

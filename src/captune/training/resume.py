@@ -10,8 +10,6 @@ import errno
 import json
 import logging
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +25,9 @@ from captune.errors import RunError, first_line
 from captune.runs import checkpoints
 from captune.runs.run_dir import RunDir
 from captune.utils.files import discard, sync
+from captune.utils.processes import TERMINATED, on_sigterm
 
 logger = logging.getLogger(__name__)
-
-TERMINATED = 128 + signal.SIGTERM  # the exit code
 
 
 class Between(TrainerCallback):
@@ -190,24 +187,11 @@ VALUES = "accumulated.json"
 
 def training_is_over(checkpoint: Path, max_steps: int) -> bool:
     """Whether the checkpoint is that of the last step, by number or because the run was stopped early there."""
-    state = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
+    state = checkpoints.trainer_state(checkpoint)
     last = max_steps if max_steps > 0 else state["max_steps"]
     control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
     early = bool(control.get("should_training_stop")) and state["max_steps"] == last
     return state["global_step"] >= last or early
-
-
-@contextmanager
-def on_sigterm(call: Any) -> Iterator[None]:
-    """Inside, SIGTERM calls a function; outside the main thread nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, call)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def disk_failed(error: BaseException) -> bool:

@@ -6,13 +6,32 @@ Alone, every function here does what it says at once, without torch.distributed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from captune.errors import CaptuneError
 
 PATIENCE = timedelta(days=7)  # the others wait while the first fits a mapper or captions; torchrun ends them if it dies
+
+
+TERMINATED = 128 + signal.SIGTERM  # the exit code
+
+
+@contextmanager
+def on_sigterm(call: Callable[..., Any]) -> Iterator[None]:
+    """Inside, SIGTERM calls a function; outside the main thread nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, call)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def number() -> int:
