@@ -118,6 +118,7 @@ class Bench:
             sink = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
+            unshare_locks()
             Events(str(output), sink, kill)
             count_batches(sink)
             import logging
@@ -140,6 +141,15 @@ class Bench:
         notes.unlink(missing_ok=True)
         status = os.waitpid(self.start(name, output, notes, kill), 0)[1]
         return os.waitstatus_to_exitcode(status), notes.read_text(errors="replace")
+
+
+def unshare_locks() -> None:
+    """Give this child locks of its own: tqdm's is shared among forked processes, and one that is killed keeps it."""
+    import threading
+
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
 
 
 def compile_once() -> None:
