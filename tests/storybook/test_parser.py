@@ -8,9 +8,21 @@ import time
 
 import pytest
 
-from captune.storybook.grammar import PLACE
+from captune.storybook.grammar import PLACE, reference
 from captune.storybook.noise import alt_text
-from captune.storybook.parser import TYPES, Fact, Span, count, is_true, judge, parse, truth_sizes
+from captune.storybook.parser import (
+    TYPES,
+    Fact,
+    Span,
+    canonical,
+    count,
+    is_true,
+    judge,
+    judged,
+    parse,
+    true_facts,
+    truth_sizes,
+)
 from captune.storybook.world import BACKGROUNDS, COLOURS, KIND_NAMES, KINDS, SIZES, Scene, Thing, sample_scene
 
 FISH = Thing("fish", "striped", "red", "big", 0.27, 0.27)
@@ -271,6 +283,26 @@ def test_every_noun_of_the_salad_counts() -> None:
         kinds = rng.choices(KIND_NAMES, k=rng.randint(1, 12))
         text = rng.choice((" ", ", ", " and ")).join(f"a {kind}" for kind in kinds)
         assert [value[0] for fact_type, value in facts(text) if fact_type == "object"] == kinds
+
+
+def test_the_facts_of_a_scene_are_all_that_a_caption_can_truly_state() -> None:
+    assert len(true_facts(SCENE)) == 1 + 3 * 3 + 2 + 4  # background, things with colour and size, sub-kinds, relations
+    for i in range(200):
+        scene = sample_scene("test", 2, i)
+        facts = true_facts(scene)
+        assert len(set(facts)) == len(facts) and all(is_true(Fact(kind, v, 0, 0), scene) for kind, v in facts)
+        stated = [
+            (kind, (a.kind, word, b.kind))
+            for a in scene.things
+            for b in scene.things
+            for kind, word in (("relation", r) for r in ("left of", "right of", "above", "below"))
+            if a is not b and is_true(Fact(kind, (a.kind, word, b.kind), 0, 0), scene)
+        ]
+        assert {(kind, canonical(value)) for kind, value in stated} == {fact for fact in facts if fact[0] == "relation"}
+        said = judged(reference(scene, random.Random(i)), scene)
+        assert all(true and (fact.type, canonical(fact.value)) in facts for fact, true in said)
+        sizes = truth_sizes(scene)
+        assert all(sum(kind == t for kind, _ in facts) == sizes[t] for t in TYPES if t != "relation")
 
 
 def test_more_words_never_repair_a_false_fact(salad: list[str]) -> None:

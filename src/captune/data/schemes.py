@@ -33,6 +33,7 @@ class Statement(NamedTuple):
         text: what is stated, in words.
         true: whether the truth agrees.
         key: equal for equal statements, such as "a left of b" and "b right of a".
+        kind: what it is about, such as "object", "attribute" or "relation"; "object": that a thing is there.
     """
 
     start: int
@@ -40,6 +41,7 @@ class Statement(NamedTuple):
     text: str
     true: bool
     key: Any
+    kind: str = ""
 
 
 class Drawer(Protocol):
@@ -95,6 +97,10 @@ class Scheme:
 
     def statements(self, caption: str, truth: str) -> list[Statement]:
         """Return what a caption states, each true or false."""
+        return []
+
+    def facts(self, truth: str) -> list[Statement]:
+        """Return all that is true of an image, each once; of no caption, so that start and end are 0."""
         return []
 
     def fact_reader(self) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from captune.scene_graphs import SceneGraph
 from captune.storybook import parser
-from captune.storybook.world import Scene, relations
+from captune.storybook.world import Scene
 
 _KINDS = {"background": "object", "size": "attribute", "subkind": "attribute"}  # a fact's type -> its part of a graph
 
@@ -24,20 +24,11 @@ class FactElements:
 
     def truth(self, scene: Sequence[str], **columns: Any) -> list[SceneGraph]:
         """Return the graph of all that is true of each scene, given as JSON."""
-        return [_graph(_facts(Scene.from_json(text))) for text in scene]
+        return [_graph(parser.true_facts(Scene.from_json(text))) for text in scene]
 
     def support(self, element: Any, truth: Sequence[Any]) -> float:
         """Return 1 for an element that is true, else 0."""
         return float(element in truth)
-
-
-def _facts(scene: Scene) -> list[tuple[str, tuple[str, ...]]]:
-    facts: list[tuple[str, tuple[str, ...]]] = [("background", (scene.background,))]
-    for thing in scene.things:
-        facts.append(("object", (thing.kind,)))
-        facts += [("attribute", (thing.kind, word)) for word in (thing.colour, thing.size, thing.subkind) if word]
-        facts += [("relation", (thing.kind, r, o.kind)) for o in scene.things for r in relations(thing, o)]
-    return facts
 
 
 def _graph(facts: Sequence[tuple[str, tuple[str, ...]]]) -> SceneGraph:

@@ -142,6 +142,24 @@ def canonical(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def true_facts(scene: Scene) -> list[tuple[str, tuple[str, ...]]]:
+    """Every true fact of a scene, (type, canonical value), each once; a relation of two things is one fact."""
+    found: list[tuple[str, tuple[str, ...]]] = [("background", (scene.background,))]
+    for thing in scene.things:
+        found += [
+            ("object", (thing.kind,)),
+            ("attribute", (thing.kind, thing.colour)),
+            ("size", (thing.kind, thing.size)),
+        ]
+        found += [("subkind", (thing.kind, thing.subkind))] if thing.subkind else []
+        found += [
+            ("relation", canonical((thing.kind, relation, other.kind)))
+            for other in scene.things
+            for relation in relations(thing, other)
+        ]
+    return list(dict.fromkeys(found))
+
+
 def is_true(fact: Fact, scene: Scene) -> bool:
     """Whether the scene bears the fact out (an object: whether a thing of that kind is there)."""
     if fact.type == "background":
@@ -191,4 +209,4 @@ def count(caption: str, scene: Scene) -> dict[str, tuple[int, int, int, int]]:
     return result
 
 
-__all__ = ["Fact", "Span", "count", "is_true", "judge", "parse"]
+__all__ = ["Fact", "Span", "count", "is_true", "judge", "parse", "true_facts"]

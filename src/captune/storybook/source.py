@@ -54,15 +54,16 @@ class StorybookSource(Scheme):
         from captune.storybook.world import Scene
 
         return [
-            Statement(
-                fact.start,
-                fact.end,
-                f"{fact.type} ({' '.join(word for word in fact.value if word)})",
-                true,
-                (fact.type, canonical(fact.value)),
-            )
+            _statement(fact.type, canonical(fact.value), fact.value, true, fact.start, fact.end)
             for fact, true in judged(caption, Scene.from_json(truth))
         ]
+
+    def facts(self, truth: str) -> list[Statement]:
+        """Return every fact of the scene, each relation of two things once."""
+        from captune.storybook.parser import true_facts
+        from captune.storybook.world import Scene
+
+        return [_statement(kind, value, value, True) for kind, value in true_facts(Scene.from_json(truth))]
 
     def fact_reader(self) -> Any:
         """Return a reader of the exact facts."""
@@ -75,6 +76,13 @@ class StorybookSource(Scheme):
         from captune.storybook.drawer import CaptionDrawer
 
         return CaptionDrawer(seed)
+
+
+def _statement(
+    kind: str, canonical: tuple[str, ...], value: tuple[str, ...], true: bool, start: int = 0, end: int = 0
+) -> Statement:
+    text = f"{kind} ({' '.join(word for word in value if word)})"
+    return Statement(start, end, text, true, (kind, canonical), kind)
 
 
 SOURCE = StorybookSource()
