@@ -66,7 +66,7 @@ storybook: $(STAMP)  ## rebuild the embedded models from nothing
 study: $(STAMP)  ## run what a study misses: make study NAME=vizer (cim, har, zero_label, scorers)
 	$(PY) -m studies $(or $(NAME),vizer) $(ARGS)
 
-resume-matrix: $(STAMP)  ## kill every method at every file event, resume, compare; hours
+resume-matrix: $(STAMP)  ## kill every method at every file event, resume, compare; an hour or two
 	$(PY) benchmarks/behaviour/resume_matrix.py --random 1000 --output benchmarks/behaviour/resume_matrix
 
 cim har zero-label: $(STAMP)

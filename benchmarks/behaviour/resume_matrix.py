@@ -1,13 +1,22 @@
 """Kills every method at every file event of a small run, resumes it, and compares what it leaves behind byte for byte.
 
     python benchmarks/behaviour/resume_matrix.py --output benchmarks/behaviour/resume_matrix   # make resume-matrix
-    python benchmarks/behaviour/resume_matrix.py --methods sft grpo --trials 20 --random 50 --seconds 600
+    python benchmarks/behaviour/resume_matrix.py --methods sft grpo --states 20 --random 50 --seconds 600
+    python benchmarks/behaviour/resume_matrix.py --join A.json B.json --output C              # parts of one table
 
 A run is a child forked of a process that has imported everything. An audit hook counts its file events (open for
-writing, rename, mkdir, remove, and what safetensors and torch write) in a first run. A trial runs the same settings,
-kills itself with SIGKILL at event k, before it or with the file half written, and gives them again. Random kills come
-from outside, at a random time. Compared are adapter, mapper, captions, scores, metrics and watch, times of day left
-out; and the batches that the resumed run really trained on are counted: a silent restart gives the same bytes.
+writing, rename, mkdir, remove, and what safetensors and torch write).
+
+- *At events.* One run is copied at each event: its folder before the event, and with the file half written. That is
+  what SIGKILL leaves there: what Python has not flushed is lost, what the system has is kept, locks end with the
+  process. Each different copy is put back and the settings given again; equal copies (the events around a file that
+  stays empty, say) are resumed once and counted for each of their kills. Times of files are put back too.
+- *Checked by real kills.* For some copies of each method (``--checked``, by lot) a run kills itself with SIGKILL at
+  that event: its folder has to hold the bytes of the copy, times of day and process numbers apart, and is resumed too.
+- *At random.* A run is killed from outside at a random time, and given again.
+
+Compared are adapter, mapper, captions, scores, metrics and watch, times of day left out; and the optimiser steps that
+the resumed run really does are counted: a silent restart gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -24,6 +34,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -36,6 +47,10 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NU
 
 TIMES = re.compile(r"\w*(runtime|per_second|seconds|step_time)$")
 LOOKED_AT = ("adapter", "mapper", "captions", "scores.json", "metrics.jsonl", "watch.jsonl")
+PRELOADED = (
+    "captune", "jinja2", "huggingface_hub", "numpy", "pandas", "pyarrow", "scipy", "sklearn", "sentence_transformers"
+)  # fmt: skip
+PATIENCE = 180.0  # seconds after which a run counts as hanging
 RL = {"num_generations": 2, "max_new_tokens": 4}
 FIT = {"mapper_samples": 2, "mapper_epochs": 2, "width": 8, "whitened": 0}
 #: name -> (verb, settings, optimiser steps that a whole run takes)
@@ -78,8 +93,11 @@ class Bench:
 
         torchvision_shim.install()
         import torch
+        import tqdm.std
 
         torch.set_num_threads(1)
+        # tqdm's own lock is a semaphore that forks share: a child killed inside it would leave all others waiting.
+        tqdm.std.tqdm.set_lock(threading.RLock())
         self.work = work
         self.model = tiny_families.idefics3(work / "model")
         words = ["a red ball", "two green fish and a small yellow bird", "a blue house on the beach", "my house"]
@@ -108,8 +126,10 @@ class Bench:
         sources = {"images": str(self.work / "train.jsonl"), "eval_images": str(self.work / "val.jsonl")}
         return method.config(output=output, **(more | sources | settings))
 
-    def start(self, name: str, output: Path, notes: Path, kill: tuple[int, str] | None = None) -> int:
-        """Fork a run; `notes` receives its events, its batches and what it says. Returns its process's number."""
+    def start(
+        self, name: str, output: Path, notes: Path, kill: tuple[int, str] | None = None, copies: Copies | None = None
+    ) -> int:
+        """Fork a run; `notes` receives its events, its steps and what it says. Returns its process's number."""
         child = os.fork()
         if child:
             return child
@@ -118,15 +138,14 @@ class Bench:
             sink = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
-            unshare_locks()
-            Events(str(output), sink, kill)
+            Events(str(output), sink, kill, copies)
             count_batches(sink)
             import logging
 
             logging.basicConfig(level=logging.WARNING, format="SAID %(message)s", force=True)
             self.known[METHODS[name][0]].run(self.config(name, output))
             code = 0
-            os.write(sink, f"MODULES {' '.join(sys.modules)}\n".encode())
+            os.write(sink, f"\nMODULES {' '.join(sys.modules)}\n".encode())
         except BaseException:
             import traceback
 
@@ -135,21 +154,102 @@ class Bench:
             os.write(2, b"")
             os._exit(code)
 
-    def run(self, name: str, output: Path, kill: tuple[int, str] | None = None) -> tuple[int, str]:
+    def run(
+        self, name: str, output: Path, kill: tuple[int, str] | None = None, copies: Copies | None = None
+    ) -> tuple[int, str]:
         """Run a method to its end or its death; the exit status and what it noted."""
         notes = self.work / "notes"
         notes.unlink(missing_ok=True)
-        status = os.waitpid(self.start(name, output, notes, kill), 0)[1]
-        return os.waitstatus_to_exitcode(status), notes.read_text(errors="replace")
+        child, status = self.start(name, output, notes, kill, copies), 0
+        late = threading.Timer(PATIENCE, os.kill, (child, signal.SIGALRM))  # a status that nothing else gives
+        late.start()
+        try:
+            status = os.waitpid(child, 0)[1]
+        finally:
+            late.cancel()
+        said = notes.read_text(errors="replace")
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+            said += f"\nhangs: not done after {PATIENCE:.0f} s"
+        return os.waitstatus_to_exitcode(status), said
 
 
-def unshare_locks() -> None:
-    """Give this child locks of its own: tqdm's is shared among forked processes, and one that is killed keeps it."""
-    import threading
+class Copies:
+    """What a run's folder held at each of its events.
 
-    from tqdm import tqdm
+    Args:
+        store: a folder for the files, by their digest.
+        folder: the run's.
+    """
 
-    tqdm.set_lock(threading.RLock())
+    def __init__(self, store: Path, folder: Path) -> None:
+        self.store, self.folder = store, folder
+        store.mkdir(parents=True, exist_ok=True)
+
+    def keep(self, number: int, how: str, torn: Callable[[dict[str, bytes]], None] | None = None) -> None:
+        """Copy the folder as it is, with `torn` applied to {path: content}, as that of a kill."""
+        files, folders = contents(self.folder), None
+        if files is not None:
+            folders = sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_dir())
+        times = {name: (self.folder / name).stat().st_mtime_ns for name in [*(files or ()), *(folders or ())]}
+        if files is not None and torn is not None:
+            torn(files)
+        digests = {}
+        for name, content in (files or {}).items():
+            digest = digests[name] = hashlib.sha256(content).hexdigest()
+            if not (self.store / digest).exists():
+                (self.store / digest).write_bytes(content)
+        state = {"files": digests if files is not None else None, "folders": folders}
+        key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+        if not (self.store / f"{key}.json").exists():
+            (self.store / f"{key}.json").write_text(json.dumps(state | {"times": times}))
+        with (self.store / "kills.jsonl").open("a") as file:
+            file.write(json.dumps([number, how, key]) + "\n")
+
+    def kills(self) -> list[tuple[int, str, str]]:
+        """(event, how, the copy's name) of each kill."""
+        return [tuple(json.loads(line)) for line in (self.store / "kills.jsonl").read_text().splitlines()]
+
+    def put_back(self, key: str) -> None:
+        """Make the run's folder what it was."""
+        state = json.loads((self.store / f"{key}.json").read_text())
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if state["files"] is None:
+            return
+        self.folder.mkdir()
+        for name in state["folders"]:
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        for name, digest in state["files"].items():
+            shutil.copyfile(self.store / digest, self.folder / name)
+        for name in [*state["files"], *reversed(state["folders"])]:
+            if name in state["times"]:
+                os.utime(self.folder / name, ns=(state["times"][name],) * 2)
+
+
+def contents(folder: Path) -> dict[str, bytes] | None:
+    """{path: content} of a folder's files; None where it is not there."""
+    if not folder.is_dir():
+        return None
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def comparable(files: dict[str, bytes] | None) -> dict[str, Any] | None:
+    """`contents` without times of day, process numbers, and digests of what holds such."""
+    if files is None:
+        return None
+    found: dict[str, Any] = {}
+    for name, content in files.items():
+        value: Any = content
+        if name.endswith((".json", ".jsonl", ".tmp")):
+            with contextlib.suppress(ValueError):
+                value = [without_times(json.loads(line)) for line in content.splitlines()]
+            with contextlib.suppress(ValueError):
+                value = without_times(json.loads(content))
+            if isinstance(value, dict) and "files" in value:  # a checkpoint's marker, with digests of such files
+                value = {**value, "files": sorted(value["files"])}
+        elif name.endswith("report.html"):  # images per second
+            value = re.sub(rb"\d+(\.\d+)?", b"N", content)
+        found[re.sub(r"\.\d+\.((discarded\.)?tmp)", r".PID.\1", name)] = value
+    return found
 
 
 def compile_once() -> None:
@@ -184,10 +284,11 @@ class Events:
         folder: the run's; events elsewhere do not count.
         sink: a file's number that receives ``EVENT kind path`` lines.
         kill: (number of the event, how): ``before`` it, or ``torn``, with the file cut.
+        copies: receives the folder at each event.
     """
 
-    def __init__(self, folder: str, sink: int, kill: tuple[int, str] | None) -> None:
-        self.folder, self.sink, self.kill, self.count = folder, sink, kill, 0
+    def __init__(self, folder: str, sink: int, kill: tuple[int, str] | None, copies: Copies | None = None) -> None:
+        self.folder, self.sink, self.kill, self.copies, self.count = folder, sink, kill, copies, 0
         import safetensors.torch
         import torch
 
@@ -226,27 +327,33 @@ class Events:
         """Count an event of the run's folder; die where it is the one."""
         if isinstance(path, bytes | os.PathLike):
             path = os.fsdecode(os.fspath(path))
-        if not isinstance(path, str) or not path.startswith(self.folder):
+        if not isinstance(path, str) or os.path.commonpath((os.path.abspath(path), self.folder)) != self.folder:
             return
-        os.write(self.sink, f"EVENT {kind} {os.path.relpath(path, self.folder)}\n".encode())
+        # On a line of its own, whatever a progress bar has left.
+        os.write(self.sink, f"\nEVENT {kind} {os.path.relpath(path, self.folder)}\n".encode())
         self.count += 1
+        if self.copies is not None:
+            self.copies.keep(self.count - 1, "before")
+            if kind in TORN:
+                name = os.path.relpath(path, self.folder)
+                self.copies.keep(self.count - 1, "torn", partial(torn, kind, name))
         if self.kill is not None and self.count == self.kill[0] + 1:
-            if self.kill[1] == "torn" and kind in ("open", "append", "save"):
+            if self.kill[1] == "torn" and kind in TORN:
                 self.kill = None
-                tear(kind, path)
+                name = os.path.basename(path)
+                there = {name: Path(path).read_bytes()} if os.path.exists(path) else {}
+                torn(kind, name, there)
+                Path(path).write_bytes(there[name])
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def tear(kind: str, path: str) -> None:
+TORN = ("open", "append", "save")  # the events after which a file may be half written
+
+
+def torn(kind: str, name: str, files: dict[str, bytes]) -> None:
     """Leave a file as a kill in the middle of its writing does."""
-    if kind == "save":
-        os.truncate(path, os.path.getsize(path) // 2)
-    elif kind == "append":
-        with open(path, "a") as file:
-            file.write('{"step": 1, "lo')
-    else:
-        with open(path, "w"):
-            pass
+    before = files.get(name, b"")
+    files[name] = {"save": before[: len(before) // 2], "append": before + b'{"step": 1, "lo', "open": b""}[kind]
 
 
 def count_batches(sink: int) -> None:
@@ -256,7 +363,7 @@ def count_batches(sink: int) -> None:
     done = DefaultFlowCallback.on_step_end
 
     def on_step_end(self: Any, *args: Any, **kwargs: Any) -> Any:
-        os.write(sink, b"STEP\n")
+        os.write(sink, b"\nSTEP\n")
         return done(self, *args, **kwargs)
 
     DefaultFlowCallback.on_step_end = on_step_end  # type: ignore[method-assign]
@@ -309,17 +416,25 @@ def steps_left(name: str, folder: Path) -> int:
     return total - done
 
 
-def trial(bench: Bench, name: str, whole: dict[str, Any], die: Callable[[Path], None]) -> str:
-    """Kill a run, give it again; "equal", or what differs."""
+def trial(bench: Bench, name: str, whole: dict[str, Any], die: Callable[[Path], str | None]) -> str:
+    """Kill a run, give it again; "equal", or what differs.
+
+    Args:
+        bench: where.
+        name: the method.
+        whole: what a run without a kill leaves behind.
+        die: leaves the folder of a killed run; returns what is wrong with it already.
+    """
     output = bench.work / "run"
     shutil.rmtree(output, ignore_errors=True)
-    die(output)
+    if (wrong := die(output)) is not None:
+        return wrong
     left = steps_left(name, output) if output.exists() else METHODS[name][2]
     restarts = left == METHODS[name][2] and (output / "config.yaml").is_file() and name != "har"  # its stages say it
     restarts = restarts and not (output / ".clearing").exists()
     code, said = bench.run(name, output)
     if code:
-        return f"not resumed: {said.strip().splitlines()[-1]}"
+        return f"not resumed: {(said.strip() or 'no word').splitlines()[-1]}"
     steps = said.count("STEP\n")
     if restarts and "training begins at step 0" not in said:
         return "restarted without a word"
@@ -330,116 +445,241 @@ def trial(bench: Bench, name: str, whole: dict[str, Any], die: Callable[[Path], 
     return f"differs: {', '.join(differing)}" if differing else "equal"
 
 
+class Matrix:
+    """The trials of some methods, and their table.
+
+    Args:
+        bench: where.
+        names: the methods.
+        luck: which copies, which real kills, when.
+    """
+
+    def __init__(self, bench: Bench, names: list[str], luck: random.Random) -> None:
+        self.bench, self.luck = bench, luck
+        self.output = bench.work / "run"
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.wholes: dict[str, dict[str, Any]] = {}
+        self.lasted: dict[str, float] = {}
+        self.copies: dict[str, Copies] = {}
+        self.kills: dict[str, dict[str, list[tuple[int, str]]]] = {}  # of each different copy
+        self.events: dict[str, list[str]] = {}
+        for name in names:
+            self.begin(name)
+
+    def begin(self, name: str) -> None:
+        """Run a method to its end: for what it imports, for what it leaves behind, and to be copied."""
+        said = self.end(name)
+        for module in re.findall(r"^MODULES (.*)$", said, re.M)[0].split():
+            if module.partition(".")[0] in PRELOADED:
+                with contextlib.suppress(Exception):
+                    importlib.import_module(module)
+        if "captune.scene_graphs.wordnet" in sys.modules:
+            from captune.scene_graphs.wordnet import wordnet
+
+            wordnet()
+        self.wholes[name] = results(self.output)
+        copies = self.copies[name] = Copies(self.bench.work / "copies" / name, self.output)
+        said = self.end(name, copies)
+        self.events[name] = re.findall(r"^EVENT (.*)$", said, re.M)
+        if results(self.output) != self.wholes[name]:
+            raise SystemExit(f"{name}: two whole runs differ")
+        kills = self.kills[name] = {}
+        for number, how, key in copies.kills():
+            kills.setdefault(key, []).append((number, how))
+        self.rows[name] = {
+            "events": len(self.events[name]),
+            "kills": sum(map(len, kills.values())),
+            "states": len(kills),
+            **dict.fromkeys(("resumed", "done", "checked", "random", "equal"), 0),
+            "faults": [],
+        }
+        row = self.rows[name]
+        print(f"{name}: {row['events']} events, {row['kills']} kills, {row['states']} different folders", flush=True)
+
+    def end(self, name: str, copies: Copies | None = None) -> str:
+        """Run a method to its end; what it noted."""
+        shutil.rmtree(self.output, ignore_errors=True)
+        code, said = self.bench.run(name, self.output, copies=copies)
+        if code or said.count("STEP\n") != METHODS[name][2]:
+            raise SystemExit(f"{name}: the whole run failed:\n{said[-3000:]}")
+        return said
+
+    def note(self, name: str, kind: str, what: str, verdict: str, kills: int = 1) -> None:
+        """Count a verdict."""
+        row = self.rows[name]
+        row[kind] += kills
+        row["equal"] += kills * (verdict == "equal")
+        if verdict != "equal":
+            row["faults"].append(f"{what}: {verdict}")
+            print(f"{name}, {what}: {verdict}", flush=True)
+
+    def what(self, name: str, kill: tuple[int, str]) -> str:
+        """A kill in words."""
+        return f"event {kill[0]} ({kill[1]} {self.events[name][kill[0]]})"
+
+    def from_copy(self, name: str, key: str) -> None:
+        """Resume from a copy, for each of its kills."""
+        kills = self.kills[name][key]
+        verdict = trial(self.bench, name, self.wholes[name], lambda _: self.copies[name].put_back(key))
+        self.rows[name]["resumed"] += 1
+        self.note(name, "done", ", ".join(self.what(name, kill) for kill in kills), verdict, len(kills))
+
+    def check(self, name: str, key: str) -> None:
+        """Kill a run at an event: it has to leave the copy behind, and resume."""
+        kill = self.luck.choice(self.kills[name][key])
+        copies = self.copies[name]
+
+        def die(output: Path) -> str | None:
+            copies.put_back(key)
+            expected = comparable(contents(output))
+            shutil.rmtree(output, ignore_errors=True)
+            code, said = self.bench.run(name, output, kill)
+            if code != -signal.SIGKILL:
+                return f"was not killed: {said[-200:]}"
+            found = comparable(contents(output))
+            if found == expected:
+                return None
+            if found is None or expected is None:
+                return "the copy is not what a kill leaves: one of them has no folder"
+            differing = sorted(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
+            return f"the copy is not what a kill leaves: {', '.join(differing)}"
+
+        self.note(
+            name, "checked", f"a real kill at {self.what(name, kill)}", trial(self.bench, name, self.wholes[name], die)
+        )
+
+    def at_random(self, name: str) -> None:
+        """Kill a run at some time, resume it."""
+        if name not in self.lasted:
+            before = time.monotonic()
+            self.end(name)
+            self.lasted[name] = time.monotonic() - before
+            shutil.rmtree(self.output)
+        after = self.luck.uniform(0.0, 1.1 * self.lasted[name])
+
+        def die(output: Path) -> None:
+            child = self.bench.start(name, output, self.bench.work / "killed")
+            time.sleep(after)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+        self.note(name, "random", f"after {after:.3f} s", trial(self.bench, name, self.wholes[name], die))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the trials that the time allows; 1 where one is not equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--trials", type=int, help="kills at file events per method; default: at every event")
+    parser.add_argument("--states", type=int, help="different copies per method to resume from; default: all")
+    parser.add_argument("--checked", type=int, default=10, help="copies per method that a real kill checks")
     parser.add_argument("--random", type=int, default=0, help="kills at a random time, over all methods")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--join", nargs="+", type=Path, help="add up the JSON files of several parts instead")
     parser.add_argument("--output", type=Path, help="writes OUTPUT.json and OUTPUT.md")
     args = parser.parse_args(argv)
+    if args.join:
+        result = join([json.loads(path.read_text(encoding="utf-8")) for path in args.join])
+        write(result, args.output)
+        return 0
+    made_with = versions()  # with git, before the bench hides it
     began, luck = time.monotonic(), random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
-        table: dict[str, dict[str, Any]] = {}
-        wholes, queues, lasted = {}, {}, {}
+        matrix = Matrix(Bench(Path(folder)), args.methods, luck)
+        result = {"parts": [{"with": made_with, "methods": args.methods, "seed": args.seed}], "runs": matrix.rows}
+        queues, checks = {}, {}
         for name in args.methods:
-            before = time.monotonic()
-            output = bench.work / "run"
-            shutil.rmtree(output, ignore_errors=True)
-            code, said = bench.run(name, output)
-            lasted[name] = time.monotonic() - before
-            if code:
-                raise SystemExit(f"{name}: the whole run failed:\n{said[-3000:]}")
-            for module in re.findall(r"^MODULES (.*)$", said, re.M)[0].split():  # so that later children need not
-                if module.partition(".")[0] in ("captune", "jinja2", "huggingface_hub", "numpy", "pandas", "pyarrow"):
-                    with contextlib.suppress(Exception):
-                        importlib.import_module(module)
-            assert said.count("STEP\n") == METHODS[name][2], f"{name}: {said.count('STEP')} steps"
-            wholes[name] = results(output)
-            events = re.findall(r"^EVENT (\w+) (.*)$", said, re.M)
-            kills = [
-                (k, how)
-                for k, (kind, _) in enumerate(events)
-                for how in (("before", "torn") if kind in ("open", "append", "save") else ("before",))
-            ]
-            luck.shuffle(kills)
-            queues[name] = kills[: args.trials]
-            table[name] = {"events": len(events), "kills": len(kills), "done": 0, "random": 0, "equal": 0, "faults": []}
-            print(f"{name}: {len(events)} events, {len(kills)} kills, {lasted[name]:.1f} s", flush=True)
-
-        def note(name: str, kind: str, what: str, verdict: str) -> None:
-            table[name][kind] += 1
-            table[name]["equal"] += verdict == "equal"
-            if verdict != "equal":
-                table[name]["faults"].append(f"{what}: {verdict}")
-                print(f"{name}, {what}: {verdict}", flush=True)
-
-        def by_event(name: str) -> None:
-            kill = queues[name].pop()
-            what: list[str] = []
-
-            def die(output: Path) -> None:
-                said = bench.run(name, output, kill)[1]
-                lines = re.findall(r"^EVENT (.*)$", said, re.M)
-                what.append(f"event {kill[0]} ({kill[1]} {lines[-1] if lines else '?'})")
-
-            verdict = trial(bench, name, wholes[name], die)
-            note(name, "done", what[0], verdict)
-
-        def at_random(name: str) -> None:
-            after = luck.uniform(0.0, 1.1 * lasted[name])
-
-            def die(output: Path) -> None:
-                child = bench.start(name, output, bench.work / "killed")
-                time.sleep(after)
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-
-            note(name, "random", f"after {after:.3f} s", trial(bench, name, wholes[name], die))
-
+            keys = list(matrix.kills[name])
+            luck.shuffle(keys)
+            queues[name] = keys[: args.states]
+            checks[name] = keys[: args.checked if args.states is None else min(args.checked, args.states)]
         randoms = args.random
-        while any(queues.values()) or randoms > 0:  # the methods by turns, so that any part of it covers all
+        while any(queues.values()) or any(checks.values()) or randoms > 0:  # by turns: a part of it covers all methods
             for name in args.methods:
                 if time.monotonic() - began > args.seconds:
-                    queues, randoms = {}, 0
+                    queues, checks, randoms = {}, {}, 0
                     break
+                if checks[name]:
+                    matrix.check(name, checks[name].pop())
                 if queues[name]:
-                    by_event(name)
+                    matrix.from_copy(name, queues[name].pop())
                 if randoms > 0:
-                    at_random(name)
+                    matrix.at_random(name)
                     randoms -= 1
             if args.output:
-                write(table, args.output)
-    print(page(table))
-    return int(any(row["faults"] for row in table.values()))
+                write(result, args.output)
+    print(page(result))
+    return int(any(row["faults"] for row in matrix.rows.values()))
 
 
-def page(table: dict[str, dict[str, Any]]) -> str:
+def versions() -> dict[str, Any]:
+    """What the trials are made with."""
+    from captune.utils.versions import versions
+
+    names = ("python", "torch", "transformers", "trl", "peft", "accelerate", "git_commit")
+    return {name: value for name, value in versions().items() if name in names}
+
+
+COUNTED = {
+    "events": "file events",
+    "kills": "kills there are",
+    "states": "different folders",
+    "done": "kills resumed",
+    "checked": "checked by a real kill",
+    "random": "random kills",
+    "equal": "equal",
+}
+
+
+def join(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add up the trials of several parts."""
+    runs: dict[str, dict[str, Any]] = {}
+    for result in results:
+        for name, row in result["runs"].items():
+            known = runs.setdefault(name, {**row, **dict.fromkeys(ADDED, 0), "faults": []})
+            if any(known[key] != row[key] for key in ("events", "kills", "states")):
+                raise SystemExit(f"{name}: the parts do not have the same events")
+            for key in (*ADDED, "faults"):
+                known[key] = known[key] + row[key]
+    order = [name for name in METHODS if name in runs]
+    return {"parts": [part for result in results for part in result["parts"]], "runs": {n: runs[n] for n in order}}
+
+
+ADDED = ("resumed", "done", "checked", "random", "equal")
+
+
+def page(result: dict[str, Any]) -> str:
     """The table in Markdown."""
+    commits = sorted({str(part["with"]["git_commit"])[:9] for part in result["parts"]})
     lines = [
         "# Kills and resumes",
         "",
         "Made by `make resume-matrix` (`benchmarks/behaviour/resume_matrix.py`). A kill is equal when the resumed run",
         "did just the steps that were left, and adapter, mapper, captions, scores, metrics, watch have the same bytes.",
         "",
-        "| run | file events | kills there are | kills at events | random kills | equal | not equal or not resumed |",
-        "|---|---|---|---|---|---|---|",
+        "The folder of a run is copied at each of its file events, before it and with the file half written: what",
+        "SIGKILL leaves there. Each different copy is resumed from once and counts for all of its kills. Some are",
+        "checked: a run killed at that event has to leave the copy's bytes (but for times of day and process numbers),",
+        "and is resumed as well. Random kills come from outside, at a random time.",
+        "",
+        f"| run | {' | '.join(COUNTED.values())} | not equal or not resumed |",
+        f"|---|{'---|' * len(COUNTED)}---|",
     ]
-    for name, row in table.items():
-        numbers = [row[key] for key in ("events", "kills", "done", "random", "equal")]
-        lines.append(f"| {name} | {' | '.join(map(str, numbers))} | {len(row['faults'])} |")
-    totals = [sum(row[key] for row in table.values()) for key in ("events", "kills", "done", "random", "equal")]
-    lines.append(f"| all | {' | '.join(map(str, totals))} | {sum(len(row['faults']) for row in table.values())} |")
+    runs = result["runs"]
+    for name, row in runs.items():
+        lines.append(f"| {name} | {' | '.join(str(row[key]) for key in COUNTED)} | {len(row['faults'])} |")
+    totals = [sum(row[key] for row in runs.values()) for key in COUNTED]
+    lines.append(f"| all | {' | '.join(map(str, totals))} | {sum(len(row['faults']) for row in runs.values())} |")
+    made = result["parts"][0]["with"]
+    libraries = ", ".join(f"{name} {made[name]}" for name in ("torch", "transformers", "trl", "peft"))
+    lines += ["", f"Commit {', '.join(commits)}; {libraries}."]
     return "\n".join(lines) + "\n"
 
 
-def write(table: dict[str, dict[str, Any]], output: Path) -> None:
+def write(result: dict[str, Any], output: Path) -> None:
     """Write OUTPUT.json and OUTPUT.md."""
-    output.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    output.with_suffix(".md").write_text(page(table), encoding="utf-8")
+    output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    output.with_suffix(".md").write_text(page(result), encoding="utf-8")
 
 
 if __name__ == "__main__":
