@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from captune.errors import ScorerError
-from captune.models.answerers import Question, load_answerer, one_line
+from captune.models.answerers import Prompt, Question, ask_json, load_answerer, one_line
 from captune.models.answerers.base import match_answer
 from captune.models.answerers.local import LanguageModel
 from captune.models.answerers.server import Server
@@ -157,6 +157,86 @@ def test_the_label_changes_with_the_weights(tmp_path: Path) -> None:
     assert labels[0] != labels[1] and all(label.startswith(f"{tmp_path / 'm'}@") for label in labels)
 
 
+PROMPTS = [
+    Prompt("Is there a red ball?", about="one"),
+    Prompt("Name the two fish and the small yellow bird", about="b"),
+]
+
+
+def test_free_text_is_greedy_and_does_not_depend_on_its_neighbours(folder: Path) -> None:
+    """It is the definition's, without padding; the checkpoint's own generation settings change nothing."""
+    answerer = LanguageModel(str(folder), device="cpu")
+    label = answerer.label
+    found = answerer.complete(PROMPTS, max_new_tokens=6)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    for prompt, text in zip(PROMPTS, found, strict=True):
+        ids = list(answerer._ids(prompt))
+        new: list[int] = []
+        for _ in range(6):
+            with torch.no_grad():
+                new.append(int(model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+            if new[-1] == tokenizer.eos_token_id:
+                break
+        assert text == tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert found == [answerer.complete([prompt], max_new_tokens=6)[0] for prompt in PROMPTS]
+    answerer._model.generation_config.update(repetition_penalty=9.0, min_new_tokens=40, do_sample=True)
+    assert answerer.complete(PROMPTS, max_new_tokens=6) == found and answerer.complete([]) == []
+    answerer = LanguageModel(str(folder), device="cpu")
+    assert answerer.label == label
+
+
+def test_what_is_sampled_depends_on_the_seed_and_the_prompt_alone(folder: Path) -> None:
+    answerer = LanguageModel(str(folder), device="cpu")
+    both = [answerer.complete(PROMPTS, max_new_tokens=8, temperature=1.0, seed=s) for s in (0, 1, 0)]
+    assert both[0] == both[2] != both[1]
+    assert answerer.complete(PROMPTS[1:], max_new_tokens=8, temperature=1.0) == both[0][1:]
+
+
+def test_an_answer_needs_room(tmp_path: Path) -> None:
+    answerer = load_answerer(str(tiny_llm.gpt2(tmp_path / "m")), device="cpu")
+    with pytest.raises(ScorerError, match=r"about one has \d+ tokens, more than the 256 that"):
+        answerer.complete(PROMPTS[:1], max_new_tokens=250)
+
+
+class Says:
+    """Gives its texts in turn, whatever it is asked."""
+
+    label = "says@1"
+
+    def __init__(self, *replies: str) -> None:
+        self.replies, self.asked = list(replies), []  # type: ignore[var-annotated]
+
+    def complete(self, prompts, **settings) -> list[str]:
+        self.asked += prompts
+        return [self.replies.pop(0) for _ in prompts]
+
+
+def numbers(value: object) -> list[int]:
+    if not isinstance(value, list) or not all(type(n) is int for n in value):
+        raise ValueError("it is no list of numbers")
+    return value
+
+
+def test_json_is_read_strictly_and_asked_for_once_more() -> None:
+    answerer = Says("[1, 2]", "Here it is:\n```json\n[3]\n```\n", "[4", "```\n[5]\n```")
+    found = ask_json(answerer, [Prompt("a", about="A"), Prompt("b"), Prompt("c")], [numbers] * 3)  # type: ignore[arg-type]
+    assert found == [[1, 2], [3], [5]] and [p.text[:1] for p in answerer.asked] == list("abcc")
+    assert answerer.asked[3].text.startswith("c\n\nYour last answer could not be used: the answer is not valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        ("", "not valid JSON"), ("Sure! [1]", "not valid JSON"), ("[1] and so on", "not valid JSON"), ("[NaN]", "JSON"),
+        ('{"a": 1}', "no list of numbers"), ("[true]", "no list"), ("```\n[1]\n```\n```\n[2]\n```", "2 blocks"),
+        ('{"a": 1, "a": 2}', "twice in one object"), ("[" * 100_000, "JSON|deeply"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_twice_is_an_error_that_names_the_item(reply: str, why: str) -> None:
+    with pytest.raises(ScorerError, match=f"says@1 was asked twice about caption 'x' and gave no .*({why})"):
+        ask_json(Says(reply, reply), [Prompt("a", about="caption 'x'")], [numbers])  # type: ignore[arg-type]
+
+
 # -- a server ----------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +321,37 @@ def test_a_server_that_does_not_answer_is_an_error(reply, says: str, requests: i
         with pytest.raises(ScorerError, match=says):
             server.answer_probabilities(QUESTIONS[:1])
         assert len(seen) == requests
+
+
+def said(text: object) -> dict:
+    return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
+
+
+def test_a_server_writes() -> None:
+    with tiny_llm.server(lambda payload, n: said(f" {payload['messages'][0]['content'][:3]} ")) as (url, seen):
+        server = Server(f"{url}#some/model", workers=1)
+        assert server.complete(PROMPTS, max_new_tokens=7) == ["Is", "Nam"]
+        server.complete([Prompt("x", tiny.picture(0))], temperature=0.3, seed=2)
+    first, _, last = seen
+    assert (first["max_tokens"], first["temperature"], first.get("seed"), first.get("logprobs")) == (7, 0, None, None)
+    assert (last["temperature"], last["seed"]) == (0.3, 2) and last["messages"][0]["content"][0]["type"] == "image_url"
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        ((500, "x"), "in 2 attempts; the last: 500 .*asked about one"), (0.5, "timed out; it was asked about one"),
+        ((404, "no"), "refused .*about one"), (b"<html>", "invalid chat completion: '<html>', about one"),
+        ({"choices": []}, "invalid chat .*about one"), (said(None), "gave no text about one"),
+        (said(["a"]), "gave no text about one"), ({"choices": ["a"]}, "no text about one"),
+        ({"choices": [{"message": "a"}]}, "no text about one"),
+    ],
+)  # fmt: skip
+def test_a_server_that_does_not_write_is_an_error_that_names_the_item(reply, says: str) -> None:
+    with tiny_llm.server(lambda payload, n: reply) as (url, _):
+        server = Server(f"{url}#m", delay=0.01, attempts=2, timeout=0.2)
+        with pytest.raises(ScorerError, match=says):
+            server.complete(PROMPTS[:1])
 
 
 def test_a_dead_server_ends_the_work_soon() -> None:

@@ -12,7 +12,7 @@ import tiny_llm
 import torch
 
 from captune.errors import MissingColumn, ScorerError
-from captune.models.answerers import Question
+from captune.models.answerers import Prompt, Question
 from captune.models.answerers.vision import VisionModel
 from captune.models.captioner import Captioner
 from captune.scorers import load_scorer
@@ -110,6 +110,22 @@ def test_any_captioner_judges(family: str, tiny_folder, monkeypatch: pytest.Monk
     assert len(set(np.round(expected, 3))) > 1
     single = Judge(answerer=scorer.answerer, batch_size=1).rows(CAPTIONS, image=IMAGES)
     np.testing.assert_allclose(single, rows, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", tiny_families.BUILDERS)
+def test_any_captioner_writes(family: str, tiny_folder) -> None:
+    model = VisionModel(str(tiny_folder(family)), device="cpu")
+    prompts = [Prompt("Describe it.", image, f"image {i}") for i, image in enumerate(IMAGES[:2])]
+    texts = model.complete(prompts, max_new_tokens=5)
+    assert model.complete(prompts[1:], max_new_tokens=5) == texts[1:]
+    batch = model.captioner.encode([model._text(prompts[0])], IMAGES[:1])
+    assert model.captioner.generate(batch, max_new_tokens=5) == texts[:1]
+    sampled = [model.complete(prompts, max_new_tokens=5, temperature=1.0, seed=seed) for seed in (0, 1, 0)]
+    assert sampled[0] == sampled[2] != sampled[1]
+    with pytest.raises(ScorerError, match="looks at images, and there is none about it"):
+        model.complete([Prompt("Describe it.", about="it")])
+    with pytest.raises(ScorerError, match="no room for an answer about image 0: .*positions"):
+        model.complete(prompts[:1], max_new_tokens=10**6)
 
 
 def test_an_image_met_again_is_encoded_once(captioner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,16 @@
-"""Models that answer multiple-choice questions: local language models, vision-language models, servers.
+"""Models that answer multiple-choice questions, and in free text: language models, vision-language models, servers.
 
 answerer = load_answerer("Qwen/Qwen3-8B")                  # or a folder, or "http://host:8000/v1#model-name"
 answerer.answer_probabilities([Question("Is a dog an animal?", ("Yes", "No"), "dogs")])  # [array([0.99, 0.01])]
+answerer.complete([Prompt("Name an animal.")])                                           # ["A dog."]
 """
 
 from __future__ import annotations
 
-from captune.models.answerers.base import Answerer, Question, is_server, one_line
+from captune.models.answerers.base import Answerer, Prompt, Question, is_server, one_line
+from captune.models.answerers.replies import ask_json
 
-__all__ = ["Answerer", "Question", "is_server", "load_answerer", "one_line"]
+__all__ = ["Answerer", "Prompt", "Question", "ask_json", "is_server", "load_answerer", "one_line"]
 
 
 def load_answerer(spec: str, *, device: str | None = None) -> Answerer:

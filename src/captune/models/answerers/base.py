@@ -1,9 +1,9 @@
-"""The slot for a model that answers multiple-choice questions: what is asked, and how an answer is read.
+"""The slot for a model that answers: multiple-choice questions, and prompts in free text.
 
-An answer is read off the probabilities of the next token, never parsed from free text. A token counts for an answer
-when, without the spaces and punctuation around it, it is that answer or a beginning of that answer alone: " Yes",
-"yes" and "▁Yes" are one answer. If all allowed answers together hold less than `MIN_MASS` of the probability, the
-model did not answer, which is an error.
+The answer to a question is read off the probabilities of the next token, never parsed from free text. A token counts
+for an answer when, without the spaces and punctuation around it, it is that answer or a beginning of that answer alone:
+" Yes", "yes" and "▁Yes" are one answer. If all allowed answers together hold less than `MIN_MASS` of the probability,
+the model did not answer, which is an error.
 """
 
 from __future__ import annotations
@@ -39,6 +39,21 @@ class Question:
     image: Any = None
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What is answered in free text.
+
+    Attributes:
+        text: what the model reads.
+        image: a PIL image, for vision-language models.
+        about: what an error calls the subject.
+    """
+
+    text: str
+    image: Any = None
+    about: str = ""
+
+
 class Answerer(Protocol):
     """What fills the slot."""
 
@@ -51,6 +66,11 @@ class Answerer(Protocol):
 
     def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
         """Return for each question the probabilities of its answers, which sum to 1."""
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
+        """Return for each prompt the model's text, without what its template put around it; temperature 0 is greedy."""
 
 
 def is_server(spec: str) -> bool:
@@ -98,7 +118,7 @@ def normalise_answers(
     return np.asarray(mass, dtype=np.float64) / total
 
 
-def check_length(tokens: int, config: Any, question: Question, who: str) -> None:
+def check_length(tokens: int, config: Any, question: Question | Prompt, who: str) -> None:
     """Raise ScorerError for a prompt longer than the context: it is never cut, since the question could be lost."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
     if tokens > limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -11,10 +12,23 @@ from tqdm import tqdm
 
 from captune.errors import ScorerError, first_line
 from captune.models import hub
-from captune.models.answerers.base import AROUND, SILENT, Question, check_length, match_answer, normalise_answers
+from captune.models.answerers.base import (
+    AROUND,
+    SILENT,
+    Prompt,
+    Question,
+    check_length,
+    match_answer,
+    normalise_answers,
+)
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 from captune.utils.loads import check_model
+
+
+def seed_of(text: str, seed: int) -> int:
+    """Return the seed of what is sampled after a text."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=7).digest())
 
 
 class Vocabulary:
@@ -172,7 +186,65 @@ class LanguageModel:
             logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **some).logits
         return logits[torch.arange(len(ids)), torch.searchsorted(kept, ends)].float().cpu()
 
-    def _ids(self, question: Question) -> list[int]:
+    def complete(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
+        """Write on after each prompt, in batches of similar length; what is sampled is sampled one by one.
+
+        Args:
+            prompts: texts alone.
+            max_new_tokens: the longest answer; a longer one is cut there.
+            temperature: 0 takes the likeliest token; the checkpoint's own generation settings are not used.
+            seed: of the sampling, with the prompt's own text: the answer does not depend on its neighbours.
+
+        Raises:
+            ScorerError: the model cannot be loaded, or a prompt leaves no room for its answer.
+        """
+        import torch
+
+        from captune.models.captioner import NEUTRAL, neutral
+
+        rows = [self._ids(prompt, max_new_tokens) for prompt in prompts]
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        size = 1 if temperature else self.batch_size
+        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": bool(temperature)}
+        settings |= {**NEUTRAL, "temperature": temperature} if temperature else {}
+        tokenizer = self._vocabulary.tokenizer
+        answers: dict[int, str] = {}
+        ends = self._ends()
+        own = self._model.generation_config
+        try:
+            self._model.generation_config = neutral(own)
+            for start in tqdm(range(0, len(order), size), desc="asking", leave=False, disable=len(order) < SILENT):
+                batch = order[start : start + size]
+                width = len(rows[batch[0]])
+                ids = torch.full((len(batch), width), ends[0])
+                mask = torch.zeros_like(ids)
+                for place, i in enumerate(batch):
+                    ids[place, width - len(rows[i]) :] = torch.tensor(rows[i])
+                    mask[place, width - len(rows[i]) :] = 1
+                with torch.inference_mode(), torch.random.fork_rng():
+                    torch.manual_seed(seed_of(prompts[batch[0]].text, seed))
+                    written = self._model.generate(
+                        ids.to(self._model.device), attention_mask=mask.to(self._model.device), eos_token_id=ends,
+                        pad_token_id=ends[0], **settings,
+                    )  # fmt: skip
+                texts = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+                answers.update(zip(batch, map(str.strip, texts), strict=True))
+        finally:
+            self._model.generation_config = own
+        return [answers[i] for i in range(len(prompts))]
+
+    def _ends(self) -> list[int]:
+        """The tokens that end an answer, the tokenizer's own first."""
+        named = self._model.generation_config.eos_token_id
+        named = named if isinstance(named, list) else [named]
+        ids = [i for i in dict.fromkeys([self._vocabulary.tokenizer.eos_token_id, *named]) if i is not None]
+        if not ids:
+            raise ScorerError(f"answering model {self.name!r} has no token that ends an answer: choose another model")
+        return ids
+
+    def _ids(self, question: Question | Prompt, room: int = 0) -> list[int]:
         tokenizer = self._vocabulary.tokenizer
         text = self._vocabulary.plain(question.text)
         if tokenizer.chat_template is None:
@@ -184,5 +256,5 @@ class LanguageModel:
                 turn, add_generation_prompt=True, tokenize=False, enable_thinking=False
             )
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        check_length(len(ids), self._model.config, question, self.name)
+        check_length(len(ids) + room, self._model.config, question, self.name)
         return list(ids)

@@ -16,17 +16,18 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from tqdm import tqdm
 
 from captune.errors import ScorerError, SettingError, redact
-from captune.models.answerers.base import SILENT, Question, match_answer, normalise_answers
+from captune.models.answerers.base import SILENT, Prompt, Question, match_answer, normalise_answers
 
+T = TypeVar("T")
 TOP_LOGPROBS = 20  # as many as OpenAI and vLLM give
 _TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)  # worth another attempt; other refusals are final
 
@@ -91,38 +92,55 @@ class Server:
         Raises:
             ScorerError: the server failed or refused, gave no log-probabilities, or gave none of the answers.
         """
+        return self._at_once(self._answer, questions)
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
+        """Ask for several texts at once.
+
+        Raises:
+            ScorerError: the server failed or refused, or its answer is no text.
+        """
+        settings = {"max_tokens": max_new_tokens, "temperature": temperature, **({"seed": seed} if temperature else {})}
+
+        def write(prompt: Prompt) -> str:
+            choice = self._choice(prompt, settings)
+            message = choice.get("message") if isinstance(choice, dict) else None
+            text = message.get("content") if isinstance(message, dict) else None
+            if not isinstance(text, str):
+                raise ScorerError(f"{self.model} at {self.address} gave no text about {prompt.about}")
+            return text.strip()
+
+        return self._at_once(write, prompts)
+
+    def _at_once(self, ask: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
         pool = ThreadPoolExecutor(self.workers)
         try:
-            answers = pool.map(self._answer, questions)
-            return list(tqdm(answers, "asking", len(questions), leave=False, disable=len(questions) < SILENT))
+            answers = pool.map(ask, items)
+            return list(tqdm(answers, "asking", len(items), leave=False, disable=len(items) < SILENT))
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _answer(self, question: Question) -> np.ndarray:
-        content: Any = question.text
-        if question.image is not None:
-            content = [
-                {"type": "image_url", "image_url": {"url": _data_url(question.image)}},
-                {"type": "text", "text": question.text},
-            ]
-        reply = self._complete(
+        choice = self._choice(
+            question,
             {
-                "model": self.model,
-                "messages": [{"role": "user", "content": content}],
                 "max_tokens": 1,
                 "temperature": 1,  # the unchanged probabilities, also from a server that gives those of sampling
                 "top_p": 1,
                 "logprobs": True,
                 "top_logprobs": TOP_LOGPROBS,
-            }
+            },
         )
         try:
-            choice = json.loads(reply)["choices"][0]
             first = ((choice.get("logprobs") or {}).get("content") or [None])[0]
             top = None if first is None else [(t["token"], math.exp(t["logprob"])) for t in first["top_logprobs"]]
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            reply_start = self._without_key(reply[:200].decode(errors="replace"))[:80]
-            raise ScorerError(f"{self.address} gave an invalid chat completion: {reply_start!r}") from error
+            shown = self._without_key(json.dumps(choice))[:80]
+            raise ScorerError(
+                f"{self.address} gave an invalid chat completion about {question.about}: {shown}"
+            ) from error
         if not top:
             raise ScorerError(
                 f"{self.model} at {self.address} gives no log-probabilities of its answers, which are read instead of "
@@ -135,7 +153,25 @@ class Server:
                 mass[answer] += p
         return normalise_answers(mass, question, self.model, lambda: sorted(top, key=lambda t: -t[1])[:3])
 
-    def _complete(self, payload: dict[str, Any]) -> bytes:
+    def _choice(self, asked: Question | Prompt, settings: dict[str, Any]) -> Any:
+        """The first choice of the reply to one question, JSON that may be anything."""
+        content: Any = asked.text
+        if asked.image is not None:
+            content = [
+                {"type": "image_url", "image_url": {"url": _data_url(asked.image)}},
+                {"type": "text", "text": asked.text},
+            ]
+        payload = {"model": self.model, "messages": [{"role": "user", "content": content}], **settings}
+        reply = self._complete(payload, asked.about)
+        try:
+            return json.loads(reply)["choices"][0]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            shown = self._without_key(reply[:200].decode(errors="replace"))[:80]
+            raise ScorerError(
+                f"{self.address} gave an invalid chat completion: {shown!r}, about {asked.about}"
+            ) from error
+
+    def _complete(self, payload: dict[str, Any], about: str) -> bytes:
         """Return the server's reply, bytes that may be anything; ScorerError if all attempts failed."""
         for attempt in range(self.attempts):
             try:
@@ -144,18 +180,21 @@ class Server:
                 body = self._without_key(error.read(2000).decode(errors="replace"))
                 if error.code in (400, 422) and self._extra and "chat_template_kwargs" in body:
                     self._extra = {}
-                    return self._complete(payload)
+                    return self._complete(payload, about)
                 failure = f"{error.code} {self._without_key(str(error.reason))}: {' '.join(body.split())[:200]}"
                 if error.code in (401, 403):
                     failure += f" (the key is read from {self._key_variable()})"
                 if error.code not in _TRANSIENT:
-                    raise ScorerError(f"{self.address} refused a question to {self.model}: {failure}") from error
+                    raise ScorerError(
+                        f"{self.address} refused a question to {self.model}: {failure}; it was about {about}"
+                    ) from error
             except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
                 failure = self._without_key(str(getattr(error, "reason", None) or error)) or type(error).__name__
             if attempt + 1 < self.attempts:
                 time.sleep(self.delay * 2**attempt)
         raise ScorerError(
-            f"{self.model} at {self.address} gave no answer in {self.attempts} attempts; the last: {failure}"
+            f"{self.model} at {self.address} gave no answer in {self.attempts} attempts; the last: {failure}; it "
+            f"was asked about {about}"
         )
 
     def _post(self, payload: dict[str, Any]) -> bytes:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captune.errors import CaptionerError, ScorerError
+from captune.errors import CaptionerError, ScorerError, SettingError
 from captune.models import hub
-from captune.models.answerers.base import Question, check_length
-from captune.models.answerers.local import Vocabulary
+from captune.models.answerers.base import Prompt, Question, check_length
+from captune.models.answerers.local import Vocabulary, seed_of
 
 if TYPE_CHECKING:
     from captune.models.captioner import Captioner
@@ -92,7 +92,33 @@ class VisionModel:
             logits = captioner.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].cpu()
         return [self._vocabulary.probabilities(row, q, self.name) for row, q in zip(logits, questions, strict=True)]
 
-    def _text(self, question: Question) -> str:
+    def complete(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
+        """Write on after each prompt and its image, one prompt at a time.
+
+        Raises:
+            ScorerError: the model cannot be loaded, a prompt has no image, or leaves no room for its answer.
+        """
+        import torch
+
+        answers: list[str] = []
+        settings: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {}
+        for prompt in prompts:
+            if prompt.image is None:
+                raise ScorerError(f"{self.what} {self.name!r} looks at images, and there is none about {prompt.about}")
+            batch = self.captioner.encode([self._text(prompt)], [prompt.image])
+            try:
+                with torch.random.fork_rng():
+                    torch.manual_seed(seed_of(prompt.text, seed))
+                    answers += self.captioner.generate(batch, max_new_tokens=max_new_tokens, **settings)
+            except SettingError as error:
+                raise ScorerError(
+                    f"{self.what} {self.name!r} has no room for an answer about {prompt.about}: {error}"
+                ) from error
+        return answers
+
+    def _text(self, question: Question | Prompt) -> str:
         parts = [{"type": "image"}, {"type": "text", "text": self._vocabulary.plain(question.text)}]
         processor = self.captioner.processor
         thinking = {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
