@@ -7,6 +7,7 @@ A row's key is a digest of the caption and of its entry in every column that the
 pixels, whatever its name); the file's name is a digest of the scorer's identity, which names the model by all that
 decides its answers (`captune.utils.hashing.identity`). Files of another format are not read.
 Lines are appended as rows are made: a killed evaluation resumes where it was, and a torn last line is made again.
+A folder that cannot be written (a full disk, no permission) costs what it would have kept, never a score.
 """
 
 from __future__ import annotations
@@ -59,8 +60,11 @@ class Cache:
             chosen = {name: [column[i] for i in part] for name, column in columns.items()}
             made = scorer.rows([captions[i] for i in part], **chosen)
             fresh = {keys[i]: row.tolist() for i, row in zip(part, made, strict=True)}
-            self._append(file, head, fresh)
             known |= fresh
+            try:
+                self._append(file, head, fresh)
+            except OSError as error:
+                logger.warning("%s: rows cannot be kept in %s: %s", scorer.name, self.folder, error.strerror or error)
         return np.array([known[key] for key in keys], dtype=np.float64)
 
     def _read(self, file: Path, head: Mapping[str, Any]) -> dict[str, list[float]]:

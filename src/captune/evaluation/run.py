@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,20 @@ from datasets import Dataset
 from captune.data import load_images, load_references, load_scenes, read_captions, without_bad
 from captune.data.columns import LazyImages, column
 from captune.data.schemes import SOURCES, scheme_of, source_of
-from captune.errors import BadImage, EvaluationError, MissingColumn, ScorerError, SourceError
+from captune.errors import (
+    BadImage,
+    CaptuneError,
+    EvaluationError,
+    MissingColumn,
+    ScorerError,
+    SourceError,
+    first_line,
+)
 from captune.evaluation.cache import Cache
 from captune.evaluation.statistics import Result, evaluate, holm, paired
 from captune.scorers import SCORERS, Scorer, check_needs, load_scorer
 
+logger = logging.getLogger(__name__)
 DEFAULT_SCORERS = ("bleu", "rouge", "cider", "health")
 
 _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")  # half a character: no tokenizer of a model takes it
@@ -120,8 +130,12 @@ def evaluate_files(
                     )
                     continue
                 made = _scored(judge, texts, columns, good, bootstrap, seed)
-        except ScorerError as error:
+        except CaptuneError as error:  # also an encoder, a captioner or a corpus that cannot be used
             failed[judge.name] = str(error)
+            continue
+        except Exception as error:  # a bug, or the machine's memory
+            logger.error("scorer %s failed", judge.name, exc_info=True)
+            failed[judge.name] = f"{type(error).__name__}: {first_line(error)}"
             continue
         for name, result in made.items():
             results[name][judge.name] = result

@@ -29,6 +29,7 @@ from captune.models.answerers.base import SILENT, Prompt, Question, match_answer
 
 T = TypeVar("T")
 TOP_LOGPROBS = 20  # as many as OpenAI and vLLM give
+_LARGEST = 2**24  # bytes of a reply
 _TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)  # worth another attempt; other refusals are final
 
 
@@ -41,7 +42,7 @@ class Server:
 
     Args:
         url: the server's address and the model's name.
-        timeout: of a request, in seconds.
+        timeout: until something of a reply comes, and from there until all of it is there, in seconds.
         attempts: of each question, in all.
         delay: seconds before the second attempt; doubled for each further one.
         workers: requests at once.
@@ -136,6 +137,8 @@ class Server:
         try:
             first = ((choice.get("logprobs") or {}).get("content") or [None])[0]
             top = None if first is None else [(t["token"], math.exp(t["logprob"])) for t in first["top_logprobs"]]
+            if not all(isinstance(token, str) for token, _ in top or ()):
+                raise TypeError("a token that is no text")
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             shown = self._without_key(json.dumps(choice))[:80]
             raise ScorerError(
@@ -145,6 +148,11 @@ class Server:
             raise ScorerError(
                 f"{self.model} at {self.address} gives no log-probabilities of its answers, which are read instead of "
                 "its text: use a server that does, such as vLLM or llama.cpp"
+            )
+        if not sum(p for _, p in top) <= 1.01:  # also for NaN
+            raise ScorerError(
+                f"{self.model} at {self.address} gave invalid log-probabilities about {question.about}: together "
+                f"{sum(p for _, p in top):.2f} of the probability"
             )
         mass = [0.0] * len(question.answers)
         for token, p in dict(top).items():
@@ -213,7 +221,21 @@ class Server:
         elif key := self._key():
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-            return reply.read()
+            return self._body(reply)
+
+    def _body(self, reply: Any) -> bytes:
+        """Read a reply; one that comes byte by byte, or without an end, must not hold the work for ever."""
+        end, parts, size = time.monotonic() + self.timeout, [], 0
+        while part := reply.read1(2**16):
+            parts.append(part)
+            size += len(part)
+            if size > _LARGEST:
+                raise http.client.HTTPException(f"the reply has more than {_LARGEST:,} bytes")
+            if time.monotonic() > end:
+                raise TimeoutError("the reply timed out")
+        if reply.length:  # what is missing
+            raise http.client.IncompleteRead(b"".join(parts), reply.length)
+        return b"".join(parts)
 
     def _key(self) -> str:
         """The key without the line end that a file gives it; for other oddities ScorerError, without showing it."""
