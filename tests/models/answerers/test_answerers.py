@@ -303,7 +303,7 @@ def test_passing_trouble_is_tried_again(trouble) -> None:
     ("reply", "says", "requests"),
     [
         ((500, "out of memory"), "no answer in 3 attempts; the last: 500 .* out of memory", 3),
-        (0.5, "no answer in 3 attempts; the last: .*timed out", 3),
+        (2.0, "no answer in 3 attempts; the last: .*timed out", 3),
         ((401, "bad key"), "refused a question to some/model: 401 .* read from OPENAI_API_KEY", 1),
         ((404, "no such model"), "refused .* 404 .* no such model", 1),
         ((400, "logprobs are not supported"), "refused .* logprobs are not supported", 1),
@@ -317,7 +317,7 @@ def test_passing_trouble_is_tried_again(trouble) -> None:
 )  # fmt: skip
 def test_a_server_that_does_not_answer_is_an_error(reply, says: str, requests: int) -> None:
     with tiny_llm.server(lambda payload, n: reply) as (url, seen):
-        server = Server(f"{url}#some/model", delay=0.01, attempts=3, timeout=0.2)
+        server = Server(f"{url}#some/model", delay=0.01, attempts=3, timeout=0.5)
         with pytest.raises(ScorerError, match=says):
             server.answer_probabilities(QUESTIONS[:1])
         assert len(seen) == requests

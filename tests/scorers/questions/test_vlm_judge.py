@@ -122,7 +122,7 @@ def test_any_captioner_writes(family: str, tiny_folder) -> None:
     assert model.captioner.generate(batch, max_new_tokens=5) == texts[:1]
     sampled = [model.complete(prompts, max_new_tokens=5, temperature=1.0, seed=seed) for seed in (0, 1, 0)]
     assert sampled[0] == sampled[2] != sampled[1]
-    with pytest.raises(ScorerError, match="looks at images, and there is none about it"):
+    with pytest.raises(ScorerError, match="looks at images, and got no image for it"):
         model.complete([Prompt("Describe it.", about="it")])
     with pytest.raises(ScorerError, match="no room for an answer about image 0: .*positions"):
         model.complete(prompts[:1], max_new_tokens=10**6)

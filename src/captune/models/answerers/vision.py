@@ -106,7 +106,7 @@ class VisionModel:
         settings: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {}
         for prompt in prompts:
             if prompt.image is None:
-                raise ScorerError(f"{self.what} {self.name!r} looks at images, and there is none about {prompt.about}")
+                raise ScorerError(f"{self.what} {self.name!r} looks at images, and got no image for {prompt.about}")
             batch = self.captioner.encode([self._text(prompt)], [prompt.image])
             try:
                 with torch.random.fork_rng():
