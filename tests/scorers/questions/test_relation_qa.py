@@ -13,6 +13,7 @@ import tiny_llm
 from captune.errors import ScorerError
 from captune.evaluation.statistics import evaluate, paired
 from captune.models.answerers import Question
+from captune.models.hub import DEFAULT_ANSWERER
 from captune.scorers import load_scorer
 from captune.scorers.questions.relation_qa import RelationQA
 
@@ -131,8 +132,7 @@ def test_a_file_of_another_form_is_an_error_in_a_sentence(content, tmp_path: Pat
 def test_what_must_be_named() -> None:
     with pytest.raises(ValueError, match=r"needs a file, questions.json: write 'relation_qa:questions.json\?model="):
         load_scorer("relation_qa")
-    with pytest.raises(ValueError, match="needs a language model that answers: write .* or a server"):
-        load_scorer("relation_qa:q.json")
+    assert load_scorer("relation_qa:q.json").answerer.name == DEFAULT_ANSWERER  # no model is named
     with pytest.raises(ValueError, match="unknown setting 'modle'"):
         load_scorer("relation_qa:q.json?modle=x")
 

@@ -10,9 +10,13 @@ from pydantic import Field
 
 from captune.errors import SpecError
 from captune.models.answerers import Answerer, load_answerer
+from captune.models.hub import DEFAULT_ANSWERER
 from captune.scorers import Scorer
 
-MODEL = "the language model that answers: a folder, a hub name, or a server, http://host:port/v1#model-name"
+MODEL = (
+    "the language model that answers: a folder, a hub name, or a server, http://host:port/v1#model-name; default: "
+    f"{DEFAULT_ANSWERER}, which is weak"
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class QuestionScorer(Scorer):
         device: where a local model runs.
 
     Raises:
-        SpecError: without a file, or without something that answers.
+        SpecError: without a file.
     """
 
     required_columns = ("image_id",)
@@ -45,14 +49,13 @@ class QuestionScorer(Scorer):
         self, argument: str | None = None, *, answerer: Answerer | None = None, device: str | None = None
     ) -> None:
         settings = self.read(argument)
-        if not settings.file or not (answerer or settings.model):
-            missing = "a language model that answers" if settings.file else f"a file, {self.file_of}"
+        if not settings.file:
             raise SpecError(
-                f"scorer {self.name!r} needs {missing}: write {self.usage!r}, with a model's folder, a hub name, or a "
-                "server, ?model=http://host:port/v1#model-name"
+                f"scorer {self.name!r} needs a file, {self.file_of}: write {self.usage!r}, with a model's folder, a "
+                "hub name, or a server, ?model=http://host:port/v1#model-name"
             )
         self.file = Path(settings.file).expanduser()
-        self.answerer = answerer or load_answerer(settings.model, device=device)
+        self.answerer = answerer or load_answerer(settings.model or DEFAULT_ANSWERER, device=device)
 
     def check(self) -> None:
         """Raise ScorerError where the file or the model is missing or invalid."""
