@@ -17,7 +17,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from captune import __version__
-from captune.cli import build_storybook, caption, corpus, demo, doctor, evaluate, merge, report, scorers, train
+from captune.cli import (
+    build_storybook,
+    caption,
+    corpus,
+    correlate,
+    demo,
+    doctor,
+    evaluate,
+    merge,
+    report,
+    scorers,
+    train,
+)
 from captune.cli.command import SOURCES, Command, echo
 from captune.errors import CaptuneError, UsageError, first_line, redact
 from captune.utils import processes
@@ -28,6 +40,7 @@ from captune.utils.skipped import counting, sentences
 JUDGE = {
     "caption": caption.COMMAND,
     "evaluate": evaluate.COMMAND,
+    "correlate": correlate.COMMAND,
     "scorers": scorers.COMMAND,
     "corpus": corpus.COMMAND,
     "report": report.COMMAND,

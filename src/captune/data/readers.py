@@ -45,6 +45,9 @@ MISSING = frozenset(("nan", "null", "none", "<na>", "n/a", "#n/a"))
 """What spreadsheets and pandas write for a cell without a value, in lower case; no caption is one of these words."""
 
 LONGEST_MISSING = max(map(len, MISSING))
+TOKEN = re.compile(r"[^\t]+#\d+\t")
+"""How a line of Flickr8k.token.txt begins."""
+
 BLANK = "references that are blank or a word for a missing value"
 
 
@@ -216,8 +219,13 @@ def _read_text(path: Path) -> Iterator[Entry]:
         text = read_file(path, error=SourceError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not UTF-8 text: {error}") from error
+    return text_entries(path, text)
+
+
+def text_entries(path: Path, text: str) -> Iterator[Entry]:
+    """Return an entry for each row of a caption table whose text has been read, blank captions too."""
     first = text.split("\n", 1)[0]
-    if re.match(r"[^\t]+#\d+\t", first):
+    if TOKEN.match(first):
         return _read_token(path, text)
     for delimiter in "|\t,;":
         # Flickr30k's results.csv quotes nothing: its captions hold lone quotation marks

@@ -103,7 +103,8 @@ def evaluate_files(
     kept = Cache(cache) if cache is not None else None
     skipped: dict[str, str] = {}
     if list(scorers) == ["all"]:
-        judges = _all_scorers(references, images, skipped, kept)
+        have = {"image_id"} | ({"references"} if references is not None else set())
+        judges = available_scorers(have, images or references, skipped, kept)
     else:
         judges = [load_scorer(spec, cache=kept) for spec in scorers]
     ids, columns, expected = _columns(systems, judges, references, images)
@@ -183,19 +184,21 @@ def _scored(
     }
 
 
-def _all_scorers(
-    references: str | None, images: str | None, skipped: dict[str, str], cache: Cache | None
-) -> list[Scorer]:
-    """Every scorer whose needs the sources meet and whose models are here; why not goes into `skipped`."""
-    have = {"image_id"}
-    if references is not None:
-        have.add("references")
-    pictures = images or references
-    if pictures is not None:
-        if offered := scheme_of(pictures).truth_column:
+def available_scorers(have: set[str], images: str | None, skipped: dict[str, str], cache: Cache | None) -> list[Scorer]:
+    """Every scorer whose needs the data meet and whose models are here; why not goes into `skipped`.
+
+    Args:
+        have: the columns that are there.
+        images: a source, which may offer more columns; None: no images.
+        skipped: {scorer: why not}.
+        cache: where the rows of costly scorers are kept.
+    """
+    have = set(have)
+    if images is not None:
+        if offered := scheme_of(images).truth_column:
             have.add(offered)
         try:
-            load_images(pictures, limit=1)
+            load_images(images, limit=1)
             have.add("image")
         except SourceError as error:
             skipped["image"] = f"the images are not there: {error}"

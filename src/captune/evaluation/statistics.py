@@ -106,8 +106,8 @@ def bootstrap_interval(
     keys = [key for key in keys if key not in scorer.no_interval]
     if len(rows) < 2 or resamples < 1 or not keys:
         return {}
-    figures = _figures(scorer, rows, keys, _bootstrap_counts(len(rows), resamples, seed))
-    return {key: _percentiles(values, level) for key, values in figures.items()}
+    figures = _figures(scorer, rows, keys, bootstrap_counts(len(rows), resamples, seed))
+    return {key: percentiles(values, level) for key, values in figures.items()}
 
 
 def paired(
@@ -129,10 +129,10 @@ def paired(
     if len(a) < 2:
         return Comparison(difference, {}, {}, len(a), 0)
 
-    counts = _bootstrap_counts(len(a), resamples, seed)
+    counts = bootstrap_counts(len(a), resamples, seed)
     drawn_a = _figures(scorer, a, keys, counts)
-    drawn_b = _figures(scorer, b, keys, _bootstrap_counts(len(a), resamples, seed))
-    interval = {key: _percentiles(drawn_a[key] - drawn_b[key], level) for key in keys}
+    drawn_b = _figures(scorer, b, keys, bootstrap_counts(len(a), resamples, seed))
+    interval = {key: percentiles(drawn_a[key] - drawn_b[key], level) for key in keys}
 
     both = np.concatenate([a, b])
     swapped_a = _figures(scorer, both, keys, _swaps(len(a), resamples, seed), size=len(a))
@@ -174,7 +174,7 @@ def _chunks(n: int, resamples: int) -> Iterator[int]:
         yield min(size, resamples - start)
 
 
-def _bootstrap_counts(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def bootstrap_counts(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Chunks (b, n): how often each row is drawn in each of b resamples of n rows."""
     rng = np.random.default_rng(seed)
     for b in _chunks(n, resamples):
@@ -212,6 +212,7 @@ def _figures(
     return {key: np.concatenate([part[key] for part in parts]) for key in keys}
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+def percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    """The ends of the percentile interval of resampled values."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -44,11 +44,11 @@ def render(run_dirs: list[Path], output: Path, *, title: str | None = None, imag
     shown = gallery.build(rows, truth, limit=images)
     columns = table.columns_of(rows)
     sentence, figures = table.headline(rows, columns, shown.images)
-    script = _asset("page.js")
+    script = asset("page.js")
     plots = curves.plots(runs)
     html = (
-        _environment()
-        .from_string(_asset("page.html.j2"))
+        environment()
+        .from_string(asset("page.html.j2"))
         .render(
             title=title or _title(runs),
             sentence=sentence,
@@ -65,19 +65,21 @@ def render(run_dirs: list[Path], output: Path, *, title: str | None = None, imag
             notes=truth.notes,
             bad_images=sorted({line for run in runs for line in run.bad_images}),
             signatures=_signatures([*rows, *controls]),
-            style=Markup(_asset("page.css")),
+            style=Markup(asset("page.css")),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
-    return _write(Path(output), html)
+    return write(Path(output), html)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return what fills a page's template; a name that is missing is an error."""
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return the text of a file that stands beside this one."""
     return (resources.files("captune.report") / name).read_text(encoding="utf-8")
 
 
@@ -139,7 +141,8 @@ def _signatures(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(str(signature) for signature in signatures if signature))
 
 
-def _write(output: Path, html: str) -> Path:
+def write(output: Path, html: str) -> Path:
+    """Write a page in one step, its folder too; return its path."""
     output.parent.mkdir(parents=True, exist_ok=True)
     replace_file(output, whole(html))
     log.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)

@@ -1,0 +1,123 @@
+"""`captune correlate`: scorers against human judgements of captions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from captune.cli.command import SEED, Command, echo, hide_loading_bars, number
+from captune.cli.evaluate import CACHE
+from captune.errors import UsageError
+from captune.utils.files import output_path
+
+SCORERS = "bleu,rouge,cider,length"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `captune correlate`."""
+    parser.add_argument(
+        "judgements",
+        type=Path,
+        help="Flickr8k's ExpertAnnotations.txt or CrowdFlowerAnnotations.txt, CapArena's or FOIL's JSON, CLIPScore's "
+        "JSON, Pascal-50S's folder, or a CSV or JSONL file of your own (docs/human-judgements.md)",
+    )
+    parser.add_argument(
+        "--scorers",
+        default=SCORERS,
+        metavar="A,B",
+        help=f"comma-separated, or all; `captune scorers` lists them (default: {SCORERS})",
+    )
+    parser.add_argument(
+        "--captions",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="where captions and references are, when the judgements name them by image: Flickr8k.token.txt, "
+        "captions.txt, captions_val2014.json; several files of different images are read as one",
+    )
+    parser.add_argument("--images", metavar="SOURCE", help="where the images are, for scorers that look at them")
+    parser.add_argument(
+        "--published",
+        default="auto",
+        metavar="FILE",
+        help="published figures to show beside ours: YAML, JSON or CSV with label, scorer, figure, value, source; "
+        "none: show none (default: those that come with captune for the data)",
+    )
+    parser.add_argument(
+        "--primary",
+        choices=("tau_b", "tau_c", "spearman", "pairwise_accuracy", "agreement"),
+        help="the figure that ranks and is tested (default: the one that papers print for the data)",
+    )
+    parser.add_argument(
+        "--every-figure", action="store_true", help="a row for each figure of a scorer: BLEU-1, precision ..."
+    )
+    parser.add_argument(
+        "--max-references",
+        type=number(int, 1, 10_000),
+        metavar="N",
+        help="sample so many references of each caption (default: all; 5 for Pascal-50S)",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=number(int, 0, 100_000),
+        default=1000,
+        metavar="N",
+        help="resamples of images for intervals and tests (default: 1000)",
+    )
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="random seed of the resampling (default: 0)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(CACHE),
+        metavar="FOLDER",
+        help=f"keeps the results of costly scorers, by content (default: {CACHE})",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="score everything again and keep nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the result as an HTML page")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the ranking; 1 where a scorer failed or an image could not be opened."""
+    from captune.evaluation.human import correlate, table
+    from captune.scorers import split_specs
+
+    if not split_specs(args.scorers):
+        raise UsageError(f"--scorers names no scorer; `captune scorers` lists them, and the default is {SCORERS}")
+    page = output_path(args.output, ".html", ".htm", what="pages") if args.output is not None else None
+    hide_loading_bars()
+    result = correlate(
+        args.judgements,
+        scorers=split_specs(args.scorers),
+        captions=args.captions,
+        images=args.images,
+        published=None if args.published == "none" else args.published,
+        primary=args.primary,
+        every_figure=args.every_figure,
+        max_references=args.max_references,
+        bootstrap=args.bootstrap,
+        seed=args.seed,
+        cache=None if args.no_cache else args.cache,
+    )
+    for sentence in (*result["problems"], *result["warnings"]):
+        echo(f"warning: {sentence}")
+    print(json.dumps(result, ensure_ascii=False, indent=1) if args.json else table(result))
+    for spec, why in result["failed"].items():
+        echo(f"{spec} failed: {why}")
+    if page is not None:
+        from captune.report.correlation import render
+
+        echo(str(render(result, page)))
+    return 1 if result["failed"] or result["bad_images"] else 0
+
+
+COMMAND = Command(
+    summary="rank scorers by their agreement with human judgements",
+    description="Compares scorers with what people said about captions: Kendall's tau-b and tau-c, Spearman's rho and "
+    "pairwise accuracy, with bootstrap intervals over images, tests between scorers and published figures beside ours.",
+    example="captune correlate ExpertAnnotations.txt --captions captions.txt --scorers bleu,rouge,cider,sbert",
+    add_arguments=add_arguments,
+    run=run,
+    reads_sources=True,
+)
