@@ -52,6 +52,7 @@ PRELOADED = (
 )  # fmt: skip
 PATIENCE = 180.0  # seconds after which a run counts as hanging
 RL = {"num_generations": 2, "max_new_tokens": 4}
+ENCODERS = "clip:storybook-clip + 0.5 * capture"
 FIT = {"mapper_samples": 2, "mapper_epochs": 2, "width": 8, "whitened": 0}
 #: name -> (verb, settings, optimiser steps that a whole run takes)
 METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -74,6 +75,9 @@ METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
         6,
     ),
     "sc-captioner": ("sc-captioner", {**RL, "fact_source": "grammar"}, 6),
+    # What scorers remember decides what is encoded together, and so the last bits of the reward.
+    "scst-encoders": ("scst", {**RL, "reward": ENCODERS, "batch_size": 3}, 6),
+    "grpo-encoders": ("grpo", {**RL, "reward": ENCODERS, "eval_steps": 2}, 6),
 }  # fmt: skip
 COMMON = {"lora_r": 2, "lora_alpha": 4, "save_steps": 2, "device": "cpu"}
 SINGLE = {"max_steps": 6, "batch_size": 2, "warmup_steps": 0}

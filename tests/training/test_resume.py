@@ -26,6 +26,7 @@ from captune.training import trainer as training
 from captune.training.grpo.train import CaptionGRPOConfig
 from captune.training.grpo.train import run as run_grpo
 from captune.training.sft import SFTConfig, run
+from captune.utils.memory import remembers
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -314,6 +315,22 @@ def test_a8_metrics_are_those_of_an_uncut_run(config: Any, monkeypatch: pytest.M
     resumed = run(config("run", **more))
     assert losses(resumed) == losses(whole) and len(losses(whole)) == 21
     assert not list(resumed.path.rglob("*.tmp"))
+
+
+def test_a8_what_was_remembered_before_a_checkpoint_changes_nothing_after_it(
+    config: Any, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What scorers and encoders remember decides what they encode together, and so the last bits of a reward."""
+    at: list[int] = []
+
+    class Memory:
+        def clear(self) -> None:
+            at.append(len(steps))
+
+    memory = Memory()
+    remembers(memory)
+    run(config("run"))
+    assert at == [0, 2, 4, 6]  # when training begins, and at every checkpoint
 
 
 def test_a8_sigterm_saves_and_ends_with_143(

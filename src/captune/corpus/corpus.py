@@ -22,6 +22,7 @@ from captune.models.encoders import (
     unit_vectors,
 )
 from captune.utils.files import read_jsonl
+from captune.utils.memory import remembers
 from captune.utils.registry import nearest as unknown
 
 if TYPE_CHECKING:
@@ -92,6 +93,11 @@ class Corpus:
         if image_encoder is not None:
             self.image_encoder = self._same("image_encoder", image_encoder)
         self._answers: dict[tuple[str, int, int, bool], tuple[np.ndarray, np.ndarray]] = {}
+        remembers(self)
+
+    def clear(self) -> None:
+        """Forget the answers to earlier queries."""
+        self._answers.clear()
 
     @classmethod
     def build(

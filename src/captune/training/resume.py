@@ -25,6 +25,7 @@ from captune.errors import RunError, first_line
 from captune.runs import checkpoints
 from captune.runs.run_dir import RunDir
 from captune.utils.files import discard, sync
+from captune.utils.memory import forget
 from captune.utils.processes import TERMINATED, on_sigterm
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class ResumableTrainer(Trainer):
             self.args.save_total_limit = limit
         if self.args.should_save and limit:
             checkpoints.rotate(output, limit, self.state.best_model_checkpoint)
+        forget()  # as a run that resumes from it
 
     def _not_saved(self, folder: Path, error: BaseException) -> str:
         discard(folder)
@@ -147,6 +149,7 @@ class ResumableTrainer(Trainer):
         if self._resumed is not None:
             self.args.eval_on_start = False  # it is in the metrics already
         self.add_callback(Between(self))
+        forget()  # what was remembered while a mapper was fitted, say: a run that resumes finds it fitted
         with self._noting_sigterm():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

@@ -101,7 +101,7 @@ class GraphFacts:
     def truth(self, **columns: Any) -> list[SceneGraph]:
         """Return one scene graph for each image's `references`."""
         graphs = [merged(refs) for refs in self.scorer.graphs([], columns["references"])[1]]
-        self.scorer.embed_graphs(graphs, alone=True)  # a run that resumes knows fewer phrases, and needs the same bits
+        self.scorer.embed_graphs(graphs)
         return graphs
 
     def support(self, element: Any, truth: Sequence[Any]) -> float:

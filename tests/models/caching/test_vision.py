@@ -29,6 +29,24 @@ def test_the_memo_is_bounded_and_cleared(captioner: Captioner, images: list) -> 
         captioner.share_vision(max_images=0)
 
 
+def test_a8_a_pass_that_was_killed_between_two_files_is_made_again_with_all_of_its_images(
+    captioner: Captioner, images: list, tmp_path: Path
+) -> None:
+    """So that the image whose file is missing is encoded beside the same others, to the same bits."""
+
+    def encoded(*rows: int) -> list[int]:
+        with captioner.share_vision(keep=tmp_path) as memo:
+            captioner.image_features([images[row] for row in rows])
+            return [memo.evaluations, memo.images]
+
+    assert encoded(0, 1) == [1, 2]
+    first, second = sorted(tmp_path.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    kept = first.read_bytes(), second.read_bytes()
+    second.unlink()
+    assert encoded(0, 1) == [1, 2]
+    assert (first.read_bytes(), second.read_bytes()) == kept
+
+
 def test_the_memo_nests_and_goes(captioner: Captioner, images: list) -> None:
     inner = captioner.core.base_model
     with captioner.share_vision() as outer:

@@ -26,6 +26,7 @@ from captune.errors import CaptionerError
 from captune.models.families import Family
 from captune.models.image_inputs import ImageInputs
 from captune.utils.hashing import weights_digest
+from captune.utils.memory import remembers
 
 
 class ImageFeatures:
@@ -128,6 +129,7 @@ class VisionCache:
         self._defaults = {name: getattr(core.config, name) for name in names if hasattr(core.config, name)}
         self._refuse_trainable()
         self._folder = None if keep is None else self._folder_in(keep)
+        remembers(self)
 
     def _folder_in(self, keep: Path) -> Path:
         state: dict[str, torch.Tensor] = {}
@@ -203,11 +205,14 @@ class VisionCache:
                 {key: kept for key in keys if key not in features_by_key and (kept := self._read(key)) is not None}
             )
         first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in features_by_key}
+        if first:  # with all that is not in memory: a pass that was killed may have written some of these files
+            first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._kept}
         if self._template is None and not first:
             self._evaluate(inputs.select([0]))  # learn once what the model returns beside the features
         if first:
             index = sorted(first.values())
             fresh = dict(zip((keys[i] for i in index), self._evaluate(inputs.select(index)), strict=True))
+            fresh = {key: features for key, features in fresh.items() if key not in features_by_key}
             features_by_key.update(fresh)
             self._write(fresh)
         self.hits += inputs.count - len(first)
@@ -229,18 +234,6 @@ class VisionCache:
             partial = path.with_suffix(f".{os.getpid()}")  # a file is complete or does not exist
             save_file(features.tensors(), partial)
             partial.replace(path)
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Return the features in memory as tensors by name, for a checkpoint; `restore` reads them."""
-        return {f"{key.hex()}.{name}": t for key, kept in self._kept.items() for name, t in kept.tensors().items()}
-
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Put the features that `state` returned back into memory."""
-        parts: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in state.items():
-            key, _, rest = name.partition(".")
-            parts.setdefault(key, {})[rest] = tensor
-        self._kept.update((bytes.fromhex(key), ImageFeatures.from_tensors(tensors)) for key, tensors in parts.items())
 
     def _evaluate(self, arguments: dict[str, Any]) -> list[ImageFeatures]:
         self._refuse_trainable()

@@ -9,6 +9,7 @@ import torch
 
 from captune.data.images import open_image
 from captune.utils.hashing import pixels_digest
+from captune.utils.memory import remembers
 
 
 class ImageFeatureCache:
@@ -22,6 +23,11 @@ class ImageFeatureCache:
     def __init__(self, encoder: Any, *, keep: int = 20_000) -> None:
         self.encoder, self.keep = encoder, keep
         self._features: dict[bytes, torch.Tensor] = {}
+        remembers(self)
+
+    def clear(self) -> None:
+        """Forget all features."""
+        self._features.clear()
 
     def __call__(self, images: Sequence[Any], *, batch_size: int = 32) -> tuple[list[bytes], torch.Tensor]:
         """Return the key of each image's pixels, and their features (N, D)."""

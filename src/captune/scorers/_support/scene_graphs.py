@@ -16,6 +16,7 @@ from captune.errors import ScorerError
 from captune.scene_graphs import Parser, SceneGraph, load_parser
 from captune.scene_graphs.matching import Matcher, text
 from captune.scorers import Scorer, check_references
+from captune.utils.memory import remembers
 
 if TYPE_CHECKING:
     from captune.models.encoders.sentence import TextEncoder
@@ -70,6 +71,11 @@ class GraphScorer(Scorer):
         self._graphs: dict[str, SceneGraph] = {}
         self._vectors: dict[str, np.ndarray] = {}
         self.configure()
+        remembers(self)
+
+    def clear(self) -> None:
+        """Forget the graphs and vectors of earlier texts."""
+        self._graphs, self._vectors = {}, {}
 
     def configure(self) -> None:
         """Take what a subclass's settings add; nothing here."""
@@ -124,13 +130,12 @@ class GraphScorer(Scorer):
         self._graphs = _newest(self._graphs, found)
         return [found[one] for one in captions], [[found[one] for one in own] for own in references]
 
-    def embed_graphs(self, graphs: Sequence[SceneGraph], *, alone: bool = False) -> None:
-        """Encode every phrase of these graphs; `alone`: each by itself, so that its bits depend on no other phrase."""
+    def embed_graphs(self, graphs: Sequence[SceneGraph]) -> None:
+        """Encode every phrase of these graphs."""
         found: list[str] = []
         for graph in dict.fromkeys(graphs):
             found += [*graph.objects, *(attribute for _, attribute in graph.attributes), *map(text, graph.relations)]
-        for phrases in [[phrase] for phrase in found] if alone else [found]:
-            self.embed(phrases)
+        self.embed(found)
 
     def embed(self, phrases: Sequence[str]) -> None:
         """Encode what is not known yet, all at once: many small calls of the encoder are slow."""

@@ -220,7 +220,6 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
                 found = {name: value for name, value in part.items() if isinstance(value, torch.Tensor)}
                 tensors.update({f"{number}.{name}": value.clone() for name, value in found.items()})
                 rest.append({name: value for name, value in part.items() if name not in found})
-            tensors.update({f"vision.{name}": value for name, value in self._memo.state().items()})
             save_file(tensors, folder / f"{rank}-{BUFFER}")
             (folder / f"{rank}-{PLACE}").write_text(json.dumps(rest))
 
@@ -233,12 +232,11 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
         if self._unlearned:
             rest = json.loads((folder / f"{rank}-{PLACE}").read_text())
             device = str(self.accelerator.device)
-            vision: dict[str, Tensor] = {}
             for name, value in load_file(folder / f"{rank}-{BUFFER}", device=device).items():
                 part, _, key = name.partition(".")
-                (vision if part == "vision" else rest[int(part)])[key] = value
+                if part.isdecimal():  # an earlier version wrote the images' features too
+                    rest[int(part)][key] = value
             self._buffered_inputs = rest
-            self._memo.restore(vision)
 
     # -- the latent term -----------------------------------------------------------------------------------------------
 
