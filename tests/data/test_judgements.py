@@ -65,6 +65,7 @@ def test_missing_captions_and_references_are_counted(tmp_path: Path) -> None:
 def test_two_captions_files_are_one_and_may_not_contradict(tmp_path: Path, captions: Path) -> None:
     halves = [token_file(tmp_path / f"{name}.txt", {name: TEXTS[name]}) for name in TEXTS]
     assert load_captions(halves) == load_captions([captions]) == load_captions([captions, *halves])
+    assert not load_captions([captions]).numbering
     other = token_file(tmp_path / "other.txt", {"a.jpg": ["a cat"]})
     with pytest.raises(SourceError, match=r"other\.txt has other captions of image 'a\.jpg'"):
         load_captions([captions, other])
@@ -73,6 +74,7 @@ def test_two_captions_files_are_one_and_may_not_contradict(tmp_path: Path, capti
 def test_a_blank_caption_keeps_its_number(tmp_path: Path) -> None:
     table = write(tmp_path / "captions.txt", "image,caption\na.jpg,first\na.jpg,\na.jpg,nan\na.jpg,fourth\n")
     assert load_captions([table]).by_image == {"a.jpg": {0: "first", 3: "fourth"}}
+    assert load_captions([table]).numbering == ["a caption's number is its place in captions.txt"]
 
 
 def test_the_token_files_one_odd_name(tmp_path: Path) -> None:
@@ -212,6 +214,11 @@ def test_plain_ratings(tmp_path: Path, suffix: str) -> None:
     assert (found.format, found.primary, found.ratings) == ("plain", "tau_b", [(0, 3.0), (1, 1.5)])
     assert found.candidates[0].references == ("a dog", "the dog") and found.candidates[1].references == ("cats",)
     assert dict(found.left_out) == {module.OWN: 1, module.NO_RATING: 1} and found.read == 4
+
+
+def test_a_rows_own_id_is_not_its_images(tmp_path: Path) -> None:
+    rows = '{"id": 7, "image": "a.jpg", "caption": "x", "rating": 1}\n'
+    assert read_judgements(write(tmp_path / "o.jsonl", rows)).candidates[0].image_id == "a.jpg"
 
 
 def test_plain_ratings_may_be_several(tmp_path: Path) -> None:

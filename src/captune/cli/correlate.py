@@ -12,6 +12,7 @@ from captune.errors import UsageError
 from captune.utils.files import output_path
 
 SCORERS = "bleu,rouge,cider,length"
+SHOWN = 20  # lines of a file that are named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         cache=None if args.no_cache else args.cache,
     )
-    for sentence in (*result["problems"], *result["warnings"]):
+    problems = result["problems"]
+    more = [f"and {len(problems) - SHOWN:,} more such lines"] * (len(problems) > SHOWN)
+    for sentence in (*problems[:SHOWN], *more, *result["warnings"]):
         echo(f"warning: {sentence}")
     print(json.dumps(result, ensure_ascii=False, indent=1) if args.json else table(result))
     for spec, why in result["failed"].items():

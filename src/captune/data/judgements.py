@@ -149,10 +149,17 @@ class Captions(NamedTuple):
     Attributes:
         by_image: {image_id: {number: caption}}; a number may be missing.
         problems: a sentence for each line that could not be read.
+        by_order: the files that do not say a caption's number, which is its place among its image's captions then.
     """
 
     by_image: dict[str, dict[int, str]]
     problems: list[str]
+    by_order: list[str]
+
+    @property
+    def numbering(self) -> list[str]:
+        """What the numbers of captions were taken from, if it is not written there."""
+        return [f"a caption's number is its place in {' and '.join(self.by_order)}"] if self.by_order else []
 
     def of(self, image_id: str) -> tuple[str, ...]:
         """The captions of an image in order; () for an unknown image."""
@@ -172,23 +179,27 @@ def load_captions(sources: Sequence[str | Path]) -> Captions:
     """
     merged: dict[str, dict[int, str]] = {}
     problems: list[str] = []
+    by_order: list[str] = []
     for source in sources:
         path = Path(source).expanduser()
         if path.is_file() and path.suffix.lower() in TEXT_SUFFIXES:
-            own = _numbered(path, problems)
+            own, written = _numbered(path, problems)
+            by_order += [] if written else [path.name]
         else:
+            by_order.append(path.name)
             own = {image_id: dict(enumerate(texts)) for image_id, texts in load_references(str(source)).items()}
         for image_id, texts in own.items():
             if merged.setdefault(image_id, texts) != texts:
                 raise SourceError(f"{source} has other captions of image {image_id!r} than a file named before it")
-    return Captions(merged, problems)
+    return Captions(merged, problems, by_order)
 
 
-def _numbered(path: Path, problems: list[str]) -> dict[str, dict[int, str]]:
-    """{image: {number: caption}} of a caption table; a blank caption keeps its number and is left out."""
+def _numbered(path: Path, problems: list[str]) -> tuple[dict[str, dict[int, str]], bool]:
+    """({image: {number: caption}}, whether the table says the numbers); a blank caption is left out, not its number."""
     text = _text(path)
     found: dict[str, dict[int, str]] = {}
-    if TOKEN.match(text.split("\n", 1)[0]):
+    written = TOKEN.match(text.split("\n", 1)[0]) is not None
+    if written:
         rows: Iterable[tuple[int, str, int, str]] = _token_rows(path, text)
     else:
         places: Counter[str] = Counter()
@@ -202,7 +213,7 @@ def _numbered(path: Path, problems: list[str]) -> dict[str, dict[int, str]]:
             raise SourceError(f"{path}, line {line}: a second caption {image_id}#{number}; keep one")
         if caption and caption.lower() not in MISSING:
             own[number] = caption
-    return found
+    return found, written
 
 
 def _placed(entries: Iterable[Any], places: Counter[str]) -> Iterator[tuple[int, str, int, str]]:
@@ -375,6 +386,7 @@ def _expert(path: Path, text: str, captions: Captions | None) -> Judgements:
     found.protocol = [
         "each of the three experts' grades is a judgement of its own",
         "references: the image's own captions; pairs whose caption is one of them are left out",
+        *captions.numbering,
     ]
     for line, (image, key, *grades) in _lines(found, path, text, 3):
         if not all(re.fullmatch(r"[1-4]", grade) for grade in grades):
@@ -402,6 +414,7 @@ def _crowdflower(path: Path, text: str, captions: Captions | None) -> Judgements
     found.protocol = [
         "a judgement is the share of people who said yes",
         "references: the image's own captions without those that were judged themselves",
+        *captions.numbering,
     ]
     rows: list[tuple[str, str, float]] = []
     judged: dict[str, set[str]] = {}
@@ -644,7 +657,9 @@ def _plain(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], captions: 
             found.problems.append(_odd_line(path, place, odd))
             found.leave_out(ODD, each)
             continue
-        image_id = next((row[key] for key in (*ID_KEYS, *IMAGE_KEYS) if row.get(key) not in (None, "")), None)
+        image_id = next(
+            (row[key] for key in ("image_id", *IMAGE_KEYS, *ID_KEYS) if row.get(key) not in (None, "")), None
+        )
         image_id = nfc(as_id(image_id, here))
         given = row.get("references", row.get("reference"))
         if given in (None, "", []):
