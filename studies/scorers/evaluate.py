@@ -56,11 +56,21 @@ def score(scorer: Scorer, captions: list[str | None], columns: dict[str, Any]) -
     return [None if value is None or math.isnan(value) else value for value in found]
 
 
+def named(spec: str) -> str:
+    """A scorer's name in the tables: without its settings."""
+    return re.sub(r":\S+", "", spec)
+
+
+def known(file: Path) -> dict[str, Any]:
+    """What a file of results holds."""
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
 def fill(specs: Sequence[str], writers: Writers, columns: Any, file: Path, slots: dict[str, str]) -> dict[str, Any]:
     """{scorer: {signature, seconds, scores: {writer: a number per image}}}, kept in `file` as it comes."""
-    done = json.loads(file.read_text()) if file.is_file() else {}
+    done = known(file)
     for spec in specs:
-        name = re.sub(r":\S+", "", spec)
+        name = named(spec)
         if name in done:
             continue
         try:
@@ -98,8 +108,6 @@ def main(argv: Sequence[str]) -> int:
     if not args.tables:
         args.work.mkdir(parents=True, exist_ok=True)
         corpus, vocabulary = args.work / "corpus", args.work / "kinds.json"
-        if not (corpus / "config.json").is_file():
-            Corpus.build("storybook:train?n=1000", corpus, text_encoder="all-MiniLM-L6-v2")
         vocabulary.write_text(json.dumps({kind: [] for kind in KIND_NAMES}))
         writers, columns = storybook_writers(args.n, args.captions)
         args.results.mkdir(parents=True, exist_ok=True)
@@ -107,6 +115,9 @@ def main(argv: Sequence[str]) -> int:
         replace_file(args.results / "truth.json", facts)
         slots = {"corpus": str(corpus), "vocabulary": str(vocabulary)}
         specs = [*STORYBOOK, *([f"vizer:{args.vizer}"] if args.vizer else ())]
+        missing = [spec for spec in specs if "{corpus}" in spec and named(spec) not in known(args.results / "storybook.json")]
+        if missing and not (corpus / "config.json").is_file():
+            Corpus.build("storybook:train?n=1000", corpus, text_encoder="all-MiniLM-L6-v2")
         fill(specs, writers, columns, args.results / "storybook.json", slots)
         if args.flickr8k:
             fill(FLICKR8K, *flickr8k_writers(args.flickr8k), args.results / "flickr8k.json", {})
