@@ -243,15 +243,15 @@ def comparable(files: dict[str, bytes] | None) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     for name, content in files.items():
         value: Any = content
-        if name.endswith((".json", ".jsonl", ".tmp")):
+        if "report.html" in name:  # images per second
+            value = re.sub(rb"\d+(\.\d+)?", b"N", content)
+        elif name.endswith((".json", ".jsonl", ".tmp")):
             with contextlib.suppress(ValueError):
                 value = [without_times(json.loads(line)) for line in content.splitlines()]
             with contextlib.suppress(ValueError):
                 value = without_times(json.loads(content))
             if isinstance(value, dict) and "files" in value:  # a checkpoint's marker, with digests of such files
                 value = {**value, "files": sorted(value["files"])}
-        elif name.endswith("report.html"):  # images per second
-            value = re.sub(rb"\d+(\.\d+)?", b"N", content)
         found[re.sub(r"\.\d+\.((discarded\.)?tmp)", r".PID.\1", name)] = value
     return found
 
