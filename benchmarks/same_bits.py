@@ -48,7 +48,7 @@ RUNS = {
     "sft-connector": f"sft {TUNE} --max-steps 4 --connector --image-dropout 0.3 --lora-r 8 --lora-alpha 16",
     "sft-full": f"sft --config sft.yaml --no-connector --limit 12 --evaluation '{VAL}'",
     "vizer-reward": f"vizer {ZERO} {FIT} --rounds 2 --whitened 8 --num-generations 4 --guidance 2 --mapper-samples 3 "
-    "--beta 0.05 --repetition-weight 0.5 --width 64 --depth 3 --mapper-learning-rate 2e-3",
+    "--beta 0.05 --repetition-weight 0.5 --width 64 --depth 3 --mapper-learning-rate 2e-3 --accept-reward",
     "vizer-latent": f"vizer {ZERO} {FIT} --objective latent --mapper-captions '{TRAIN}' --mapper-size 12 --no-centred "
     "--whitened 0 --feature tower --pool mean --caption-pool last --shift --beta 0.1",
     "vizer-through": f"vizer {ZERO} {FIT} --objective straight_through --blind --whitened 8 --temperature 0.8",

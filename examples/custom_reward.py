@@ -5,7 +5,9 @@ r"""A scorer of your own, as a metric and as the reward of a short GRPO run.
 The same from the command line:
 
     captune grpo --model storybook --images storybook:unlabelled \
-      --reward examples/custom_reward.py:Colours --output runs/colours
+      --reward examples/custom_reward.py:Colours --accept-reward --output runs/colours
+
+It does not look at the image, so the gate before training would refuse it: `--accept-reward` trains on it all the same.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def main(output: str) -> None:
 
     reward = f"{Path(__file__).resolve()}:Colours"
     sources = ["--images", "storybook:unlabelled?n=64", "--eval-images", "storybook:val?n=32"]
-    settings = ["--reward", reward, "--max-steps", "4", "--seed", "7", "--output", output]
+    settings = ["--reward", reward, "--accept-reward", "--max-steps", "4", "--seed", "7", "--output", output]
     raise SystemExit(captune(["grpo", "--model", "storybook", *sources, *settings]))
 
 

@@ -51,6 +51,7 @@ PRELOADED = (
     "captune", "jinja2", "huggingface_hub", "numpy", "pandas", "pyarrow", "scipy", "sklearn", "sentence_transformers"
 )  # fmt: skip
 PATIENCE = 180.0  # seconds after which a run counts as hanging
+ACCEPT = {"accept_reward": True}  # of four images, or random weights
 RL = {"num_generations": 2, "max_new_tokens": 4}
 ENCODERS = "clip:storybook-clip + 0.5 * capture"
 FIT = {"mapper_samples": 2, "mapper_epochs": 2, "width": 8, "whitened": 0}
@@ -58,13 +59,14 @@ FIT = {"mapper_samples": 2, "mapper_epochs": 2, "width": 8, "whitened": 0}
 METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
     "sft": ("sft", {}, 6),
     "sft-logged-between": ("sft", {"max_steps": 40, "save_steps": 17, "group_by_length": True}, 40),
-    "vizer-rounds": ("vizer", {**RL, **FIT, "max_steps": 3, "rounds": 2, "objective": "reward"}, 6),
+    "vizer-rounds": ("vizer", {**RL, **FIT, **ACCEPT, "max_steps": 3, "rounds": 2, "objective": "reward"}, 6),
     "vizer-latent": ("vizer", {**RL, **FIT, "objective": "latent"}, 6),
     "vizer-through": ("vizer", {**RL, **FIT, "objective": "straight_through", "beta": 0.1}, 6),
-    "grpo": ("grpo", {**RL, "reward": "length", "eval_steps": 2, "early_stopping_patience": 0}, 6),
+    "grpo": ("grpo", {**RL, **ACCEPT, "reward": "length", "eval_steps": 2, "early_stopping_patience": 0}, 6),
     "grpo-reused": (
         "grpo",
-        {**RL, "reward": "length", "eval_steps": 3, "num_iterations": 2, "steps_per_generation": 2, "batch_size": 1},
+        {**RL, **ACCEPT, "reward": "length", "eval_steps": 3, "num_iterations": 2, "steps_per_generation": 2,
+         "batch_size": 1},
         6,
     ),
     "scst": ("scst", {**RL, "beta": 0.1}, 6),

@@ -45,12 +45,15 @@ MAPPER = {"mapper-epochs": 1, "mapper-samples": 2, "width": 8, "whitened": 0, "m
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {"image-dropout": 0.3, "gradient-accumulation-steps": 2}),
     "sft by length": ("sft", {"group-by-length": True}),
-    "scst": ("scst", {**SAMPLED, "reward": "length"}),
+    "scst": ("scst", {**SAMPLED, "reward": "length", "accept-reward": True}),
     "sc-captioner": ("sc-captioner", SAMPLED),
-    "grpo": ("grpo", {**SAMPLED, "reward": "length", "eval-steps": 2}),
+    "grpo": ("grpo", {**SAMPLED, "reward": "length", "accept-reward": True, "eval-steps": 2}),
     "vizer latent": ("vizer", {**MAPPER, "objective": "latent"}),
     "vizer straight_through": ("vizer", {**MAPPER, "objective": "straight_through"}),
-    "vizer reward": ("vizer", {**MAPPER, "objective": "reward", "rounds": 2, "num-generations": 2, "max-steps": 2}),
+    "vizer reward": (
+        "vizer",
+        {**MAPPER, "objective": "reward", "rounds": 2, "num-generations": 2, "max-steps": 2, "accept-reward": True},
+    ),
 }
 
 

@@ -137,7 +137,13 @@ def test_a1_reused_rollouts_are_part_of_a_checkpoint(
 ) -> None:
     def settings(name: str) -> CaptionGRPOConfig:
         small = {"max_steps": 6, "batch_size": 1, "num_generations": 2, "max_new_tokens": 3, "lora_r": 2}
-        small |= {"reward": "length", "eval_steps": 3, "num_iterations": 2, "steps_per_generation": 2}
+        small |= {
+            "reward": "length",
+            "accept_reward": True,
+            "eval_steps": 3,
+            "num_iterations": 2,
+            "steps_per_generation": 2,
+        }
         small |= {"watch": "none", "save_steps": 3, "warmup_steps": 0, "eval_images": source}
         model = str(tiny_folder("idefics3"))
         return CaptionGRPOConfig(model=model, images=source, output=tmp_path / name, device="cpu", **small)
@@ -175,6 +181,7 @@ def test_a3_grpo_resumes_and_its_readme_says_nothing(
 ) -> None:
     small = {"max_steps": 4, "batch_size": 2, "num_generations": 2, "max_new_tokens": 3, "lora_r": 2}
     small |= {"reward": "length", "eval_steps": 1, "watch": "none", "save_steps": 1, "eval_images": source}
+    small |= {"accept_reward": True}
     settings = CaptionGRPOConfig(
         model=str(tiny_folder("idefics3")), images=source, output=tmp_path / "run", device="cpu", **small
     )
@@ -219,7 +226,7 @@ def test_a5_a_refused_start_leaves_nothing_that_blocks_the_right_one(
         run_grpo(CaptionGRPOConfig(reward="judge:http://127.0.0.1:9", watch="none", **small))
     assert [path.name for path in (tmp_path / "run").iterdir()] == []
     monkeypatch.setattr("captune.training.grpo.train.finish_run", lambda config, run_dir, *args, **_: run_dir)
-    assert run_grpo(CaptionGRPOConfig(reward="length", watch="none", **small)).metrics()
+    assert run_grpo(CaptionGRPOConfig(reward="length", accept_reward=True, watch="none", **small)).metrics()
 
 
 def test_a5_settings_alone_can_be_replaced(tmp_path: Path) -> None:

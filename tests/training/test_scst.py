@@ -330,7 +330,7 @@ def test_the_end_token_can_be_had_or_not(tiny_folder: Any, source: str, tmp_path
     for name, more, eos in (
         ("default", {}, True),
         ("off", {"end_token": False}, False),
-        ("said", {"reward": "0.1*cider:?eos=0 + length"}, False),
+        ("said", {"reward": "0.1*cider:?eos=0 + length", "accept_reward": True}, False),
     ):
         run_dir = run(settings(tmp_path / name, **common, **more))
         assert Cider.load(run_dir.path / "cider-df.json").eos is eos, name

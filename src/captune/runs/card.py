@@ -24,6 +24,7 @@ def model_card(
     trained: str | None = None,
     source: str | None = None,
     trained_on: bool = False,
+    gate: str = "",
     description: str = "",
 ) -> str:
     """What the model is, where it comes from, what it was measured to do, and how to make and use it, as Markdown.
@@ -39,11 +40,12 @@ def model_card(
         trained: the row of this model, whose figures go into the metadata as evaluation results.
         source: what `figures` were measured on.
         trained_on: whether these are training images; no figure then goes into the metadata.
+        gate: what the reward was worth before training, a sentence.
         description: the first paragraph; by default that it is an adapter of `base`.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    name, method, base, data, description = (one_line(text) for text in (name, method, base, data, description))
+    name, method, base, data, gate, description = map(one_line, (name, method, base, data, gate, description))
     source = one_line(source) if source else source
     rows = {
         one_line(row): {one_line(key): value for key, value in row_figures.items()}
@@ -67,6 +69,7 @@ def model_card(
         base=base,
         method=method,
         data=data,
+        gate=gate,
         figures={cell(row): row_figures for row, row_figures in figures.items()},
         cell=cell,
         code=code,

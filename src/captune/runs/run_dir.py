@@ -1,7 +1,7 @@
 """What a run leaves behind: a folder that says what was done, with what, and what came of it.
 
-    config.yaml  versions.json  metrics.jsonl  captions/<name>.jsonl  scores.json  adapter/  mapper/  checkpoint-*/
-    report.html  README.md (the model card)  finished.json (written last: a run that has it is finished)
+    config.yaml  versions.json  gate.json  metrics.jsonl  captions/<name>.jsonl  scores.json  adapter/  mapper/
+    checkpoint-*/  report.html  README.md (the model card)  finished.json (written last: a run that has it is finished)
 
 Files are replaced in one step, so a crash leaves the old one or the new one. None holds a time of day: the same seed
 on the same machine gives the same bytes. One process at a time writes: it holds a lock that ends with it.
@@ -32,12 +32,14 @@ logger = logging.getLogger(__name__)
 CARD = "README.md"
 FINISHED = "finished.json"
 CLEARING = ".clearing"  # there while an earlier run is being removed
+GATE = "gate.json"  # what a reward was worth on four kinds of captions before training on it
 MILESTONES = ".milestones.json"  # {what is done: lines that metrics.jsonl had then}
 FORMAT = 2  # of a run folder, in versions.json: since 2, checkpoints and finished runs are marked
 # What a run writes besides its card and its checkpoints.
 FILES = (
     "config.yaml",
     "versions.json",
+    GATE,
     "metrics.jsonl",
     "watch.jsonl",
     "captions",
@@ -51,7 +53,7 @@ FILES = (
 )
 # Where what was trained so far lies: a run with none of it has nothing to lose.
 RESULTS = (FINISHED, CARD, "adapter", "model", "mapper", "captions", "scores.json", "metrics.jsonl")
-NOT_SETTINGS = frozenset(("output", "resume", "overwrite"))
+NOT_SETTINGS = frozenset(("output", "resume", "overwrite", "accept_reward"))  # they decide no figure
 # The part that a row of scores.json plays in a comparison. Whoever writes the row knows it.
 ROLES = {
     "base": "the captioner before training",
@@ -231,6 +233,11 @@ class RunDir:
             raise RunError(f"{self.path} is not a run folder but holds {', '.join(taken)}; name another --output")
         return resume, resume and self.finished and not changed
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is nothing left for `begin` to do."""
+        return self._settings is None
+
     def begin(self) -> RunDir:
         """Write the settings of a claimed run; remove an earlier run's files, or prepare its own to be resumed from."""
         if self._settings is not None:
@@ -317,6 +324,15 @@ class RunDir:
             RunError: the file is missing or broken.
         """
         return self._read("config.yaml", yaml.safe_load)
+
+    @property
+    def gate(self) -> dict[str, Any]:
+        """The content of gate.json; empty for a run without it.
+
+        Raises:
+            RunError: the file is broken.
+        """
+        return self._read(GATE, json.loads) if (self.path / GATE).is_file() else {}
 
     @property
     def versions(self) -> dict[str, Any]:
@@ -495,6 +511,7 @@ class RunDir:
             trained=trained[-1] if trained else None,
             source=self.scores().get("source"),
             trained_on=any(row.get("trained_on") for row in rows),
+            gate=self.gate.get("sentence", ""),
             command=command or self.versions.get("command") or command_line(),
             versions=self.versions,
         )

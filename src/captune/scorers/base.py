@@ -60,6 +60,7 @@ class Scorer:
             kept in `cache`.
         cache: where they are kept.
         fitted_file: the file of a run directory that keeps what `fit` froze.
+        grouped: whether it compares the captions of an image with each other, so that one alone has no score.
         group: reference, image, questions or text; for listings of scorers from other packages.
         Settings: a dataclass of what a spec sets, read by `captune.utils.spec.parse`; listings show its fields.
         positional: the fields of `Settings` that a spec gives by position, as in "clip:MODEL".
@@ -78,6 +79,7 @@ class Scorer:
     is_additive: bool = True
     cached: bool = False
     cache: Cache | None = None
+    grouped: bool = False
     fitted_file: str = ""
     group: str = ""
     Settings: ClassVar[type | None] = None
@@ -148,6 +150,12 @@ class Scorer:
             captioner: the captioner that is trained.
             end_token: whether the method treats the end of a caption as a word; None: it does not say.
         """
+
+    def forget(self) -> None:
+        """Drop what calls left in memory (features of images), so that the next computes as the first one did."""
+        for kept in vars(self).values():
+            if callable(getattr(kept, "forget", None)):
+                kept.forget()
 
     @property
     def needs_fit(self) -> bool:

@@ -101,6 +101,11 @@ class Expression(Scorer):
         for part, _ in self.parts:
             part.check()
 
+    def forget(self) -> None:
+        """Drop what calls left in memory."""
+        for part, _ in self.parts:
+            part.forget()
+
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
         """The parts' rows side by side."""
         rows = [part.measure(captions, columns) for part, _ in self.parts]

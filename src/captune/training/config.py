@@ -181,6 +181,13 @@ class RLConfig(TrainingConfig):
     )
     max_new_tokens: Tokens = setting("longest caption in tokens", 40, group="sampling")
     beta: Weight = setting("weight of KL to the captioner that training starts from", 0.0, group="reward")
+    gate_images: Annotated[int, Field(ge=2, le=10_000)] = setting(
+        "training images on which the reward is checked before training: real caption > template >= empty one, real > "
+        "another image's",
+        32,
+        group="reward",
+    )
+    accept_reward: bool = setting("train on a reward that fails that check, too", False, group="reward")
 
 
 @dataclass(kw_only=True)

@@ -64,6 +64,7 @@ class HARConfig(RunConfig):
     baseline: Literal["greedy", "mean"] = like(scst.SCSTConfig, "baseline", group="stage 2")
     num_generations: Several = like(scst.SCSTConfig, "num_generations", group="stage 2")
     max_new_tokens: Tokens = like(scst.SCSTConfig, "max_new_tokens", group="stage 2")
+    accept_reward: bool = like(scst.SCSTConfig, "accept_reward", group="stage 2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,6 +99,7 @@ class HARConfig(RunConfig):
             learning_rate=self.scst_learning_rate,
             num_generations=self.num_generations,
             max_new_tokens=self.max_new_tokens,
+            accept_reward=self.accept_reward,
             **self._common(),
         )
 

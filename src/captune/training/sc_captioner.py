@@ -295,7 +295,8 @@ def run(config: SCConfig) -> RunDir:
     images = load_training_images(config, references="references" in facts.needs)
     reward = Corrections(facts, config.unchanged_reward)
     reward.check(images.column_names)
-    fit(SCTrainer, captioner, images, config, run_dir, reward, generate=partial(corrections, captioner))
+    generate = partial(corrections, captioner)
+    fit(SCTrainer, captioner, images, config, run_dir, reward, first_turn=True, generate=generate)
     source, limit = evaluation_source(config), evaluation_limit(config)
     seen: dict[str, Any] = {"trained_on": True} if measured_on_training(config) else {}
     processes.on_first(

@@ -32,6 +32,7 @@ from captune.scorers import load_reward
 from captune.scorers.base import Reward
 from captune.scorers.text.health import Health
 from captune.training.config import RewardedConfig, RLConfig, defaults, setting
+from captune.training.gate import check_reward
 from captune.training.lifecycle import (
     claim_run,
     drop_start,
@@ -217,6 +218,7 @@ def fit(
     config: RLConfig,
     run_dir: RunDir,
     reward: Reward,
+    first_turn: bool = False,
     **settings: Any,
 ) -> None:
     """Train what `make_trainable` puts in, monitored by held-out scorers.
@@ -228,6 +230,7 @@ def fit(
         config: the run's settings.
         run_dir: the run.
         reward: what the trainer optimises.
+        first_turn: whether the reward is of a correction of a first caption.
         settings: of the monitor.
     """
     make_trainable(captioner, config)
@@ -235,6 +238,7 @@ def fit(
         keep_start(captioner, config)
     sampling = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
     arguments = monitor_without_stopping(config, captioner, reward, run_dir, **sampling, **settings)
+    check_reward(captioner, images, reward.parts, config, run_dir, name=reward.name, first_turn=first_turn)
     monitor = arguments.pop("monitor")
     trainer.fit(captioner, images, config, run_dir, arguments, reward=reward, rl_config=config, monitor=monitor)
     drop_start(captioner)

@@ -107,6 +107,7 @@ def test_vizer_without_labels(folder: Path, photos: str, tmp_path: Path, objecti
     """ViZer_G, all three objectives: mapper and adapter from images alone."""
     small = {"max_steps": 2, "batch_size": 2, "max_new_tokens": 4, "warmup_steps": 0, "mapper_samples": 2}
     small |= {"mapper_epochs": 2, "width": 8, "whitened": 2, "num_generations": 2, "lora_r": 4, "lora_alpha": 8}
+    small |= {"accept_reward": True}  # of random weights
     config = ViZerConfig(
         model=str(folder), images=photos, output=tmp_path / "run", device="cpu", objective=objective, rounds=1, **small
     )

@@ -223,7 +223,8 @@ def test_rewards_are_summed_with_their_weights(captioner: Captioner, dataset: da
 def reward_config(tmp_path: Path, model: Path, name: str = "run", **settings: Any) -> CaptionGRPOConfig:
     small = {"max_steps": 2, "batch_size": 2, "num_generations": 2, "max_new_tokens": 3, "lora_r": 4, "lora_alpha": 8}
     sources = {"images": "storybook:train?n=6&seed=3", "eval_images": "storybook:val?n=3&seed=3"}
-    return CaptionGRPOConfig(model=str(model), output=tmp_path / name, device="cpu", **(small | sources | settings))
+    more = {"output": tmp_path / name, "device": "cpu", "accept_reward": True}
+    return CaptionGRPOConfig(model=str(model), **(more | small | sources | settings))
 
 
 def test_a_run_with_a_sum_of_scorers_logs_its_parts_and_goes_on_from_an_adapter(

@@ -26,7 +26,7 @@ from captune.training.monitor.held_out import HeldOutMonitor
 def config(folder: Path, model: Path, **settings: Any) -> CaptionGRPOConfig:
     small = {"max_steps": 6, "batch_size": 2, "num_generations": 2, "max_new_tokens": 3, "lora_r": 4, "lora_alpha": 8}
     sources = {"images": "storybook:train?n=6&seed=3", "eval_images": "storybook:val?n=3&seed=3"}
-    rest = {"reward": "length", "eval_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0}
+    rest = {"reward": "length", "eval_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0, "accept_reward": True}
     return CaptionGRPOConfig(model=str(model), output=folder, device="cpu", **(small | sources | rest | settings))
 
 

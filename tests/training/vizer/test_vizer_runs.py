@@ -20,6 +20,7 @@ from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper, cap
 def config(output: Path, **settings: Any) -> ViZerConfig:
     small = {"max_steps": 2, "batch_size": 2, "lora_r": 4, "lora_alpha": 8, "max_new_tokens": 3, "warmup_steps": 0}
     small |= {"mapper_samples": 2, "mapper_epochs": 2, "width": 8, "whitened": 0, "num_generations": 2}
+    small |= {"accept_reward": True}  # of random weights
     return ViZerConfig(**({"model": "", "images": "-", "output": output, "device": "cpu"} | small | settings))
 
 

@@ -76,6 +76,11 @@ class ClipScore(Scorer):
             self._encoder = Encoder.load(self._model, device=self._device)
         return self._encoder
 
+    def forget(self) -> None:
+        """Drop the images' features; an empty caption is warned of again."""
+        super().forget()
+        self._warned = False
+
     def rows(
         self, captions: Sequence[str], *, image: Sequence[Any], references: Sequence[Sequence[str]] | None = None
     ) -> np.ndarray:

@@ -105,6 +105,11 @@ class _Retrieval(Scorer):
                 self._gallery = _open(config.parent, config.stat().st_mtime_ns, self.index, self._effort, self._device)
         return self._gallery
 
+    def forget(self) -> None:
+        """Drop the images' features; a missing image_id is warned of again."""
+        super().forget()
+        self._warned = False
+
     def rows(
         self, captions: Sequence[str], *, image: Sequence[Any] | None = None, image_id: Sequence[str] | None = None,
         **columns: Any,

@@ -26,6 +26,7 @@ from captune.models.vizer_mapper import Mapper
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
 from captune.training.config import TrainingConfig
+from captune.training.gate import check_reward
 from captune.training.grpo.config import PRESETS, CaptionGRPOConfig
 from captune.training.grpo.trainer import CaptionGRPOTrainer
 from captune.training.lifecycle import (
@@ -127,6 +128,7 @@ def run(config: CaptionGRPOConfig) -> RunDir:
         mapper = Mapper.load(config.latent_mapper)
         mapper.check_captioner(captioner)
         latent = (mapper.to(captioner.device), config.latent_weight)
+    check_reward(captioner, images, reward.parts, config, run_dir, name=config.reward)
     train_with_reward(
         captioner,
         images,

@@ -28,6 +28,7 @@ from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.training import lifecycle
+from captune.training.gate import check_reward
 from captune.training.grpo.train import train_with_reward
 from captune.training.grpo.trainer import CaptionGRPOTrainer
 from captune.training.lifecycle import (
@@ -154,7 +155,8 @@ def train_by_reward(
         run_dir: the run.
         images: the training images, a dataset.
         reward_of: makes the reward out of the round's scorer; a control puts something else in its place.
-        monitored: whether held-out scorers judge the run (`captune.training.monitor`).
+        monitored: whether the first round's reward is checked before training, and held-out scorers judge the run
+            (`captune.training.monitor`).
     """
     run_dir.begin()
     for number in range(config.rounds or 1):
@@ -175,6 +177,8 @@ def train_by_reward(
         if monitored:
             optimised = [scorer for scorer, _ in rewards]
             monitoring = monitor_without_stopping(config, captioner, optimised, run_dir, first_step=steps)
+            if not number:
+                check_reward(captioner, images, rewards, part, run_dir, name="vizer")
         train_with_reward(
             captioner,
             images,
