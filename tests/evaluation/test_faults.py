@@ -220,7 +220,7 @@ def test_a_killed_evaluation_asks_at_most_one_batch_again(scorer: str, tmp_path:
         found, error = start("kept").communicate()
         times = Counter(request["messages"][0]["content"] for request in seen)
         assert len(times) == n and max(times.values()) <= 2, error
-        assert before - (before // caches._CHUNK) * caches._CHUNK <= len(seen) - n <= caches._CHUNK
+        assert before - (before // Scorer.kept_every) * Scorer.kept_every <= len(seen) - n <= Scorer.kept_every
         assert json.loads(found)["scores"] == json.loads(undisturbed)["scores"]
         again, _ = start("kept").communicate()
         assert again == found and len(seen) == sum(times.values())  # nothing more is asked

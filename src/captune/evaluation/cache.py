@@ -28,7 +28,6 @@ from captune.utils.hashing import pixels_digest
 
 logger = logging.getLogger(__name__)
 FORMAT = 2  # 1 knew models by their weights alone, and had no first line
-_CHUNK = 128  # captions judged between two writes
 
 
 class Cache:
@@ -55,8 +54,8 @@ class Cache:
         if len(new) < len(set(keys)):
             logger.info("%s: %d of %d rows are known", scorer.name, len(keys) - len(new), len(keys))
         places = list(new.values())
-        for start in range(0, len(places), _CHUNK):
-            part = places[start : start + _CHUNK]
+        for start in range(0, len(places), scorer.kept_every):
+            part = places[start : start + scorer.kept_every]
             chosen = {name: [column[i] for i in part] for name, column in columns.items()}
             made = scorer.rows([captions[i] for i in part], **chosen)
             fresh = {keys[i]: row.tolist() for i, row in zip(part, made, strict=True)}

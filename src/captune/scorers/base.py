@@ -59,6 +59,7 @@ class Scorer:
         cached: whether its rows are costly and depend on nothing but caption, columns and signature, so that they are
             kept in `cache`.
         cache: where they are kept.
+        kept_every: how many captions are judged between two writes to it.
         fitted_file: the file of a run directory that keeps what `fit` froze.
         grouped: whether it compares the captions of an image with each other, so that one alone has no score.
         group: reference, image, questions or text; for listings of scorers from other packages.
@@ -79,6 +80,7 @@ class Scorer:
     is_additive: bool = True
     cached: bool = False
     cache: Cache | None = None
+    kept_every: int = 128
     grouped: bool = False
     fitted_file: str = ""
     group: str = ""

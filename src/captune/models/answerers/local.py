@@ -31,6 +31,12 @@ def seed_of(text: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=7).digest())
 
 
+def special_tokens(tokenizer: Any) -> list[str]:
+    """Return what a tokenizer reads as special tokens where it stands in a text, the longest first."""
+    added = {token for token in tokenizer.get_added_vocab() if token.startswith("<")}
+    return sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
+
+
 class Vocabulary:
     """The tokens of a tokenizer that count for each answer.
 
@@ -44,8 +50,7 @@ class Vocabulary:
         self.ids = sorted(i for i in set(tokenizer.get_vocab().values()) if i not in special)
         self._words = [text.strip(AROUND) for text in tokenizer.batch_decode([[i] for i in self.ids])]
         self._groups: dict[tuple[str, ...], list[list[int]]] = {}
-        added = {token for token in tokenizer.get_added_vocab() if token.startswith("<")}
-        self._specials = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
+        self._specials = special_tokens(tokenizer)
 
     def plain(self, text: str) -> str:
         """Return the text without what the tokenizer reads as special tokens: a caption must not end a turn."""
