@@ -82,8 +82,9 @@ def correlate(
         judgements (the path), format, kind (ratings or battles), primary, protocol, read, used, captions, images,
         left_out {reason: judgements}, problems, warnings; scores {row: {scorer, label, values {figure: value},
         interval {figure: [low, high]}, categories {name: {value, n}}, n, negated, signature, seconds}}, the best
-        first; tests, a list of {a, b, figure, difference, interval, p_value, p_holm}, neighbours first; published, a
-        list of {label, scorer, figure, value, source}; skipped and failed {scorer: why}, bad_images {image_id: why}.
+        first; tests, a list of {a, b, figure, difference, interval, p_value, p_holm} of every two primary rows,
+        neighbours first; published, a list of {label, scorer, figure, value, source}; skipped and failed {scorer: why},
+        bad_images {image_id: why}.
         Only numbers, texts, lists, dicts and None, which is a figure that is undefined (all scores are equal).
 
     Raises:
@@ -155,7 +156,8 @@ def correlate(
         return -math.inf if value is None else value
 
     order = sorted(scores, key=rank, reverse=True)
-    tests = _tests(order, figures, arrays, per_judgement, primary, bootstrap, seed)
+    mains = [key for key in order if key == scores[key]["scorer"]]
+    tests = _tests(mains, figures, arrays, per_judgement, primary, bootstrap, seed)
     return {
         "judgements": found.path,
         "format": found.format,
@@ -258,10 +260,10 @@ def _scored(
     primary = type(judge).primary or judge.name
     scores = {judge.name: (primary, judge.per_caption(measured))}
     if every and judge.is_additive:
-        given = judge.from_totals(measured, 1)
+        given, nothing = judge.from_totals(measured, 1), np.isnan(scores[judge.name][1])
         for figure in list(given)[1:]:
-            if figure not in judge.no_interval:
-                scores[f"{judge.name} {figure}"] = (figure, given[figure])
+            if figure not in judge.no_interval:  # where there is nothing to compare with, all its figures are missing
+                scores[f"{judge.name} {figure}"] = (figure, np.where(nothing, np.nan, given[figure]))
     made = {}
     for key, (figure, values) in scores.items():
         whole = np.full(len(found.candidates), np.nan)
@@ -327,16 +329,24 @@ def _tests(
     bootstrap: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Every two scorers on the judgements that both have a score for, Holm-corrected together."""
+    """Every two scorers' primary figures on the judgements that both have a score for, Holm-corrected together."""
     tests = []
+    known: dict[tuple[str, bytes], Figures] = {}
+
+    def on(key: str, lacking: np.ndarray) -> Figures:
+        """The figures of a scorer without the captions that another one has no score for."""
+        if (np.isnan(arrays[key]) == lacking).all():
+            return figures[key]
+        kept = (key, lacking.tobytes())
+        if kept not in known:
+            known[kept] = again(np.where(lacking, np.nan, arrays[key]), bootstrap, seed)
+        return known[kept]
+
     pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :]] if bootstrap else []
     pairs.sort(key=lambda pair: order.index(pair[1]) - order.index(pair[0]))  # neighbours in the ranking first
     for a, b in pairs:
-        one, other = figures[a], figures[b]
-        lacking = np.isnan(arrays[a]) != np.isnan(arrays[b])
-        if lacking.any():
-            one, other = (again(np.where(lacking, np.nan, arrays[key]), bootstrap, seed) for key in (a, b))
-        test = difference(one, other, primary)
+        lacking = np.isnan(arrays[a]) | np.isnan(arrays[b])
+        test = difference(on(a, lacking), on(b, lacking), primary)
         if test["p_value"] is None or not math.isfinite(test["difference"]):
             continue
         tests.append({"a": a, "b": b, "figure": primary, **test, "interval": [float(x) for x in test["interval"]]})
@@ -442,7 +452,8 @@ def ranking(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     keys = list(result["scores"])
     neighbour = {(test["a"], test["b"]): test for test in result["tests"]}
     rows: list[dict[str, Any]] = []
-    for key, after in zip(keys, [*keys[1:], None], strict=True):
+    for place, key in enumerate(keys):
+        after = next((other for other in keys[place + 1 :] if other == result["scores"][other]["scorer"]), None)
         paper = printed.pop(key, None)
         rows.append(
             {
@@ -487,7 +498,7 @@ def table(result: Mapping[str, Any]) -> str:
             cells = [""] * len(names)
         else:
             cells = [_cell(own, name, name == primary) for name in names]
-        tested = [f"{test['p_value']:.4f}", f"{test['p_holm']:.4f}"] if test else ["", ""]
+        tested = [_p(test["p_value"]), _p(test["p_holm"])] if test else ["", ""]
         name = row["key"] if own is not None else f"({row['label']})"
         lines.append([name, *cells, *[shown] * papers, *tested])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
@@ -507,6 +518,10 @@ def table(result: Mapping[str, Any]) -> str:
     text += ["", *(f"{key}: {own['signature']}" for key, own in result["scores"].items() if key == own["scorer"])]
     text += ["", *(f"not scored, {spec}: {why}" for spec, why in result["skipped"].items())] * bool(result["skipped"])
     return "\n".join(text)
+
+
+def _p(value: float) -> str:
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def _cell(own: Mapping[str, Any], name: str, whole: bool) -> str:

@@ -110,18 +110,18 @@ def _sentence(result: Mapping[str, Any]) -> str:
     said = f"“{best}” agrees best with people among the {len(keys)} measured here ({FIGURES[primary]} {value})"
     if len(keys) == 1:
         return f"“{best}” has a {FIGURES[primary]} of {value} with people’s judgements."
-    test = next((test for test in result["tests"] if (test["a"], test["b"]) == (best, keys[1])), None)
+    test = next((test for test in result["tests"] if test["a"] == best), None)  # the first is that of its neighbour
     if test is None:
         return f"{said}."
     clear = "clearly above" if test["p_holm"] < 0.05 else "not distinguishable from"
-    return f"{said}, {clear} the next, “{keys[1]}”."
+    return f"{said}, {clear} the next, “{test['b']}”."
 
 
 def _matrix(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """Row a, column b: the difference of the figure, its interval and whether it is more than chance."""
-    keys = list(result["scores"])
     if not result["tests"]:
         return None
+    keys = [key for key, own in result["scores"].items() if key == own["scorer"]]
     found = {(test["a"], test["b"]): test for test in result["tests"]}
     lines = []
     for i, a in enumerate(keys[:-1]):

@@ -1,0 +1,1 @@
+"""Which scorers agree with people?"""
