@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from captune.data import CaptionWriter, read_captions, write_coco_results
+from captune.data import CaptionWriter, read_captions, write_captions
 from captune.errors import CaptionFileError
 
 ODD = {
@@ -48,7 +48,7 @@ def test_json_forms(tmp_path: Path, write: str) -> None:
     path = tmp_path / "caps.json"
     captions = {"12": "a dog", "b.jpg": ""}
     if write == "results":
-        write_coco_results(captions, path)
+        write_captions(captions, path)
         assert json.loads(path.read_text())[0] == {"image_id": 12, "caption": "a dog"}
     elif write == "dict":
         path.write_text(json.dumps(captions, indent=1))

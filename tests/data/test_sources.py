@@ -13,7 +13,7 @@ from source_files import NAMES, TRUTH, content, images, write
 
 from captune.data import load_images, load_references, without_bad
 from captune.data.columns import column, undecoded
-from captune.data.sources import list_images
+from captune.data.folders import list_images
 from captune.errors import BadImage, SourceError
 
 # -------------------------------------------------------------------- folders

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from captune.cli.command import COUNT, DTYPES, SEED, SEVERAL, Command, echo, hide_loading_bars, number
+from captune.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,11 +16,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     required.add_argument("--model", help="a folder, a name on the hub, or storybook (zerocap needs none)")
     required.add_argument("--images", required=True, metavar="SOURCE", help="the images (see below)")
     required.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="the JSONL file to write or resume"
+        "--output",
+        metavar="FILE",
+        help="the caption file to write or resume, or - for standard output; one image's caption is printed without",
     )
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--format",
+        metavar="NAME",
+        help="of --output: jsonl, coco (.json), csv (.csv, .tsv), parquet, webdataset (.tar), metadata "
+        "(metadata.jsonl); default: by its name",
+    )
+    files.add_argument(
+        "--sidecar",
+        metavar=".txt",
+        choices=(".txt", ".caption"),
+        help="write NAME.txt or NAME.caption beside each image instead of --output; those there are kept",
+    )
+    files.add_argument(
+        "--output-folder", type=Path, metavar="FOLDER", help="put the sidecars here, in the images' tree"
+    )
+    files.add_argument("--prefix", default="", metavar="TEXT", help='put before each caption, such as "ohwx, "')
+    files.add_argument("--suffix", default="", metavar="TEXT", help="put behind each caption")
     job = parser.add_argument_group("job")
     job.add_argument("--adapter", type=Path, metavar="FOLDER", help="a PEFT adapter, such as runs/g/adapter")
-    job.add_argument("--overwrite", action="store_true", help="start the output again instead of resuming it")
+    job.add_argument("--overwrite", action="store_true", help="start again: replace the output or the sidecars")
     job.add_argument("--limit", type=COUNT, metavar="N", help="caption only the first N images")
     job.add_argument("--batch-size", type=SEVERAL, default=32, metavar="N", help="images at a time (default: 32)")
     job.add_argument(
@@ -60,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Caption the images; 1 where some could not be read."""
+    output, format = _output(args)
     from captune.inference.job import caption_to_file
 
     hide_loading_bars()
@@ -67,7 +90,12 @@ def run(args: argparse.Namespace) -> int:
     report = caption_to_file(
         args.model,
         args.images,
-        args.output,
+        output,
+        format=format,
+        sidecar=args.sidecar,
+        output_folder=args.output_folder,
+        prefix=args.prefix,
+        suffix=args.suffix,
         adapter=args.adapter,
         prompt=args.prompt,
         decoder=args.decoder,
@@ -90,8 +118,28 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.bad else 0
 
 
+def _output(args: argparse.Namespace) -> tuple[str | None, str | None]:
+    """Where the captions go and in which format; what is wrong with it is refused before a model is loaded."""
+    from captune.data.caption_formats import output_format
+
+    if args.sidecar is not None:
+        if args.output is not None:
+            raise UsageError("--sidecar writes beside the images, --output into one file: give one of the two")
+        return None, args.format
+    if args.output_folder is not None:
+        raise UsageError("--output-folder is for sidecars: add --sidecar .txt, or name a file with --output")
+    if args.output is None:
+        from captune.data.images import IMAGE_SUFFIXES
+
+        if os.path.isfile(args.images) and Path(args.images).suffix.lower() in IMAGE_SUFFIXES:
+            return "-", args.format or "text"
+        raise UsageError("say where the captions go: --output FILE, --output - or --sidecar .txt")
+    output_format(args.output, args.format)
+    return args.output, args.format
+
+
 COMMAND = Command(
-    summary="caption images with any model, into a JSONL file",
+    summary="caption images with any model, into a file or beside the images",
     description="Captions every image of a source, in batches, and writes each batch as it is made. After an "
     "interruption the same command resumes. Unreadable images are skipped, named and counted, and the exit code is "
     "then 1.",

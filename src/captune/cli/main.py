@@ -20,6 +20,7 @@ from captune import __version__
 from captune.cli import (
     build_storybook,
     caption,
+    convert,
     corpus,
     correlate,
     demo,
@@ -42,6 +43,7 @@ JUDGE = {
     "evaluate": evaluate.COMMAND,
     "correlate": correlate.COMMAND,
     "scorers": scorers.COMMAND,
+    "convert": convert.COMMAND,
     "corpus": corpus.COMMAND,
     "report": report.COMMAND,
 }

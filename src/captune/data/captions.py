@@ -1,7 +1,7 @@
-"""Caption files: one JSON object per line, ``{"image_id": …, "caption": …}``, or the COCO results format.
+"""Caption files: read in every format of `captune.data.caption_formats`, written as JSON lines while they grow.
 
-A file is only ever appended to and each batch is flushed to the disk: a killed process leaves whole lines and at most
-one torn one at the end, which reading leaves out with a warning and `CaptionWriter` removes.
+A file of JSON lines is only ever appended to and each batch is flushed to the disk: a killed process leaves whole lines
+and at most one torn one at the end, which reading leaves out with a warning and `CaptionWriter` removes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from captune.data.caption_formats import FORMATS, format_of
 from captune.data.readers import nfc
 from captune.errors import CaptionFileError
 from captune.utils.files import (
     jsonl_line,
-    jsonl_rows,
     lock,
     read_file,
-    read_json,
     read_jsonl,
     replace_file,
     uncollected,
@@ -29,27 +28,29 @@ from captune.utils.files import (
 logger = logging.getLogger(__name__)
 
 
-def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
+def read_captions(path: str | os.PathLike[str], *, format: str | None = None) -> dict[str, str]:
     """Read {image_id: caption}, in file order.
 
     Ids become strings in Unicode's composed form (NFC), as sources have them. Empty captions are kept: the captioner
     wrote them. An id may occur twice only with the same caption.
 
     Args:
-        path: JSONL, COCO results JSON (a list of objects) or JSON ``{id: caption}``.
+        path: JSON lines, COCO results JSON (a list of objects), JSON ``{id: caption}``, or any other of
+            `captune.data.caption_formats`.
+        format: a format's name; default: by the file's name, and of JSON by its content.
 
     Raises:
         CaptionFileError: for a file of another format, or with two different captions for one image.
     """
     path = Path(path)
     with uncollected():
-        return _read(path)
+        return _read(path, format)
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read(path: Path, format: str | None) -> dict[str, str]:
     captions: dict[str, str] = {}
-    for noun, number, image_id, caption in _entries(path):
-        if image_id is None or isinstance(image_id, bool | list | dict):
+    for noun, number, image_id, caption in _entries(path, format):
+        if image_id is None or isinstance(image_id, bool | list | dict) or image_id == "":
             raise CaptionFileError(f"{path}, {noun} {number}: needs an image_id (a string or a number)")
         if not isinstance(caption, str):
             raise CaptionFileError(f"{path}, {noun} {number}: image {image_id!r} needs one caption, a string")
@@ -59,21 +60,12 @@ def _read(path: Path) -> dict[str, str]:
     return captions
 
 
-def _entries(path: Path) -> Iterable[tuple[str, int, Any, Any]]:
+def _entries(path: Path, format: str | None) -> Iterable[tuple[str, int, Any, Any]]:
     """(its noun and number, image_id, caption) of every entry."""
-    if _is_jsonl(path):
-        for number, row in jsonl_rows(path):
-            yield "line", number, row.get("image_id"), row.get("caption")
-        return
-    content = read_json(path)
-    if isinstance(content, dict):
-        for number, (image_id, caption) in enumerate(content.items(), start=1):
-            yield "entry", number, image_id, caption
-        return
-    for number, row in enumerate(content if isinstance(content, list) else [content], start=1):
-        if not isinstance(row, dict):
-            raise CaptionFileError(f"{path}, entry {number}: expected an object with image_id and caption")
-        yield "entry", number, row.get("image_id"), row.get("caption")
+    chosen = format_of(path, format, reading=True)
+    if format is None and chosen.name in ("jsonl", "coco"):  # the content says which, whatever the file's name
+        chosen = FORMATS["jsonl" if _is_jsonl(path) else "coco"]
+    return chosen.read(path)
 
 
 def _is_jsonl(path: Path) -> bool:
@@ -86,12 +78,6 @@ def _is_jsonl(path: Path) -> bool:
     except (ValueError, RecursionError):
         return path.suffix.lower() in (".jsonl", ".ndjson")
     return isinstance(row, dict) and "image_id" in row
-
-
-def write_coco_results(captions: Mapping[str, str], path: str | os.PathLike[str]) -> None:
-    """Write ``[{"image_id": …, "caption": …}]``; whole-number ids become numbers, as COCO's tools expect."""
-    rows = [{"image_id": int(key) if key.isdecimal() else key, "caption": text} for key, text in captions.items()]
-    replace_file(path, json.dumps(rows, ensure_ascii=False))
 
 
 class CaptionWriter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ from datasets import Dataset, IterableDataset
 from pydantic import Field
 
 from captune.data.columns import ImageSource, column, decoded
+from captune.data.folders import add_references, files_below, listed
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.readers import TEXT_SUFFIXES, Entry, find_image_folder, image_paths, nfc, read_entries
 from captune.data.schemes import Scheme, scheme_of
@@ -247,11 +248,11 @@ def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list
     if path.is_dir():
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             return None
-        names = list_images(path)
+        names, beside = listed(path)
         if not names:
             if _shards(source.where):
                 return None
-            kinds = sorted(_files(path, ())[1].items())
+            kinds = sorted(files_below(path, ())[1].items())
             others = ", ".join(f"{len(paths)} {suffix or 'suffixless'}" for suffix, paths in kinds[:10])
             raise SourceError(
                 f"no image files in {path} or below{f', only {others}' * bool(others)} (looked for "
@@ -261,6 +262,7 @@ def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list
             raise SourceError(f"{path} is a folder of images; it takes only ?n=, ?seed=, ?skip= and ?part=")
         rows = [Entry(nfc(name), name, []) for name in names]
         _distinct(path, rows)
+        add_references(path, rows, beside)
         folder = path
     elif path.is_file() and path.suffix.lower() in {".json", ".jsonl", ".ndjson", *TEXT_SUFFIXES}:
         if source.columns:
@@ -292,59 +294,6 @@ def _distinct(folder: Path, rows: list[Entry]) -> None:
                 f"{folder} has two files of the name {image_id!r}, in two Unicode forms ({other!a} and {name!a}); "
                 "rename one"
             )
-
-
-def list_images(folder: Path) -> list[str]:
-    """Return the image files below a folder, sorted, as relative paths with "/"; links are followed.
-
-    What cannot be read below it, such as a subfolder without permission or a link to itself, is left out and counted,
-    and so are files of other kinds, where there are images. Hidden files are left out.
-
-    By name alone: nothing is opened, and 100,000 files take about a second. A name that is not valid UTF-8 is listed
-    with its bytes escaped; opening it says so.
-    """
-    found, others = _files(folder, IMAGE_SUFFIXES)
-    for suffix, paths in sorted(others.items()) if found else ():
-        skip(f"{suffix or 'suffixless'} files, which are not read as images", min(paths), len(paths))
-    return found
-
-
-def _files(folder: Path, suffixes: Collection[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The files below a folder with one of the suffixes, relative to it, and the paths of the others by suffix."""
-    found, pending, seen = [], [("", folder)], {os.path.realpath(folder)}
-    others: dict[str, list[str]] = {}
-    while pending:
-        prefix, current = pending.pop()
-        try:
-            entries = list(os.scandir(current))
-        except OSError as error:
-            if not prefix:
-                raise SourceError(f"{current} cannot be read: {error.strerror}") from error
-            skip("folders that cannot be read", f"{current}: {error.strerror}")
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            try:
-                is_folder = entry.is_dir()
-            except OSError as error:  # a link that leads to itself
-                skip("links that lead nowhere", f"{entry.path}: {error.strerror}")
-                continue
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if is_folder:
-                real = os.path.realpath(entry.path)
-                if real not in seen:  # a link may lead back up
-                    seen.add(real)
-                    pending.append((f"{prefix}{entry.name}/", Path(entry.path)))
-            elif suffix in suffixes:
-                found.append(_utf8(prefix + entry.name))
-            else:
-                others.setdefault(suffix, []).append(_utf8(entry.path))
-    return sorted(found), others
-
-
-def _utf8(path: str) -> str:
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -> ImageSource:
@@ -386,7 +335,7 @@ def _shards(where: str) -> list[str]:
     """Parquet or tar files that a path, a folder or a pattern names; all of one kind."""
     path = Path(where).expanduser()
     if path.is_dir():
-        below = [path / name for name in _files(path, _SHARD_SUFFIXES)[0]]
+        below = [path / name for name in files_below(path, _SHARD_SUFFIXES)[0]]
     elif path.suffix.lower() not in _SHARD_SUFFIXES:
         return []
     else:

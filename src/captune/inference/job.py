@@ -7,15 +7,17 @@ each caption is: `captune.inference.contents`) and, if any image was bad, ``caps
 
 While it runs, captions are appended batch by batch (the order: `captune.inference.order`). When all is done the file
 is rewritten, in one step, in source order. Batches depend on the source alone, so a run that was killed and resumed
-leaves the same bytes as one that was not.
+leaves the same bytes as one that was not. Other formats, sidecars and streams: `captune.inference.outputs`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,19 +30,20 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from captune.data import CaptionWriter, ImageSource, load_images, open_image
+from captune.data import ImageSource, load_images, open_image
+from captune.data.caption_formats import output_format
 from captune.data.images import read_image
 from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, MissingColumn, SettingError
 from captune.inference.contents import Contents, content_of
-from captune.inference.order import Row, cost, decoded, in_source_order, select_images, split, windows
+from captune.inference.order import Row, cost, decoded, select_images, split, windows
+from captune.inference.outputs import FileOutput, Output, SidecarOutput, StreamOutput
 from captune.inference.settings import beside, job_settings, same_settings
-from captune.utils.files import jsonl_line, output_path, replace_file
+from captune.utils.files import STDOUT, jsonl_line, replace_file
 
 logger = logging.getLogger(__name__)
 
 BATCH_PIXELS = 400_000_000  # decoded at once, in this batch and the one that is read ahead: 1.2 GB; 32 photos of 12 MP
-SUFFIXES = (".jsonl", ".ndjson")
 
 
 class CaptionReport(NamedTuple):
@@ -52,7 +55,7 @@ class CaptionReport(NamedTuple):
         bad: (image_id, why) of the images left out.
         seconds: that captioning took.
         images_per_second: of the captions made now.
-        output: the caption file.
+        output: where the captions are: a file, or in words.
         replaced: captions made again, since their images were replaced.
     """
 
@@ -61,7 +64,7 @@ class CaptionReport(NamedTuple):
     bad: list[tuple[str, str]]
     seconds: float
     images_per_second: float
-    output: Path
+    output: Path | str
     replaced: int = 0
 
     def sentence(self) -> str:
@@ -74,14 +77,15 @@ class CaptionReport(NamedTuple):
         if self.replaced:
             parts.append(f"{self.replaced} images were replaced since and captioned again")
         if self.bad:
-            parts.append(f"{len(self.bad)} bad images left out (listed in {beside(self.output, 'bad.jsonl')})")
+            listed = f" (listed in {beside(self.output, 'bad.jsonl')})" if isinstance(self.output, Path) else ""
+            parts.append(f"{len(self.bad)} bad images left out{listed}")
         return "; ".join(parts)
 
 
 def caption_to_file(
     model: str | Path | None,
     source: str,
-    output: str | Path,
+    output: str | Path | None,
     *,
     adapter: str | Path | None = None,
     prompt: str | None = None,
@@ -99,7 +103,7 @@ def caption_to_file(
     Args:
         model: a folder, a hub name or a shipped model; None for the decoder zerocap.
         source: the images.
-        output: the caption file.
+        output: the caption file, ``-`` for standard output, or None where the job says `sidecar`.
         adapter: a PEFT adapter of the model.
         prompt: the text beside the image; default: the family's.
         dtype: auto, float32, bfloat16 or float16.
@@ -119,7 +123,8 @@ def caption_to_file(
     from captune.decoding.zerocap import ZeroCap, ZeroCapModel
     from captune.models.captioner import Captioner
 
-    output_path(output, *SUFFIXES, what="captions")
+    if output is not None:
+        output_format(output, job.get("format"))
     load_images(source, limit=1, decode=False, stream=True)
     decode = None if decoder is None else load_decoder(decoder)
     if decode is not None and isinstance(decode, ZeroCap) != (model is None):
@@ -139,8 +144,13 @@ def caption_to_file(
 def caption_source(
     captioner: Any,
     source: str | ImageSource,
-    output: str | Path,
+    output: str | Path | None,
     *,
+    format: str | None = None,
+    sidecar: str | None = None,
+    output_folder: str | Path | None = None,
+    prefix: str = "",
+    suffix: str = "",
     batch_size: int = 32,
     window: int = 16,
     resume: bool = True,
@@ -150,7 +160,7 @@ def caption_source(
     decoder: Decoder | None = None,
     **generation: Any,
 ) -> CaptionReport:
-    """Caption every image of a source into a JSONL file; resumes where an earlier run stopped.
+    """Caption every image of a source into a file, or into sidecars; resumes where an earlier run stopped.
 
     An image that cannot be opened, or that the model's processor refuses, is skipped, logged, listed in the report and
     in ``OUTPUT.bad.jsonl``; the next run tries it again. In memory are one window of undecoded images and two decoded
@@ -159,10 +169,15 @@ def caption_source(
     Args:
         captioner: has ``generate(images, **generation) -> list[str]`` (and the other attributes of `Captioner`).
         source: the images: a source as written, or a dataset.
-        output: the caption file.
+        output: the caption file, ``-`` for standard output, or None where `sidecar` is given.
+        format: the file's format, see `captune.data.caption_formats`; default: by its name.
+        sidecar: write NAME.txt (or .caption) beside each image instead; those that are there are kept if `resume`.
+        output_folder: write the sidecars there, in the images' tree.
+        prefix: put before each caption.
+        suffix: put behind each caption.
         batch_size: images per batch.
         window: batches whose images are sorted by size together.
-        resume: continue the file; False replaces it.
+        resume: continue the file, or keep the sidecars that are there; False replaces them.
         limit: use the first N images.
         seed: where captions are sampled.
         progress: show a bar.
@@ -188,26 +203,54 @@ def caption_source(
         raise MissingColumn(
             f"the decoder {decoder} needs {' and '.join(lacking)}, which captioning cannot provide: it has images only"
         )
-    output = output_path(output, *SUFFIXES, what="captions")
+    if (output is None) == (sidecar is None):
+        raise SettingError("say where the captions go: an output file, or sidecars (.txt)")
+    if output_folder is not None and sidecar is None:
+        raise SettingError("an output folder is for sidecars (.txt); name an output file otherwise")
+    chosen = None if output is None else output_format(output, format)
     dataset = select_images(source, limit)
+    if chosen is not None and chosen.name in ("webdataset",) and not isinstance(dataset, Dataset):
+        raise SettingError(
+            f"{output}: images of a stream cannot be looked up again; write .jsonl, then captune convert"
+        )
     sampled = generation.get("do_sample", False) or (decoder is not None and decoder.samples)
-    settings = job_settings(captioner, source, seed if sampled else None, generation, decoder)
-    if resume:
-        same_settings(output, settings)
-    with CaptionWriter(output, resume=resume) as writer:
-        replace_file(beside(output, "settings.json"), json.dumps(settings, indent=1, sort_keys=True) + "\n")
-        beside(output, "bad.jsonl").unlink(missing_ok=True)
-        generate = partial(captioner.generate if decoder is None else partial(decoder, captioner), **generation)
-        contents = Contents(beside(output, "images.jsonl"), resume=resume)
-        if replaced := contents.replaced(dataset, writer.done):
-            writer.leave_out(replaced)
-        job = _Job(generate, writer, contents, seed if sampled else None, progress)
+    generate = partial(captioner.generate if decoder is None else partial(decoder, captioner), **generation)
+    added = {key: text for key, text in (("prefix", prefix), ("suffix", suffix)) if text}
+    contents: Contents | None = None
+    replaced: set[str] = set()
+    bad: Path | None = None
+    writer: Output
+    name: Path | str
+    if output is None:
+        folder = None if output_folder is None else Path(output_folder)
+        writer, name = SidecarOutput(dataset, str(sidecar), folder, overwrite=not resume), f"{sidecar} files"
+    elif chosen is None:
+        standard = str(output) in ("-", *STDOUT)
+        stream = sys.stdout if standard else open(output, "w", encoding="utf-8")  # noqa: SIM115
+        writer, name = StreamOutput(stream, plain=format == "text"), "standard output" if standard else str(output)
+    else:
+        path = Path(output)
+        settings = job_settings(captioner, source, seed if sampled else None, generation | added, decoder)
+        if resume:
+            same_settings(path, settings)
+        file = FileOutput(path, chosen, resume=resume)
+        replace_file(beside(path, "settings.json"), json.dumps(settings, indent=1, sort_keys=True) + "\n")
+        bad = beside(path, "bad.jsonl")
+        bad.unlink(missing_ok=True)
+        contents = Contents(beside(path, "images.jsonl"), resume=resume)
+        if replaced := contents.replaced(dataset, file.done):
+            file.leave_out(replaced)
+        writer, name = file, path
+    with contextlib.closing(writer):
+        job = _Job(generate, writer, contents, bad, seed if sampled else None, progress, prefix, suffix)
         started = time.perf_counter()
         job.run(dataset, batch_size, window)
         seconds = time.perf_counter() - started
-        contents.close(in_source_order(output, job.places))
+        order = writer.finish(job.places, dataset)
+        if contents is not None:
+            contents.close(order)
     speed = job.done / seconds if job.done else 0.0
-    return CaptionReport(job.done, job.skipped, job.bad, seconds, speed, output, len(replaced))
+    return CaptionReport(job.done, job.skipped, job.bad, seconds, speed, name, len(replaced))
 
 
 class _Job:
@@ -216,14 +259,17 @@ class _Job:
     def __init__(
         self,
         generate: Callable[[list[Image.Image]], list[str]],
-        writer: CaptionWriter,
-        contents: Contents,
+        writer: Output,
+        contents: Contents | None,
+        bad_file: Path | None,
         seed: int | None,
         show: bool,
+        prefix: str = "",
+        suffix: str = "",
     ) -> None:
         self.generate, self.writer, self.contents, self.seed, self.show = generate, writer, contents, seed, show
+        self.bad_file, self.prefix, self.suffix = bad_file, prefix, suffix
         self.before = frozenset(writer.done)
-        self.torn = writer.last  # the batch that holds it may have been cut off while it was written
         self.done, self.bad = 0, list[tuple[str, str]]()
         self.places: dict[str, int] = {}
 
@@ -261,7 +307,7 @@ class _Job:
             rows.sort(key=lambda row: (-row.pixels, row.place))
             for batch in split(rows, batch_size, BATCH_PIXELS):
                 left = [row for row in batch if row.image_id not in self.before]
-                if left and any(row.image_id == self.torn for row in batch):
+                if left and self.writer.cut_off({row.image_id for row in batch}):
                     left = batch  # the same batch again, so that sampled and padded captions come out the same
                 bar.update(len(batch) - len(left))
                 if left:
@@ -294,13 +340,15 @@ class _Job:
         except ValueError as error:
             captions = self._one_by_one(rows, images, error)
         made = [row for row, caption in zip(rows, captions, strict=True) if caption is not None]
-        self.contents.add({row.image_id: row.content for row in made if row.content is not None})
-        self.writer.write(
-            {"image_id": row.image_id, "caption": caption}
+        if self.contents is not None:
+            self.contents.add({row.image_id: row.content for row in made if row.content is not None})
+        new = [
+            {"image_id": row.image_id, "caption": f"{self.prefix}{caption}{self.suffix}"}
             for row, caption in zip(rows, captions, strict=True)
             if caption is not None and row.image_id not in self.before
-        )
-        self.done = len(self.writer.done) - len(self.before)
+        ]
+        self.writer.write(new)
+        self.done += len(new)
 
     def _generate(self, rows: list[Row], images: list[Image.Image]) -> list[str]:
         if self.seed is not None:
@@ -311,7 +359,7 @@ class _Job:
         try:
             return self.generate(images)
         except torch.OutOfMemoryError as error:
-            error.add_note(f"Try a smaller batch size; the captions so far are kept in {self.writer.path}.")
+            error.add_note("Try a smaller batch size; the captions so far are kept.")
             raise
 
     def _one_by_one(self, rows: list[Row], images: list[Image.Image], error: ValueError) -> list[str | None]:
@@ -321,7 +369,7 @@ class _Job:
 
         When all are refused it is the settings that are wrong, not the images, and the error stands.
         """
-        if len(rows) == 1 and not self.writer.done:
+        if len(rows) == 1 and not self.done and not self.before:
             raise error
         captions: list[str | None] = []
         refused = []
@@ -340,5 +388,6 @@ class _Job:
     def _note(self, item: str, why: str) -> None:
         logger.info("bad image %s: %s", item, why)
         self.bad.append((item, why))
-        with beside(self.writer.path, "bad.jsonl").open("a", encoding="utf-8", newline="\n") as file:
-            file.write(jsonl_line({"image_id": item, "why": why}))
+        if self.bad_file is not None:
+            with self.bad_file.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(jsonl_line({"image_id": item, "why": why}))

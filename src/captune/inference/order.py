@@ -15,7 +15,6 @@ from captune.data.images import decoded_pixels, image_size
 from captune.data.readers import nfc
 from captune.errors import BadImage, CaptionFileError
 from captune.inference.contents import Content
-from captune.utils.files import jsonl_line, read_jsonl, replace_file
 
 
 class Row(NamedTuple):
@@ -106,16 +105,3 @@ def cost(row: Row) -> int:
     except BadImage:
         return 0
     return width * height
-
-
-def in_source_order(output: Path, places: dict[str, int]) -> list[str]:
-    """Rewrite the finished file in source order; captions of images that the source no longer has come last.
-
-    Returns:
-        The ids in this order.
-    """
-    rows = read_jsonl(output)
-    ordered = sorted(rows, key=lambda row: places.get(row["image_id"], len(places)))
-    if rows != ordered:
-        replace_file(output, "".join(jsonl_line(row) for row in ordered))
-    return [row["image_id"] for row in ordered]

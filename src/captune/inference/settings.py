@@ -61,12 +61,13 @@ def beside(output: Path, suffix: str) -> Path:
 
 
 def same_settings(output: Path, settings: dict[str, Any]) -> None:
-    """Check that the captions in a file were made with these settings.
+    """Check that the captions in a file, or in the journal that it is made of, were made with these settings.
 
     Raises:
         CaptionFileError: they were not, or nothing says how they were made.
     """
-    if not output.exists() or output.stat().st_size == 0:
+    files = (output, beside(output, "jsonl"))
+    if not any(file.exists() and file.stat().st_size for file in files):
         return
     remedy = "name another output, or pass --overwrite (resume=False) to replace it"
     path = beside(output, "settings.json")

@@ -28,6 +28,7 @@ except ImportError:  # Windows has no advisory locks: `lock` always succeeds the
 logger = logging.getLogger(__name__)
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of an address; a Path has lost its second slash
+STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 DEEPEST = 100  # brackets of YAML inside one another
 LARGEST_CONFIG = 2**20  # bytes of a file of settings
 
@@ -78,6 +79,17 @@ def output_path(path: str | os.PathLike[str], *suffixes: str, what: str, folder:
         if not folder and not stat.S_ISREG(mode):
             raise UsageError(f"{path} is no regular file; {what} are not written there")
     return path
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is standard output (``-``), a FIFO or a terminal: written, never read or replaced."""
+    if str(path) in ("-", *STDOUT):
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 def read_file(path: str | os.PathLike[str], *, error: type[CaptuneError], largest: int | None = None) -> bytes:

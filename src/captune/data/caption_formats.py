@@ -1,0 +1,326 @@
+"""The formats of caption files, each read and written by one small function, chosen by a file's name or by `--format`.
+
+| format | file | one caption |
+|---|---|---|
+| jsonl | .jsonl, .ndjson | ``{"image_id": …, "caption": …}`` on a line |
+| coco | .json | the same objects in a list, as COCO's tools read results |
+| csv, tsv | .csv, .tsv | a row under the header ``image_id,caption`` |
+| parquet | .parquet | a row with the columns image_id and caption |
+| metadata | metadata.jsonl, metadata.csv | ``file_name`` and ``text``, as the ImageFolder of `datasets` reads them |
+| webdataset | .tar | KEY.txt beside the image KEY.jpg |
+| sidecars | a folder | NAME.txt beside the image NAME.jpg |
+
+Reading gives ids as the file has them. An id in webdataset shards is the key, the image's name without its suffix.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from captune.data.folders import list_images
+from captune.data.images import IMAGE_SUFFIXES, read_image
+from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, first_key
+from captune.data.sidecars import METADATA, SIDECARS, CaptionEntry, read_metadata, read_sidecar, read_table, sidecar_of
+from captune.errors import CaptionFileError, UsageError
+from captune.utils.files import is_stream, jsonl_line, jsonl_rows, output_path, read_json, replacing
+from captune.utils.registry import nearest
+from captune.utils.skipped import skip
+
+
+class Format(NamedTuple):
+    """How captions stand in a file.
+
+    Attributes:
+        name: for `--format`.
+        suffixes: of the files that have it.
+        read: yields the entries of a file.
+        write: writes {image_id: caption} to a temporary path beside the last argument, the file's own path; the
+            images, undecoded, are there where the format holds them or names their files.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[[Path], Iterator[CaptionEntry]]
+    write: Callable[[Path, Mapping[str, str], Mapping[str, Any], Path], None]
+
+
+def format_of(path: str | os.PathLike[str], name: str | None = None, *, reading: bool = False) -> Format:
+    """Return the format of a file, by its name or, where that says nothing, JSON lines.
+
+    Args:
+        path: the file or folder; it need not exist.
+        name: a format's name, which decides.
+        reading: a suffix that no format has is no error: the file is taken for JSON.
+
+    Raises:
+        UsageError: for an unknown format or suffix.
+    """
+    path = Path(path)
+    if name is not None:
+        if name not in FORMATS:
+            raise UsageError(f"--format: {nearest(name, FORMATS, 'format')}")
+        return FORMATS[name]
+    if path.name.lower() in METADATA:
+        return FORMATS["metadata"]
+    if path.is_dir():
+        return FORMATS["sidecars"]
+    suffix = path.suffix.lower()
+    found = next((format for format in FORMATS.values() if suffix in format.suffixes), None)
+    if found is None and suffix not in ("", ".") and not reading:
+        known = " ".join(dict.fromkeys(ending for format in FORMATS.values() for ending in format.suffixes))
+        raise UsageError(
+            f"captions are written as {known} or metadata.jsonl, not as {path.suffix}: name the output "
+            f"{path.with_suffix('.jsonl')}, or say --format"
+        )
+    return found or FORMATS["jsonl"]
+
+
+def output_format(path: str | os.PathLike[str], name: str | None = None) -> Format | None:
+    """Return the format of captions that are to be written; None: lines into a stream.
+
+    Args:
+        path: the output, ``-`` for standard output.
+        name: as in `format_of`; streams take jsonl, and text: captions alone.
+
+    Raises:
+        UsageError: an address, a device, an ending that no format has, or a path that cannot be written.
+    """
+    if is_stream(path):
+        if name not in (None, "jsonl", "text"):
+            raise UsageError(f"{path} takes --format jsonl or text; {name} needs a file")
+        return None
+    output_path(path, what="captions")
+    chosen = format_of(path, name)
+    if chosen.name == "sidecars":
+        raise UsageError("sidecars are written with --sidecar .txt, without --output")
+    return chosen
+
+
+def write_captions(
+    captions: Mapping[str, str],
+    path: str | os.PathLike[str],
+    *,
+    images: Mapping[str, Any] | None = None,
+    format: str | None = None,
+) -> None:
+    """Write {image_id: caption} as a file of any format, in one step.
+
+    Args:
+        captions: in the order of the file.
+        path: the file.
+        images: {image_id: the image, undecoded}; webdataset shards hold them, metadata files name theirs.
+        format: a format's name; default: by the path.
+
+    Raises:
+        CaptionFileError: for a caption that the format cannot hold, or an image that is not there.
+    """
+    path = Path(path)
+    chosen = format_of(path, format)
+    if chosen.name == "sidecars":
+        raise UsageError(f"{path}: sidecars are written by captune.data.sidecars")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        chosen.write(temporary, captions, images or {}, path)
+
+
+# ------------------------------------------------------------------------ JSON
+
+
+def _read_jsonl(path: Path) -> Iterator[CaptionEntry]:
+    for number, row in jsonl_rows(path):
+        yield "line", number, row.get("image_id"), row.get("caption")
+
+
+def _write_jsonl(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(jsonl_line({"image_id": key, "caption": text}) for key, text in captions.items())
+
+
+def _read_json(path: Path) -> Iterator[CaptionEntry]:
+    content = read_json(path)
+    if isinstance(content, dict):
+        for number, (image_id, caption) in enumerate(content.items(), start=1):
+            yield "entry", number, image_id, caption
+        return
+    for number, row in enumerate(content if isinstance(content, list) else [content], start=1):
+        if not isinstance(row, dict):
+            raise CaptionFileError(f"{path}, entry {number}: expected an object with image_id and caption")
+        yield "entry", number, row.get("image_id"), row.get("caption")
+
+
+def _write_coco(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
+    """Whole-number ids become numbers, as COCO's tools expect."""
+    whole = {key: key.isdecimal() and key.isascii() and str(int(key)) == key for key in captions}
+    rows = [{"image_id": int(key) if whole[key] else key, "caption": text} for key, text in captions.items()]
+    temporary.write_text(json.dumps(rows, ensure_ascii=not _encodes(captions)), encoding="utf-8")
+
+
+def _encodes(captions: Mapping[str, str]) -> bool:
+    try:
+        for key, text in captions.items():
+            key.encode(), text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def _write_table(
+    temporary: Path, rows: Iterable[tuple[str, str]], header: tuple[str, str], delimiter: str, path: Path
+) -> None:
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        quoting = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(header)
+        for row in rows:
+            try:
+                (quoting if "\r" in row[0] + row[1] else writer).writerow(row)  # the first does not quote a lone \r
+            except UnicodeEncodeError as error:
+                raise _not_text(path, row[0]) from error
+
+
+def _not_text(path: Path, image_id: str) -> CaptionFileError:
+    return CaptionFileError(
+        f"{path}: the caption or the id of image {image_id!a} holds half a character, which is no text in UTF-8; "
+        "write .jsonl, which escapes it"
+    )
+
+
+def _write_csv(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    _write_table(temporary, captions.items(), ("image_id", "caption"), delimiter, path)
+
+
+def _read_parquet(path: Path) -> Iterator[CaptionEntry]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        columns = file.schema_arrow.names
+        image, caption = first_key(columns, (*ID_KEYS, *IMAGE_KEYS)), first_key(columns, REFERENCE_KEYS)
+        if image is None or caption is None:
+            raise CaptionFileError(f"{path} needs the columns image_id and caption; it has {', '.join(columns)}")
+        number = 0
+        for batch in file.iter_batches(columns=[image, caption]):
+            for key, text in zip(batch[image].to_pylist(), batch[caption].to_pylist(), strict=True):
+                number += 1
+                yield "row", number, key, text
+    except (pyarrow.ArrowException, OSError) as error:
+        raise CaptionFileError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+
+
+def _write_parquet(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    if not _encodes(captions):
+        raise next(_not_text(path, key) for key, text in captions.items() if not _encodes({key: text}))
+    parquet.write_table(
+        pyarrow.table({"image_id": list(captions), "caption": list(captions.values())}, schema=pyarrow.schema(
+            {"image_id": pyarrow.string(), "caption": pyarrow.string()}
+        )),
+        temporary,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------- beside or with images
+
+
+def _write_metadata(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
+    """`file_name` is the image's file relative to the metadata's folder, where its file is known, else its id."""
+    rows = ((_file_name(key, images.get(key), path), text) for key, text in captions.items())
+    if path.suffix.lower() == ".csv":
+        _write_table(temporary, rows, ("file_name", "text"), ",", path)
+        return
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(jsonl_line({"file_name": name, "text": text}) for name, text in rows)
+
+
+def _file_name(image_id: str, image: Any, path: Path) -> str:
+    file = image.get("path") if isinstance(image, dict) and image.get("bytes") is None else None
+    return image_id if not file else Path(os.path.relpath(file, path.parent.absolute())).as_posix()
+
+
+def _read_webdataset(path: Path) -> Iterator[CaptionEntry]:
+    from captune.data.webdataset import load_webdataset
+
+    rows = load_webdataset([str(path)], {}, stream=False, images=False)
+    for number, row in enumerate(rows, start=1):
+        if len(row["references"]) != 1:
+            raise CaptionFileError(f"{path}: {row['image_id']} has {len(row['references'])} captions, not one")
+        yield "sample", number, row["image_id"], row["references"][0]
+
+
+def _write_webdataset(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
+    """Images as they are on the disk, and their captions, under keys without the images' suffixes."""
+    keys: dict[str, str] = {}
+    with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+        for image_id, text in captions.items():
+            if image_id not in images:
+                raise CaptionFileError(f"{path} holds the images, and that of {image_id!r} is not known: name --images")
+            data = read_image(images[image_id], image_id)
+            stem, suffix = os.path.splitext(image_id)
+            if suffix.lower() not in IMAGE_SUFFIXES:
+                stem, suffix = image_id, _suffix_of(data)
+            if (other := keys.setdefault(stem, image_id)) != image_id:
+                raise CaptionFileError(f"{path}: {other!r} and {image_id!r} would have the same key; rename one")
+            try:
+                encoded = text.encode()
+            except UnicodeEncodeError as error:
+                raise _not_text(path, image_id) from error
+            for name, content in ((stem + suffix, data), (f"{stem}.txt", encoded)):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def _suffix_of(data: bytes) -> str:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        return f".{(image.format or 'png').lower().replace('jpeg', 'jpg')}"
+
+
+def _read_sidecars(path: Path) -> Iterator[CaptionEntry]:
+    """The images below a folder that have a sidecar with one caption; those without are counted."""
+    found = 0
+    names = list_images(path)
+    for number, name in enumerate(names, start=1):
+        lines = [read_sidecar(file) for suffix in SIDECARS if (file := sidecar_of(path / name, suffix)).is_file()][:1]
+        if not lines:
+            skip("images without a sidecar", name)
+            continue
+        found += 1
+        if len(lines[0]) > 1:
+            raise CaptionFileError(f"{path}: the sidecar of {name} has {len(lines[0])} captions, not one")
+        yield "image", number, name, lines[0][0] if lines[0] else ""
+    if not found:
+        raise CaptionFileError(f"{path} holds no sidecars: {len(names)} images, none with NAME.txt or NAME.caption")
+
+
+def _write_no_sidecars(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
+    raise NotImplementedError
+
+
+FORMATS = {
+    format.name: format
+    for format in (
+        Format("jsonl", (".jsonl", ".ndjson"), _read_jsonl, _write_jsonl),
+        Format("coco", (".json",), _read_json, _write_coco),
+        Format("csv", (".csv", ".tsv"), read_table, _write_csv),
+        Format("parquet", (".parquet",), _read_parquet, _write_parquet),
+        Format("metadata", (), read_metadata, _write_metadata),
+        Format("webdataset", (".tar",), _read_webdataset, _write_webdataset),
+        Format("sidecars", (), _read_sidecars, _write_no_sidecars),
+    )
+}

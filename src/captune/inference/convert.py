@@ -1,0 +1,81 @@
+"""Captions from one format into another."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from captune.data import load_images, read_captions
+from captune.data.caption_formats import output_format, write_captions
+from captune.data.columns import undecoded
+from captune.errors import CaptionFileError
+from captune.inference.outputs import SidecarOutput, StreamOutput, images_of
+from captune.utils.skipped import skip
+
+
+def convert(
+    captions: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    source_format: str | None = None,
+    format: str | None = None,
+    images: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Read captions in one format and write them in another.
+
+    Args:
+        captions: the file to read, or a folder of images with sidecars.
+        output: the file to write, ``-`` for standard output, or for sidecars a folder.
+        source_format: of `captions`; default: by its name.
+        format: of `output`; default: by its name.
+        images: the source of the images, for the formats that hold them or stand beside them.
+        overwrite: replace sidecars that are there, which are kept otherwise.
+
+    Returns:
+        What was done, in a sentence.
+
+    Raises:
+        CaptionFileError: captions that cannot be read or written, or that belong to none of the images.
+    """
+    read = read_captions(captions, format=source_format)
+    dataset = None if images is None else undecoded(load_images(images, decode=False))
+    if format == "sidecars":
+        if dataset is None:
+            raise CaptionFileError("sidecars need the images that they stand beside: name --images")
+        folder = None if _same_folder(output, images) else Path(output)
+        writer = SidecarOutput(dataset, ".txt", folder, overwrite=overwrite)
+        known = {key: text for key, text in read.items() if key in writer.files}
+        _say_unknown(read, known, str(images))
+        new = {key: text for key, text in known.items() if key not in writer.done}
+        writer.write({"image_id": key, "caption": text} for key, text in new.items())
+        kept = f"; {len(known) - len(new)} were there already" if len(new) < len(known) else ""
+        return f"{len(new)} captions written as .txt files into {output}{kept}"
+    chosen = output_format(output, format)
+    if chosen is None:
+        StreamOutput(sys.stdout, plain=format == "text").write(
+            {"image_id": key, "caption": text} for key, text in read.items()
+        )
+        return f"{len(read)} captions written to standard output"
+    needed = {} if dataset is None else images_of(chosen, dataset, read)
+    if dataset is not None and chosen.name in ("webdataset", "metadata"):
+        known = {key: text for key, text in read.items() if key in needed}
+        _say_unknown(read, known, str(images))
+        read = known
+    write_captions(read, output, images=needed, format=chosen.name)
+    return f"{len(read)} captions written into {output}"
+
+
+def _same_folder(output: str | os.PathLike[str], images: str | None) -> bool:
+    return images is not None and os.path.realpath(output) == os.path.realpath(os.path.expanduser(images))
+
+
+def _say_unknown(read: dict[str, str], known: dict[str, str], images: str) -> None:
+    """Count the captions of images that the source does not have; none left is an error."""
+    unknown = [key for key in read if key not in known]
+    if not known:
+        first = f", such as {unknown[0]!r}" if unknown else ""
+        raise CaptionFileError(f"none of the {len(read)} captions is of an image of {images}{first}")
+    if unknown:
+        skip(f"captions of images that are not in {images}", unknown[0], len(unknown))

@@ -1,0 +1,236 @@
+"""Where captions go while they are made: a file of any format, a sidecar beside each image, or a stream.
+
+A file of JSON lines is appended to, batch by batch. A file of another format is made of such a journal, which stays
+beside it as ``caps.csv.jsonl``, whenever a run is done. A sidecar is whole or not there, and what is there is kept. A
+stream (``-``, a FIFO) takes JSON lines, and nothing of it can be resumed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from captune.data import CaptionWriter, ImageSource
+from captune.data.caption_formats import Format, write_captions
+from captune.data.columns import column, undecoded
+from captune.data.readers import nfc
+from captune.data.sidecars import SIDECARS, sidecar_line
+from captune.errors import CaptionFileError, SettingError, SourceError
+from captune.inference.settings import beside
+from captune.utils.files import jsonl_line, read_jsonl, replace_file, replacing
+
+
+class Output(Protocol):
+    """What a captioning job writes to."""
+
+    @property
+    def done(self) -> Collection[str]:
+        """The ids that have a caption."""
+        ...
+
+    def cut_off(self, image_ids: Collection[str]) -> bool:
+        """Whether a batch of these images may have been cut off while it was written, so that all is made again."""
+        ...
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write captions; when it returns, a crash does not lose them."""
+        ...
+
+    def finish(self, places: Mapping[str, int], images: ImageSource) -> list[str]:
+        """Bring the captions into the order of their images' places; returns the ids in this order."""
+        ...
+
+    def close(self) -> None:
+        """Release what is open."""
+        ...
+
+
+class FileOutput:
+    """A caption file of any format.
+
+    Args:
+        path: the file.
+        format: its format.
+        resume: keep what it holds; False: start it again.
+    """
+
+    def __init__(self, path: Path, format: Format, *, resume: bool) -> None:
+        self.path, self.format = path, format
+        self.journal = path if format.name == "jsonl" else beside(path, "jsonl")
+        if not resume and self.journal != path:
+            self.journal.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        self.writer = CaptionWriter(self.journal, resume=resume)
+
+    @property
+    def done(self) -> Collection[str]:
+        """The ids that have a caption."""
+        return self.writer.done
+
+    def cut_off(self, image_ids: Collection[str]) -> bool:
+        """Whether the journal's last caption is of this batch."""
+        return self.writer.last in image_ids
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append captions to the journal."""
+        self.writer.write(rows)
+
+    def leave_out(self, image_ids: Collection[str]) -> None:
+        """Take captions out, so that their images can get others."""
+        self.writer.leave_out(image_ids)
+
+    def finish(self, places: Mapping[str, int], images: ImageSource) -> list[str]:
+        """Sort the captions by place, those of images that the source no longer has last; write the format."""
+        rows = read_jsonl(self.journal)
+        ordered = sorted(rows, key=lambda row: places.get(row["image_id"], len(places)))
+        if rows != ordered:
+            replace_file(self.journal, "".join(jsonl_line(row) for row in ordered))
+        if self.journal != self.path:
+            captions = {row["image_id"]: row["caption"] for row in ordered}
+            write_captions(
+                captions, self.path, images=images_of(self.format, images, captions), format=self.format.name
+            )
+        return [row["image_id"] for row in ordered]
+
+    def close(self) -> None:
+        """Release the file for other writers."""
+        self.writer.close()
+
+
+class SidecarOutput:
+    """A text file beside each image: photos/a.jpg gets photos/a.txt.
+
+    Args:
+        images: the images, undecoded; each is a file.
+        suffix: of the sidecars.
+        folder: where to put them instead, in the images' tree; None: beside the images.
+        overwrite: replace those that are there, which are kept otherwise.
+
+    Raises:
+        SettingError: another suffix than .txt or .caption.
+        SourceError: an image that is no file, or two images with one sidecar.
+    """
+
+    def __init__(
+        self, images: ImageSource, suffix: str, folder: Path | None = None, *, overwrite: bool = False
+    ) -> None:
+        suffix = suffix if suffix.startswith(".") else f".{suffix}"
+        if suffix not in SIDECARS:
+            raise SettingError(f"a sidecar ends with {' or '.join(SIDECARS)}, not with {suffix}")
+        self.files = sidecars(images, suffix, folder)
+        self.done = set() if overwrite else {image_id for image_id, file in self.files.items() if file.exists()}
+
+    def cut_off(self, image_ids: Collection[str]) -> bool:
+        """Always: a batch is made as a whole, so that its captions do not depend on where a run was stopped."""
+        return True
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write each caption into its file, in one step."""
+        for row in rows:
+            file, line = self.files[row["image_id"]], sidecar_line(row["image_id"], row["caption"])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with replacing(file) as temporary:
+                    temporary.write_text(f"{line}\n", encoding="utf-8", newline="\n")
+            except UnicodeEncodeError as error:
+                raise CaptionFileError(f"{file}: the caption holds half a character, which is no UTF-8 text") from error
+
+    def finish(self, places: Mapping[str, int], images: ImageSource) -> list[str]:
+        """Return the ids in the images' order."""
+        return sorted(places, key=places.__getitem__)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class StreamOutput:
+    """Lines for a person or another program: standard output, or a FIFO.
+
+    Args:
+        file: open for writing text.
+        plain: write captions alone, not JSON.
+    """
+
+    def __init__(self, file: IO[str], *, plain: bool = False) -> None:
+        self.file, self.plain, self.done = file, plain, set[str]()
+
+    def cut_off(self, image_ids: Collection[str]) -> bool:
+        """Never: nothing is resumed."""
+        return False
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write and flush."""
+        self.file.writelines(f"{row['caption']}\n" if self.plain else jsonl_line(row) for row in rows)
+        self.file.flush()
+
+    def finish(self, places: Mapping[str, int], images: ImageSource) -> list[str]:
+        """Nothing is left to do."""
+        return list(places)
+
+    def close(self) -> None:
+        """Close a FIFO; standard output stays open."""
+        if self.file.fileno() > 2:
+            self.file.close()
+
+
+def images_of(format: Format, images: ImageSource, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return {image_id: the image, undecoded} where a format needs it, else nothing."""
+    if format.name not in ("webdataset", "metadata"):
+        return {}
+    return _Images(undecoded(images), wanted)
+
+
+class _Images(Mapping[str, Any]):
+    """The images of a dataset by id, each read when it is asked for."""
+
+    def __init__(self, images: Any, wanted: Mapping[str, Any]) -> None:
+        self.images = images
+        self.rows = {
+            nfc(str(key)): row for row, key in enumerate(column(images, "image_id")) if nfc(str(key)) in wanted
+        }
+
+    def __getitem__(self, image_id: str) -> Any:
+        return self.images[self.rows[image_id]]["image"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)
+
+
+def sidecars(images: ImageSource, suffix: str, folder: Path | None = None) -> dict[str, Path]:
+    """Return {image_id: its sidecar's path}.
+
+    Args:
+        images: undecoded; each is a file.
+        suffix: of the sidecars.
+        folder: put them there instead of beside the images, in the tree that the images have below their common folder.
+
+    Raises:
+        SourceError: an image that is no file of a folder, or two images with one sidecar.
+    """
+    files: dict[str, Path] = {}
+    for row in images.select_columns(["image_id", "image"]):
+        image, image_id = row["image"], nfc(str(row["image_id"]))
+        path = image.get("path") if isinstance(image, dict) and image.get("bytes") is None else None
+        if not path:
+            raise SourceError(
+                f"image {image_id!r} is no file of its own, so that nothing can stand beside it; write --output "
+                "captions.jsonl, or a .tar with the images"
+            )
+        files[image_id] = Path(path)
+    root = Path(os.path.commonpath([file.parent.absolute() for file in files.values()])) if folder and files else None
+    taken: dict[Path, str] = {}
+    made: dict[str, Path] = {}
+    for image_id, file in files.items():
+        if folder is not None and root is not None:
+            file = folder / file.absolute().relative_to(root)
+        made[image_id] = file.with_name(file.stem + suffix)
+        if (other := taken.setdefault(made[image_id], image_id)) != image_id:
+            raise SourceError(
+                f"{other!r} and {image_id!r} would share the sidecar {made[image_id].name}: rename one of the images"
+            )
+    return made

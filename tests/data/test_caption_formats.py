@@ -1,0 +1,214 @@
+"""Caption files of every format: what is written is read again, and what a format cannot hold is refused or said."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from captune.data import load_images, load_references, read_captions, write_captions
+from captune.data.caption_formats import FORMATS, format_of, output_format
+from captune.data.columns import undecoded
+from captune.data.sidecars import sidecar_line
+from captune.errors import CaptionFileError, SourceError, UsageError
+from captune.inference.convert import convert
+from captune.inference.outputs import SidecarOutput, images_of
+from captune.utils.skipped import counting
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=40)
+IDS = st.text(st.characters(categories=("Lu", "Ll", "Nd")), min_size=1, max_size=12)
+WHOLE_FILES = ["caps.jsonl", "caps.json", "caps.csv", "caps.tsv", "caps.parquet", "metadata.jsonl", "metadata.csv"]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "sub/22.05.jpg", "sub/22.06.jpg", "ünï.png")):
+        tiny.picture(number, (16, 16)).save(folder / name)
+    return folder
+
+
+def captions_of(folder: Path) -> dict[str, str]:
+    return {str(key): f'caption, "{i}"' for i, key in enumerate(load_references(str(folder)))}
+
+
+@pytest.mark.parametrize("name", WHOLE_FILES)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(captions=st.dictionaries(IDS, TEXT, min_size=1, max_size=6))
+def test_every_caption_comes_back(tmp_path: Path, name: str, captions: dict[str, str]) -> None:
+    captions = {unicodedata.normalize("NFC", key): text for key, text in captions.items()}
+    write_captions(captions, tmp_path / name)
+    assert read_captions(tmp_path / name) == captions
+
+
+def test_between_any_two(tmp_path: Path, photos: Path) -> None:
+    captions = captions_of(photos)
+    files = ["a.jsonl", "b.csv", "c.parquet", "d.json", "metadata.jsonl", "e.tsv", "metadata.csv", "f.ndjson"]
+    write_captions(captions, tmp_path / files[0])
+    for before, after in itertools.pairwise(files):
+        assert convert(tmp_path / before, tmp_path / after).startswith(f"{len(captions)} captions written into")
+        assert read_captions(tmp_path / after) == captions
+
+
+def test_metadata_names_the_files_of_the_images_as_image_folder_reads_them(tmp_path: Path, photos: Path) -> None:
+    import datasets
+
+    captions = captions_of(photos)
+    write_captions(captions, tmp_path / "caps.jsonl")
+    convert(tmp_path / "caps.jsonl", photos / "metadata.jsonl", images=str(photos))
+    loaded = datasets.load_dataset(
+        "imagefolder", data_dir=str(photos), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert sorted(loaded["text"]) == sorted(captions.values())
+    assert load_references(str(photos)) == {key: [text] for key, text in captions.items()}
+    loaded.select_columns(["text"]).add_column("image_id", list(captions)).to_parquet(tmp_path / "back.parquet")
+    assert sorted(read_captions(tmp_path / "back.parquet").values()) == sorted(captions.values())
+
+
+def test_sidecars_stand_beside_the_images_and_are_references(tmp_path: Path, photos: Path) -> None:
+    captions = captions_of(photos)
+    write_captions(captions, tmp_path / "caps.jsonl")
+    (photos / "a.txt").write_text("mine\n")
+    with counting() as skipped:
+        said = convert(tmp_path / "caps.jsonl", photos, format="sidecars", images=str(photos))
+    assert said == f"3 captions written as .txt files into {photos}; 1 were there already"
+    assert (photos / "sub/22.05.txt").read_text() == f"{captions['sub/22.05.jpg']}\n"
+    kept = captions | {"a.png": "mine"}
+    assert read_captions(photos) == kept
+    assert load_references(str(photos)) == {key: [text] for key, text in kept.items()}
+    assert not skipped
+    convert(tmp_path / "caps.jsonl", photos, format="sidecars", images=str(photos), overwrite=True)
+    assert read_captions(photos) == captions
+
+
+def test_sidecars_in_a_tree_of_their_own(tmp_path: Path, photos: Path) -> None:
+    images = undecoded(load_images(str(photos), decode=False))
+    output = SidecarOutput(images, ".caption", tmp_path / "out")
+    output.write([{"image_id": "sub/22.05.jpg", "caption": "x"}])
+    assert (tmp_path / "out/sub/22.05.caption").read_text() == "x\n"
+    assert not list(photos.rglob("*.caption"))
+
+
+def test_a_sidecar_of_several_lines_is_several_references(photos: Path) -> None:
+    (photos / "a.TXT").write_text("one\n\n two \n", encoding="utf-8")
+    assert load_references(str(photos))["a.png"] == ["one", "two"]
+    with pytest.raises(CaptionFileError, match=r"a\.png has 2 captions, not one"):
+        (photos / "a.TXT").rename(photos / "a.txt")
+        read_captions(photos)
+
+
+def test_line_breaks_in_sidecars_are_said() -> None:
+    with counting() as skipped:
+        assert sidecar_line("a", "one\ntwo\rthree") == "one two three"
+    assert list(skipped) == ["line breaks of captions, which stand on one line in a sidecar"]
+
+
+def test_two_images_that_would_share_a_sidecar_are_refused(photos: Path) -> None:
+    tiny.picture(1, (16, 16)).save(photos / "a.jpg")
+    with pytest.raises(SourceError, match=r"'a\.jpg' and 'a\.png' would share the sidecar a\.txt"):
+        SidecarOutput(undecoded(load_images(str(photos), decode=False)), ".txt")
+
+
+def test_sidecars_need_files() -> None:
+    with pytest.raises(SourceError, match="is no file of its own"):
+        SidecarOutput(undecoded(load_images("storybook:test?n=2", decode=False)), ".txt")
+
+
+def test_webdataset_holds_images_and_captions(tmp_path: Path, photos: Path) -> None:
+    captions = captions_of(photos)
+    images = images_of(FORMATS["webdataset"], load_images(str(photos), decode=False), captions)
+    write_captions(captions, tmp_path / "x.tar", images=images)
+    keys = {key.rpartition(".")[0]: text for key, text in captions.items()}
+    assert read_captions(tmp_path / "x.tar") == keys
+    again = load_images(str(tmp_path / "x.tar"))
+    assert again[0]["image"].size == (16, 16)
+    assert load_references(str(tmp_path / "x.tar")) == {key: [text] for key, text in keys.items()}
+    with pytest.raises(CaptionFileError, match=r"that of 'gone\.png' is not known: name --images"):
+        write_captions({"gone.png": "x"}, tmp_path / "y.tar", images=images)
+    assert not (tmp_path / "y.tar").exists()
+
+
+def test_coco_ids_are_numbers_where_they_are(tmp_path: Path) -> None:
+    write_captions({"12": "a", "007": "b", "²": "c"}, tmp_path / "x.json")
+    assert [row["image_id"] for row in json.loads((tmp_path / "x.json").read_text())] == [12, "007", "²"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("x.csv", "a,b\n1,2\n", "must name a column of ids and one of captions"),
+        ("x.csv", "image_id,caption\na,a dog, running\n", "line 2: 3 cells where the header has 2"),
+        ("x.csv", 'image_id,caption\na,"open\n', "line 2"),
+        ("x.csv", "image_id,caption\n,x\n", "needs an image_id"),
+        ("x.csv", "image_id,caption\na,x\na,y\n", "a second, different caption for image 'a'"),
+        ("x.parquet", "no parquet", "cannot be read as parquet"),
+        ("metadata.jsonl", '{"file_name": "a.png"}\n', "needs one caption"),
+    ],
+)
+def test_files_that_are_not_whole_are_refused(tmp_path: Path, name: str, content: str, reason: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CaptionFileError, match=reason):
+        read_captions(tmp_path / name)
+
+
+def test_half_a_character_is_refused_where_it_cannot_stand(tmp_path: Path) -> None:
+    for name in ("x.csv", "x.parquet"):
+        with pytest.raises(CaptionFileError, match="image 'b'.*half a character"):
+            write_captions({"a": "x", "b": "\udc80"}, tmp_path / name)
+        assert not (tmp_path / name).exists()
+    write_captions({"b": "\udc80"}, tmp_path / "x.json")
+    assert read_captions(tmp_path / "x.json") == {"b": "\udc80"}
+
+
+def test_formats_by_name_and_by_suffix(tmp_path: Path) -> None:
+    assert [format_of(name).name for name in ("a.JSONL", "a", "b.tsv", "METADATA.csv", "c.tar")] == [
+        "jsonl",
+        "jsonl",
+        "csv",
+        "metadata",
+        "webdataset",
+    ]
+    assert format_of("a.csv", "jsonl").name == "jsonl"
+    with pytest.raises(UsageError, match="not as .xml"):
+        format_of("a.xml")
+    with pytest.raises(UsageError, match="did you mean 'parquet'"):
+        format_of("a", "parket")
+    with pytest.raises(UsageError, match=r"written to local paths, not to s3:"):
+        output_format("s3://bucket/x.csv")
+    with pytest.raises(UsageError, match="without --output"):
+        output_format(tmp_path / "new", "sidecars")
+    assert output_format("-") is None and output_format("/dev/stdout", "text") is None
+    with pytest.raises(UsageError, match="csv needs a file"):
+        output_format("-", "csv")
+
+
+def test_metadata_of_an_image_that_is_not_there_is_counted(photos: Path) -> None:
+    (photos / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": "x"}\n{"file_name": "gone.png", "text": "y"}\n'
+    )
+    with counting() as skipped:
+        assert load_references(str(photos))["a.png"] == ["x"]
+    assert list(skipped) == ["rows of metadata whose image is not in the folder"]
+
+
+def test_captions_of_other_images_are_said_or_refused(tmp_path: Path, photos: Path) -> None:
+    write_captions({"a.png": "x", "other.png": "y"}, tmp_path / "caps.jsonl")
+    with counting() as skipped:
+        convert(tmp_path / "caps.jsonl", photos / "metadata.jsonl", images=str(photos))
+    assert list(skipped) == [f"captions of images that are not in {photos}"]
+    write_captions({"other.png": "y"}, tmp_path / "none.jsonl")
+    with pytest.raises(CaptionFileError, match="none of the 1 captions is of an image of"):
+        convert(tmp_path / "none.jsonl", photos / "metadata.csv", images=str(photos))
