@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
 
+    from captune.data.questions import ExactReader, MultipleChoice
+
 SOURCES = Registry("captune.sources", "source", error=SourceError)
 
 
@@ -67,6 +69,7 @@ class Scheme:
         hallucination: its figure for the share of false statements.
         image_encoder: the default image encoder for its images; "": the library's own default.
         text_encoder: the default text encoder for its captions.
+        question_categories: the categories of its `questions`.
     """
 
     name: str = ""
@@ -78,6 +81,7 @@ class Scheme:
     hallucination: str = ""
     image_encoder: str = ""
     text_encoder: str = ""
+    question_categories: tuple[str, ...] = ()
 
     def load(self, name: str, *, n: int | None = None, seed: int | None = None) -> Dataset:
         """Return the dataset ``scheme:name?n=…&seed=…``: columns image, image_id, references, and its own.
@@ -102,6 +106,20 @@ class Scheme:
     def facts(self, truth: str) -> list[Statement]:
         """Return all that is true of an image, each once; of no caption, so that start and end are 0."""
         return []
+
+    def questions(self, truth: str, *, hard: bool = True, seed: int = 0) -> list[MultipleChoice]:
+        """Return multiple-choice questions about an image; a function of its truth and the seed.
+
+        Args:
+            truth: of the image.
+            hard: whether wrong options come from the same image first.
+            seed: of the choice and the order of the options.
+        """
+        return []
+
+    def reader(self) -> ExactReader | None:
+        """Return a program that answers `questions` from a caption alone, or None."""
+        return None
 
     def fact_reader(self) -> Any:
         """Return a reader of exact facts, with `graphs`, `truth` and `support` as SC-Captioner uses them, or None."""

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
 
+    from captune.data.questions import ExactReader, MultipleChoice
+
 
 class StorybookSource(Scheme):
     """The embedded world: a program draws scenes, so the truth about every image is known."""
@@ -25,6 +27,7 @@ class StorybookSource(Scheme):
     hallucination = "hallucinated_per_fact"
     image_encoder = "storybook-clip"
     text_encoder = "storybook-clip"  # as good a reward as a sentence encoder here (studies/cim), ten times as fast
+    question_categories = ("background", "presence", "count", "colour", "size", "sub-kind", "relation")
 
     def load(self, name: str, *, n: int | None = None, seed: int | None = None) -> Dataset:
         """Return `n` scenes of a split; see `captune.storybook.load`."""
@@ -64,6 +67,19 @@ class StorybookSource(Scheme):
         from captune.storybook.world import Scene
 
         return [_statement(kind, value, value, True) for kind, value in true_facts(Scene.from_json(truth))]
+
+    def questions(self, truth: str, *, hard: bool = True, seed: int = 0) -> list[MultipleChoice]:
+        """Return multiple-choice questions about a scene; see `captune.storybook.questions`."""
+        from captune.storybook.questions import questions
+        from captune.storybook.world import Scene
+
+        return questions(Scene.from_json(truth), hard=hard, seed=seed)
+
+    def reader(self) -> ExactReader:
+        """Return the reader that answers them from a caption by the parser."""
+        from captune.storybook.reader import CaptionReader
+
+        return CaptionReader()
 
     def fact_reader(self) -> Any:
         """Return a reader of the exact facts."""
