@@ -245,8 +245,8 @@ def comparable(files: dict[str, bytes] | None) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     for name, content in files.items():
         value: Any = content
-        if "report.html" in name:  # images per second
-            value = re.sub(rb"\d+(\.\d+)?", b"N", content)
+        if "report.html" in name:  # images per second, plots of the steps' times
+            value = re.sub(rb"(?s)<svg.*?(</svg>|$)|\d+(\.\d+)?", b"N", content)
         elif name.endswith((".json", ".jsonl", ".tmp")):
             with contextlib.suppress(ValueError):
                 value = [without_times(json.loads(line)) for line in content.splitlines()]
@@ -497,6 +497,7 @@ class Matrix:
             "kills": sum(map(len, kills.values())),
             "states": len(kills),
             **dict.fromkeys(("resumed", "done", "checked", "random", "equal"), 0),
+            "equal_at": [],
             "faults": [],
         }
         row = self.rows[name]
@@ -515,6 +516,8 @@ class Matrix:
         row = self.rows[name]
         row[kind] += kills
         row["equal"] += kills * (verdict == "equal")
+        if verdict == "equal":
+            row["equal_at"] += named(what)
         if verdict != "equal":
             row["faults"].append(f"{what}: {verdict}")
             print(f"{name}, {what}: {verdict}", flush=True)
@@ -577,6 +580,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--states", type=int, help="different copies per method to resume from; default: all")
+    parser.add_argument("--matching", default="", help="only copies of events that a regular expression finds")
     parser.add_argument("--checked", type=int, default=10, help="copies per method that a real kill checks")
     parser.add_argument("--random", type=int, default=0, help="kills at a random time, over all methods")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
@@ -595,10 +599,14 @@ def main(argv: list[str] | None = None) -> int:
         result = {"parts": [{"with": made_with, "methods": args.methods, "seed": args.seed}], "runs": matrix.rows}
         queues, checks = {}, {}
         for name in args.methods:
-            keys = list(matrix.kills[name])
+            keys = [
+                key
+                for key, kills in matrix.kills[name].items()
+                if any(re.search(args.matching, matrix.what(name, kill)) for kill in kills)
+            ]
             luck.shuffle(keys)
             queues[name] = keys[: args.states]
-            checks[name] = keys[: args.checked if args.states is None else min(args.checked, args.states)]
+            checks[name] = keys[: args.checked]
         randoms = args.random
         while any(queues.values()) or any(checks.values()) or randoms > 0:  # by turns: a part of it covers all methods
             for name in args.methods:
@@ -638,20 +646,36 @@ COUNTED = {
 
 
 def join(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the trials of several parts."""
+    """Add up the trials of several parts. What a later part did again, after a mend, counts once, as it ended then."""
     runs: dict[str, dict[str, Any]] = {}
     for result in results:
         for name, row in result["runs"].items():
-            known = runs.setdefault(name, {**row, **dict.fromkeys(ADDED, 0), "faults": []})
+            known = runs.setdefault(
+                name, {**row, **dict.fromkeys(ADDED, 0), "equal_at": [], "faults": [], "mended": []}
+            )
             if any(known[key] != row[key] for key in ("events", "kills", "states")):
                 raise SystemExit(f"{name}: the parts do not have the same events")
-            for key in (*ADDED, "faults"):
-                known[key] = known[key] + row[key]
+            before, equal = set(known["equal_at"]), row.get("equal_at", [])
+            mended = [fault for fault in known["faults"] if named(fault) and set(named(fault)) <= set(equal)]
+            known["faults"] = [fault for fault in known["faults"] if fault not in mended] + row["faults"]
+            known["mended"] += mended
+            again = [at for at in equal if at in before] + [at for fault in mended for at in named(fault)]
+            for key in ADDED:
+                known[key] += row[key]
+            for at in again:
+                known["checked" if at.startswith("real") else "done"] -= 1
+            known["equal"] -= sum(at in before for at in equal)
+            known["equal_at"] += [at for at in equal if at not in before]
     order = [name for name in METHODS if name in runs]
     return {"parts": [part for result in results for part in result["parts"]], "runs": {n: runs[n] for n in order}}
 
 
 ADDED = ("resumed", "done", "checked", "random", "equal")
+
+
+def named(what: str) -> list[str]:
+    """The kills that a sentence names, such as "event 7 (torn"; a real one begins with "real kill at"."""
+    return re.findall(r"(?:real kill at )?event \d+ \(\w+", what.partition("): ")[0])
 
 
 def page(result: dict[str, Any]) -> str:
@@ -676,6 +700,8 @@ def page(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(str(row[key]) for key in COUNTED)} | {len(row['faults'])} |")
     totals = [sum(row[key] for row in runs.values()) for key in COUNTED]
     lines.append(f"| all | {' | '.join(map(str, totals))} | {sum(len(row['faults']) for row in runs.values())} |")
+    if mended := [f"- {name}, {fault}" for name, row in runs.items() for fault in row.get("mended", [])]:
+        lines += ["", "Not equal at first; mended, and done again with all of their kind:", "", *mended]
     made = result["parts"][0]["with"]
     libraries = ", ".join(f"{name} {made[name]}" for name in ("torch", "transformers", "trl", "peft"))
     lines += ["", f"Commit {', '.join(commits)}; {libraries}."]

@@ -82,7 +82,7 @@ def launch(commands: list[list[str]], folder: Path) -> str:
         text=True,
         timeout=900,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[-14000:]
     return done.stderr + done.stdout
 
 

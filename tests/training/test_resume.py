@@ -26,6 +26,7 @@ from captune.training import trainer as training
 from captune.training.grpo.train import CaptionGRPOConfig
 from captune.training.grpo.train import run as run_grpo
 from captune.training.sft import SFTConfig, run
+from captune.utils.files import remove_leftovers
 from captune.utils.memory import remembers
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -322,6 +323,24 @@ def test_a8_metrics_are_those_of_an_uncut_run(config: Any, monkeypatch: pytest.M
     resumed = run(config("run", **more))
     assert losses(resumed) == losses(whole) and len(losses(whole)) == 21
     assert not list(resumed.path.rglob("*.tmp"))
+
+
+def test_a8_a_finished_run_keeps_no_half_written_report(config: Any) -> None:
+    done = run(config("run"))
+    (done.path / "report.html").unlink(missing_ok=True)
+    (done.path / ".report.html.77.tmp").write_text("<html")
+    assert run(config("run")).done
+    assert not list(done.path.rglob("*.tmp"))
+
+
+def test_a8_what_a_kill_left_in_a_rounds_checkpoint_goes(tmp_path: Path) -> None:
+    (tmp_path / "round-2" / "checkpoint-2").mkdir(parents=True)
+    torn = tmp_path / "round-2" / "checkpoint-2" / ".complete.json.77.tmp"
+    torn.write_text("{")
+    mine = tmp_path / "round-2" / "notes.tmp"
+    mine.write_text("mine")
+    remove_leftovers(tmp_path)
+    assert not torn.exists() and mine.exists()
 
 
 def test_a8_what_was_remembered_before_a_checkpoint_changes_nothing_after_it(

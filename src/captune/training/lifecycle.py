@@ -24,7 +24,7 @@ from captune.runs.checkpoints import newest
 from captune.runs.run_dir import RunDir, plain
 from captune.training.config import DEFAULT_SHOWN, RunConfig, TrainingConfig, flag
 from captune.utils import processes
-from captune.utils.files import replacing_folder
+from captune.utils.files import remove_leftovers, replacing_folder
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,10 @@ def claim_run(
         (largest,) = [name for name in extended_by if name in settings][:1] or [""]
         more = f"a larger {flag(largest)} extends it, " if largest else ""
         logger.warning("%s is already finished: %s--overwrite trains it again", run_dir.path, more)
-        if not processes.rank() and not (run_dir.path / "report.html").is_file():
-            write_report(run_dir)
+        if not processes.rank():  # the report is written last: a kill may have left it half written
+            remove_leftovers(run_dir.path)
+            if not (run_dir.path / "report.html").is_file():
+                write_report(run_dir)
     elif run_dir.resumes and run_dir.finished and "max_steps" in grown and newest(run_dir.path) is None:
         raise RunError(
             f"{run_dir.path} is finished and has no complete checkpoint to be extended from; continue from its "

@@ -296,7 +296,7 @@ def discard(folder: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left of `replacing`, `replacing_folder` and `discard`; for use under a lock."""
-    for path in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
+    for path in [found for depth in ("", "*/", "*/*/") for found in folder.glob(f"{depth}.*.tmp")]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
