@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from captune.data.judgements import read_judgements
-from studies.human import evaluate
+from studies.human import evaluate, tables
 
 
 def data(folder: Path) -> tuple[Path, Path]:
@@ -52,3 +53,9 @@ def test_experts_who_agree_agree(tmp_path: Path) -> None:
 def test_the_study_names_its_data(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         evaluate.main(["--results", str(tmp_path)])
+
+
+def test_the_committed_tables_are_those_of_the_results(tmp_path: Path) -> None:
+    for file in (evaluate.HERE / "results").glob("*.json"):
+        shutil.copy(file, tmp_path)
+    assert tables.write(tmp_path).read_text() == (evaluate.HERE / "results" / "tables.md").read_text()
