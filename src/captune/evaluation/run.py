@@ -235,9 +235,10 @@ def _columns(
             raise EvaluationError(f"scorer {needed[need]!r} needs the {need} of each caption: add --images SOURCE")
     if "scene" in needed and scheme_of(pictures).truth_column != "scene":
         schemes = [name for name, scheme in SOURCES.items() if scheme.truth_column == "scene"]
+        usage = next(judge.usage for judge in judges if judge.name == needed["scene"])
         raise EvaluationError(
             f"scorer {needed['scene']!r} needs the scene behind each image, which only sources of "
-            f"{' and '.join(schemes)} know, not {pictures}"
+            f"{' and '.join(schemes)} know, not {pictures}{f'; name a model, as in {usage!r}' if usage else ''}"
         )
 
     by_id: dict[str, Mapping[str, Any]] = {}

@@ -14,7 +14,7 @@ import tiny_llm
 from fact_judges import FactJudge, reply, write
 
 from captune.data.schemes import SOURCES
-from captune.errors import MissingColumn, ScorerError, SpecError
+from captune.errors import EvaluationError, MissingColumn, ScorerError, SpecError
 from captune.evaluation.run import evaluate_files
 from captune.models.answerers.server import Server
 from captune.scorers import load_scorer
@@ -397,6 +397,13 @@ def test_a_judge_that_fails_costs_no_other_score(captions: Path, fault, monkeypa
         report = evaluate_files([captions], references=SOURCE, scorers=["length", spec, "dcscore"], bootstrap=0)
     assert set(report["scores"]) == {"length", "dcscore"} and set(report["failed"]) == {spec}
     assert "caption 'thing 7, " in report["failed"][spec]
+
+
+def test_without_a_scene_the_message_says_what_to_write(captions: Path) -> None:
+    with pytest.raises(
+        EvaluationError, match="sources of storybook know, not .*; name a model, as in 'dcscore:"
+    ):
+        evaluate_files([captions], references=str(captions), scorers=["dcscore"], bootstrap=0)
 
 
 def test_a_killed_evaluation_resumes_from_its_cache(captions: Path, tmp_path: Path) -> None:
