@@ -400,9 +400,7 @@ def test_a_judge_that_fails_costs_no_other_score(captions: Path, fault, monkeypa
 
 
 def test_without_a_scene_the_message_says_what_to_write(captions: Path) -> None:
-    with pytest.raises(
-        EvaluationError, match="sources of storybook know, not .*; name a model, as in 'dcscore:"
-    ):
+    with pytest.raises(EvaluationError, match="sources of storybook know, not .*; name a model, as in 'dcscore:"):
         evaluate_files([captions], references=str(captions), scorers=["dcscore"], bootstrap=0)
 
 
