@@ -24,6 +24,8 @@ from captune.storybook.world import sample_scene
 SKIPPED = {
     "relation_qa": "a language model answers questions from a file: tests/scorers/test_relation_qa.py",
     "species": "a language model chooses among classes from a file: tests/scorers/test_species.py",
+    "preference": "compares with a reference, which may not be blank: tests/scorers/questions/test_preference.py",
+    "consensus": "compares the captions of an image with each other: tests/scorers/text/test_consensus.py",
     "grc": "searches a corpus of images and captions: tests/scorers/test_retrieval.py",
 }
 TEXT_SCORERS = [name for name in SCORERS if name not in SKIPPED and "image" not in scorer_class(name).required_columns]

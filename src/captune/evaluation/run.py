@@ -209,6 +209,8 @@ def available_scorers(have: set[str], images: str | None, skipped: dict[str, str
             missing = [need for need in judge.required_columns if need not in have]
             if missing:
                 raise MissingColumn(f"needs {' and '.join(missing)}")
+            if judge.grouped:
+                raise ScorerError("compares the captions of an image with each other, and a caption file has one")
             judge.check()
         except (ValueError, ScorerError) as error:
             skipped[name] = str(error)
