@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.corpus import Corpus
-from captune.errors import ScorerError
+from captune.errors import ScorerError, UnknownScorer
 from captune.scorers import Scorer, load_scorer
 from captune.storybook.parser import TYPES
 from captune.storybook.world import KIND_NAMES, Scene
@@ -80,7 +80,7 @@ def fill(specs: Sequence[str], writers: Writers, columns: Any, file: Path, slots
             if name == "cider":  # frozen, so that every writer is measured with the same weights
                 scorer.fit(columns["references"])
             scores = {writer: score(scorer, captions, columns) for writer, captions in writers.items()}
-        except ScorerError as error:
+        except (ScorerError, UnknownScorer) as error:
             print(f"{name}: left out: {error}")
             continue
         cpu, wall = round(time.process_time() - cpu, 2), round(time.perf_counter() - wall, 2)
@@ -111,11 +111,17 @@ def main(argv: Sequence[str]) -> int:
         vocabulary.write_text(json.dumps({kind: [] for kind in KIND_NAMES}))
         writers, columns = storybook_writers(args.n, args.captions)
         args.results.mkdir(parents=True, exist_ok=True)
-        facts = json.dumps({"truth": truth(writers, columns), "captions": writers})
-        replace_file(args.results / "truth.json", facts)
+        before = known(args.results / "truth.json")
+        if before and list(map(len, before["captions"].values())) == list(map(len, writers.values())):
+            writers = before["captions"]  # what the other scorers judged: the ViZer study may have been run again
+        else:
+            facts = json.dumps({"truth": truth(writers, columns), "captions": writers})
+            replace_file(args.results / "truth.json", facts)
         slots = {"corpus": str(corpus), "vocabulary": str(vocabulary)}
         specs = [*STORYBOOK, *([f"vizer:{args.vizer}"] if args.vizer else ())]
-        missing = [spec for spec in specs if "{corpus}" in spec and named(spec) not in known(args.results / "storybook.json")]
+        missing = [
+            spec for spec in specs if "{corpus}" in spec and named(spec) not in known(args.results / "storybook.json")
+        ]
         if missing and not (corpus / "config.json").is_file():
             Corpus.build("storybook:train?n=1000", corpus, text_encoder="all-MiniLM-L6-v2")
         fill(specs, writers, columns, args.results / "storybook.json", slots)

@@ -24,8 +24,10 @@ from studies._lib.train import cycle
 
 TEXT = ("bleu", "rouge", "cider", "meteor", "bertscore", "sbert", "capture", "objects", "attributes", "relations")
 IMAGE = ("clip", "self_retrieval", "cycle:storybook", "grc:{corpus}", "qir:{corpus}", "grc:{corpus} + qir:{corpus}")
+# by asking; each asks the source's own exact program here, where no model is named
+QUESTIONS = ("vqa", "pmi", "nli", "dnli", "dcscore", "-openchair", "caption_qa", "qa", "preference", "consensus")
 CONTROLS = ("length", "-repetition")
-STORYBOOK = (*TEXT, "-chair:?vocabulary={vocabulary}", *IMAGE, *CONTROLS, "storybook")
+STORYBOOK = (*TEXT, "-chair:?vocabulary={vocabulary}", *IMAGE, *CONTROLS, "storybook", *QUESTIONS)
 FLICKR8K = (*TEXT, "-chair", *CONTROLS)
 CAPTIONERS = ("base", "paper GT", "paper G", "zero-label", "supervised")
 
