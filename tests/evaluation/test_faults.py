@@ -49,7 +49,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def judges(tmp_path: Path, url: str) -> list[str]:
     """Every scorer that asks a server, about text and about images."""
-    return [f"relation_qa:{tmp_path}/questions.json?model={url}#m", f"judge:{url}#m"]
+    spec = f"{url}#m"
+    texts = [f"{name}:{spec}" for name in ("dnli", "dcscore", "openchair")]
+    return [f"relation_qa:{tmp_path}/questions.json?model={spec}", f"judge:{spec}", *texts]
 
 
 def evaluated(
@@ -111,7 +113,7 @@ def test_one_bad_answer_among_good_ones_names_its_caption(captions: Path, tmp_pa
         return FAULTS["answers null"] if bad in json.dumps(payload) else tiny_llm.completion(ANSWERS)
 
     with tiny_llm.server(reply) as (url, _):
-        asked = judges(tmp_path, url)
+        asked = judges(tmp_path, url)[:2]  # whose answers are letters and words
         code, found, _ = evaluated(capsys, captions, ["length", *asked])
         captions.write_text("".join(captions.read_text().splitlines(keepends=True)[:4]))
         assert evaluated(capsys, captions, ["length", *asked])[0] == 0  # the others are judged
