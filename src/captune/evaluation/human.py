@@ -378,7 +378,7 @@ def _warnings(found: Judgements, scores: Mapping[str, Mapping[str, Any]], bad: M
         undefined = [FIGURES[name] for name, value in own["values"].items() if value is None]
         if undefined:
             said.append(
-                f"{key} has no {' and '.join(undefined)}: all its scores are equal, or there is nothing to compare"
+                f"{key} has no {', '.join(undefined)}: all its scores are equal, or there is nothing to compare"
             )
     return said
 
