@@ -25,7 +25,7 @@ from captune.utils.versions import command_line
 from studies._lib.store import provenance
 
 from . import tables
-from .experiments import FLICKR8K, STORYBOOK, Writers, flickr8k_writers, storybook_writers
+from .experiments import CAPTIONERS, FLICKR8K, STORYBOOK, Writers, flickr8k_writers, storybook_writers
 
 HERE = Path(__file__).parent
 
@@ -56,6 +56,20 @@ def score(scorer: Scorer, captions: list[str | None], columns: dict[str, Any]) -
     return [None if value is None or math.isnan(value) else value for value in found]
 
 
+def score_among(
+    scorer: Scorer, writer: str, writers: Writers, columns: dict[str, Any], peers: Sequence[str] = CAPTIONERS
+) -> list[float | None]:
+    """`score` by a scorer that compares an image's captions: each stands among those of the other captioners."""
+    others = [writers[peer] for peer in peers if peer != writer]
+    groups = [[own, *(peer[i] for peer in others)] for i, own in enumerate(writers[writer])]
+    there = [i for i, group in enumerate(groups) if group[0] is not None]
+    flat = [str(text) for i in there for text in groups[i]]
+    ids = [columns["image_id"][i] for i in there for _ in groups[i]]
+    values = scorer.per_caption(scorer.measure(flat, {"image_id": ids})).reshape(len(there), -1)[:, 0]
+    found = dict(zip(there, values, strict=True))
+    return [round(float(found[i]), 6) if i in found else None for i in range(len(groups))]
+
+
 def named(spec: str) -> str:
     """A scorer's name in the tables: without its settings."""
     return re.sub(r":\S+", "", spec)
@@ -79,7 +93,12 @@ def fill(specs: Sequence[str], writers: Writers, columns: Any, file: Path, slots
             cpu, wall = time.process_time(), time.perf_counter()
             if name == "cider":  # frozen, so that every writer is measured with the same weights
                 scorer.fit(columns["references"])
-            scores = {writer: score(scorer, captions, columns) for writer, captions in writers.items()}
+            scores = {
+                writer: score_among(scorer, writer, writers, columns)
+                if scorer.grouped
+                else score(scorer, captions, columns)
+                for writer, captions in writers.items()
+            }
         except (ScorerError, UnknownScorer) as error:
             print(f"{name}: left out: {error}")
             continue
