@@ -9,8 +9,8 @@ minimum Bayes risk decoding maximises over samples (Kumar and Byrne, 2004; Eikem
 **It rewards blandness.** What no other sample says costs, whether it is true or not, and what all samples say pays,
 whether it is false or not: the safest way up is one caption for every image. It can only sharpen a captioner that is
 right more often than wrong. Storybook's base captioner is not: in 20 steps of `grpo` the reward rises from 0.26 to
-0.69, the vocabulary falls from 35 words to 23, the samples' CLIPScore from 0.66 to 0.36, and the samples are its boilerplate;
-the monitor flags it at step 10. Add what looks at the image (`clip`).
+0.69, the vocabulary falls from 35 words to 23, the samples' CLIPScore from 0.66 to 0.36, and the samples are its
+boilerplate; the monitor flags it at step 10. Add what looks at the image (`clip`).
 
 Document frequencies, where s has such (`cider`), are those of the captions judged together, an image's captions as its
 references: they depend on the batch, and with one image all are 0.
