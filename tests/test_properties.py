@@ -21,7 +21,7 @@ from captune.decoding import load_decoder
 from captune.errors import CaptuneError
 from captune.report import render
 from captune.scorers import load_reward
-from captune.training.sft import SFTConfig
+from captune.training.sft.train import SFTConfig
 from captune.utils.files import output_path, parse_json, parse_yaml
 from captune.utils.spec import convert
 

@@ -8,7 +8,7 @@ import pytest
 
 from captune.cli.config import build
 from captune.cli.main import main
-from captune.training.har import HARConfig
+from captune.training.har.train import HARConfig
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "har").glob("*.yaml"))
 

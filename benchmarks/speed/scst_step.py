@@ -38,7 +38,7 @@ from captune.models.captioner import NEUTRAL, Captioner
 from captune.models.loading import load_adapter
 from captune.scorers import load_reward
 from captune.training.losses import scst_loss
-from captune.training.scst import SCSTConfig, SCSTTrainer
+from captune.training.scst.train import SCSTConfig, SCSTTrainer
 from captune.training.trainer import training_arguments
 
 

@@ -27,7 +27,7 @@ from benchmarks import _lib
 from benchmarks.speed.latent_step import Side, Supervised, smolvlm_proportions
 from captune import storybook
 from captune.models.captioner import Captioner
-from captune.training.sft import ByLength, Pairs, SFTConfig, SFTTrainer
+from captune.training.sft.train import ByLength, Pairs, SFTConfig, SFTTrainer
 from captune.training.trainer import training_arguments
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from captune.models.captioner import Captioner
 from captune.models.hub import resolve
-from captune.training.sft import SFTTrainer
+from captune.training.sft.train import SFTTrainer
 from captune.utils.files import replace_file
 
 from .evalset import Exam, best

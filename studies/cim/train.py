@@ -14,7 +14,7 @@ from captune.scorers.image.retrieval import GRC, QIR
 from captune.training.config import TrainingConfig
 from captune.training.grpo.train import train_with_reward
 from captune.training.lifecycle import load_training_images, start_run
-from captune.training.sft import SFTConfig
+from captune.training.sft.train import SFTConfig
 from studies._lib import train
 from studies._lib.train import UNSAVED, Reward, clean, cycle, key_of, on_wrong_image, once, supervise
 

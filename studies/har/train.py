@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captune.training import har, scst, sft
+from captune.training.har import train as har
+from captune.training.scst import train as scst
+from captune.training.sft import train as sft
 from captune.utils.hashing import fingerprint
 from studies._lib.train import UNSAVED, clean, once
 

@@ -23,7 +23,7 @@ from captune.scorers import load_scorer
 from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.training.config import TrainingConfig
 from captune.training.lifecycle import load_training_images, start_run
-from captune.training.sft import SFTConfig
+from captune.training.sft.train import SFTConfig
 from captune.training.vizer.mapper_fit import fit_mapper
 from captune.training.vizer.objectives import ViZerTrainer
 from captune.training.vizer.train import PRESETS, ViZerConfig, captions_for_mapper, mapper_images, train_by_reward

@@ -24,7 +24,7 @@ from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.scorers.reference.cider import Cider
 from captune.training.grpo.train import train_with_reward
 from captune.training.lifecycle import start_run
-from captune.training.sft import SFTConfig
+from captune.training.sft.train import SFTConfig
 from captune.training.vizer.objectives import ViZerTrainer
 from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper
 from studies._lib.evalset import batches, best

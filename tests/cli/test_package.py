@@ -49,7 +49,7 @@ def test_what_took_the_place_of_a_former_path_is_there():
 
 def test_a_former_path_gives_what_took_its_place():
     code = (
-        "import captune.methods.sft as old, captune.training.sft as new, captune.scorers.bleu, importlib\n"
+        "import captune.methods.sft as old, captune.training.sft.train as new, captune.scorers.bleu, importlib\n"
         "from captune.captioner import Captioner\n"
         "from captune import prefix\n"
         "assert old.SFTConfig is new.SFTConfig and not hasattr(old, 'nothing')\n"

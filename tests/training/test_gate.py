@@ -23,10 +23,10 @@ from captune.training import gate
 from captune.training.gate import TEMPLATE, check_reward
 from captune.training.grpo import train as grpo
 from captune.training.grpo.config import CaptionGRPOConfig
-from captune.training.sc_captioner import SCConfig
-from captune.training.sc_captioner import run as run_sc
-from captune.training.scst import SCSTConfig
-from captune.training.scst import run as run_scst
+from captune.training.sc_captioner.train import SCConfig
+from captune.training.sc_captioner.train import run as run_sc
+from captune.training.scst.train import SCSTConfig
+from captune.training.scst.train import run as run_scst
 
 SOURCE = "storybook:train?n=12&seed=3"
 WORDS = [f"a {colour} {kind}" for colour in ("red", "green", "blue") for kind in ("ball", "car", "fish", "kite")]

@@ -34,8 +34,8 @@ from captune.training.lifecycle import (
     measured_on_training,
     start_run,
 )
-from captune.training.scst import SCSTConfig
-from captune.training.sft import SFTConfig, SFTTrainer, run
+from captune.training.scst.train import SCSTConfig
+from captune.training.sft.train import SFTConfig, SFTTrainer, run
 from captune.training.trainer import common_arguments, not_finite
 from captune.training.vizer import train as vizer
 from captune.training.vizer.config import ViZerConfig

@@ -25,7 +25,7 @@ from captune.runs.run_dir import RunDir
 from captune.training import trainer as training
 from captune.training.grpo.train import CaptionGRPOConfig
 from captune.training.grpo.train import run as run_grpo
-from captune.training.sft import SFTConfig, run
+from captune.training.sft.train import SFTConfig, run
 from captune.utils.files import remove_leftovers
 from captune.utils.memory import remembers
 
@@ -169,7 +169,7 @@ def test_a2_a_kill_after_the_last_step_trains_no_more(
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr("captune.training.sft.finish_run", die)
+        patch.setattr("captune.training.sft.train.finish_run", die)
         with pytest.raises(Cut):
             run(config("run"))
     steps.clear()

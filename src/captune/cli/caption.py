@@ -119,9 +119,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _output(args: argparse.Namespace) -> tuple[str | None, str | None]:
-    """Where the captions go and in which format; what is wrong with it is refused before a model is loaded."""
+    """Where the captions go and in which format; what is wrong with the flags is refused before torch is loaded."""
     from captune.data.caption_formats import output_format
 
+    if args.decoder is not None:
+        from captune.decoding import DECODERS
+
+        DECODERS.canonical(args.decoder.strip().partition(":")[0])
     if args.sidecar is not None:
         if args.output is not None:
             raise UsageError("--sidecar writes beside the images, --output into one file: give one of the two")

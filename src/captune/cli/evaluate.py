@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from captune.cli.command import SEED, Command, echo, hide_loading_bars, number
-from captune.errors import UsageError
+from captune.errors import CaptionFileError, UsageError
 
 SCORERS = "bleu,rouge,cider,health"
 CACHE = "~/.cache/captune/scores"
@@ -47,14 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the files and print the result; 1 where a scorer failed or an image could not be opened."""
-    from captune.evaluation.run import evaluate_files
-    from captune.evaluation.table import table
-    from captune.scorers import split_specs
+    from captune.scorers import known, split_specs
 
     if args.paired and len(args.captions) < 2:
         raise UsageError("--paired needs at least two caption files: captune evaluate a.jsonl b.jsonl --paired ...")
     if not split_specs(args.scorers):
         raise UsageError(f"--scorers names no scorer; `captune scorers` lists them, and the default is {SCORERS}")
+    for spec in split_specs(args.scorers) if args.scorers.strip() != "all" else ():
+        known(spec)
+    if missing := [str(file) for file in args.captions if not file.exists()]:
+        raise CaptionFileError(f"{', '.join(missing)} cannot be read: No such file or directory")
+    from captune.evaluation.run import evaluate_files
+    from captune.evaluation.table import table
+
     hide_loading_bars()
     result = evaluate_files(
         args.captions,

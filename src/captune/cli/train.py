@@ -22,12 +22,12 @@ METHODS = Registry(
     "captune.methods",
     "method",
     {
-        "vizer": "captune.training.vizer.train:METHOD",
-        "grpo": "captune.training.grpo.train:METHOD",
-        "sft": "captune.training.sft:METHOD",
-        "scst": "captune.training.scst:METHOD",
-        "har": "captune.training.har:METHOD",
-        "sc-captioner": "captune.training.sc_captioner:METHOD",
+        "vizer": "captune.training.vizer.config:METHOD",
+        "grpo": "captune.training.grpo.config:METHOD",
+        "sft": "captune.training.sft.config:METHOD",
+        "scst": "captune.training.scst.config:METHOD",
+        "har": "captune.training.har.config:METHOD",
+        "sc-captioner": "captune.training.sc_captioner.config:METHOD",
     },
 )
 

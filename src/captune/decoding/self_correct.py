@@ -2,7 +2,7 @@
 
 The second turn is one of the chat template: image and prompt, the caption as the assistant's, the request. A base model
 has no turns and follows no request, but it writes a caption after an image: it is shown the caption, then the image.
-`captune.training.sc_captioner` trains the second turn.
+`captune.training.sc_captioner.train` trains the second turn.
 """
 
 from __future__ import annotations

@@ -83,6 +83,18 @@ def scorer_class(spec: str) -> type[Scorer]:
     return SCORERS[spec.strip().partition(":")[0]]
 
 
+def known(spec: str) -> None:
+    """Check the names in a spec or a weighted sum; imports none of the scorers and runs no file.
+
+    Raises:
+        UnknownScorer: with the nearest names.
+        ExpressionError: for a sum that cannot be read.
+    """
+    for part in parse(spec) if is_expression(spec) else [spec]:
+        if not FILE.fullmatch(part.strip()):
+            SCORERS.canonical(part.strip().partition(":")[0])
+
+
 def group_of(name: str) -> str:
     """Return a scorer's group, a key of `GROUPS`: the folder that its module stands in."""
     cls = scorer_class(name)

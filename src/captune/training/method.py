@@ -1,16 +1,20 @@
 """`Method`: what the command line needs to know of a training method.
 
-A method's module holds one object, `METHOD`, which the registry `captune.methods` names: ``sft`` is
-``"captune.training.sft:METHOD"``. A package adds a method through an entry point of that group.
+A method's module of settings holds one object, `METHOD`, which the registry `captune.methods` names: ``sft`` is
+``"captune.training.sft.config:METHOD"``. A package adds a method through an entry point of that group. What trains is
+named, not imported, so that flags and files are checked before torch is loaded.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from captune.runs.run_dir import RunDir
+if TYPE_CHECKING:
+    from captune.runs.run_dir import RunDir
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Method:
         description: a paragraph for the method's own help.
         example: a whole command line.
         config: a dataclass of settings; its fields are flags and YAML keys.
-        run: trains with such settings and returns the run's folder.
+        run: trains with such settings and returns the run's folder; or "module:function", imported when it is called.
         presets: ``{preset: {field: default}}``, chosen by the field `preset`.
     """
 
@@ -32,5 +36,14 @@ class Method:
     description: str
     example: str
     config: type
-    run: Callable[[Any], RunDir]
+    run: Callable[[Any], RunDir] | str
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.run, str):
+            object.__setattr__(self, "run", partial(_run, self.run))
+
+
+def _run(target: str, config: Any) -> RunDir:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)(config)

@@ -19,7 +19,7 @@ from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer
 from captune.training.config import TrainingConfig
 from captune.training.grpo.train import train_with_reward
-from captune.training.sft import SFTConfig, SFTTrainer
+from captune.training.sft.train import SFTConfig, SFTTrainer
 from captune.training.vizer.train import ViZerConfig, run
 
 

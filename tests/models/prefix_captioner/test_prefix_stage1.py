@@ -14,8 +14,8 @@ from captune.models.loading import load_adapter
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
 from captune.training.lifecycle import make_trainable
-from captune.training.scst import SCSTConfig, SCSTTrainer
-from captune.training.sft import SFTConfig, SFTTrainer
+from captune.training.scst.train import SCSTConfig, SCSTTrainer
+from captune.training.sft.train import SFTConfig, SFTTrainer
 from captune.training.trainer import attach_callbacks, training_arguments
 
 SMALL: dict[str, Any] = {"model": "", "images": "-", "device": "cpu", "batch_size": 4, "warmup_steps": 0}

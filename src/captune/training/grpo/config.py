@@ -10,6 +10,7 @@ from pydantic import Field
 
 from captune.errors import SettingError
 from captune.training.config import Count, RewardedConfig, Several, Weight, at_least, defaults, setting
+from captune.training.method import Method
 
 PRESETS: dict[str, dict[str, Any]] = {"captune": {}, "cim": {"num_generations": 5}}
 
@@ -57,3 +58,15 @@ class CaptionGRPOConfig(RewardedConfig):
             self.reward = f"grc:{self.corpus} + qir:{self.corpus}"
         super().__post_init__()
         at_least(self, 2, "num_generations")
+
+
+METHOD = Method(
+    name="grpo",
+    summary="train a captioner with any scorer as the reward (GRPO)",
+    description="Samples captions of each image, scores them, and makes the better ones likelier. The reward is a "
+    "scorer or a weighted sum of scorers (captune scorers lists them); its parts are logged separately.",
+    example="captune grpo --model storybook --images storybook:train --reward cider --output runs/cider",
+    config=CaptionGRPOConfig,
+    run="captune.training.grpo.train:run",
+    presets=PRESETS,
+)

@@ -27,7 +27,7 @@ from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
 from captune.training.config import TrainingConfig
 from captune.training.gate import check_reward
-from captune.training.grpo.config import PRESETS, CaptionGRPOConfig
+from captune.training.grpo.config import CaptionGRPOConfig
 from captune.training.grpo.trainer import CaptionGRPOTrainer
 from captune.training.lifecycle import (
     claim_run,
@@ -37,7 +37,6 @@ from captune.training.lifecycle import (
     make_trainable,
     require_images,
 )
-from captune.training.method import Method
 from captune.training.monitor.setup import build_monitor
 from captune.training.monitor.trainer import Monitor
 from captune.training.reward import prepare_reward
@@ -150,15 +149,3 @@ def run(config: CaptionGRPOConfig) -> RunDir:
     )
     start = f", from the adapter {config.adapter}" if config.adapter else ""
     return finish_run(config, run_dir, captioner, row=f"GRPO: {config.reward}", method=f"GRPO, {config.reward}{start}")
-
-
-METHOD = Method(
-    name="grpo",
-    summary="train a captioner with any scorer as the reward (GRPO)",
-    description="Samples captions of each image, scores them, and makes the better ones likelier. The reward is a "
-    "scorer or a weighted sum of scorers (captune scorers lists them); its parts are logged separately.",
-    example="captune grpo --model storybook --images storybook:train --reward cider --output runs/cider",
-    config=CaptionGRPOConfig,
-    run=run,
-    presets=PRESETS,
-)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from captune.errors import SettingError
-from captune.models.vizer_mapper import MapperConfig
+from captune.models.vizer_mapper_config import MapperConfig
 from captune.training.config import Count, Rate, RLConfig, Several, Weight, at_least, defaults, setting
+from captune.training.method import Method
 
 PRESETS: dict[str, dict[str, Any]] = {
     "captune": {},  # the defaults of ViZerConfig
@@ -108,3 +109,16 @@ class ViZerConfig(MapperConfig, RLConfig):
     def mapper_config(self) -> MapperConfig:
         """Return the mapper's part of the settings."""
         return MapperConfig(**{name: getattr(self, name) for name in MapperConfig.__dataclass_fields__})
+
+
+METHOD = Method(
+    name="vizer",
+    summary="improve a captioner with unlabelled images (ViZer)",
+    description="Fits a mapper from captions to visual features, then trains the captioner (LoRA) so that its own "
+    "captions agree with the images: no label needed. --preset paper is the literal reading of the paper, --preset "
+    "captune the settings that measured best.",
+    example="captune vizer --model storybook --images storybook:unlabelled --seed 7 --output runs/g",
+    config=ViZerConfig,
+    run="captune.training.vizer.train:run",
+    presets=PRESETS,
+)

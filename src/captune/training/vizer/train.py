@@ -40,9 +40,8 @@ from captune.training.lifecycle import (
     make_trainable,
     require_images,
 )
-from captune.training.method import Method
 from captune.training.monitor.setup import monitor_without_stopping
-from captune.training.vizer.config import PRESETS, ViZerConfig
+from captune.training.vizer.config import ViZerConfig
 from captune.training.vizer.mapper_fit import fit_mapper, own_captions
 from captune.training.vizer.objectives import ViZerTrainer
 from captune.utils import processes
@@ -230,16 +229,3 @@ def run(config: ViZerConfig) -> RunDir:
     method = f"ViZer, {config.objective} objective, mapper captions: {config.mapper_captions}"
     role = "zero" if config.zero_label else "gt"
     return finish_run(config, run_dir, captioner, row=row, method=method, role=role)
-
-
-METHOD = Method(
-    name="vizer",
-    summary="improve a captioner with unlabelled images (ViZer)",
-    description="Fits a mapper from captions to visual features, then trains the captioner (LoRA) so that its own "
-    "captions agree with the images: no label needed. --preset paper is the literal reading of the paper, --preset "
-    "captune the settings that measured best.",
-    example="captune vizer --model storybook --images storybook:unlabelled --seed 7 --output runs/g",
-    config=ViZerConfig,
-    run=run,
-    presets=PRESETS,
-)

@@ -18,23 +18,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from captune.data.schemes import SOURCES, scheme_of
+from captune.data.schemes import SOURCES
 from captune.decoding.self_correct import SelfCorrection, correct, second_turn
-from captune.errors import MissingColumn, SettingError
+from captune.errors import MissingColumn
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scene_graphs import Parser, SceneGraph, merged
 from captune.scorers._support.scene_graphs import DEFAULT_ENCODER
 from captune.scorers.reference.capture import Capture
-from captune.training.config import RLConfig, defaults, setting
 from captune.training.lifecycle import (
     caption_and_score,
     claim_run,
@@ -47,8 +44,8 @@ from captune.training.lifecycle import (
     starting_captioner,
 )
 from captune.training.losses import leave_one_out, scst_loss, token_kl, token_logprobs
-from captune.training.method import Method
-from captune.training.scst import RewardTrainer, fit
+from captune.training.sc_captioner.config import SCConfig
+from captune.training.scst.train import RewardTrainer, fit
 from captune.training.sequences import caption_logits, sample
 from captune.training.sharing import SharedNoise
 from captune.utils import processes
@@ -203,42 +200,6 @@ def corrections(captioner: Captioner, images: Sequence[Any], **settings: Any) ->
     return correct(captioner, images, greedy, **settings)
 
 
-@dataclass(kw_only=True)
-@defaults(
-    {
-        "num_generations": "corrections sampled for the caption of an image",
-        "temperature": "temperature of both turns",
-        "beta": "weight of KL of the first turn to that before training",
-    },
-    num_generations=5,
-    beta=0.05,
-)
-class SCConfig(RLConfig):
-    """Settings of `captune sc-captioner`."""
-
-    fact_source: str = setting(
-        "what reads captions: grammar, factual, factual:FOLDER, or storybook (exact facts); default: storybook on "
-        "storybook images, else grammar",
-        "auto",
-        group="reward",
-        aliases=("elements",),
-    )
-    baseline: Literal["mean", "none"] = setting(
-        "b: the mean reward of a caption's other corrections, or 0 as published", "mean", group="reward"
-    )
-    unchanged_reward: Annotated[float, Field(ge=-1000, le=1000)] = setting(
-        "`hard` of a caption that is not changed (published: -1)", 0.0, group="reward", aliases=("unchanged",)
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.fact_source == "auto":
-            scheme = scheme_of(self.images)
-            self.fact_source = scheme.name if scheme.fact_reader() is not None else "grammar"
-        if self.baseline == "mean" and self.num_generations < 2:
-            raise SettingError("--num-generations must be at least 2 (1 with --baseline none)")
-
-
 class SCTrainer(RewardTrainer):
     """Equation 1 on a batch of images."""
 
@@ -312,15 +273,3 @@ def run(config: SCConfig) -> RunDir:
     )
     method = f"SC-Captioner, facts by {config.fact_source}, from {config.adapter or 'the base'}"
     return finish_run(config, run_dir, captioner, row="SC-Captioner, first turn", method=method)
-
-
-METHOD = Method(
-    name="sc-captioner",
-    summary="train a captioner to correct its own captions (SC-Captioner)",
-    description="The captioner writes a caption, is asked to correct it, and is rewarded for each object, attribute "
-    "and relation that the correction rightly adds or removes. `--decoder self-correct` captions in two turns.",
-    example="captune sc-captioner --model storybook --adapter runs/sft/adapter --images storybook:train "
-    "--output runs/sc",
-    config=SCConfig,
-    run=run,
-)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,32 +26,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from captune.decoding.cfg import blank
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
-from captune.training.config import Share, TrainingConfig, defaults, setting
 from captune.training.lifecycle import claim_run, finish_run, load_captioner, load_training_images, make_trainable
-from captune.training.method import Method
+from captune.training.sft.config import SFTConfig
 from captune.training.trainer import CaptionerTrainer
 from captune.utils import processes
-
-
-@dataclass(kw_only=True)
-@defaults(
-    {"images": "images with references: a file, a dataset, storybook:train"},
-    images="",
-    max_steps=300,
-    batch_size=32,
-    learning_rate=1e-3,
-)
-class SFTConfig(TrainingConfig):
-    """Settings of `captune sft`."""
-
-    train_connector: bool = setting(
-        "train the connector (HAR's projector) as well", False, group="adapter", aliases=("connector",)
-    )
-    group_by_length: bool = setting("captions of similar length share a batch", False)
-    image_dropout: Share = setting(
-        "share of images replaced by a blank one, for classifier-free guidance; try 0.1", 0.0
-    )
-
 
 # -- batches -----------------------------------------------------------------------------------------------------------
 
@@ -156,14 +133,3 @@ def run(config: SFTConfig) -> RunDir:
     what = "all weights of the language model" if config.train_all_weights else "LoRA"
     method = f"supervised fine-tuning ({what}{' and the connector' if config.train_connector else ''})"
     return finish_run(config, run_dir, captioner, row="supervised", method=method, role="supervised")
-
-
-METHOD = Method(
-    name="sft",
-    summary="fine-tune a captioner on references (the supervised ceiling)",
-    description="Supervised fine-tuning on images with reference captions: LoRA by default, all weights of the "
-    "language model or of the connector on request.",
-    example="captune sft --model storybook --images storybook:train --seed 7 --output runs/sft",
-    config=SFTConfig,
-    run=run,
-)

@@ -16,7 +16,7 @@ from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.training import trainer as training
 from captune.training.lifecycle import make_trainable
-from captune.training.sft import ByLength, Pairs, SFTConfig, SFTTrainer, run, supervised_loss
+from captune.training.sft.train import ByLength, Pairs, SFTConfig, SFTTrainer, run, supervised_loss
 
 CAPTIONS = ["a red ball", "two green fish and a small yellow bird", "a", "my house in 2011"]
 
@@ -132,7 +132,7 @@ def test_every_reference_has_its_turn(
         seen.append(tuple(captions))
         return supervised_loss(captioner, images, captions)
 
-    monkeypatch.setattr("captune.training.sft.supervised_loss", spy)
+    monkeypatch.setattr("captune.training.sft.train.supervised_loss", spy)
     rows = [{"image": image, "image_id": "x", "references": ["one", "two", "three"]} for image in images]
     train(captioner, datasets.Dataset.from_list(rows), config(tmp_path / "run", max_steps=8, save_steps=50))
     said = [text for captions in seen for text in captions]
@@ -153,7 +153,7 @@ def test_image_dropout_shows_nothing_now_and_then(
             shown += [(image.tobytes() == grey, text) for image, text in zip(images, captions, strict=True)]
             return supervised_loss(captioner, images[:1], captions[:1])
 
-        monkeypatch.setattr("captune.training.sft.supervised_loss", spy)
+        monkeypatch.setattr("captune.training.sft.train.supervised_loss", spy)
         rows = [{"image": image, "references": ["one", "two", "three"]} for image in images]
         output = tmp_path / str(share)
         settings = config(output, max_steps=25, save_steps=50, image_dropout=share)

@@ -17,21 +17,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from captune.errors import SettingError
 from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
 from captune.scorers.base import Reward
 from captune.scorers.text.health import Health
-from captune.training.config import RewardedConfig, RLConfig, defaults, setting
+from captune.training.config import RLConfig
 from captune.training.gate import check_reward
 from captune.training.lifecycle import (
     claim_run,
@@ -44,38 +42,14 @@ from captune.training.lifecycle import (
     starting_captioner,
 )
 from captune.training.losses import leave_one_out, scst_loss, token_kl, token_logprobs
-from captune.training.method import Method
 from captune.training.monitor.setup import monitor_without_stopping
 from captune.training.monitor.trainer import Monitor, MonitoredTrainer
 from captune.training.reward import prepare_reward
+from captune.training.scst.config import SCSTConfig
 from captune.training.sequences import caption_logits, sample
 from captune.training.sharing import SharedNoise
 from captune.training.trainer import CaptionerTrainer
 from captune.utils import processes
-
-
-@dataclass(kw_only=True)
-@defaults(
-    {"reward": "R, a scorer or a weighted sum: 'cider + 0.5*clip'"},
-    reward="cider",
-    num_generations=5,
-    max_steps=60,
-    learning_rate=5e-4,
-)
-class SCSTConfig(RewardedConfig):
-    """Settings of `captune scst`."""
-
-    baseline: Literal["greedy", "mean"] = setting(
-        "b: the reward of the greedy caption, or of the other samples on average", "greedy", group="reward"
-    )
-    end_token: bool = setting("the end of a caption is a word in CIDEr-D", True, group="reward")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.baseline == "mean" and self.num_generations < 2:
-            raise SettingError(
-                f"--num-generations must be at least 2 with --baseline mean, it is {self.num_generations}"
-            )
 
 
 class RewardTrainer(MonitoredTrainer, CaptionerTrainer):
@@ -256,15 +230,3 @@ def run(config: SCSTConfig) -> RunDir:
     fit(SCSTTrainer, captioner, images, config, run_dir, reward)
     start = f", from the adapter {config.adapter}" if config.adapter else ""
     return finish_run(config, run_dir, captioner, row=f"SCST: {config.reward}", method=f"SCST, {config.reward}{start}")
-
-
-METHOD = Method(
-    name="scst",
-    summary="self-critical training on references (SCST)",
-    description="Samples captions of each image and makes those likelier that score above the captioner's own greedy "
-    "caption (or above the other samples). Usually continues from `captune sft`'s adapter, with CIDEr-D as the reward.",
-    example="captune scst --model storybook --adapter runs/sft/adapter --images storybook:train --reward cider "
-    "--output runs/scst",
-    config=SCSTConfig,
-    run=run,
-)

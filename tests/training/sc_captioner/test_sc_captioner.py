@@ -23,9 +23,9 @@ from captune.models.captioner import Captioner
 from captune.scene_graphs import SceneGraph
 from captune.storybook.facts import FactElements
 from captune.storybook.world import Scene, Thing
-from captune.training import sc_captioner
 from captune.training import trainer as training
-from captune.training.sc_captioner import (
+from captune.training.sc_captioner import train as sc_captioner
+from captune.training.sc_captioner.train import (
     Corrections,
     GraphFacts,
     SCConfig,

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from captune.models.captioner import Captioner
-from captune.training import har, scst
 from captune.training import trainer as training
-from captune.training.har import HARConfig, run
+from captune.training.har import train as har
+from captune.training.har.train import HARConfig, run
 
 SMALL: dict[str, Any] = {
     "image_encoder": "storybook-clip", "language_model": "storybook-lm", "images": "storybook:train?n=6&seed=3",
@@ -67,8 +67,8 @@ def test_a_killed_pipeline_ends_the_same(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_finished_stage_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(HARConfig(output=tmp_path / "run", **SMALL))
-    monkeypatch.setattr(har.sft, "run", lambda config: pytest.fail("stage 1 was done again"))
-    monkeypatch.setattr(scst, "run", lambda config: pytest.fail("stage 2 was done again"))
+    monkeypatch.setattr(har, "align", lambda config: pytest.fail("stage 1 was done again"))
+    monkeypatch.setattr(har, "refine", lambda config: pytest.fail("stage 2 was done again"))
     run(HARConfig(output=tmp_path / "run", **SMALL))
 
 

@@ -20,9 +20,9 @@ from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
 from captune.scorers._support import ptb
 from captune.scorers.reference.cider import END, Cider
-from captune.training import scst
 from captune.training import trainer as training
-from captune.training.scst import SCSTConfig, SCSTTrainer, leave_one_out, run, scst_loss
+from captune.training.scst import train as scst
+from captune.training.scst.train import SCSTConfig, SCSTTrainer, leave_one_out, run, scst_loss
 from captune.training.trainer import training_arguments
 from captune.utils.files import read_jsonl
 
@@ -190,7 +190,7 @@ def test_the_reward_is_pycocoevalcaps(
 
 @pytest.fixture(scope="module")
 def golden() -> dict:
-    file = Path(__file__).parents[1] / "golden" / "pycocoevalcap.json"
+    file = Path(__file__).parents[2] / "golden" / "pycocoevalcap.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 

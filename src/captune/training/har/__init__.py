@@ -1,0 +1,1 @@
+"""HAR: a captioner out of two frozen parts, in two stages."""

@@ -1,0 +1,1 @@
+"""SC-Captioner: a captioner learns to correct its own caption."""
