@@ -74,8 +74,8 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
         captioner.save_adapter(run_dir.adapter)
         return run_dir.finish("done")
 
-    for method in ("sc_captioner", "scst", "sft", "vizer.train"):
-        monkeypatch.setattr(f"captune.training.{method}.finish_run", finish_run)
+    for method in ("sc_captioner", "scst", "sft", "vizer"):
+        monkeypatch.setattr(f"captune.training.{method}.train.finish_run", finish_run)
 
 
 @pytest.fixture(scope="session")
