@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from fact_judges import FactJudge
 
 from captune.data.schemes import SOURCES
 from captune.errors import ScorerError
-from captune.scorers._support.units import Unit, asked_units, exact_program, exact_units, the_reference
+from captune.scorers._support.units import UNITS, Unit, asked_units, exact_program, exact_units, the_reference
 from captune.storybook.world import Scene, Thing
 
 SCENE = Scene("beach", 3, (Thing("fish", "striped", "red", "big", 0.27, 0.27),)).to_json()
@@ -32,6 +34,14 @@ def test_a_model_splits_equal_texts_once_and_blank_ones_never() -> None:
     first = [Unit("a"), Unit("it is lovely", descriptive=False)]
     assert found == [first, [], first, [Unit("b")]] and len(judge.prompts) == 2
     assert asked_units(judge, ["b", ""], ["x", "y"], kept) == [[Unit("b")], []] and len(judge.prompts) == 2
+
+
+def test_the_prompts_own_example_is_no_answer() -> None:
+    """What smollm2-135m wrote."""
+    example = re.findall(r"\[\{.*\}\]", UNITS.format(text="a dog"))[0]
+    with pytest.raises(ScorerError, match="asked twice about caption 'a dog' .*: it repeats the example"):
+        asked_units(FactJudge(lambda text: example), ["a dog"], ["caption 'a dog'"])
+    assert len(asked_units(FactJudge(lambda text: example), ["A Zeppelin looks proud"], ["x"])[0]) == 2
 
 
 def test_the_reference_is_all_or_one() -> None:

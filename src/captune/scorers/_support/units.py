@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from captune.data.schemes import SOURCES, Scheme, Statement
@@ -22,7 +23,8 @@ alone. Leave nothing out. Where several things are alike, number them (cat 1, ca
 A fact is descriptive if it says what can be seen, and not descriptive if it is a guess, a mood, praise or rhetoric.
 Description: "{text}"
 Answer with JSON alone, a list of this form:
-[{{"fact": "there is a cat", "descriptive": true}}, {{"fact": "the cat looks happy", "descriptive": false}}]"""
+[{{"fact": "there is a zeppelin", "descriptive": true}}, {{"fact": "the zeppelin is proud", "descriptive": false}}]"""
+EXAMPLE = "zeppelin"  # weak models repeat the example instead of an answer
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,12 @@ def asked_units(
     said = {one_line(text): what for text, what in zip(texts, about, strict=True) if re.search(r"\w", text)}
     said = {text: what for text, what in said.items() if text not in kept}
     prompts = [Prompt(UNITS.format(text=text), about=what) for text, what in said.items()]
-    found = ask_json(answerer, prompts, [_read_units] * len(prompts), max_new_tokens=2000)
+    found = ask_json(answerer, prompts, [partial(_read_units, text) for text in said], max_new_tokens=2000)
     kept.update(zip(said, found, strict=True))
     return [kept.get(one_line(text), []) for text in texts]
 
 
-def _read_units(value: Any) -> list[Unit]:
+def _read_units(split: str, value: Any) -> list[Unit]:
     if not isinstance(value, list) or not value:
         raise ValueError("it is not a list with a fact in it")
     units = []
@@ -101,6 +103,8 @@ def _read_units(value: Any) -> list[Unit]:
         descriptive = entry.get("descriptive") if isinstance(entry, dict) else None
         if not isinstance(text, str) or not text.strip() or not isinstance(descriptive, bool):
             raise ValueError('an entry is not of the form {"fact": "...", "descriptive": true}')
+        if EXAMPLE in text.lower() and EXAMPLE not in split.lower():
+            raise ValueError("it repeats the example")
         units.append(Unit(one_line(text), descriptive))
     return units
 

@@ -40,7 +40,7 @@ Look at the image. A person has described it like this:
 {reference}
 Say of each statement whether it is true, by the image or by its description.
 {units}
-Answer with JSON alone: a list of {n} values, true or false, one for each statement in order, such as [true, false]."""
+Answer with JSON alone: a list of {n} values, true or false, one for each statement in order: [true, false, ...]."""
 MATCH = """\
 Here are two lists of statements about one image. First find out which things of the two lists are the same thing. Then
 give for each statement of list A the number of the statement of list B that is about the same thing and the same
@@ -49,7 +49,7 @@ List A:
 {units}
 List B:
 {known}
-Answer with JSON alone: a list of {n} numbers or nulls, one for each statement of list A in order, such as [2, null]."""
+Answer with JSON alone: a list of {n} numbers or nulls, one for each statement of list A in order: [2, null, ...]."""
 FIGURES = ("f1", "precision", "recall")
 
 
