@@ -35,6 +35,15 @@ IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split(" "))
 """File names that a folder source takes for images; compared in lower case."""
 
 
+BLANK_SIDE = 224
+"""Pixels of the blank image; processors resize it as any other."""
+
+
+def blank() -> Image.Image:
+    """Return the image that shows nothing: mid-grey."""
+    return Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), (128, 128, 128))
+
+
 def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return the image as upright 8-bit RGB, fully loaded.
 

@@ -21,23 +21,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from transformers import BatchFeature, LogitsProcessor
 
+from captune.data.images import blank
 from captune.errors import CaptionerError
 from captune.models import inputs as batches
 
 if TYPE_CHECKING:
     from captune.models.captioner import Captioner
-
-BLANK_SIDE = 224  # pixels; processors resize it as any other image
-
-
-def blank() -> Image.Image:
-    """Return the image that shows nothing: mid-grey."""
-    return Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), (128, 128, 128))
 
 
 class ImageGuidance(LogitsProcessor):

@@ -51,6 +51,8 @@ SCORERS = Registry(
         "grc": "captune.scorers.image.retrieval:GRC",
         "qir": "captune.scorers.image.retrieval:QIR",
         "cycle": "captune.scorers.image.cycle:Cycle",
+        "vqa": "captune.scorers.image.vqa:VQAScore",
+        "pmi": "captune.scorers.image.pmi:PMI",
         "vizer": "captune.scorers.image.vizer_mapper:ViZerScorer",
         "bias": "captune.scorers.image.bias:Bias",
         "relation_qa": "captune.scorers.questions.relation_qa:RelationQA",

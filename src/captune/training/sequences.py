@@ -4,9 +4,7 @@
 likeliest token, the others are drawn. Rows that have ended leave the batch; transformers carries them on as padding
 until the longest is done.
 
-`caption_logits`: a plain forward pass evaluates the prompt, image tokens included, once for each caption. Here it is
-evaluated once (`shared_prompts`), and logits are made at the captions' tokens only. Models whose cache cannot be
-copied go the plain way; the logits differ by rounding only.
+`caption_logits` reads several captions of each prompt (`captune.models.reading`).
 """
 
 from __future__ import annotations
@@ -18,8 +16,8 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from captune.models import inputs as batches
+from captune.models import reading
 from captune.models.caching.prefill import copyable, select_rope
-from captune.models.caching.prompts import PromptCache
 from captune.models.captioner import NEUTRAL, Captioner, check_room
 from captune.training.sharing import SharedNoise
 from captune.utils import processes
@@ -110,34 +108,4 @@ def caption_logits(captioner: Captioner, prompt: BatchFeature, tails: list[list[
     :return: logits (N G, T, V) float32, ids (N G, T), mask (N G, T), right padded.
     """
     each = len(tails) // len(prompt["input_ids"])
-    rows = [row for row in range(len(prompt["input_ids"])) for _ in range(each)]
-    width = max(map(len, tails))
-    pad = captioner.tokenizer.pad_token_id
-    ids = torch.tensor([tail + [pad] * (width - len(tail)) for tail in tails], device=captioner.device)
-    mask = torch.tensor([[1] * len(tail) + [0] * (width - len(tail)) for tail in tails], device=captioner.device)
-    logits = _shared(captioner, prompt, rows, ids, mask)
-    if logits is None:
-        logits = _plain(captioner, prompt, rows, tails, width)
-    return logits.float(), ids, mask
-
-
-def _shared(captioner: Captioner, prompt: BatchFeature, rows: list[int], ids: Tensor, mask: Tensor) -> Tensor | None:
-    prompts = PromptCache.of(captioner.core, prompt, rows)
-    if prompts is None:
-        return None
-    own = prompts.prompt_index
-    tail = torch.cat([prompt["input_ids"][own, -1:], ids[:, :-1]], dim=1)
-    attention_mask = torch.cat([prompt["attention_mask"][own], mask[:, :-1]], dim=1)
-    return prompts.forward(captioner.model, slice(None), tail, attention_mask).logits
-
-
-def _plain(captioner: Captioner, prompt: BatchFeature, rows: list[int], tails: list[list[int]], width: int) -> Tensor:
-    model: Any = captioner.model
-    tokens = (prompt["input_ids"] == captioner.core.config.image_token_id).sum(-1).tolist()
-    batch = batches.append_ids(
-        batches.repeat(prompt, rows, tokens), tails, pad_id=captioner.tokenizer.pad_token_id, right=True
-    )
-    starts = batch["caption_mask"].argmax(-1)
-    logits = model(**batches.inputs_of(batch), use_cache=False).logits
-    places = starts[:, None] - 1 + torch.arange(width, device=logits.device)
-    return logits.gather(1, places.clamp(max=logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[-1]))
+    return reading.caption_logits(captioner, prompt, [row // each for row in range(len(tails))], tails)

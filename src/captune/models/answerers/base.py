@@ -31,12 +31,15 @@ class Question:
         answers: those it may give.
         about: what an error calls the subject.
         image: a PIL image, for vision-language models.
+        normalise: whether the answers' probabilities are divided by their sum; else they are those of all that the
+            model could say.
     """
 
     text: str
     answers: tuple[str, ...]
     about: str
     image: Any = None
+    normalise: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Answerer(Protocol):
         """Raise ScorerError if the model or the server is missing; loads nothing."""
 
     def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
-        """Return for each question the probabilities of its answers, which sum to 1."""
+        """Return for each question the probabilities of its answers, which sum to 1 if they are to be normalised."""
 
     def complete(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0
@@ -97,7 +100,7 @@ def match_answer(token: str, answers: Sequence[str]) -> int | None:
 def normalise_answers(
     mass: Sequence[float], question: Question, who: str, likeliest: Callable[[], list[tuple[str, float]]]
 ) -> Any:
-    """Normalise the probability mass of the answers to a sum of 1.
+    """Normalise the probability mass of the answers to a sum of 1, if the question wants that.
 
     Args:
         mass: of each answer.
@@ -115,7 +118,7 @@ def normalise_answers(
             f"{who} gave no answer about {question.about}: {', '.join(question.answers)} hold "
             f"{total:.2%} of the probability; it would rather say {instead or 'nothing'}"
         )
-    return np.asarray(mass, dtype=np.float64) / total
+    return np.asarray(mass, dtype=np.float64) / (total if question.normalise else 1)
 
 
 def check_length(tokens: int, config: Any, question: Question | Prompt, who: str) -> None:
