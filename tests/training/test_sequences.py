@@ -11,6 +11,7 @@ import tiny
 import tiny_prefix
 import torch
 
+from captune.models import reading
 from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
 from captune.training import sequences
@@ -94,7 +95,7 @@ def test_the_logits_of_a_plain_pass(folder: Any, several: list, family: str) -> 
     for plain in (False, True):
         if plain:
             rows = [row for row in range(3) for _ in range(2)]
-            logits = sequences._plain(captioner, prompt, rows, tails, weights.shape[1]).float()
+            logits = reading._plain(captioner, prompt, rows, tails, weights.shape[1]).float()
         else:
             logits, ids, mask = caption_logits(captioner, prompt, tails)
         captioner.model.zero_grad()

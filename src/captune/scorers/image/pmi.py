@@ -43,7 +43,8 @@ class PMI(Scorer):
     What the paper leaves open: the end token counts as the caption's last (`end=0` leaves it out), so that a caption
     cut off in mid-sentence is unlikely. p(c) is read with a blank grey image in the image's place, as in guidance
     (`captune.decoding.cfg`), or with the prompt alone (`without=prompt`); the paper averages over Gaussian noise. An
-    empty caption is its end token, counted or not.
+    empty caption is its end token, counted or not, and nothing is subtracted: the mutual information of no words is 0,
+    more than that of most wrong captions, and silence would pay.
 
         pmi, pmi:FOLDER-OR-HUB-NAME?adapter=FOLDER    any captioner, frozen
         pmi:own                                       as a reward, the captioner that is trained, without its adapter
@@ -165,7 +166,7 @@ class PMI(Scorer):
         scores = np.zeros((len(pairs), 1))
         for row, pair in enumerate(pairs):
             caption = pair[1]
-            scores[row] = likelihoods[pair] - self.settings.alpha * unseen[caption]
+            scores[row] = likelihoods[pair] - (self.settings.alpha * unseen[caption] if caption.strip() else 0.0)
             if self.settings.normalise == "length":
                 scores[row] /= len(tails[caption])
         return scores
@@ -265,5 +266,5 @@ class PMI(Scorer):
         unseen = f"|without:{self.settings.without}" if self.settings.alpha else ""
         return (
             f"pmi|model:{'own:' if own else ''}{self._identity or 'none'}{adapter}|alpha:{self.settings.alpha:g}"
-            f"{unseen}|normalise:{self.settings.normalise}|end:{'yes' if self.settings.end else 'no'}|empty:end"
+            f"{unseen}|normalise:{self.settings.normalise}|end:{'yes' if self.settings.end else 'no'}|empty:log-p-end"
         )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from captune.decoding.cfg import blank
+from captune.data.images import blank
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.training.lifecycle import claim_run, finish_run, load_captioner, load_training_images, make_trainable
