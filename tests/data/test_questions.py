@@ -46,7 +46,11 @@ def test_every_form_is_the_same_question(content: Any, name: str, tmp_path: Path
     assert len(read) == 1 and read.categories == ("attribute",)
 
 
-def test_capruls_pairs_and_lettered_options(tmp_path: Path) -> None:
+def test_caprls_pairs_and_lettered_options(tmp_path: Path) -> None:
+    refusal = "\n   - F) Can not answer based on the caption"
+    assert (
+        read_questions(written(tmp_path, {"7": [[PAIR[0] + refusal, "B"]]})).questions["7"][0].options == COLOUR.options
+    )
     read = read_questions(written(tmp_path, {"7": [PAIR]}))
     assert read.questions["7"] == (MultipleChoice(COLOUR.text, COLOUR.options, 1),)
 

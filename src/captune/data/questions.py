@@ -6,7 +6,7 @@ place:
     CaptionQA   {image: [question, ...]}, or [{"id": image, "questions": [question, ...]}, ...], where a question is
                 {"question": text, "choices": [text, ...], "answer": the text of a choice, "category": [text, ...]}
     CapRL       the same with {"question", "choices", "answer": a letter}, or a pair [text, letter] whose text has the
-                question in its first line and below it an option a line: "   - A) red"
+                question in its first line and below it an option a line: "   - A) red"; the refusal is left out
     plain       [{"image_id": image, "question": text, "options": [text, ...], "answer": a text or a letter}, ...]
 
 Only the first category of a question is used, as CaptionQA does.
@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 MOST_OPTIONS = 19  # and one to refuse: 20 letters, as many as a server shows the probabilities of
 _ID_KEYS = ("image_id", "id", "image")
 _OPTION_KEYS = ("choices", "options")
+_REFUSAL_LINE = re.compile(r"\s*-?\s*[EF]\)\s*Can ?not answer based on the caption\s*")
 _OPTION_LINE = re.compile(r"\s*-?\s*\(?([A-Z])[).:]\s*(.*\S)\s*")
 
 
@@ -187,6 +188,7 @@ def read_question(entry: Any, place: str) -> MultipleChoice:
         category = entry.get("category") or ""
     elif isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
         text, *lines = (line for line in entry[0].split("\n") if line.strip()) if entry[0].strip() else ("",)
+        lines = [line for line in lines if not _REFUSAL_LINE.fullmatch(line)]  # the scorer adds its own
         options, answer = _lettered(lines, place), entry[1]
     else:
         raise SourceError(f"{place} is neither an object nor a pair of a question and a letter: {_shown(entry)}")

@@ -55,6 +55,8 @@ SCORERS = Registry(
         "pmi": "captune.scorers.image.pmi:PMI",
         "vizer": "captune.scorers.image.vizer_mapper:ViZerScorer",
         "bias": "captune.scorers.image.bias:Bias",
+        "qa": "captune.scorers.questions.qa:QA",
+        "caption_qa": "captune.scorers.questions.caption_qa:CaptionQA",
         "relation_qa": "captune.scorers.questions.relation_qa:RelationQA",
         "species": "captune.scorers.questions.classification:Species",
         "judge": "captune.scorers.questions.vlm_judge:Judge",

@@ -69,8 +69,8 @@ def questions(scene: Scene, *, hard: bool = True, seed: int = 0) -> list[Multipl
             asked.append(ask("sub-kind", text, options, thing.subkind, "subkind", thing.kind))
     for i, a in enumerate(things):
         for b in things[i + 1 :]:
-            text, options, key, *slot = _relation(*rng.sample((a, b), 2), rng)
-            asked.append(ask("relation", text, options, key, "relation", *slot))
+            text, sides, key, *slot = _relation(*((a, b) if rng.random() < 0.5 else (b, a)), rng)
+            asked.append(ask("relation", text, sides, key, "relation", *slot))
     return asked
 
 
