@@ -90,7 +90,9 @@ class ChoiceScorer(Scorer):
         self, argument: str | None = None, *, answerer: Answerer | None = None, device: str | None = None
     ) -> None:
         settings = self.settings = self.read(argument)
-        scheme: Scheme | None = SOURCES.get(settings.questions)
+        scheme: Scheme | None = None
+        if settings.questions in SOURCES:
+            scheme = SOURCES[settings.questions]
         self.scheme = scheme
         if scheme is not None and (not scheme.truth_column or scheme.reader() is None):
             raise SpecError(f"scorer {self.name!r}: the source {settings.questions!r} asks no questions; name a file")
