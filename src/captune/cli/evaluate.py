@@ -8,6 +8,7 @@ from pathlib import Path
 
 from captune.cli.command import SEED, Command, echo, hide_loading_bars, number
 from captune.errors import CaptionFileError, UsageError
+from captune.utils.files import output_path
 
 SCORERS = "bleu,rouge,cider,health"
 CACHE = "~/.cache/captune/scores"
@@ -20,10 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="SOURCE", help="where the images are, when --references has none")
     parser.add_argument(
         "--scorers",
-        default=SCORERS,
         metavar="A,B",
         help="comma-separated, or all; `captune scorers` lists them, and weighted sums such as 'cider + 0.5*rouge' are "
-        f"scorers too (default: {SCORERS})",
+        f"scorers too (default: {SCORERS}; health alone where there are no references)",
     )
     parser.add_argument("--paired", action="store_true", help="test each further file against the first, by image")
     parser.add_argument(
@@ -42,7 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"keeps the results of costly scorers, by content (default: {CACHE})",
     )
     parser.add_argument("--no-cache", action="store_true", help="score everything again and keep nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument(
+        "--format",
+        choices=("table", "markdown", "latex", "csv", "json"),
+        default="table",
+        help="what is printed (default: table)",
+    )
+    parser.add_argument("--json", action="store_true", help="--format json")
+    parser.add_argument(
+        "--per-image", metavar="FILE", help="write every caption with its own scores: .csv, .jsonl or .parquet"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,14 +60,20 @@ def run(args: argparse.Namespace) -> int:
 
     if args.paired and len(args.captions) < 2:
         raise UsageError("--paired needs at least two caption files: captune evaluate a.jsonl b.jsonl --paired ...")
+    if args.scorers is None:
+        args.scorers = SCORERS if args.references is not None else "health"
+        if args.references is None:
+            echo(f"captune: without --references only health is measured; with them, {SCORERS}")
     if not split_specs(args.scorers):
         raise UsageError(f"--scorers names no scorer; `captune scorers` lists them, and the default is {SCORERS}")
     for spec in split_specs(args.scorers) if args.scorers.strip() != "all" else ():
         known(spec)
     if missing := [str(file) for file in args.captions if not file.exists()]:
         raise CaptionFileError(f"{', '.join(missing)} cannot be read: No such file or directory")
+    if args.per_image is not None:
+        output_path(args.per_image, ".csv", ".jsonl", ".parquet", what="scores")
+    from captune.evaluation import table as printed
     from captune.evaluation.run import evaluate_files
-    from captune.evaluation.table import table
 
     hide_loading_bars()
     result = evaluate_files(
@@ -70,10 +85,17 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         paired=args.paired,
         cache=None if args.no_cache else args.cache,
+        per_image=args.per_image is not None,
     )
+    if args.per_image is not None:
+        printed.write_rows(result.pop("per_image"), args.per_image)
     for warning in result["warnings"]:
         echo(f"warning: {warning}")
-    print(json.dumps(result, ensure_ascii=False, indent=1) if args.json else table(result))
+    chosen = "json" if args.json else args.format
+    if chosen == "json":
+        print(json.dumps(result, ensure_ascii=False, indent=1))
+    else:
+        print(printed.FORMATS[chosen](result))
     for spec, why in result["failed"].items():
         echo(f"{spec} failed: {why}")
     return 1 if result["failed"] or result["bad_images"] else 0

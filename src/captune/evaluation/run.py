@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from captune.errors import (
 )
 from captune.evaluation.cache import Cache
 from captune.evaluation.statistics import Result, evaluate, holm, paired
+from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
 from captune.scorers import SCORERS, Scorer, check_needs, load_scorer
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ def evaluate_files(
     seed: int = 0,
     paired: bool = False,
     cache: str | Path | None = None,
+    per_image: bool = False,
 ) -> dict[str, Any]:
     """Score caption files on the images that all of them, and the references, have.
 
@@ -86,13 +89,15 @@ def evaluate_files(
         seed: of the resampling.
         paired: test each further file against the first, image by image.
         cache: a folder where the rows of costly scorers are kept.
+        per_image: also return every caption with its own scores.
 
     Returns:
         What the evaluation found. About the first file: captions (its path), captioned, scores {scorer: {value,
         values, interval, signature, n}}; then matched, expected, references, images, warnings, skipped and failed
         {scorer: why}; and bad_images {image_id: why} that the scorers of images leave out; and others, a list of
         captions, captioned and scores of each further file, with paired {scorer: {figure: {difference to the first
-        file, interval, p_value, p_holm}}} where asked. Only numbers, texts, lists and dicts.
+        file, interval, p_value, p_holm}}} where asked; and per_image where asked, a list of {image_id, file, caption,
+        scorer: score}, None for what was not scored. Only numbers, texts, lists and dicts.
 
     Raises:
         EvaluationError: when no id matches or a scorer's needs are not met, before any image is opened.
@@ -153,14 +158,50 @@ def evaluate_files(
         for report, own in zip(reports[1:], others, strict=True):
             report["paired"] = {j.name: _test(own[j.name].rows, first[j.name].rows, j, bootstrap, seed) for j in done}
         _correct(reports[1:])
-    about = {"matched": len(ids), "expected": expected, "references": references, "images": images}
+    about = {"matched": len(ids), "expected": len(expected), "references": references, "images": images}
     unscored = {"skipped": skipped, "failed": failed}
     warnings = _warnings(systems, len(ids), expected)
+    warnings += _blind(next(iter(results.values())), images or references)
     if bad:
         who = ", ".join(judge.name for judge in judges if "image" in judge.required_columns)
         warnings.append(f"{len(bad)} of the {len(ids)} images cannot be opened; {who} are of the other {len(good)}")
     unopened = {"bad_images": dict(bad)}
-    return {**reports[0], **about, "warnings": warnings, **unscored, **unopened, "others": reports[1:]}
+    whole = {**reports[0], **about, "warnings": warnings, **unscored, **unopened, "others": reports[1:]}
+    return whole | ({"per_image": _per_image(ids, texts, results, good)} if per_image else {})
+
+
+def _per_image(
+    ids: Sequence[str],
+    texts: Mapping[str, Sequence[str]],
+    results: Mapping[str, Mapping[str, Result]],
+    good: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Every caption of every file with the score that each scorer gives it by itself."""
+    rows: list[dict[str, Any]] = []
+    for name, captions in texts.items():
+        own: list[dict[str, Any]] = [
+            {"image_id": i, "file": name, "caption": text} for i, text in zip(ids, captions, strict=True)
+        ]
+        for spec, result in results[name].items():
+            places = range(len(ids)) if result.n == len(ids) else good
+            for row in own:
+                row[spec] = None
+            for place, score in zip(places, result.per_caption, strict=True):
+                own[place][spec] = float(score) if math.isfinite(score) else None
+        rows += own
+    return rows
+
+
+def _blind(results: Mapping[str, Result], pictures: str | None) -> list[str]:
+    """Say which scorers look at images through an encoder that was trained on a source's own images only."""
+    if pictures is None or scheme_of(pictures).image_encoder == DEFAULT_IMAGE_ENCODER:
+        return []
+    return [
+        f"{spec} looks through {DEFAULT_IMAGE_ENCODER}, which knows drawn scenes alone: its figure says nothing about "
+        f"{pictures}; name a model, as in 'clip:openai/clip-vit-base-patch32'"
+        for spec, result in results.items()
+        if f"{DEFAULT_IMAGE_ENCODER}@" in result.signature
+    ]
 
 
 def _scored(
@@ -224,8 +265,8 @@ def _columns(
     judges: Sequence[Scorer],
     references: str | None,
     images: str | None,
-) -> tuple[list[str], dict[str, Any], int]:
-    """(ids to score, the columns that the scorers need for them, how many ids were expected)."""
+) -> tuple[list[str], dict[str, Any], list[str]]:
+    """(ids to score, the columns that the scorers need for them, the ids that were expected)."""
     needed = {need: judge.name for judge in judges for need in judge.required_columns}
     pictures = images or references
     if "references" in needed and references is None:
@@ -265,13 +306,18 @@ def _columns(
     if "references" in needed and not all(columns["references"]):
         empty = next(i for i, texts in zip(ids, columns["references"], strict=True) if not texts)
         raise EvaluationError(f"image {empty!r} has no reference in {references}")
-    return ids, columns, len(expected)
+    return ids, columns, expected
 
 
-def _warnings(systems: Mapping[str, Mapping[str, str]], matched: int, expected: int) -> list[str]:
+def _warnings(systems: Mapping[str, Mapping[str, str]], matched: int, expected: Sequence[str]) -> list[str]:
     said = []
-    if matched < expected:
-        said.append(f"only {matched} of the {expected} reference images are scored: the others have no caption")
+    if matched < len(expected):
+        lacking = {name: sum(i not in captions for i in expected) for name, captions in systems.items()}
+        where = ", ".join(f"{number} in {name}" for name, number in lacking.items() if number)
+        said.append(
+            f"only {matched} of the {len(expected)} reference images are scored: the others have no caption "
+            f"({where or 'or no image'})"
+        )
     for name, captions in systems.items():
         if matched < len(captions):
             said.append(f"{len(captions) - matched} of the {len(captions)} captions in {name} are not scored: "

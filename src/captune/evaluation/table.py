@@ -1,9 +1,18 @@
-"""The result of an evaluation as text for a terminal."""
+"""The result of an evaluation as text: for a terminal, a page of Markdown or LaTeX, or another program."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from captune.utils.files import jsonl_line, replacing
+
+
+COLUMNS = ("file", "scorer", "figure", "value", "low", "high", "n", "signature")
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -30,6 +39,70 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(text)
 
 
+def records(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the figures of `captune.evaluation.run.evaluate_files` as rows: file, scorer, figure, value, low, high."""
+    rows = []
+    for system in (result, *result["others"]):
+        for spec, score in system["scores"].items():
+            for key, value in score["values"].items():
+                low, high = score["interval"].get(key, (None, None))
+                row = {
+                    "file": system["captions"],
+                    "scorer": spec,
+                    "figure": key,
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                }
+                rows.append({**row, "n": score["n"], "signature": score["signature"]})
+    return rows
+
+
+def as_csv(result: Mapping[str, Any]) -> str:
+    """Return the figures as CSV, a row per file and figure; see `records`."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(
+        file, ("file", "scorer", "figure", "value", "low", "high", "n", "signature"), lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(records(result))
+    return file.getvalue().rstrip("\n")
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """Return the figures as a Markdown table, a row per figure and a column per file."""
+    head, *rows = _grid(result)
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def as_latex(result: Mapping[str, Any]) -> str:
+    """Return the figures as a LaTeX tabular, for booktabs, a row per figure and a column per file."""
+    head, *rows = [[_LATEX.sub(_escaped, cell) for cell in row] for row in _grid(result)]
+    lines = [f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule", f"{' & '.join(head)} \\\\", "\\midrule"]
+    lines += [f"{' & '.join(row)} \\\\" for row in rows]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+
+
+_LATEX = re.compile(r"[\\&%$#_{}~^]")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    names = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    return names.get(match[0], f"\\{match[0]}")
+
+
+def _grid(result: Mapping[str, Any]) -> list[list[str]]:
+    systems = [result, *result["others"]]
+    rows = [["", *(str(system["captions"]) for system in systems)]]
+    for spec, score in result["scores"].items():
+        for key in score["values"]:
+            name = key if key.startswith(spec) else f"{spec} {key}"
+            rows.append([name, *(_cell(system["scores"][spec], key) for system in systems)])
+    return rows
+
+
 def _corrected(systems: list[Mapping[str, Any]]) -> list[str]:
     if "paired" not in systems[-1]:
         return []
@@ -49,3 +122,29 @@ def _difference(test: Mapping[str, Any]) -> str:
         return f"{test['difference']:+.4f}"
     tested = f"p = {p:.4f}, p_holm = {test['p_holm']:.4f}"
     return f"{test['difference']:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}] {tested}"
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Write rows of equal keys as .csv, .jsonl or .parquet, by the path, in one step."""
+    suffix = os.path.splitext(path)[1].lower()
+    with replacing(path) as temporary:
+        if suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet as parquet
+
+            parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), temporary)
+        elif suffix == ".csv":
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        else:
+            temporary.write_text("".join(map(jsonl_line, rows)), encoding="utf-8", newline="\n")
+
+
+FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "table": table,
+    "markdown": as_markdown,
+    "latex": as_latex,
+    "csv": as_csv,
+}
