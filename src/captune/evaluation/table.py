@@ -11,7 +11,6 @@ from typing import Any
 
 from captune.utils.files import jsonl_line, replacing
 
-
 COLUMNS = ("file", "scorer", "figure", "value", "low", "high", "n", "signature")
 
 
