@@ -78,8 +78,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
     ),
     "sc-captioner": ("sc-captioner", {**RL, "fact_source": "grammar"}, 6),
     # What scorers remember decides what is encoded together, and so the last bits of the reward.
-    "scst-encoders": ("scst", {**RL, "reward": ENCODERS, "batch_size": 3}, 6),
-    "grpo-encoders": ("grpo", {**RL, "reward": ENCODERS, "eval_steps": 2}, 6),
+    "scst-encoders": ("scst", {**RL, "reward": ENCODERS, "accept_reward": True, "batch_size": 3}, 6),
+    "grpo-encoders": ("grpo", {**RL, "reward": ENCODERS, "accept_reward": True, "eval_steps": 2}, 6),
 }  # fmt: skip
 COMMON = {"lora_r": 2, "lora_alpha": 4, "save_steps": 2, "device": "cpu"}
 SINGLE = {"max_steps": 6, "batch_size": 2, "warmup_steps": 0}
@@ -497,7 +497,6 @@ class Matrix:
             "kills": sum(map(len, kills.values())),
             "states": len(kills),
             **dict.fromkeys(("resumed", "done", "checked", "random", "equal"), 0),
-            "equal_at": [],
             "faults": [],
         }
         row = self.rows[name]
@@ -516,8 +515,6 @@ class Matrix:
         row = self.rows[name]
         row[kind] += kills
         row["equal"] += kills * (verdict == "equal")
-        if verdict == "equal":
-            row["equal_at"] += named(what)
         if verdict != "equal":
             row["faults"].append(f"{what}: {verdict}")
             print(f"{name}, {what}: {verdict}", flush=True)
@@ -596,7 +593,7 @@ def main(argv: list[str] | None = None) -> int:
     began, luck = time.monotonic(), random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         matrix = Matrix(Bench(Path(folder)), args.methods, luck)
-        result = {"parts": [{"with": made_with, "methods": args.methods, "seed": args.seed}], "runs": matrix.rows}
+        result = {"parts": [{"with": made_with, "matching": args.matching, "runs": matrix.rows}]}
         queues, checks = {}, {}
         for name in args.methods:
             keys = [
@@ -646,41 +643,26 @@ COUNTED = {
 
 
 def join(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the trials of several parts. What a later part did again, after a mend, counts once, as it ended then."""
-    runs: dict[str, dict[str, Any]] = {}
-    for result in results:
-        for name, row in result["runs"].items():
-            known = runs.setdefault(
-                name, {**row, **dict.fromkeys(ADDED, 0), "equal_at": [], "faults": [], "mended": []}
-            )
+    """Put the parts of several results together; those of one commit and of the same events are added up."""
+    parts: dict[tuple[str, str], dict[str, Any]] = {}
+    for part in (part for result in results for part in result["parts"]):
+        joined = parts.setdefault((part["with"]["git_commit"], part["matching"]), {**part, "runs": {}})["runs"]
+        for name, row in part["runs"].items():
+            known = joined.setdefault(name, {**row, **dict.fromkeys(ADDED, 0), "faults": []})
             if any(known[key] != row[key] for key in ("events", "kills", "states")):
                 raise SystemExit(f"{name}: the parts do not have the same events")
-            before, equal = set(known["equal_at"]), row.get("equal_at", [])
-            mended = [fault for fault in known["faults"] if named(fault) and set(named(fault)) <= set(equal)]
-            known["faults"] = [fault for fault in known["faults"] if fault not in mended] + row["faults"]
-            known["mended"] += mended
-            again = [at for at in equal if at in before] + [at for fault in mended for at in named(fault)]
-            for key in ADDED:
-                known[key] += row[key]
-            for at in again:
-                known["checked" if at.startswith("real") else "done"] -= 1
-            known["equal"] -= sum(at in before for at in equal)
-            known["equal_at"] += [at for at in equal if at not in before]
-    order = [name for name in METHODS if name in runs]
-    return {"parts": [part for result in results for part in result["parts"]], "runs": {n: runs[n] for n in order}}
+            for key in (*ADDED, "faults"):
+                known[key] = known[key] + row[key]
+    for part in parts.values():
+        part["runs"] = {name: part["runs"][name] for name in METHODS if name in part["runs"]}
+    return {"parts": list(parts.values())}
 
 
 ADDED = ("resumed", "done", "checked", "random", "equal")
 
 
-def named(what: str) -> list[str]:
-    """The kills that a sentence names, such as "event 7 (torn"; a real one begins with "real kill at"."""
-    return re.findall(r"(?:real kill at )?event \d+ \(\w+", what.partition("): ")[0])
-
-
 def page(result: dict[str, Any]) -> str:
     """The table in Markdown."""
-    commits = sorted({str(part["with"]["git_commit"])[:9] for part in result["parts"]})
     lines = [
         "# Kills and resumes",
         "",
@@ -691,21 +673,32 @@ def page(result: dict[str, Any]) -> str:
         "SIGKILL leaves there. Each different copy is resumed from once and counts for all of its kills. Some are",
         "checked: a run killed at that event has to leave the copy's bytes (but for times of day and process numbers),",
         "and is resumed as well. Random kills come from outside, at a random time.",
+    ]
+    for part in result["parts"]:
+        lines += ["", *table(part)]
+    return "\n".join(lines) + "\n"
+
+
+def table(part: dict[str, Any]) -> list[str]:
+    """One commit's table."""
+    made, runs = part["with"], part["runs"]
+    libraries = ", ".join(f"{name} {made[name]}" for name in ("torch", "transformers", "trl", "peft"))
+    only = f" Only events that match `{part['matching']}`." if part["matching"] else ""
+    lines = [
+        f"## Commit {str(made['git_commit'])[:9]}",
+        "",
+        f"{libraries}.{only}",
         "",
         f"| run | {' | '.join(COUNTED.values())} | not equal or not resumed |",
         f"|---|{'---|' * len(COUNTED)}---|",
     ]
-    runs = result["runs"]
     for name, row in runs.items():
         lines.append(f"| {name} | {' | '.join(str(row[key]) for key in COUNTED)} | {len(row['faults'])} |")
     totals = [sum(row[key] for row in runs.values()) for key in COUNTED]
     lines.append(f"| all | {' | '.join(map(str, totals))} | {sum(len(row['faults']) for row in runs.values())} |")
-    if mended := [f"- {name}, {fault}" for name, row in runs.items() for fault in row.get("mended", [])]:
-        lines += ["", "Not equal at first; mended, and done again with all of their kind:", "", *mended]
-    made = result["parts"][0]["with"]
-    libraries = ", ".join(f"{name} {made[name]}" for name in ("torch", "transformers", "trl", "peft"))
-    lines += ["", f"Commit {', '.join(commits)}; {libraries}."]
-    return "\n".join(lines) + "\n"
+    if faults := [f"- {name}, {fault}" for name, row in runs.items() for fault in row["faults"]]:
+        lines += ["", "Not equal or not resumed:", "", *faults]
+    return lines
 
 
 def write(result: dict[str, Any], output: Path) -> None:

@@ -24,6 +24,7 @@ from captune.errors import SettingError
 from captune.runs.run_dir import RunDir
 from captune.training.sharing import share
 from captune.training.trainer import refuse_sharding
+from captune.utils import processes
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
@@ -31,9 +32,16 @@ import json, sys
 import torchvision_shim
 torchvision_shim.install()
 from captune.cli.main import main
-for command in json.load(open(sys.argv[1])):
+from captune.training import trainer
+for command, cut in json.load(open(sys.argv[1])):
+    class Cut(trainer.MetricsCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == cut:
+                raise RuntimeError("cut")
+    whole, trainer.MetricsCallback = trainer.MetricsCallback, Cut
     code = main(command)
-    assert code == 0, (code, command)
+    trainer.MetricsCallback = whole
+    assert code == bool(cut), (code, command)
 """
 # Nine images in batches of four: the last batch of a pass has one image, so that one of two processes has none.
 COMMON = {
@@ -54,28 +62,60 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "vizer",
         {**MAPPER, "objective": "reward", "rounds": 2, "num-generations": 2, "max-steps": 2, "accept-reward": True},
     ),
-}
+    "har": (
+        "har",
+        {"image-encoder": "storybook-clip", "language-model": "storybook-lm", "num-prefix-tokens": 2, "mle-steps": 3,
+         "scst-steps": 3, "num-generations": 3, "max-new-tokens": 6},
+    ),
+    "grpo reused": (
+        "grpo",
+        {**SAMPLED, "reward": "length", "accept-reward": True, "eval-steps": 3, "num-iterations": 2},
+    ),
+}  # fmt: skip
+STAGES = ("model", "batch-size", "max-steps", "learning-rate", "warmup-steps")  # which har sets for each stage
+CUT = {"sft": 3, "scst": 3, "grpo reused": 4, "vizer latent": 3}  # the step at which a run dies, one after a checkpoint
 
 
 def command(name: str, model: Path, output: Path, processes: int) -> list[str]:
     """The command of a run whose batch over all processes is four images."""
     verb, more = RUNS[name]
-    settings = {**COMMON, "model": model, "output": output / name, "batch-size": 4 // processes, **more}
+    batch = 4 // processes
+    settings = {**COMMON, "model": model, "output": output / name, "batch-size": batch, **more}
+    if verb == "har":
+        settings = {"mle-batch-size": batch, "scst-batch-size": batch} | settings
+        settings = {flag: value for flag, value in settings.items() if flag not in STAGES}
     words = [verb]
     for flag, value in settings.items():
         words += [f"--{flag}", *([] if value is True else [str(value)])]
     return words
 
 
-def launch(commands: list[list[str]], folder: Path) -> str:
-    """Run commands in two processes; returns what they said on stderr."""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+DDP = str(ROOT / "recipes" / "processes" / "ddp.yaml")
+ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file", DDP, "--num_processes", "2"]
+
+
+def launch(
+    commands: list[list[str]], folder: Path, launcher: list[str] = TORCHRUN, cut: dict[int, int] | None = None
+) -> str:
+    """Run commands in two processes.
+
+    Args:
+        commands: of captune.
+        folder: the working directory.
+        launcher: what starts the processes.
+        cut: {place of a command: the step at which its training dies}.
+
+    Returns:
+        What was said.
+    """
     (folder / "worker.py").write_text(WORKER)
-    (folder / "commands.json").write_text(json.dumps(commands))
+    listed = [[command, (cut or {}).get(place, 0)] for place, command in enumerate(commands)]
+    (folder / "commands.json").write_text(json.dumps(listed))
     paths = [str(ROOT / "src"), str(ROOT / "tests")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*torchrun, str(folder / "worker.py"), str(folder / "commands.json")],
+        [sys.executable, *launcher, str(folder / "worker.py"), str(folder / "commands.json")],
         env=environment,
         cwd=folder,
         capture_output=True,
@@ -90,9 +130,49 @@ def launch(commands: list[list[str]], folder: Path) -> str:
 def two(tiny_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the runs of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    said = launch([command(name, tiny_folder("idefics3"), folder, 2) for name in RUNS], folder)
+    whole = [command(name, tiny_folder("idefics3"), folder, 2) for name in RUNS]
+    parts = [command(name, tiny_folder("idefics3"), folder / "cut", 2) for name in CUT]
+    source, captions = "storybook:val?n=5", str(folder / "captions.jsonl")
+    more = [
+        ["caption", "--model", "storybook", "--images", source, "--output", captions, "--device", "cpu"],
+        ["evaluate", captions, "--images", source, "--references", source, "--scorers", "cider,health"],
+    ]
+    cut = {len(whole) + place: step for place, step in enumerate(CUT.values())}
+    said = launch([*whole, *parts, *more], folder, cut=cut)
     assert said.count("done: ") == len(RUNS)  # the first process speaks
+    (folder / "said").write_text(said)
     return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(two: Path, tiny_folder: Any) -> Path:
+    """The folder with the runs that were cut, resumed by `accelerate launch`."""
+    for name in CUT:
+        assert RunDir(two / "cut" / name).steps_done(0) == CUT[name] - 1
+    said = launch([command(name, tiny_folder("idefics3"), two / "cut", 2) for name in CUT], two, ACCELERATE)
+    assert said.count("is resumed after step") == said.count("done: ") == len(CUT)
+    return two / "cut"
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a9_two_processes_resume_to_the_same_bytes(name: str, two: Path, resumed: Path) -> None:
+    """Each process from what it held itself: random numbers, rollouts, sums between log entries."""
+    ours, whole = RunDir(resumed / name), RunDir(two / name)
+    file = Path("adapter") / "adapter_model.safetensors"
+    assert (ours.path / file).read_bytes() == (whole.path / file).read_bytes()
+    losses = [[(row["step"], row.get("loss"), row.get("reward")) for row in run.metrics()] for run in (ours, whole)]
+    assert losses[0] == losses[1]
+    for row in whole.scores()["rows"]:
+        assert ours.captions(row["name"]).read_bytes() == whole.captions(row["name"]).read_bytes()
+
+
+def test_a9_captions_and_figures_are_made_once(two: Path, tmp_path: Path) -> None:
+    """By the first process, under torchrun too."""
+    lines = [json.loads(line) for line in (two / "captions.jsonl").read_text().splitlines()]
+    ids = [line["image_id"] for line in lines]
+    assert len(set(ids)) == len(ids) == 5 and all(line["caption"] for line in lines)
+    assert not list(two.glob(".captions*.tmp"))
+    assert (two / "said").read_text().lower().count("cider-d") == 1
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -126,6 +206,17 @@ def test_a9_shares_hold_every_image_once() -> None:
             parts = [list(share(range(images), rank, number)) for rank in range(number)]
             assert [image for part in parts for image in part] == list(range(images))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1 and len(parts[0]) == max(map(len, parts))
+
+
+def test_a9_what_is_not_shared_waits_for_no_other_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A verb that trains in between, such as `captune demo`, would wait for processes that have ended."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    seen: list[int] = []
+    monkeypatch.setattr("captune.cli.doctor.run", lambda args: seen.append(processes.number()) or 0)
+    assert main(["doctor"]) == 0 and seen == [1] and processes.number() == 2
+    monkeypatch.setenv("RANK", "1")
+    assert main(["doctor"]) == 0 and seen == [1]
 
 
 def test_a9_multinomial_draws_an_exponential_distribution() -> None:

@@ -176,9 +176,14 @@ def _run(argv: list[str]) -> int:
         word, flags = strange[0].partition("=")[0], [flag for flag in _flags(whole, args.verb) if flag.startswith("--")]
         what = nearest(word, flags, "option").partition(" (known:")[0] if word[:1] == "-" else f"what is {word!r} for"
         raise UsageError(redact(f"{what.rstrip('?')}? `captune {args.verb} --help` lists the options"))
-    if processes.rank() and verb not in train.METHODS:
-        return 0  # only training shares its work among processes
-    with counting() as skipped, _outside("allow_outside" in args):
+    shared = verb in train.METHODS  # only training shares its work among processes
+    if processes.rank() and not shared:
+        return 0
+    with (
+        contextlib.nullcontext() if shared else processes.alone(),
+        counting() as skipped,
+        _outside("allow_outside" in args),
+    ):
         try:
             return command(args.verb).run(args)
         finally:

@@ -44,6 +44,19 @@ def rank() -> int:
     return int(os.environ.get("RANK") or 0) if number() > 1 else 0
 
 
+LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")  # what torchrun and `accelerate launch` set
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works without the others, and waits for none of them."""
+    kept = {name: os.environ.pop(name) for name in LAUNCHED if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
 def connect(*, cpu: bool = False) -> None:
     """Connect the processes, where there are several; `cpu`: over gloo."""
     if number() > 1:
