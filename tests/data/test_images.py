@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from broken_images import BAD, GOOD, encode, photo, write_all
-from PIL import Image
+from PIL import Image, ImageFile
 
 from captune.data import image_size, images, open_image
 from captune.errors import BadImage
@@ -195,3 +198,51 @@ def test_c4_what_is_reduced_looks_as_it_did(tmp_path: Path, monkeypatch: pytest.
     assert small.size == (20, 32) and whole.size == (40, 64)
     expected, got = (np.asarray(im.resize((4, 4), Image.Resampling.BOX)).astype(int) for im in (whole, small))
     assert np.abs(expected - got).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("head", "kind", "package"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC", "pillow-heif"),
+        (b"\xff\x0a\xfa\x7f", "JPEG XL", "pillow-jxl-plugin"),
+        (b"\0\0\0\x0cJXL \r\n", "JPEG XL", "pillow-jxl-plugin"),
+    ],
+)
+def test_kinds_of_plugins_name_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, kind: str, package: str
+) -> None:
+    for module in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    (tmp_path / "a.jxl").write_bytes(head * 20)
+    for image in (head * 20, tmp_path / "a.jxl"):
+        with pytest.raises(BadImage, match=rf"is {kind}, which Pillow reads with a plugin: pip install {package}"):
+            open_image(image, "a")
+    with pytest.raises(BadImage, match=package):
+        image_size(tmp_path / "a.jxl")
+
+
+def test_a_plugin_is_registered_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for pillow-heif whose opener reads PNG behind a HEIC head."""
+    head = b"\0\0\0\x18ftypheic"
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), "red").save(file, "PNG")
+
+    class Plugin(ImageFile.ImageFile):
+        format = "HEIC"
+
+        def _open(self) -> None:
+            self.fp.seek(len(head))
+            self.inner = Image.open(io.BytesIO(self.fp.read()))
+            self._size, self._mode = self.inner.size, "RGB"
+
+        def load(self) -> Any:
+            self.im = self.inner.convert("RGB").im
+            return self.im
+
+    def register_heif_opener() -> None:
+        Image.register_open("HEIC", Plugin, lambda start: start[4:8] == b"ftyp")
+
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register_heif_opener))
+    assert image_size(head + file.getvalue()) == (3, 2)

@@ -6,6 +6,7 @@ Pillow opens a truncated file without complaint and fails only when pixels are r
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import math
@@ -30,10 +31,14 @@ LARGE_PIXELS = 89_478_485
 REDUCED_PIXELS = 2**24
 
 _ORIENTATION = 0x0112  # of EXIF
-_KINDS = "apng avif bmp dib gif heic heif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+_KINDS = "apng avif bmp dib gif heic heif jfif jp2 jpe jpeg jpg jxl pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split(" "))
 """File names that a folder source takes for images; compared in lower case."""
 
+
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+#: What Pillow reads with a plugin: its name, the plugin's module, and what to install.
+_PLUGINS = (("HEIC", "pillow_heif", "pillow-heif"), ("JPEG XL", "pillow_jxl", "pillow-jxl-plugin"))
 
 BLANK_SIDE = 224
 """Pixels of the blank image; processors resize it as any other."""
@@ -160,13 +165,44 @@ def _refuse_other_files(data: bytes, item: str) -> None:
 
 def _open(data: bytes | Path, item: str, max_pixels: int) -> Image.Image:
     try:
-        opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+        try:
+            opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+        except Image.UnidentifiedImageError:
+            if not _register_plugin(data, item):
+                raise
+            opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+    except BadImage:
+        raise
     except Exception as error:  # see open_image
         raise BadImage(item, _why(error)) from error
     width, height = opened.size
     if width * height > max_pixels:
         raise BadImage(item, f"{width} x {height} pixels, over the limit of {max_pixels:,} (a decompression bomb?)")
     return opened
+
+
+def _register_plugin(data: bytes | Path, item: str) -> bool:
+    """Make Pillow read HEIC and JPEG XL where their plugins are installed; whether the image is of such a kind.
+
+    Raises:
+        BadImage: it is, and the plugin is not there; names the package.
+    """
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            head = file.read(12)
+    else:
+        head = data[:12]
+    heif = head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+    if not heif and not head.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
+        return False
+    kind, module, package = _PLUGINS[0 if heif else 1]
+    try:
+        plugin = importlib.import_module(module)  # JPEG XL's registers itself
+    except ImportError as error:
+        raise BadImage(item, f"is {kind}, which Pillow reads with a plugin: pip install {package}") from error
+    if heif:
+        plugin.register_heif_opener()
+    return True
 
 
 def _why(error: Exception) -> str:
