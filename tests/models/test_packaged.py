@@ -68,12 +68,15 @@ def test_a_gguf_file_becomes_a_folder_with_exactly_its_weights(lm: PackagedModel
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|im_end|>"
 
 
-def test_it_is_unpacked_once_and_answers(lm: PackagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_unpacked_once_and_answers(
+    lm: PackagedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     answerer = load_answerer(hub.DEFAULT_ANSWERER, device="cpu")
     answerer.check()
     assert not lm.folder.exists()  # a check unpacks nothing
     (p,) = answerer.answer_probabilities([Question("Is it so?", ("Yes", "No"), "it")])
     assert p.sum() == pytest.approx(1)
+    assert f"smollm2-135m answers: {packaged.WEAK}" in caplog.text  # how weak it is stands beside what it says
 
     def refuse(*_: Any) -> None:
         raise AssertionError("unpacked twice")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -21,9 +22,12 @@ from captune.models.answerers.base import (
     match_answer,
     normalise_answers,
 )
+from captune.models.packaged import WEAK
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 from captune.utils.loads import check_model
+
+logger = logging.getLogger(__name__)
 
 
 def seed_of(text: str, seed: int) -> int:
@@ -131,6 +135,8 @@ class LanguageModel:
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise self._unloadable("weights (*.safetensors)", error) from error
         check_model(model, info, what=f"answering model {self.name!r}", error=ScorerError)
+        if self.name == hub.DEFAULT_ANSWERER:
+            logger.warning("%s answers: %s; name a larger model for figures that count", self.name, WEAK)
         return model.eval().requires_grad_(False).to(device)
 
     @cached_property

@@ -11,11 +11,12 @@ from pydantic import Field
 from captune.errors import SpecError
 from captune.models.answerers import Answerer, load_answerer
 from captune.models.hub import DEFAULT_ANSWERER
+from captune.models.packaged import WEAK
 from captune.scorers import Scorer
 
 MODEL = (
     "the language model that answers: a folder, a hub name, or a server, http://host:port/v1#model-name; default: "
-    f"{DEFAULT_ANSWERER}, which is weak"
+    f"{DEFAULT_ANSWERER}, which is weak: {WEAK}"
 )
 
 
