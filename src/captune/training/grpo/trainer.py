@@ -231,11 +231,10 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
         folder, rank = Path(checkpoint), self.args.process_index
         if self._unlearned:
             rest = json.loads((folder / f"{rank}-{PLACE}").read_text())
-            device = str(self.accelerator.device)
-            for name, value in load_file(folder / f"{rank}-{BUFFER}", device=device).items():
+            for name, value in load_file(folder / f"{rank}-{BUFFER}").items():
                 part, _, key = name.partition(".")
                 if part.isdecimal():  # an earlier version wrote the images' features too
-                    rest[int(part)][key] = value
+                    rest[int(part)][key] = value.to(self.accelerator.device)  # cpu:0 is no device to safetensors
             self._buffered_inputs = rest
 
     # -- the latent term -----------------------------------------------------------------------------------------------

@@ -93,9 +93,9 @@ class SFTTrainer(CaptionerTrainer):
         captions = [example["references"][index] for example, index in zip(examples, chosen, strict=False)]
         blanked = [generator.random() < self.image_dropout for _ in counts][first:]
         images = [blank() if empty else image for image, empty in zip(images, blanked, strict=False)]
-        batch = self.captioner.prepare(images, captions)
-        tokens = int(batch["caption_mask"].sum()) if processes.number() > 1 else 1  # a wait for the device
-        return self.weigh(loss_of(self.captioner, batch), tokens)
+        loss = supervised_loss(self.captioner, images, captions)
+        several = processes.number() > 1  # alone, no share has to be weighed
+        return self.weigh(loss, sum(len(self.captioner.caption_ids(text)) + 1 for text in captions) if several else 1)
 
     def follow(self) -> None:
         """Take part in what the processes exchange in `caption_loss`, without an image."""
@@ -112,13 +112,9 @@ class SFTTrainer(CaptionerTrainer):
 
 def supervised_loss(captioner: Captioner, images: Sequence[Any], captions: Sequence[str]) -> Tensor:
     """Return the loss of the module, averaged over the tokens of the batch; a scalar."""
-    return loss_of(captioner, captioner.prepare(images, captions))
-
-
-def loss_of(captioner: Captioner, batch: Any) -> Tensor:
-    """Return the loss of what `prepare(images, captions)` returned, averaged over the tokens of the batch; a scalar."""
-    inputs = {name: value for name, value in batch.items() if name != "caption_mask"}
-    return captioner.model(**inputs, use_cache=False).loss
+    batch = captioner.prepare(images, captions)
+    batch.pop("caption_mask")
+    return captioner.model(**batch, use_cache=False).loss
 
 
 def run(config: SFTConfig) -> RunDir:
