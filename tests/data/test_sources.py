@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from PIL import Image
 from source_files import NAMES, TRUTH, content, images, write
 
-from captune.data import load_images, load_references, without_bad
+from captune.data import load_images, load_references, without_bad, write_captions
 from captune.data.columns import column, undecoded
 from captune.data.folders import list_images
+from captune.data.sources import sharded
 from captune.errors import BadImage, SourceError
 
 # -------------------------------------------------------------------- folders
@@ -282,3 +285,30 @@ def test_c3_a_loop_of_links_and_an_unreadable_folder_end_no_job(
         "folders that cannot be read": 1,
     }
     assert any("private: Permission denied" in sentence for sentence in sentences(skipped))
+
+
+@pytest.mark.parametrize("kind", ["folder", "storybook", "shards"])
+def test_the_shards_of_a_source_are_its_images_once_each(tmp_path: Path, kind: str) -> None:
+    names = [f"{i}.png" for i in range(7)]
+    for i, name in enumerate(names):
+        tiny.picture(i, (8, 8)).save(tmp_path / name)
+    source = {"folder": str(tmp_path), "storybook": "storybook:test?n=7&seed=3"}.get(kind, "")
+    if kind == "shards":
+        images = {name: {"bytes": None, "path": str(tmp_path / name)} for name in names}
+        write_captions(dict.fromkeys(names, "x"), tmp_path / "x.tar", images=images)
+        source = str(tmp_path / "x.tar")
+    for stream in (False, True):
+        load = partial(load_images, decode=False, stream=stream)
+        whole = [row["image_id"] for row in load(source)]
+        parts = [[row["image_id"] for row in load(sharded(source, f"{i}/3"))] for i in (1, 2, 3)]
+        assert [len(part) for part in parts] == [3, 2, 2] and parts[0] == whole[::3]
+        assert sorted(image_id for part in parts for image_id in part) == sorted(whole)
+        assert [row["image_id"] for row in load(sharded(source, "2/3"), limit=1)] == whole[1:2]
+
+
+def test_a_shard_that_is_none_is_refused(tmp_path: Path) -> None:
+    for shard in ("0/3", "4/3", "1", "1/0", "a/b", "-1/3"):
+        with pytest.raises(SourceError, match="is not i/n, such as 1/4"):
+            sharded("photos", shard)
+    with pytest.raises(SourceError, match="names a shard already"):
+        sharded("photos?shard=1/2", "1/2")

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job = parser.add_argument_group("job")
     job.add_argument("--adapter", type=Path, metavar="FOLDER", help="a PEFT adapter, such as runs/g/adapter")
     job.add_argument("--overwrite", action="store_true", help="start again: replace the output or the sidecars")
+    job.add_argument("--shard", metavar="I/N", help="caption only every N-th image from the I-th, for several machines")
     job.add_argument("--limit", type=COUNT, metavar="N", help="caption only the first N images")
     job.add_argument("--batch-size", type=SEVERAL, default=32, metavar="N", help="images at a time (default: 32)")
     job.add_argument(
@@ -85,6 +86,10 @@ def run(args: argparse.Namespace) -> int:
     output, format = _output(args)
     from captune.inference.job import caption_to_file
 
+    if args.shard is not None:
+        from captune.data.sources import sharded
+
+        args.images = sharded(args.images, args.shard)
     hide_loading_bars()
     sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature is not None else {}
     report = caption_to_file(

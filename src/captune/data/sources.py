@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class Source:
         skip: leave out so many before: ``?skip=500`` and ``?n=500`` share no image.
         part: of what the other keys name, ``held_out``: 64 images, or a tenth of fewer than 640, always the same ones;
             or ``training``: the others.
+        shard: ``i/n``: every n-th image of what the other keys name, from the i-th (1 to n); for several machines.
         split: a split of a dataset or of Karpathy's files; several: ``train+restval``.
         images: the image folder of a captions file.
         config: a configuration of a dataset.
@@ -58,6 +60,7 @@ class Source:
     seed: Annotated[int, Field(ge=0)] | None = None
     skip: Annotated[int, Field(ge=0)] | None = None
     part: Literal["held_out", "training"] | None = None
+    shard: str | None = None
     split: str | None = None
     images: str | None = None
     config: str | None = None
@@ -181,6 +184,9 @@ def choose(total: int, source: Source, limit: int | None) -> Sequence[int]:
     Raises:
         SourceError: if nothing is left.
     """
+    if source.shard is not None:
+        first, step = shard_of(source)
+        return choose(total, replace(source, shard=None), None)[first - 1 :: step][:limit]
     if source.part is not None:
         return _part(choose(total, replace(source, part=None), None), source)[:limit]
     first = source.skip or 0
@@ -227,13 +233,41 @@ def part_of(source: str, part: Literal["held_out", "training"], *, limit: int | 
     return None if parsed.part == "held_out" else f"{where}?{'&'.join([*settings, f'part={part}'])}"
 
 
+def shard_of(source: Source) -> tuple[int, int]:
+    """Return (i, n) of ``?shard=i/n``.
+
+    Raises:
+        SourceError: it is not written so, or i is not one of 1 to n.
+    """
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", source.shard or "")
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise SourceError(f"{source.where}: shard={source.shard} is not i/n, such as 1/4 to 4/4 for four machines")
+    return int(found[1]), int(found[2])
+
+
+def sharded(source: str, shard: str) -> str:
+    """Return the source that is one of n shards of another, ``i/n``.
+
+    Raises:
+        SourceError: the source has a shard already, or it is not written so.
+    """
+    parsed = Source.parse(source)
+    if parsed.shard is not None:
+        raise SourceError(f"{source} names a shard already")
+    shard_of(replace(parsed, shard=shard))
+    return f"{source}{'?' if parsed.where == source else '&'}shard={shard}"
+
+
 def _by_scheme(source: Source, scheme: Scheme, limit: int | None) -> Dataset:
     """The dataset of ``scheme:name``; its split is its name."""
     if source.columns or any(value is not None for value in (source.skip, source.split, source.images)):
         raise SourceError(
-            f"{source.where} takes only ?n=, ?seed= and ?part= (the split is the name: {scheme.name}:test)"
+            f"{source.where} takes only ?n=, ?seed=, ?part= and ?shard= (the split is the name: {scheme.name}:test)"
         )
     name = source.where.partition(":")[2]
+    if source.shard is not None:
+        dataset = _by_scheme(replace(source, shard=None), scheme, None)
+        return dataset.select(choose(len(dataset), Source(source.where, shard=source.shard), limit))
     if source.part is not None:
         dataset = scheme.load(name, n=source.n, seed=source.seed)
         return dataset.select(_part(range(len(dataset)), source)[:limit])
@@ -259,7 +293,7 @@ def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list
                 f"{' '.join(sorted(IMAGE_SUFFIXES))})"
             )
         if source.split or source.images or source.columns:
-            raise SourceError(f"{path} is a folder of images; it takes only ?n=, ?seed=, ?skip= and ?part=")
+            raise SourceError(f"{path} is a folder of images; it takes only ?n=, ?seed=, ?skip=, ?part= and ?shard=")
         rows = [Entry(nfc(name), name, []) for name in names]
         _distinct(path, rows)
         add_references(path, rows, beside)
@@ -267,7 +301,8 @@ def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list
     elif path.is_file() and path.suffix.lower() in {".json", ".jsonl", ".ndjson", *TEXT_SUFFIXES}:
         if source.columns:
             raise SourceError(
-                f"{path} takes ?n=, ?seed=, ?skip=, ?part=, ?split= and ?images=, not {', '.join(source.columns)}"
+                f"{path} takes ?n=, ?seed=, ?skip=, ?part=, ?shard=, ?split= and ?images=, not "
+                f"{', '.join(source.columns)}"
             )
         rows = read_entries(path, source.split)
         if not rows:
@@ -354,8 +389,11 @@ def _take(dataset: ImageSource, source: Source, limit: int | None) -> ImageSourc
             raise SourceError(f"{source.where}: a stream has no parts; leave ?part= or ?streaming=1 out")
         if source.seed is not None:
             dataset = dataset.shuffle(seed=source.seed, buffer_size=10_000)
-        counts = [number for number in (source.n, limit) if number is not None]
         dataset = dataset.skip(source.skip) if source.skip else dataset
-        return dataset.take(min(counts)) if counts else dataset
+        dataset = dataset if source.n is None else dataset.take(source.n)
+        if source.shard is not None:
+            place, step = shard_of(source)
+            dataset = dataset.filter(lambda _, index: index % step == place - 1, with_indices=True)
+        return dataset if limit is None else dataset.take(limit)
     rows = choose(len(dataset), source, limit)
     return dataset if rows == range(len(dataset)) else dataset.select(rows)
