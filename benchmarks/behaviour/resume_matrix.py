@@ -696,6 +696,8 @@ def table(part: dict[str, Any]) -> list[str]:
         lines.append(f"| {name} | {' | '.join(str(row[key]) for key in COUNTED)} | {len(row['faults'])} |")
     totals = [sum(row[key] for row in runs.values()) for key in COUNTED]
     lines.append(f"| all | {' | '.join(map(str, totals))} | {sum(len(row['faults']) for row in runs.values())} |")
+    if part.get("note"):
+        lines += ["", part["note"]]
     if faults := [f"- {name}, {fault}" for name, row in runs.items() for fault in row["faults"]]:
         lines += ["", "Not equal or not resumed:", "", *faults]
     return lines
