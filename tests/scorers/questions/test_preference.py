@@ -52,7 +52,7 @@ def shorter(first: str, second: str) -> list[float]:
 
 def test_both_orders_are_averaged() -> None:
     voter = Voter(shorter)
-    scorer = Preference("judge", answerer=voter, batch_size=2)
+    scorer = Preference("judge?references=first", answerer=voter, batch_size=2)
     rows = scorer.rows(CAPTIONS[:2], image=IMAGES[:2], references=REFERENCES[:2])
     assert [shown(question) for question in voter.asked] == [
         ("a red ball", "a ball"), ("a ball", "a red ball"),
@@ -69,7 +69,7 @@ def test_both_orders_are_averaged() -> None:
 
 
 def test_a_judge_of_places_prefers_nobody() -> None:
-    scorer = Preference("judge", answerer=Voter(lambda first, second: [1.0, 0.0, 0.0]))
+    scorer = Preference("judge?references=first", answerer=Voter(lambda first, second: [1.0, 0.0, 0.0]))
     rows = scorer.rows(CAPTIONS, image=IMAGES, references=REFERENCES)
     assert scorer.per_caption(rows).tolist() == [0.5] * 3 and scorer.corpus(rows)["position_bias"] == pytest.approx(
         2 / 3
@@ -78,15 +78,19 @@ def test_a_judge_of_places_prefers_nobody() -> None:
 
 def test_equal_and_empty_captions_are_not_asked_about() -> None:
     voter = Voter(shorter)
-    scorer = Preference("judge", answerer=voter)
+    scorer = Preference("judge?references=first", answerer=voter)
     rows = scorer.rows(["a house", " ", "a dog"], image=IMAGES, references=[["a house"], ["x"], ["a cat", "y"]])
     assert scorer.per_caption(rows)[:2].tolist() == [0.5, 0.0] and len(voter.asked) == 2
     assert rows[:2, 1].tolist() == [1.0, 0.0]
 
 
-def test_all_references_are_opponents_where_asked() -> None:
+def test_all_references_are_opponents_unless_one_is_asked_for() -> None:
     voter = Voter(shorter)
-    scorer = Preference("judge?references=all", answerer=voter)
+    scorer = Preference("judge", answerer=voter)
+    assert (
+        "references:all" in scorer.signature
+        and "references:first" in Preference("j?references=first", answerer=voter).signature
+    )
     rows = scorer.rows(CAPTIONS[:1], image=IMAGES[:1], references=REFERENCES[:1])
     assert len(voter.asked) == 4 and rows[0, 3] == 2.5
     assert scorer.per_caption(rows)[0] == pytest.approx((0.2 + 0.4) / 2)

@@ -82,12 +82,17 @@ class Opponent:
 class Preference(Scorer):
     """How often a judge prefers the caption to another caption of the same image; a tie is half a win.
 
-    The opponent is the image's first reference (`references=all`: every one, averaged), or what a file says: captions
+    The opponents are the image's references, averaged (`references=first`: one alone), or what a file says: captions
     of a baseline (JSONL, JSON), or CapArena-Auto's file (`caparena_auto_600.json`: {image: {captions: {name: text},
     ref_model: name}}), where each image has its one baseline and `human` is what the judge may check against.
 
     Equal captions are a tie, and an empty caption loses, unasked. A reward of 1 means that the caption is always
     preferred: with references as opponents that takes a caption better than a person's, and one half is a good value.
+
+    One opponent is a win, a tie or a loss, and says little: right and wrong captions of storybook's images were told
+    apart with an AUC of 0.823 by the first reference alone and of 1.000 by all of them, at 3.7 and 15.8 ms a caption.
+    A model is asked twice for each reference; `references=first` spares four fifths of that
+    where there are five.
 
     Figures: win_rate, tie_rate, length_ratio (words of the captions over words of the opponents: judges like length, so
     a win rate is read beside it), position_bias and, with `protocol=caparena`, caparena.
@@ -108,7 +113,7 @@ class Preference(Scorer):
         "caparena": "CapArena-Auto",
     }
     source = "Cheng et al., CapArena, 2025"
-    cost = "two questions to a vision-language model; 0.2 ms with exact facts"
+    cost = "two questions to a vision-language model for each reference; 16 ms with exact facts"
     required_columns: tuple[str, ...] = ("references", "scene")
     optional_columns: tuple[str, ...] = ("image_id",)
     is_additive = True
@@ -131,7 +136,7 @@ class Preference(Scorer):
         ] = ""
         references: Annotated[
             Literal["first", "all"], Field(description="which references are opponents, without a file")
-        ] = "first"
+        ] = "all"
         protocol: Annotated[
             Literal["both", "caparena"], Field(description="both orders and probabilities, or one order and a verdict")
         ] = "both"
@@ -235,12 +240,14 @@ class Preference(Scorer):
         """Return (win, tie, 0) of each battle, by the exact facts."""
         assert self.scheme is not None
         judge = load_scorer(self.scheme.truth_scorer)
-        truths = [columns[self.scheme.truth_column][i] for i, *_ in battles]
+        truths = columns[self.scheme.truth_column]
 
-        def worth(texts: Sequence[str]) -> np.ndarray:
-            return judge.per_caption(judge.rows(texts, **{judge.required_columns[0]: truths}))
+        def worth(texts: Sequence[str], of: Sequence[int]) -> np.ndarray:
+            return judge.per_caption(judge.rows(texts, **{judge.required_columns[0]: [truths[i] for i in of]}))
 
-        gaps = worth([captions[i] for i, *_ in battles]) - worth([opponent.caption for _, opponent, _ in battles])
+        images = [i for i, *_ in battles]
+        mine = worth(captions, range(len(captions)))  # once, however many opponents
+        gaps = mine[images] - worth([opponent.caption for _, opponent, _ in battles], images)
         ties = np.abs(gaps) <= self.settings.band + 1e-12
         return [(float(gap > 0 and not tie), float(tie), 0.0) for gap, tie in zip(gaps, ties, strict=True)]
 
