@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import Field
 
 from captune.cli.config import build
@@ -168,3 +170,63 @@ def test_c2_any_run_is_a_page(tmp_path: Path, content: Any, name: str) -> None:
     (run / name).write_text(json.dumps(content))
     page = render([run], tmp_path / "r.html").read_text(encoding="utf-8")
     assert page.endswith("</html>\n") or "</html>" in page
+
+
+# -- model folders -----------------------------------------------------------------------------------------------------
+
+KEYS = [
+    ("config.json", "model_type"), ("config.json", "image_token_id"), ("config.json", "scale_factor"),
+    ("config.json", "text_config"), ("config.json", "text_config", "num_hidden_layers"),
+    ("config.json", "text_config", "hidden_size"), ("config.json", "text_config", "num_attention_heads"),
+    ("config.json", "vision_config", "patch_size"), ("config.json", "vision_config", "hidden_act"),
+    ("processor_config.json", "image_processor"), ("processor_config.json", "image_processor", "image_mean"),
+    ("processor_config.json", "image_processor", "size"), ("tokenizer_config.json", "eos_token"),
+    ("generation_config.json", "eos_token_id"), ("tokenizer.json", "model"),
+]  # fmt: skip
+small = (
+    st.none() | st.booleans() | st.integers(-3, 8) | st.floats(-2, 2) | texts | st.lists(st.integers(-2, 3), max_size=2)
+)
+
+
+@settings(quick, max_examples=12, deadline=None)
+@given(st.sampled_from(KEYS), small | st.dictionaries(texts, small, max_size=2))
+@example(("config.json", "text_config", "num_hidden_layers"), 10**9)
+@example(("config.json", "text_config", "num_attention_heads"), 0)
+def test_c1_any_value_in_a_model_folder(tmp_path: Path, key: tuple[str, ...], value: Any) -> None:
+    from captune.models.captioner import Captioner
+    from captune.storybook import model_path
+
+    folder = tmp_path / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for part in model_path("storybook").iterdir():
+        if part.name != key[0]:
+            (folder / part.name).symlink_to(part)
+    content = json.loads((model_path("storybook") / key[0]).read_text())
+    place = content
+    for name in key[1:-1]:
+        place = place[name]
+    place[key[-1]] = value
+    (folder / key[0]).write_text(json.dumps(content))
+    captioner = refused_or(Captioner.load, folder)
+    if captioner is not None:
+        refused_or(captioner.generate, [Image.new("RGB", (32, 32))], max_new_tokens=2)
+
+
+@settings(quick, max_examples=8, deadline=None)
+@given(
+    st.sampled_from(["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"]),
+    st.binary(max_size=80),
+)
+def test_c1_any_bytes_in_a_model_folder(tmp_path: Path, name: str, content: bytes) -> None:
+    from captune.models.captioner import Captioner
+    from captune.storybook import model_path
+
+    folder = tmp_path / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for part in model_path("storybook").iterdir():
+        if part.name != name:
+            (folder / part.name).symlink_to(part)
+    (folder / name).write_bytes(content)
+    refused_or(Captioner.load, folder)

@@ -440,3 +440,21 @@ def test_merge_writes_a_plain_folder(model, photos, tmp_path, capsys):
     assert caption(tmp_path / "merged", photos, tmp_path / "b.jsonl") == 0
     assert caption(model, photos, tmp_path / "c.jsonl") == 0
     assert captions(tmp_path / "a.jsonl") == captions(tmp_path / "b.jsonl") != captions(tmp_path / "c.jsonl")
+
+
+def test_doctor_knows_an_installation_that_is_older_than_the_code(monkeypatch, capsys):
+    import importlib.metadata
+    import tomllib
+
+    from captune.cli import doctor
+
+    listed = tomllib.loads((Path(captune.__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert {group: set(names) for group, names in listed["entry-points"].items()} == doctor.ENTRY_POINTS
+    points = [
+        importlib.metadata.EntryPoint("storybook", "x:y", group) for group in ("captune.sources", "captune.models")
+    ]
+    old = SimpleNamespace(version=captune.__version__, entry_points=points)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: old)
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "without storybook, storybook-clip, storybook-lm" in said and "pip install -e ." in said

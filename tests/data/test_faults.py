@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from broken_images import encode, photo
 from source_files import NAMES, content, images, write
@@ -287,7 +289,7 @@ def test_b9_brackets_in_paths_are_no_patterns(tmp_path: Path) -> None:
 
 def test_b15_files_of_other_kinds_are_named_and_counted(tmp_path: Path) -> None:
     images(tmp_path)
-    for name in ("x.jxl", "y.JXL", "z.svg", "sub/n.txt", "none", ".hidden"):
+    for name in ("x.psd", "y.PSD", "z.svg", "sub/n.txt", "none", ".hidden"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     with counting() as counts:
@@ -295,16 +297,16 @@ def test_b15_files_of_other_kinds_are_named_and_counted(tmp_path: Path) -> None:
         load_images(str(tmp_path), limit=1)  # once more: counted once
     assert sentences(counts) == [
         f"left out 1: suffixless files, which are not read as images ({tmp_path}/none)",
-        f"left out 2: .jxl files, which are not read as images ({tmp_path}/x.jxl; and 1 more)",
+        f"left out 2: .psd files, which are not read as images ({tmp_path}/x.psd; and 1 more)",
         f"left out 1: .svg files, which are not read as images ({tmp_path}/z.svg)",
         f"left out 1: .txt files, which are not read as images ({tmp_path}/sub/n.txt)",
     ]
 
 
 def test_b15_a_folder_without_images_says_what_is_in_it(tmp_path: Path) -> None:
-    for name in ("x.jxl", "y.jxl", "n.txt"):
+    for name in ("x.psd", "y.psd", "n.txt"):
         (tmp_path / name).write_bytes(b"x")
-    refused(tmp_path, r"no image files in .*, only 2 \.jxl, 1 \.txt \(looked for")
+    refused(tmp_path, r"no image files in .*, only 2 \.psd, 1 \.txt \(looked for")
 
 
 def test_c3_loops_and_unreadable_folders_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,3 +399,56 @@ def test_links_and_devices_in_shards_are_not_followed(tmp_path: Path) -> None:
         assert list(content(tmp_path / "x.tar")) == ["../../d"]  # a name; nothing is unpacked
     assert sum(counts["members of shards that are no plain files"].values()) == 3
     assert sorted(os.listdir(tmp_path)) == ["cache", "x.tar"]
+
+
+# ------------------------------------------------------------ odd parquet files
+
+
+@pytest.mark.parametrize(
+    ("column", "match"),
+    [
+        ({"image": [[JPEG], [JPEG]]}, "the column 'image' is List.*not images"),
+        ({"image": [1, 2]}, "not images"),
+        ({"image": [{"x": 1}, {"x": 2}]}, "holds x, not bytes and path"),
+        ({"caption": [b"\xff\xfe", b"x"]}, "row 1: a caption is not UTF-8"),
+        ({"caption": [1, 2]}, "row 1: expected a caption or a list of captions, found int"),
+    ],
+)
+def test_c1_a_parquet_column_of_another_kind_is_named(tmp_path: Path, column: dict[str, Any], match: str) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [JPEG, JPEG], "caption": ["a", "b"], "image_id": ["1", "2"], **column}), path)
+    for stream in (False, True):
+        with pytest.raises(SourceError, match=match):
+            list(load_images(str(path), decode=False, stream=stream))
+
+
+def test_c1_parquet_that_cannot_be_read_to_its_end_is_named(tmp_path: Path) -> None:
+    good = {"image": [JPEG, JPEG], "caption": ["a", "b"], "image_id": ["1", "2"]}
+    pq.write_table(pa.table(good).slice(0, 0), tmp_path / "empty.parquet")
+    pq.write_table(pa.table(good), tmp_path / "whole.parquet")
+    whole = (tmp_path / "whole.parquet").read_bytes()
+    (tmp_path / "torn.parquet").write_bytes(whole[:60] + bytes(200) + whole[260:])
+    pq.write_table(pa.table([pa.array([JPEG])] * 2, ["image", "image"]), tmp_path / "twice.parquet")
+    (tmp_path / "two").mkdir()
+    pq.write_table(pa.table(good), tmp_path / "two" / "a.parquet")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "two" / "b.parquet")
+    for name, match in {
+        "empty.parquet": "holds no rows",
+        "torn.parquet": r"torn\.parquet.*cannot be read",
+        "twice.parquet": "the column 'image' 2 times",
+        "two": "do not have the same columns",
+        "whole.parquet?config=x": "has no configurations",
+        "whole.parquet?images=nowhere": "is no folder",
+    }.items():
+        for stream in (False, True):
+            with pytest.raises(SourceError, match=match):
+                list(load_images(str(tmp_path / name), decode=False, stream=stream))
+    assert len(list(load_images(str(tmp_path / "whole.parquet"), decode=False, stream=True))) == 2
+
+
+def test_b9_settings_that_shards_do_not_have_are_refused(tmp_path: Path) -> None:
+    path = shard(tmp_path / "x.tar", [("a.jpg", JPEG), ("a.txt", b"a ball")])
+    for query in ("config=x", "image=caption", "id=x", "images=."):
+        with pytest.raises(SourceError, match=query.partition("=")[2].replace(".", r"\.")):
+            load_images(f"{path}?{query}")
+    assert len(load_images(f"{path}?image=jpg")) == 1

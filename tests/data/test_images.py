@@ -15,7 +15,8 @@ import pytest
 from broken_images import BAD, GOOD, encode, photo, write_all
 from PIL import Image, ImageFile
 
-from captune.data import image_size, images, open_image
+from captune.data import image_size, images, load_images, open_image
+from captune.data.columns import Chosen, bounded
 from captune.errors import BadImage
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -246,3 +247,20 @@ def test_a_plugin_is_registered_when_it_is_needed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register_heif_opener))
     assert image_size(head + file.getvalue()) == (3, 2)
+
+
+def test_c4_batches_of_large_images_are_smaller(tmp_path: Path) -> None:
+    """What corpus, scorers and mappers read: at most so many images, and at most so many pixels, opened as needed."""
+    made = [Image.new("RGB", size) for size in ((10, 10), (10, 10), (10, 10), (30, 10), (5, 5), (60, 60), (5, 5))]
+    assert [len(batch) for batch in images.opened(made, 3, pixels=300)] == [3, 1, 1, 1, 1]
+    assert [len(batch) for batch in images.opened(made, 3)] == [3, 3, 1]
+    assert [len(batch) for batch in images.opened([made[0]] * 7, 4, pixels=150)] == [4, 3]  # one image, of 7 captions
+    assert [len(batch) for batch in images.opened(Chosen(made, [5, 0]), 4, pixels=150)] == [1, 1]
+
+
+def test_c4_images_that_are_learned_from_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (3000, 2000)).save(tmp_path / "a.png")
+    dataset = load_images(str(tmp_path))
+    assert bounded(dataset, 32)[0]["image"].size == (3000, 2000)
+    assert bounded(dataset, 90)[0]["image"].size == (1500, 1000)  # 90 of them are 540 megapixels
+    assert bounded(dataset, 10**6)[0]["image"].size == (1500, 1000)  # 2,048 x 2,048 is never reduced

@@ -366,3 +366,10 @@ def test_b12_no_tokens_are_refused_before_work(folder: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
         job(folder, tmp_path / "caps.jsonl", max_new_tokens=0)
     assert not (tmp_path / "caps.jsonl").exists()
+
+
+def test_b9_a_source_without_images_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "zeros.tar").write_bytes(bytes(10_240))
+    with pytest.raises(SourceError, match=r"zeros\.tar holds no images"):
+        job(tmp_path / "zeros.tar", tmp_path / "o.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["zeros.tar"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -12,7 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from captune.errors import CaptionerError
+from captune.errors import CaptionerError, SettingError
 from captune.models.captioner import Captioner
 
 
@@ -241,3 +242,63 @@ def test_b3_weights_that_are_not_finite(copy: Path) -> None:
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CaptionerError, match=r"not finite in 5 tensors \(.*, .*, .* and 2 more\)"):
         Captioner.load(copy)
+
+
+def _set(path: Path, *keys: Any) -> None:
+    content = json.loads(path.read_text())
+    place = content
+    for key in keys[:-2]:
+        place = place[key]
+    place[keys[-2]] = keys[-1]
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (10**9, "text_config.num_hidden_layers = 1000000000, not 0 to 1000"),
+        (2.5, "num_hidden_layers"),
+        ("many", "num_hidden_layers"),
+        (-1, "= -1, not 0 to 1000"),
+    ],
+)
+def test_c1_a_config_that_cannot_be_built_is_refused_at_once(copy: Path, value: Any, match: str) -> None:
+    _set(copy / "config.json", "text_config", "num_hidden_layers", value)
+    with pytest.raises(CaptionerError, match=match):
+        Captioner.load(copy)
+
+
+@pytest.mark.parametrize(
+    "template", ["{% for", "{{ ''.__class__.__mro__ }}", "{{ raise_exception('no') }}", "no image"]
+)
+def test_c1_a_chat_template_that_cannot_be_used(copy: Path, template: str) -> None:
+    (copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(CaptionerError, match="chat template|processor"):
+        Captioner.load(copy)
+
+
+def test_c1_a_processor_that_cannot_work_is_refused_when_it_is_loaded(copy: Path, tiny_folder) -> None:
+    _set(copy / "config.json", "image_token_id", 1)
+    with pytest.raises(CaptionerError, match="leaves no place for the image|processor"):
+        Captioner.load(copy)
+    captioner = Captioner.load(tiny_folder("idefics3"))
+    captioner.processor.image_processor.image_std = [0.0, 0.0, 0.0]
+    with pytest.raises(CaptionerError, match="not finite.*image_std"):
+        captioner.check_processor()
+    captioner.processor.image_processor.image_mean = None
+    with pytest.raises(CaptionerError, match="cannot prepare an image"):
+        captioner.check_processor()
+
+
+def test_b1_a_pattern_of_modules_that_is_none(captioner: Captioner, tmp_path: Path) -> None:
+    captioner.add_lora(r=2)
+    captioner.save_adapter(tmp_path / "adapter")
+    captioner.unload_adapter() if hasattr(captioner, "unload_adapter") else captioner.merge_adapter()
+    _set(tmp_path / "adapter" / "adapter_config.json", "target_modules", "q_proj(")
+    with pytest.raises(CaptionerError, match="does not fit"):
+        Captioner.load(captioner.name, adapter=tmp_path / "adapter")
+
+
+def test_c1_a_prompt_of_half_a_character(tiny_folder) -> None:
+    with pytest.raises(SettingError, match="not Unicode text"):
+        Captioner.load(tiny_folder("idefics3"), prompt="\udcff")

@@ -38,6 +38,12 @@ NEEDED = (
     "pydantic",
     "rich",
 )
+#: what the installed package has to announce, as pyproject.toml lists it
+ENTRY_POINTS = {
+    "captune.sources": {"storybook"},
+    "captune.scorers": {"storybook"},
+    "captune.models": {"storybook", "storybook-clip", "storybook-lm"},
+}
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
@@ -65,7 +71,7 @@ def examine() -> list[Check]:
     """Make every check, in the order of the answer. Takes a few seconds, since it imports torch; downloads nothing."""
     return [
         _python(),
-        Check("captune", "ok", f"{__version__} in {Path(__file__).parents[1]}"),
+        _captune(),
         *(_library(name) for name in NEEDED),
         *_accelerator(),
         *_models(),
@@ -81,6 +87,23 @@ def examine() -> list[Check]:
 
 def _python() -> Check:
     return Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def _captune() -> Check:
+    """An installation that is older than the code knows none of its names: "unknown scorer 'storybook'"."""
+    found = f"{__version__} in {Path(__file__).parents[1]}"
+    try:
+        installed = importlib.metadata.distribution("captune")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("captune", "missing", f"{found}, not installed", "from a clone: pip install -e .")
+    known: dict[str, set[str]] = {}
+    for point in installed.entry_points:
+        known.setdefault(point.group, set()).add(point.name)
+    lacking = [name for group, names in ENTRY_POINTS.items() for name in sorted(names - known.get(group, set()))]
+    if lacking or installed.version != __version__:
+        what = f"installed when it was {installed.version}" + f", without {', '.join(lacking)}" * bool(lacking)
+        return Check("captune", "missing", f"{found}, {what}", "install it again; from a clone: pip install -e .")
+    return Check("captune", "ok", found)
 
 
 def _library(name: str) -> Check:

@@ -136,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with contextlib.suppress(AttributeError, ValueError):  # names of files may be no text, and a terminal may be ASCII
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     debug = "--debug" in argv
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(name)s: %(message)s"))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from captune.cli.command import DTYPES, Command, echo, hide_loading_bars
+from captune.errors import UsageError
 from captune.utils.files import output_path
 
 
@@ -24,7 +25,9 @@ def run(args: argparse.Namespace) -> int:
     """Merge and print the folder."""
     from captune.models.captioner import Captioner
 
-    output_path(args.output, what="merged models", folder=True)
+    folder = output_path(args.output, what="merged models", folder=True)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty, and a merged model is a folder of its own: name another --output")
     hide_loading_bars()
     captioner = Captioner.load(
         args.model, adapter=args.adapter, dtype=args.dtype, device="cpu", trust_remote_code=args.trust_remote_code

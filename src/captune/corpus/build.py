@@ -20,6 +20,7 @@ from captune.corpus.files import Shard
 from captune.corpus.index import EXACT, INDEXES, make_index
 from captune.data import ImageSource, load_images, open_image
 from captune.data.columns import undecoded
+from captune.data.images import BATCH_PIXELS
 from captune.data.schemes import scheme_of
 from captune.errors import BadImage, CorpusError, redact
 from captune.models.encoders import (
@@ -176,7 +177,9 @@ class _Job:
         waiting: list[str] = []
         ahead = pool.submit(copy_context().run, self._open, rows, seen)
         while (now := ahead.result()).rows:
-            ahead = pool.submit(copy_context().run, self._open, rows, seen)
+            large = now.pixels > BATCH_PIXELS // 4  # the next ones are not opened beside these
+            if not large:
+                ahead = pool.submit(copy_context().run, self._open, rows, seen)
             shard.rows += now.rows
             for item, why in now.skipped:
                 skip("images that the corpus leaves out", f"{item}: {why}")
@@ -184,6 +187,9 @@ class _Job:
             if now.images:
                 shard.images += now.images
                 images.append(unit_vectors(self.image_model.encode_images(now.opened), now.images))
+                now.opened.clear()
+            if large:
+                ahead = pool.submit(copy_context().run, self._open, rows, seen)
             shard.entries += now.entries
             waiting += [caption for _, caption in now.entries]
             while len(waiting) >= _TEXTS_AT_ONCE:
@@ -199,7 +205,10 @@ class _Job:
         return shard
 
     def _open(self, rows: Iterator[Row], seen: set[str]) -> _Opened:
-        """The next rows, up to batch_size. An image whose id has come before is not opened again."""
+        """The next rows, up to batch_size, or until their images have more than `BATCH_PIXELS`.
+
+        An image whose id has come before is not opened again.
+        """
         batch = _Opened(rows=0)
         for row in itertools.islice(rows, self.batch_size):
             batch.rows += 1
@@ -210,13 +219,17 @@ class _Job:
                 continue
             if image_id not in self.known and image_id not in seen:
                 try:
-                    batch.opened.append(open_image(row["image"], image_id))
+                    image = open_image(row["image"], image_id)
                 except BadImage as error:
                     batch.skipped.append((image_id, error.why))
                     continue
                 seen.add(image_id)
+                batch.opened.append(image)
+                batch.pixels += image.width * image.height
                 batch.images.append(image_id)
             batch.entries += [(image_id, caption) for caption in captions]
+            if batch.pixels > BATCH_PIXELS:
+                break
         return batch
 
 
@@ -226,6 +239,7 @@ class _Opened(Shard):
     def __init__(self, rows: int) -> None:
         super().__init__(rows)
         self.opened: list[Any] = []
+        self.pixels = 0
 
 
 class _Reader:

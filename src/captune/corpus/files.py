@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from captune.errors import CorpusError
-from captune.utils.files import jsonl_line, lock, replace_file, replacing
+from captune.utils.files import jsonl_line, lock, refuse_pipes, replace_file, replacing
 
 logger = logging.getLogger(__name__)
 FORMAT = 2  # 1: an encoder's digest was that of its weights alone
@@ -190,6 +190,7 @@ def only_builder(folder: Path) -> Iterator[None]:
     Raises:
         CorpusError: if another process builds there.
     """
+    refuse_pipes(folder, error=CorpusError)
     with (folder / ".lock").open("wb") as file:
         if not lock(file):
             raise CorpusError(f"{folder}: another process is building here; wait for it to end")
@@ -214,6 +215,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     Raises:
         CorpusError: if it is not the config of a corpus, or of another format.
     """
+    refuse_pipes(folder, error=CorpusError)
     try:
         config = json.loads((folder / CONFIG).read_bytes())
         if not isinstance(config, dict) or "text_encoder" not in config or "image_encoder" not in config:

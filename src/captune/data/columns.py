@@ -9,18 +9,39 @@ from typing import Any, TypeAlias
 from datasets import Dataset, Features, Image, IterableDataset
 from PIL.Image import Image as PILImage
 
-from captune.data.images import open_image
+from captune.data.images import LARGE_PIXELS, open_image
 
 ImageSource: TypeAlias = Dataset | IterableDataset
+TRAINING_PIXELS = 400_000_000  # of a batch that is learned from: 1.6 GB; 32 photos of 12 megapixels
 
 
 @dataclass
 class SafeImage(Image):
-    """An image feature of `datasets` that `open_image` decodes, row by row."""
+    """An image feature of `datasets` that `open_image` decodes, row by row.
+
+    Attributes:
+        large: an image with more pixels is reduced.
+    """
+
+    large = LARGE_PIXELS  # no field of the dataclass: `datasets` writes those into its files
 
     def decode_example(self, value: Any, token_per_repo_id: Any = None) -> PILImage:
         """Return the image, opened by `open_image`."""
-        return open_image(value)
+        return open_image(value, large=self.large)
+
+
+def bounded(dataset: ImageSource, batch_size: int) -> ImageSource:
+    """Return a decoded dataset of which `batch_size` images have no more than `TRAINING_PIXELS`: each is reduced.
+
+    A batch whose gradient is one cannot be taken in several. Fewer than 2,048 x 2,048 pixels are never reduced.
+    """
+    feature = (dataset.features or {}).get("image")
+    large = max(2**22, TRAINING_PIXELS // batch_size)
+    if not isinstance(feature, SafeImage) or large >= feature.large:
+        return dataset
+    smaller = SafeImage()
+    smaller.large = large
+    return dataset.cast_column("image", smaller)
 
 
 def decoded(dataset: ImageSource) -> ImageSource:
@@ -58,3 +79,16 @@ class LazyImages(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.dataset[index]["image"]
+
+
+class Chosen(Sequence[Any]):
+    """Some of a sequence, each taken when it is read, so that not all images are open at once."""
+
+    def __init__(self, items: Sequence[Any], rows: Sequence[int]) -> None:
+        self.items, self.rows = items, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[self.rows[index]]

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ logger = logging.getLogger(__name__)
 MAX_PIXELS = 178_956_970
 """Images with more pixels are refused as decompression bombs (the size at which Pillow itself refuses)."""
 
-LARGE_PIXELS = 89_478_485
-"""Images with more pixels (Pillow warns of them) are reduced while they are decoded, to at most `REDUCED_PIXELS`."""
+LARGE_PIXELS = 2**25
+"""Images with more pixels are reduced while they are decoded, to at most `REDUCED_PIXELS`: no model sees more."""
 
 REDUCED_PIXELS = 2**24
+
+BATCH_PIXELS = 160_000_000
+"""What a batch of images may have in memory, decoded: 0.6 GB, and as much again while a processor copies them."""
 
 _ORIENTATION = 0x0112  # of EXIF
 _KINDS = "apng avif bmp dib gif heic heif jfif jp2 jpe jpeg jpg jxl pbm pgm png pnm ppm tga tif tiff webp"
@@ -49,20 +53,25 @@ def blank() -> Image.Image:
     return Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), (128, 128, 128))
 
 
-def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    image: Any, item: str | None = None, *, max_pixels: int = MAX_PIXELS, large: int | None = None
+) -> Image.Image:
     """Return the image as upright 8-bit RGB, fully loaded.
 
     EXIF rotation is applied, transparency is laid on white, 16-bit and floating-point images are scaled (not clipped)
-    to 8 bits, and of an animation the first frame is taken. More than `LARGE_PIXELS` are reduced by a whole factor.
+    to 8 bits, and of an animation the first frame is taken. A large image is reduced by a whole factor, to at most
+    `REDUCED_PIXELS`.
 
     Args:
         image: a path, the file's bytes, a ``{"bytes", "path"}`` pair as `datasets` stores images, or a PIL image.
         item: the name used in errors; None: the path.
         max_pixels: a larger image is refused.
+        large: an image with more pixels is large; None: with more than `LARGE_PIXELS`.
 
     Raises:
         BadImage: if the image cannot be used.
     """
+    large = LARGE_PIXELS if large is None else large
     item = item if item is not None else _name(image)
     if not isinstance(image, Image.Image):
         data = read_image(image, item)
@@ -70,11 +79,39 @@ def open_image(image: Any, item: str | None = None, *, max_pixels: int = MAX_PIX
         image = _open(data, item, max_pixels)
     try:
         image.load()
-        if image.width * image.height > LARGE_PIXELS:
-            image = _reduced(image)
+        if image.width * image.height > large:
+            image = _reduced(image, min(large, REDUCED_PIXELS))
         return to_rgb(_upright(image, item))
     except Exception as error:  # Pillow's plugins raise whatever their parser stumbles over; the item is bad either way
         raise BadImage(item, _why(error)) from error
+
+
+def opened(images: Sequence[Any], size: int, pixels: int = BATCH_PIXELS) -> Iterator[list[Image.Image]]:
+    """Yield images, opened, in batches: of `size`, or of fewer that have at most so many pixels together.
+
+    Args:
+        images: whatever `open_image` takes; one that stands there several times in a row is opened once.
+        size: images in a batch.
+        pixels: of the different images of a batch, but for one that has more by itself.
+    """
+    batch: list[Image.Image] = []
+    known: dict[int, tuple[Any, Image.Image]] = {}
+    total = 0
+    for index in range(len(images)):
+        given = images[index]
+        if id(given) not in known:
+            image = open_image(given)
+            if batch and total + image.width * image.height > pixels:
+                yield batch
+                batch, known, total = [], {}, 0
+            known[id(given)] = given, image  # which keeps its id from being another's
+            total += image.width * image.height
+        batch.append(known[id(given)][1])
+        if len(batch) == size:
+            yield batch
+            batch, known, total = [], {}, 0
+    if batch:
+        yield batch
 
 
 def upright_rgb(image: Any) -> Image.Image:
@@ -214,12 +251,14 @@ def _why(error: Exception) -> str:
     return text if isinstance(error, OSError) else f"cannot be decoded ({type(error).__name__}: {text})"
 
 
-def _reduced(image: Image.Image) -> Image.Image:
-    """A smaller image, each pixel the mean of a square, made strip by strip so that no second large one is in memory.
+def _reduced(image: Image.Image, most: int) -> Image.Image:
+    """An image of at most so many pixels, each the mean of a square.
+
+    It is made strip by strip, so that no second large one is in memory.
 
     Where a pixel has more than 8 bits, whose scale is that of the whole image, every n-th pixel is taken instead.
     """
-    factor = math.ceil(math.sqrt(image.width * image.height / REDUCED_PIXELS))
+    factor = math.ceil(math.sqrt(image.width * image.height / most))
     size = (math.ceil(image.width / factor), math.ceil(image.height / factor))
     if image.mode.startswith("I") or image.mode == "F":
         small = image.resize(size, Image.Resampling.NEAREST)

@@ -175,10 +175,21 @@ def as_references(value: Any) -> list[str]:
             raise SourceError(f"expected a caption, found an object with {', '.join(map(str, value)) or 'nothing'}")
         return as_references(value[key])
     if isinstance(value, bytes):
-        return [value.decode("utf-8", "replace").strip()]
+        try:
+            return [value.decode("utf-8").strip()]
+        except UnicodeDecodeError as error:
+            raise SourceError(f"a caption is not UTF-8 text: {error}") from error
     if isinstance(value, Iterable):
         return [reference for item in value for reference in as_references(item)]
     raise SourceError(f"expected a caption or a list of captions, found {type(value).__name__}")
+
+
+def references_at(value: Any, place: str) -> list[str]:
+    """Return `as_references` of a value; an error names its place."""
+    try:
+        return as_references(value)
+    except SourceError as error:
+        raise SourceError(f"{place}: {error}") from error
 
 
 def as_id(value: Any, place: str) -> str:
@@ -348,10 +359,9 @@ def _row_entry(row: dict[str, Any], path: Path, noun: str, number: int) -> Entry
                 f"{path}, {noun} {number}: needs an 'image' or an 'image_id'; it has {', '.join(row) or 'nothing'}"
             )
         image_id = as_id(image_id, f"{path}, {noun} {number}")
-    try:
-        return Entry(image_id, name, as_references(row[reference_key]) if reference_key else [], number)
-    except SourceError as error:
-        raise SourceError(f"{path}, {noun} {number}: {error}") from error
+    value = row[reference_key] if reference_key else []
+    references = [value.strip()] if isinstance(value, str) else references_at(value, f"{path}, {noun} {number}")
+    return Entry(image_id, name, references, number)
 
 
 def _read_json(path: Path, split: str | None) -> tuple[Iterable[Entry], str | None]:
@@ -383,10 +393,7 @@ def _read_json(path: Path, split: str | None) -> tuple[Iterable[Entry], str | No
         if any(isinstance(row, dict) and (row.keys() & {*ID_KEYS, *IMAGE_KEYS}) for row in rows):
             known = "COCO captions have the lists 'images' and 'annotations', Karpathy's have 'images'"
             raise SourceError(f"{place}: expected an image's captions, found a list of rows; {known}")
-        try:
-            entries.append(Entry(as_id(key, place), None, as_references(value), number))
-        except SourceError as error:
-            raise SourceError(f"{place}: {error}") from error
+        entries.append(Entry(as_id(key, place), None, references_at(value, place), number))
     return entries, split
 
 
@@ -418,7 +425,7 @@ def _read_coco(path: Path, images: list[dict[str, Any]], annotations: list[Any])
             if isinstance(caption := annotation["caption"], str):
                 references.append(caption.strip())
             else:
-                references.extend(as_references(caption))
+                references.extend(references_at(caption, f"{path}, entry {number} of 'annotations'"))
         except (KeyError, TypeError) as error:
             place = f"{path}, entry {number} of 'annotations'"
             if isinstance(annotation, dict) and "image_id" in annotation:
@@ -444,7 +451,7 @@ def _read_karpathy(path: Path, images: list[dict[str, Any]], split: str | None) 
             name = f"{image['filepath']}/{name}"
         if "sentences" not in image:
             raise SourceError(f"{place}: 'sentences' is missing")
-        entry = Entry(image_id, name, as_references(image["sentences"]), number)
+        entry = Entry(image_id, name, references_at(image["sentences"], place), number)
         if (first := entries.setdefault(image_id, entry)) is not entry:
             raise SourceError(
                 f"{path}: entries {first.number} and {number} of 'images' have the id {image_id}: {first.name} and "

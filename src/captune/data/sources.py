@@ -23,7 +23,7 @@ from captune.data.folders import add_references, files_below, listed
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.readers import TEXT_SUFFIXES, Entry, find_image_folder, image_paths, nfc, read_entries
 from captune.data.schemes import Scheme, scheme_of
-from captune.data.tables import FEATURES, load_hub, load_parquet, load_saved, normalise
+from captune.data.tables import FEATURES, guarded, load_hub, load_parquet, load_saved, normalise
 from captune.data.webdataset import load_webdataset
 from captune.errors import SourceError
 from captune.utils.skipped import skip
@@ -337,13 +337,21 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
     stream = bool(source.streaming) or stream
     path = Path(source.where).expanduser()
     base = path if path.is_dir() else path.parent
+    if source.images and not Path(source.images).expanduser().is_dir():
+        raise SourceError(f"{source.where}: ?images={source.images} is no folder")
     if path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()):
+        if source.config is not None:
+            raise SourceError(f"{source.where} has no configurations; leave ?config={source.config} out")
         dataset: ImageSource = load_saved(path, source.split)
     elif files := _shards(source.where):
         if files[0].lower().endswith(".tar"):
             if source.split is not None:
                 raise SourceError(f"{source.where} has no splits; leave ?split={source.split} out")
+            if source.images is not None:
+                raise SourceError(f"{source.where} holds its images; leave ?images={source.images} out")
             return _take(load_webdataset(files, options, stream=stream, images=with_images), source, limit)
+        if source.config is not None:
+            raise SourceError(f"{source.where} has no configurations; leave ?config={source.config} out")
         dataset = load_parquet(files, stream)
     elif path.exists() or source.where.startswith((".", "/", "~")) or path.suffix.lower() in _PATH_SUFFIXES:
         reason = "is of no known kind" if path.exists() else "does not exist"
@@ -355,7 +363,8 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
         raise SourceError(f"{source.where} has no splits; leave ?split={source.split} out")
     images = Path(source.images).expanduser() if source.images else base
     dataset = normalise(dataset, source.where, options, images, with_images, data=base)
-    return _take(dataset, source, limit)
+    taken = _take(dataset, source, limit)
+    return guarded(taken, source.where) if isinstance(taken, IterableDataset) else taken
 
 
 _SHARD_SUFFIXES = (".tar", ".parquet")

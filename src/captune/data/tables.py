@@ -5,13 +5,15 @@ from __future__ import annotations
 import glob
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import (
     Dataset,
     DatasetDict,
@@ -23,11 +25,13 @@ from datasets import (
     Value,
     concatenate_datasets,
 )
+from datasets.exceptions import DatasetsError
+from datasets.table import CastError
 
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.paths import ImageFolder
-from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, Blanks, as_id, as_references, first_key, nfc
-from captune.errors import SourceError
+from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, Blanks, as_id, first_key, nfc, references_at
+from captune.errors import CaptuneError, SourceError
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +46,15 @@ def load_saved(path: Path, split: str | None) -> Dataset:
 
 
 def load_parquet(files: list[str], stream: bool) -> Dataset | IterableDataset:
-    """Load local parquet files.
+    """Load local parquet files; those without rows are left out.
 
     Raises:
-        SourceError: if they cannot be read.
+        SourceError: if they cannot be read, have no rows, or two columns of one name.
     """
+    whole = [name for name in files if _rows_of(name)]
+    if not whole:
+        raise SourceError(f"{files[0]} holds no rows")
+    files = whole
     patterns = [glob.escape(name) for name in files]  # `datasets` takes every path for a pattern
     try:
         return datasets.load_dataset("parquet", data_files={"train": patterns}, split="train", streaming=stream)
@@ -54,6 +62,32 @@ def load_parquet(files: list[str], stream: bool) -> Dataset | IterableDataset:
         cause = error.__cause__ or error
         more = " …" if len(files) > 1 else ""
         raise SourceError(f"{files[0]}{more} cannot be read as parquet: {_line(cause)}") from error
+
+
+def _rows_of(name: str) -> int:
+    """The number of rows of a parquet file, from its footer."""
+    try:
+        footer = pq.read_metadata(name)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{name} cannot be read as parquet: {_line(error)}") from error
+    names = Counter(footer.schema.to_arrow_schema().names)
+    if twice := [column for column, count in names.items() if count > 1]:
+        raise SourceError(f"{name} has the column {twice[0]!r} {names[twice[0]]} times; give each its own name")
+    return int(footer.num_rows)
+
+
+def guarded(dataset: IterableDataset, name: str) -> IterableDataset:
+    """Return a stream whose errors in reading are a SourceError that names the source."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        try:
+            yield from dataset
+        except CaptuneError:
+            raise
+        except (pa.ArrowException, OSError, DatasetsError, CastError) as error:
+            raise SourceError(f"{name} cannot be read: {_line(error.__cause__ or error)}") from error
+
+    return IterableDataset.from_generator(rows, features=dataset.features)
 
 
 def load_hub(name: str, config: str | None, split: str | None, streaming: bool) -> Dataset | IterableDataset:
@@ -85,6 +119,8 @@ def _one_split(loaded: Any, name: str, split: str | None) -> Any:
 
 
 def _line(error: BaseException) -> str:
+    if isinstance(error, CastError):
+        return "its files do not have the same columns, or not of the same types"
     text = str(error).strip().split("\n")[0]
     return text.rstrip(".") or type(error).__name__
 
@@ -187,7 +223,7 @@ def _ids(values: list[Any], name: str, id_column: str) -> list[str]:
 def _references(values: list[Any], name: str) -> list[list[str]]:
     blanks, made = Blanks(), []
     for row, value in enumerate(values, start=1):
-        references = as_references(value)
+        references = references_at(value, f"{name}, row {row}")
         if blanks.remove(references):
             blanks.note(f"{name}, row {row}")
         made.append(references)
@@ -230,24 +266,34 @@ def _undecoded(dataset: Dataset, images: list[str]) -> Dataset:
 
 def _one_image_column(dataset: Dataset, images: list[str], where: ImageFolder, name: str) -> Dataset:
     feature = dataset.features[images[0]]
-    if len(images) == 1 and (isinstance(feature, Image) or feature == Value("binary") or isinstance(feature, dict)):
-        if isinstance(feature, dict) and set(feature) != {"bytes", "path"}:
-            raise SourceError(f"{name}: the column {images[0]!r} holds {', '.join(feature)}, not bytes and path")
+    if len(images) == 1:
+        _check_image_column(feature, images[0], name)
+    if len(images) == 1 and feature not in _PATHS:
         dataset = dataset.cast_column(images[0], Image(decode=False))
         dataset = dataset if images[0] == "image" else dataset.rename_column(images[0], "image")
         return _with_pairs(dataset, where) if _has_paths(dataset) else dataset
-    if len(images) == 1 and feature in (Value("string"), Value("large_string")):
+    if len(images) == 1:
         pairs: list[Any] = [_pair(value, where) for value in _values(dataset, images[0])]
         column = Dataset.from_dict({"image": pairs}, features=Features({"image": Image(decode=False)}))
         others = [key for key in dataset.column_names if key not in images]
         return concatenate_datasets([column, dataset.select_columns(others)], axis=1) if others else column
-    if len(images) > 1:  # shards with more than one kind of image
-        for column in images:
-            dataset = dataset.cast_column(column, Image(decode=False))
-        rest = {key: feature for key, feature in dataset.features.items() if key not in images}
-        features = Features({**rest, "image": Image(decode=False)})
-        return dataset.map(_first_image, fn_kwargs={"columns": images}, remove_columns=images, features=features)
-    raise SourceError(f"{name}: the column {images[0]!r} is {feature}, not images; name another with ?image=COLUMN")
+    for column in images:  # shards with more than one kind of image
+        dataset = dataset.cast_column(column, Image(decode=False))
+    rest = {key: feature for key, feature in dataset.features.items() if key not in images}
+    features = Features({**rest, "image": Image(decode=False)})
+    return dataset.map(_first_image, fn_kwargs={"columns": images}, remove_columns=images, features=features)
+
+
+_PATHS = (Value("string"), Value("large_string"))
+_BYTES = (Value("binary"), Value("large_binary"))
+
+
+def _check_image_column(feature: Any, column: str, name: str) -> None:
+    """Refuse a column that does not hold images, as bytes, as paths, or as both."""
+    if isinstance(feature, dict) and set(feature) != {"bytes", "path"}:
+        raise SourceError(f"{name}: the column {column!r} holds {', '.join(feature)}, not bytes and path")
+    if not isinstance(feature, Image | dict) and feature not in (*_PATHS, *_BYTES):
+        raise SourceError(f"{name}: the column {column!r} is {feature}, not images; name another with ?image=COLUMN")
 
 
 def _has_paths(dataset: Dataset) -> bool:
@@ -291,6 +337,8 @@ def _normalise_stream(
     name: str,
 ) -> IterableDataset:
     features, blanks = dataset.features, Blanks()
+    if features is not None and len(images) == 1:
+        _check_image_column(features[images[0]], images[0], name)
     for column in images:
         if features is not None and isinstance(features[column], Image):
             dataset = dataset.cast_column(column, Image(decode=False))
@@ -298,7 +346,7 @@ def _normalise_stream(
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
         image_id = nfc(as_id(row[id_column], f"{name}, row {index + 1} ({id_column})")) if id_column else f"{index:06d}"
         image = _pair(_first_image(row, images)["image"], where) or {"bytes": None, "path": None}
-        references = as_references(row[caption]) if caption else []
+        references = references_at(row[caption], f"{name}, row {index + 1}") if caption else []
         if blanks.remove(references):
             blanks.note(f"{name}, row {index + 1}")
             blanks.say()

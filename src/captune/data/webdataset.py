@@ -18,7 +18,7 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from captune.data.images import IMAGE_SUFFIXES
-from captune.data.readers import BLANK, REFERENCE_KEYS, Blanks, as_references, first_key, nfc
+from captune.data.readers import BLANK, REFERENCE_KEYS, Blanks, first_key, nfc, references_at
 from captune.errors import SourceError
 from captune.utils.files import parse_json, replace_file, replacing
 from captune.utils.hashing import fingerprint
@@ -45,8 +45,11 @@ def load_webdataset(files: list[str], options: dict[str, str], *, stream: bool, 
     Raises:
         SourceError: a shard that is damaged or cannot be read, or two samples of one key.
     """
-    if "id" in options:
-        raise SourceError(f"{files[0]}: the id of a sample is its key in the shard; leave ?id={options['id']} out")
+    for key, why in (("id", "the id of a sample is its key in the shard"), ("config", "shards have no configurations")):
+        if key in options:
+            raise SourceError(f"{files[0]}: {why}; leave ?{key}={options[key]} out")
+    if "image" in options and f".{options['image'].lower().lstrip('.')}" not in IMAGE_SUFFIXES:
+        raise SourceError(f"{files[0]}: ?image= names a kind of image, as in ?image=jpg, not {options['image']!r}")
     for name in files:
         if not os.path.isfile(name):
             raise SourceError(f"{name} is no file")
@@ -198,8 +201,5 @@ def _captions(file: Any, members: dict[str, tarfile.TarInfo], place: str, option
         if isinstance(content, dict):
             key = chosen if chosen and kind != ".json" else first_key(content, REFERENCE_KEYS)
             content = [] if key is None or key not in content else content[key]
-        try:
-            references += as_references(content)
-        except SourceError as error:
-            raise SourceError(f"{place}: {member.name}: {error}") from error
+        references += references_at(content, f"{place}: {member.name}")
     return references

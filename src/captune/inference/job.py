@@ -32,9 +32,9 @@ from tqdm.auto import tqdm
 
 from captune.data import ImageSource, load_images, open_image
 from captune.data.caption_formats import output_format
-from captune.data.images import read_image
+from captune.data.images import BATCH_PIXELS, read_image
 from captune.decoding import Decoder, load_decoder
-from captune.errors import BadImage, MissingColumn, SettingError
+from captune.errors import BadImage, MissingColumn, SettingError, SourceError
 from captune.inference.contents import Contents, content_of
 from captune.inference.order import Row, cost, decoded, select_images, split, windows
 from captune.inference.outputs import FileOutput, Output, SidecarOutput, StreamOutput
@@ -42,8 +42,6 @@ from captune.inference.settings import beside, job_settings, same_settings
 from captune.utils.files import STDOUT, jsonl_line, replace_file
 
 logger = logging.getLogger(__name__)
-
-BATCH_PIXELS = 400_000_000  # decoded at once, in this batch and the one that is read ahead: 1.2 GB; 32 photos of 12 MP
 
 
 class CaptionReport(NamedTuple):
@@ -246,6 +244,12 @@ def caption_source(
         started = time.perf_counter()
         job.run(dataset, batch_size, window)
         seconds = time.perf_counter() - started
+        if not job.places:
+            if isinstance(writer, FileOutput) and not writer.done:
+                companions = (beside(writer.path, end) for end in ("settings.json", "images.jsonl"))
+                for path in (writer.path, writer.journal, *companions):
+                    path.unlink(missing_ok=True)
+            raise SourceError(f"{source if isinstance(source, str) else 'the dataset'} holds no images")
         order = writer.finish(job.places, dataset)
         if contents is not None:
             contents.close(order)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import BatchFeature, GenerationConfig, PreTrainedModel
 
 from captune.data.images import upright_rgb
-from captune.errors import CaptionerError, SettingError
+from captune.errors import CaptionerError, SettingError, first_line
 from captune.models import hub, image_inputs, loading
 from captune.models import inputs as batches
 from captune.models.caching import vision
@@ -78,6 +78,11 @@ def check_length(max_new_tokens: int | None) -> None:
     """Raise SettingError for a longest caption of no tokens; None is the model's own."""
     if max_new_tokens is not None and max_new_tokens < 1:
         raise SettingError(f"max_new_tokens must be at least 1, not {max_new_tokens}; leave it out for the default")
+
+
+def _is_text(text: str) -> bool:
+    """Whether it has no half characters, which a shell makes of bytes that are not UTF-8."""
+    return text == text.encode("utf-8", "replace").decode("utf-8")
 
 
 class Captioner:
@@ -156,6 +161,7 @@ class Captioner:
             four_bit_device=device if load_in_4bit else None,
         )
         captioner = cls(model, processor, name=str(name_or_path), prompt=prompt)
+        captioner.check_processor()
         if adapter is not None:
             captioner.model = loading.load_adapter(captioner.core, adapter, trainable=adapter_trainable)
             captioner.model.eval()
@@ -206,20 +212,48 @@ class Captioner:
         messages = self.conversation()
         if not image:
             messages[0]["content"] = [part for part in messages[0]["content"] if part["type"] != "image"]
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self._render(messages, True)
 
     def has_turns(self) -> bool:
         """Return whether the chat template opens a turn for the assistant; those of base models do not."""
         messages = [{"role": "user", "content": [{"type": "image"}]}]
-        texts = [
-            self.processor.apply_chat_template(messages, add_generation_prompt=flag, tokenize=False)
-            for flag in (False, True)
-        ]
+        texts = [self._render(messages, flag) for flag in (False, True)]
         return texts[0] != texts[1]
+
+    def _render(self, messages: list[dict[str, Any]], answer: bool) -> str:
+        try:
+            return str(self.processor.apply_chat_template(messages, add_generation_prompt=answer, tokenize=False))
+        except Exception as error:  # whatever a template of one's own does in jinja's sandbox
+            raise CaptionerError(
+                f"the chat template of {self.name or type(self.core).__name__} cannot be used: {first_line(error)}"
+            ) from error
+
+    def check_processor(self) -> None:
+        """Prepare a blank image, so that a processor that cannot work is refused when it is loaded, not at an image.
+
+        Raises:
+            CaptionerError: says what the processor said.
+        """
+        what = f"the processor of {self.name or type(self.core).__name__}"
+        try:
+            batch = self.prepare([Image.new("RGB", (64, 64), (128, 96, 64))], ["a"])
+        except CaptionerError:
+            raise
+        except Exception as error:  # transformers' processors raise whatever they stumble over
+            raise CaptionerError(f"{what} cannot prepare an image and a caption: {first_line(error)}") from error
+        if not any(self._image_tokens(batch)):
+            raise CaptionerError(
+                f"{what} leaves no place for the image: no token has the image_token_id "
+                f"{self.core.config.image_token_id}; the chat template or a config belongs to another model"
+            )
+        if pixels := [k for k, v in batch.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]:
+            raise CaptionerError(f"{what} gives values that are not finite ({', '.join(pixels)}): see its image_std")
 
     def _check_prompt(self) -> None:
         """Refuse a prompt that is no text: one with the token that stands for the image, or longer than the model."""
         tokenizer = self.tokenizer
+        if not _is_text(self.prompt):
+            raise SettingError(f"the prompt {self.prompt!a} is not Unicode text; write it in UTF-8")
         named = tokenizer.convert_ids_to_tokens(self.core.config.image_token_id)
         marks = (named, getattr(tokenizer, "image_token", None))
         if mark := next((mark for mark in marks if mark and mark in self.prompt), None):
@@ -230,7 +264,12 @@ class Captioner:
     def _eos_ids(self) -> list[int]:
         """Ids that end a caption; the first is the one that training appends."""
         named = self.core.generation_config.eos_token_id if self.core.generation_config else None
-        ids = [] if named is None else [named] if isinstance(named, int) else list(named)
+        ids = [] if named is None else list(named) if isinstance(named, (list, tuple)) else [named]
+        if any(type(number) is not int or number < 0 for number in ids):
+            raise CaptionerError(
+                f"{self.name or self.family.name}: the generation config's eos_token_id is {named!r}, no number of a "
+                "token; correct generation_config.json"
+            )
         eos = self.tokenizer.eos_token_id
         if eos is not None:
             ids = [eos, *(i for i in ids if i != eos)]

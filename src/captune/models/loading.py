@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 import captune.models.prefix_captioner  # noqa: F401  registers its model with the Auto classes
-from captune.errors import CaptionerError, first_line
+from captune.errors import CaptionerError, first_line, redact
 from captune.models.families import FAMILIES
 from captune.models.hub import is_local
 from captune.utils.files import read_json, replace_file
@@ -24,6 +24,7 @@ from captune.utils.hashing import base_digest
 from captune.utils.loads import check_finite, check_model, few, refuse
 
 BASE_FILE = "base_model.json"  # beside an adapter: which weights it was trained on
+MOST_LAYERS = 1000
 _RETRAIN = "Name the whole adapter folder of this very model, or train it again."
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def load_model(
     folder = Path(source) if Path(source).is_dir() else None
     remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     config = _try(lambda: AutoConfig.from_pretrained(source, **remote), source, folder, "configuration")
+    _check_sizes(config, source)
     known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     if not known and "AutoModelForImageTextToText" not in (getattr(config, "auto_map", None) or {}):
         raise CaptionerError(
@@ -54,6 +56,8 @@ def load_model(
             f"({', '.join(config.architectures or ['no architecture named'])}); captune needs a model that "
             "AutoModelForImageTextToText loads, for example HuggingFaceTB/SmolVLM-Base."
         )
+    if known and folder is not None:
+        _check_weights(config, folder)
     processor = _try(lambda: AutoProcessor.from_pretrained(source, **remote), source, folder, "processor")
     missing = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
     if missing:
@@ -118,7 +122,7 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path, *, trainable: bool
         raise CaptionerError(_unreachable(name, "adapter", error)) from error
     except SafetensorError as error:
         raise CaptionerError(f"the adapter file in {name} is damaged: {first_line(error)}") from error
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # also what a pattern of modules, or PEFT's configuration, stumbles over
         raise _unfit(name, model, error) from error
     mapping = getattr(model, "_checkpoint_conversion_mapping", None)
     fill_adapter(wrapped, name, key_mapping=mapping or None)
@@ -204,7 +208,9 @@ def _try(load: Any, source: str, folder: Path | None, what: str) -> Any:
         raise CaptionerError(
             f"the {what} of {source} needs a package that is not installed: {first_line(error)}"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except CaptionerError:
+        raise
+    except Exception as error:  # transformers, tokenizers and safetensors each have classes of their own
         if "trust_remote_code" in str(error):
             raise CaptionerError(
                 f"{source} brings its own Python code, which captune does not run unless asked to: read that code, "
@@ -212,7 +218,46 @@ def _try(load: Any, source: str, folder: Path | None, what: str) -> Any:
             ) from error
         if folder is None and isinstance(error, OSError):
             raise CaptionerError(_unreachable(source, what, error)) from error
-        raise CaptionerError(f"the {what} in {source} cannot be loaded: {first_line(error)}") from error
+        raise CaptionerError(f"the {what} in {source} cannot be loaded: {_lines(error)}") from error
+
+
+def _lines(error: Exception) -> str:
+    """What an error says, in one line of at most 300 characters."""
+    return redact(" ".join(str(error).split())[:300]) or type(error).__name__
+
+
+def _check_weights(config: Any, folder: Path) -> None:
+    """Refuse a configuration of a far larger model than its weights, which would fill the memory with random ones."""
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+    def build() -> int:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+        return sum(weight.numel() for weight in model.parameters())
+
+    number = _try(build, str(folder), folder, "configuration")
+    if size and number > 4 * size:  # a weight of 4 bits is half a byte
+        raise CaptionerError(
+            f"the configuration in {folder} is of a model of {number:,} weights, for which its *.safetensors of "
+            f"{size:,} bytes are too small: it belongs to another model, or the download is incomplete"
+        )
+
+
+def _check_sizes(config: Any, source: str) -> None:
+    """Refuse a configuration that would be built for hours before its weights are found missing."""
+    pending = [("", config.to_dict())]
+    while pending:
+        place, values = pending.pop()
+        for key, value in values.items():
+            if isinstance(value, dict):
+                pending.append((f"{place}{key}.", value))
+            elif (
+                re.search("layers|depth|blocks", str(key)) and isinstance(value, int) and not 0 <= value <= MOST_LAYERS
+            ):
+                raise CaptionerError(
+                    f"the configuration in {source} has {place}{key} = {value}, not 0 to {MOST_LAYERS} "
+                    f"layers: correct its config.json or download it again"
+                )
 
 
 def _unreachable(source: str, what: str, error: Exception) -> str:

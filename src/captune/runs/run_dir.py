@@ -24,7 +24,15 @@ import yaml
 from captune.errors import RunError, redact
 from captune.runs import checkpoints
 from captune.utils import processes
-from captune.utils.files import cut_torn_line, discard, lock_folder, read_jsonl, remove_leftovers, replace_file
+from captune.utils.files import (
+    cut_torn_line,
+    discard,
+    lock_folder,
+    read_jsonl,
+    refuse_pipes,
+    remove_leftovers,
+    replace_file,
+)
 from captune.utils.versions import command_line, versions
 
 logger = logging.getLogger(__name__)
@@ -212,6 +220,7 @@ class RunDir:
         """Lock and check for `claim`; return whether the run resumes, and whether it is done."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file, not a folder for a run")
+        refuse_pipes(self.path, error=RunError)
         self._lock()
         changed: dict[str, str] = {}
         if (self.path / CLEARING).exists():

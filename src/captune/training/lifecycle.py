@@ -143,6 +143,7 @@ def load_training_images(config: Any, *, references: bool = False, source: str |
     from datasets import IterableDataset
 
     from captune.data import load_images, without_bad
+    from captune.data.columns import bounded
 
     source = source or config.images
     if source == config.images and not has_own_evaluation(config):
@@ -157,7 +158,7 @@ def load_training_images(config: Any, *, references: bool = False, source: str |
     images = load_images(source, limit=config.limit)
     if isinstance(images, IterableDataset):
         raise SourceError(f"{source}: training reads each image several times, a stream cannot; leave streaming=1 out")
-    dataset, bad = without_bad(images)
+    dataset, bad = without_bad(bounded(images, config.batch_size))
     if bad and not len(dataset):
         raise SourceError(f"{source}: not one of {len(bad)} images can be used; the first, {bad[0][0]}: {bad[0][1]}")
     if references:

@@ -5,6 +5,7 @@ Only a line feed ends a line: a caption may hold U+2028 or a vertical tab, where
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
@@ -14,7 +15,6 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -113,7 +113,7 @@ def read_file(path: str | os.PathLike[str], *, error: type[CaptuneError], larges
         raise error(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
 
 
-@contextmanager
+@contextlib.contextmanager
 def uncollected() -> Iterator[None]:
     """Hold back the garbage collector: of a hundred thousand rows in the making it looks at each many times over."""
     enabled = gc.isenabled()
@@ -236,7 +236,7 @@ def parse_yaml(text: str | bytes, where: str, *, error: type[CaptuneError] = Usa
         raise error(f"{where} is not valid YAML: {problem}") from problem
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, name: str | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on leaving, what was written there replaces `path` in one step.
 
@@ -264,7 +264,7 @@ def replace_file(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder beside `path`; on leaving, what was written there, on the disk, becomes `path`.
 
@@ -338,6 +338,16 @@ def lock(file: IO[Any]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def refuse_pipes(folder: Path, *, error: type[CaptuneError]) -> None:
+    """Refuse a folder with a named pipe or a device in it, which would be waited for when it is read or written."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                mode = entry.stat().st_mode
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    raise error(f"{entry.path} is no regular file: remove it, or name another folder")
 
 
 def lock_folder(folder: Path) -> int | None:

@@ -159,3 +159,29 @@ def test_what_a_reward_runs_on_is_missed_in_a_sentence(
 
 def missing(scorer: Any) -> None:
     raise ScorerError("Java is not installed")
+
+
+def test_c3_a_judge_that_stops_answering_ends_grpo_with_a_sentence(
+    tmp_path: Path, tiny_folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = """
+from captune.errors import ScorerError
+calls = []
+def judged(completions, **columns):
+    calls.append(len(completions))
+    if len(calls) == 4:
+        raise ScorerError("the judge at http://localhost:8000/v1 does not answer: start it again")
+    return [float(len(text)) for text in completions]
+"""
+    (tmp_path / "judge.py").write_text(code)
+    output = tmp_path / "run"
+    flags = {
+        "model": tiny_folder("idefics3"), "output": output, "images": "storybook:train?n=8&seed=3", "device": "cpu",
+        "eval-images": "storybook:val?n=2", "max-steps": 6, "batch-size": 2, "num-generations": 2,
+        "max-new-tokens": 4, "lora-r": 2, "eval-steps": 1,
+    }  # fmt: skip
+    command = ["grpo", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+    assert main([*command, "--reward", f"{tmp_path}/judge.py:judged", "--accept-reward"]) == 1
+    said = capsys.readouterr().err
+    assert "http://localhost:8000/v1 does not answer" in said and "Traceback" not in said
+    assert not (output / "finished.json").exists()

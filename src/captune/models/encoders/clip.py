@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
-from captune.data.images import open_image
+from captune.data.images import opened
 from captune.errors import EncoderError, SettingError, first_line
 from captune.models.encoders.base import LoadedEncoder
 from captune.models.hub import how_to_get, resolve_encoder
@@ -107,8 +107,9 @@ class Encoder(LoadedEncoder):
         """
         features = []
         for chunk in _batches(images, batch_size, "encoding images"):
-            inputs = self.image_processor(images=[open_image(image) for image in chunk], return_tensors="pt")
-            features.append(self._features(self.model.get_image_features, inputs))
+            for part in opened(chunk, batch_size):
+                inputs = self.image_processor(images=part, return_tensors="pt")
+                features.append(self._features(self.model.get_image_features, inputs))
         return torch.cat(features) if features else torch.empty(0, 0)
 
     @torch.inference_mode()

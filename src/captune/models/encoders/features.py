@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from captune.data.images import open_image
+from captune.data.images import opened
 from captune.utils.hashing import pixels_digest
 from captune.utils.memory import remembers
 
@@ -37,12 +37,11 @@ class ImageFeatureCache:
         """Return the key of each image's pixels, and their features (N, D)."""
         keys: list[bytes] = []
         rows: list[torch.Tensor] = []
-        for start in range(0, len(images), batch_size):
-            batch = [images[i] for i in range(start, min(start + batch_size, len(images)))]
+        for batch in opened(images, batch_size):
             # a reward passes an image once for each of its captions, in a row
-            opened = {key: open_image(image) for key, image in {id(image): image for image in batch}.items()}
-            digests = {key: pixels_digest(image) for key, image in opened.items()}
-            new = {digests[key]: image for key, image in opened.items() if digests[key] not in self._features}
+            different = {id(image): image for image in batch}
+            digests = {key: pixels_digest(image) for key, image in different.items()}
+            new = {digests[key]: image for key, image in different.items() if digests[key] not in self._features}
             made = [digests[id(image)] for image in batch]
             if new:
                 self._features |= zip(new, torch.as_tensor(self.encoder.encode_images(list(new.values()))), strict=True)

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from captune.data.columns import Chosen
 from captune.errors import BadImage, ScorerError, SpecError
 from captune.scorers import Scorer
 
@@ -130,7 +131,7 @@ class _Retrieval(Scorer):
             texts = [captions[i] for i in spoken]
             _, found = gallery.search(texts, self.k, exclude=exclude, unique_images=self.distinct)
             retrieved = np.asarray(gallery.image_vectors[gallery.owners[found]], dtype=np.float64)
-            own = None if image is None else self._image_vectors([image[i] for i in spoken])
+            own = None if image is None else self._image_vectors(Chosen(image, spoken))
         scores[spoken, 0] = self._scores(retrieved, own)
         return scores
 

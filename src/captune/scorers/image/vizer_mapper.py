@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from captune.data.images import opened
 from captune.errors import SpecError
 from captune.scorers import Scorer
 
@@ -87,10 +88,9 @@ class ViZerScorer(Scorer):
         self.mapper.to(self.captioner.device)
         scores: list[float] = []
         with torch.no_grad(), self.captioner.disable_adapter():
-            for start in range(0, len(captions), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                batch = self.captioner.prepare(list(image[part]), captions[part])
-                scores += self.mapper.score(self.captioner, batch).tolist()
+            for images in opened(image, self.batch_size):
+                part = captions[len(scores) : len(scores) + len(images)]
+                scores += self.mapper.score(self.captioner, self.captioner.prepare(images, part)).tolist()
         return np.array(scores, dtype=np.float64).reshape(-1, 1)
 
     @property

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from captune.data.columns import LazyImages
+from captune.data.images import opened
 from captune.decoding.cfg import guided
 from captune.errors import SettingError, TrainingError
 from captune.models.captioner import Captioner
@@ -24,9 +26,9 @@ def collect(
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Compute the frozen side of the fit once: F_I (N, D), each caption's states (T_j, H), and its image (M,)."""
     features, states, owner = [], [], []
-    for start in tqdm(range(0, len(images), batch_size), desc="mapper features", disable=None):
-        rows = images[start : start + batch_size]["image"]
-        texts = captions[start : start + batch_size]
+    start = 0
+    for rows in _batches(images, batch_size, "mapper features"):
+        texts = captions[start : start + len(rows)]
         batch = captioner.prepare(rows)
         features.append(mapper.image_features(captioner, batch))
         owners = [i for i, captions in enumerate(texts) for _ in captions]
@@ -40,7 +42,16 @@ def collect(
                 )
             states += [h[m].clone() for h, m in zip(hidden, mask, strict=True)]
         owner += [start + i for i in owners]
+        start += len(rows)
     return torch.cat(features), states, torch.tensor(owner, device=features[0].device)
+
+
+def _batches(images: Any, batch_size: int, what: str) -> Iterator[list[Any]]:
+    """The images of a dataset, with a bar."""
+    with tqdm(total=len(images), desc=what, unit="image", disable=None) as bar:
+        for batch in opened(LazyImages(images), batch_size):
+            yield batch
+            bar.update(len(batch))
 
 
 def own_captions(
@@ -72,8 +83,7 @@ def own_captions(
     under = samples > 0 and guidance > 0
     n = samples - under if samples else 1
     captions: list[list[str]] = []
-    for first in tqdm(range(0, len(images), batch_size), desc="mapper captions", disable=None):
-        batch = images[first : first + batch_size]["image"]
+    for batch in _batches(images, batch_size, "mapper captions"):
         flat = captioner.generate(batch, num_return_sequences=n, **settings) if n else []
         last = guided(captioner, batch, weight=guidance - 1, **settings) if under else []
         captions += [flat[n * i : n * (i + 1)] + last[i : i + 1] for i in range(len(batch))]
