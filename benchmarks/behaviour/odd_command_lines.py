@@ -322,7 +322,8 @@ def lines(folder: Path) -> Iterator[Line]:
     for file in ("json_null.json", "lines_twice.jsonl", "lines_binary.jsonl", "lines_zeros.jsonl", "lines_no_id.jsonl"):
         yield Line("captions", [*caption[:-1], file])
     for output in ODD_OUTPUTS:
-        yield Line("outputs", [*caption[:-1], output])
+        kind = output.rpartition(".")[2]
+        yield Line("outputs", [*caption[:-1], output], kind not in ("csv", "parquet", "json", "txt") or None)
     for output in (*ODD_OUTPUTS[:3], "x.pdf", "x.txt", *ODD_OUTPUTS[5:]):
         yield Line("outputs", ["report", "run_null", "--output", output])
     for output in ODD_FOLDERS:
@@ -500,10 +501,9 @@ def _harms(line: Line) -> bool:
 
 
 def guarded(folder: Path) -> dict[str, tuple[int, int]]:
-    """Sizes and times of what a person would lose, and EVIL where code of a file has run."""
-    paths = [path for name in GUARDED for path in (folder / name, *(folder / name).glob("*"))]
-    found = {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
-    return found | {str(path): (0, 0) for path in folder.rglob("EVIL")}
+    """Sizes and times of the files that a person would lose."""
+    paths = [path for name in GUARDED for path in (folder / name, *(folder / name).glob("*")) if path.is_file()]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
 def batch_memory(folder: Path) -> dict[str, Any]:
@@ -552,8 +552,9 @@ def main() -> None:
                 continue
             done = run(line, folder)
             verdict = judge(line, done)
-            if guarded(folder) != whole:
-                verdict, whole = "silent", guarded(folder)
+            now = guarded(folder)
+            if any(now.get(path) != state for path, state in whole.items()) or any(folder.rglob("EVIL")):
+                verdict, whole = "silent", now
             most = max(most, done["peak_gb"])
             kinds[line.kind] += 1
             slowest = max(slowest, done["seconds"])

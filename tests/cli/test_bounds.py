@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from captune.cli.main import main
-from captune.errors import CorpusError, RunError
-from captune.utils.files import refuse_pipes
+from captune.corpus import Corpus
+from captune.errors import CorpusError, RunError, UsageError
+from captune.utils.files import open_stream, refuse_pipes
 
 CAPTION = ["caption", "--model", "storybook", "--images"]
 
@@ -73,3 +74,20 @@ def test_c5_a_pipe_among_the_files_of_an_output(
     os.mkfifo(tmp_path / "config.json")
     assert main([*argv, "storybook:train?n=16", "--output", str(tmp_path)]) == 1
     assert "is no regular file" in capsys.readouterr().err
+
+
+def test_c5_a_pipe_that_nobody_reads_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="nobody reads: start its reader first"):
+        open_stream(str(tmp_path / "pipe"), patience=0.2)
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with open_stream(str(tmp_path / "pipe")) as stream:
+        stream.write("a ball")
+    assert os.read(reader, 99) == b"a ball"
+    os.close(reader)
+
+
+def test_c1_a_corpus_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(CorpusError, match="is not a corpus.*Not a directory"):
+        Corpus.open(tmp_path / "x")

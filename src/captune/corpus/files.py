@@ -222,6 +222,8 @@ def read_config(folder: Path) -> dict[str, Any] | None:
             raise CorpusError(f"{folder / CONFIG} is not the config of a corpus")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise CorpusError(f"{folder} is not a corpus: {folder / CONFIG}: {error.strerror}") from error
     except ValueError as error:
         raise CorpusError(f"{folder / CONFIG} cannot be read: {error}") from error
     if config.get("format") not in _FORMATS:

@@ -39,7 +39,7 @@ from captune.inference.contents import Contents, content_of
 from captune.inference.order import Row, cost, decoded, select_images, split, windows
 from captune.inference.outputs import FileOutput, Output, SidecarOutput, StreamOutput
 from captune.inference.settings import beside, job_settings, same_settings
-from captune.utils.files import STDOUT, jsonl_line, replace_file
+from captune.utils.files import STDOUT, jsonl_line, open_stream, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ def caption_source(
         writer, name = SidecarOutput(dataset, str(sidecar), folder, overwrite=not resume), f"{sidecar} files"
     elif chosen is None:
         standard = str(output) in ("-", *STDOUT)
-        stream = sys.stdout if standard else open(output, "w", encoding="utf-8")  # noqa: SIM115
+        stream = sys.stdout if standard else open_stream(str(output))
         writer, name = StreamOutput(stream, plain=format == "text"), "standard output" if standard else str(output)
     else:
         path = Path(output)

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -338,6 +339,27 @@ def lock(file: IO[Any]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def open_stream(path: str, *, patience: float = 10) -> IO[str]:
+    """Open a named pipe or a device to write text into; a pipe that nobody reads is refused after some seconds.
+
+    Raises:
+        UsageError: nobody reads, or it cannot be opened.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+            if time.monotonic() > until:
+                raise UsageError(f"{path} is a pipe that nobody reads: start its reader first") from error
+        time.sleep(0.1)
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "w", encoding="utf-8")
 
 
 def refuse_pipes(folder: Path, *, error: type[CaptuneError]) -> None:
