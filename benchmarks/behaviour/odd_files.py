@@ -694,7 +694,7 @@ def _about_models(folder: Path) -> Iterator[Line]:
         yield Line("half models", ["caption", *named, "--decoder", "zerocap", *photos])
     for model in ("storybook-lm", "storybook", "half_weights_nan", "half_lacks_config", "photos", "trained"):
         for scorer in ("clip", "bertscore", "sbert", "self_retrieval", "judge", "cycle"):
-            if (scorer, model) not in (("bertscore", "storybook-lm"), ("bertscore", "storybook"), ("sbert", "storybook-lm"), ("judge", "storybook"), ("cycle", "storybook")):  # fmt: skip
+            if (scorer, model) not in (("bertscore", "storybook-lm"), ("bertscore", "storybook"), ("sbert", "storybook-lm"), ("judge", "storybook"), ("cycle", "storybook"), ("sbert", "storybook"), ("sbert", "half_weights_nan")):  # fmt: skip
                 yield Line("half models", [*EVALUATE, "--references", "refs.jsonl", "--images", "refs.jsonl", "--scorers", f"{scorer}:{model}"])  # fmt: skip
         yield Line("half models", ["corpus", "build", "--captions", "storybook:train?n=5", "--output", "o", "--text-encoder", model, "--image-encoder", "storybook-clip"], None)  # fmt: skip
         yield Line("half models", ["corpus", "build", "--captions", "storybook:train?n=5", "--output", "o", "--text-encoder", "storybook-clip", "--image-encoder", model], None)  # fmt: skip

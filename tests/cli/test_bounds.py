@@ -91,3 +91,10 @@ def test_c1_a_corpus_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("x")
     with pytest.raises(CorpusError, match="is not a corpus.*Not a directory"):
         Corpus.open(tmp_path / "x")
+
+
+@pytest.mark.parametrize("side", ["settings.json", "images.jsonl", "bad.jsonl"])
+def test_c5_a_pipe_beside_the_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str], side: str) -> None:
+    os.mkfifo(tmp_path / f"o.jsonl.{side}")
+    assert main([*CAPTION, "storybook:test?n=2", "--output", str(tmp_path / "o.jsonl")]) in (1, 2)
+    assert f"o.jsonl.{side} is no regular file" in capsys.readouterr().err

@@ -228,6 +228,9 @@ def caption_source(
         writer, name = StreamOutput(stream, plain=format == "text"), "standard output" if standard else str(output)
     else:
         path = Path(output)
+        for companion in (beside(path, end) for end in ("settings.json", "images.jsonl", "bad.jsonl")):
+            if companion.exists() and not companion.is_file():
+                raise SettingError(f"{companion} is no regular file: remove it, or name another output")
         settings = job_settings(captioner, source, seed if sampled else None, generation | added, decoder)
         if resume:
             same_settings(path, settings)
