@@ -19,7 +19,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
 def test_a_recipe_is_a_valid_config(recipe, tmp_path):
-    from captune.training.vizer import train as vizer
+    from captune.training.vizer import config as vizer
 
     config = build(vizer.ViZerConfig, {"output": tmp_path}, recipe, vizer.PRESETS)
     assert config.preset == "paper"

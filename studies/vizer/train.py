@@ -24,9 +24,10 @@ from captune.scorers.image.vizer_mapper import ViZerScorer
 from captune.training.config import TrainingConfig
 from captune.training.lifecycle import load_training_images, start_run
 from captune.training.sft.train import SFTConfig
+from captune.training.vizer.config import PRESETS, ViZerConfig
 from captune.training.vizer.mapper_fit import fit_mapper
 from captune.training.vizer.objectives import ViZerTrainer
-from captune.training.vizer.train import PRESETS, ViZerConfig, captions_for_mapper, mapper_images, train_by_reward
+from captune.training.vizer.train import captions_for_mapper, mapper_images, train_by_reward
 from studies._lib import train
 from studies._lib.train import UNSAVED, clean, cycle, key_of, on_wrong_image, once, supervise
 

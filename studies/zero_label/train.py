@@ -25,8 +25,9 @@ from captune.scorers.reference.cider import Cider
 from captune.training.grpo.train import train_with_reward
 from captune.training.lifecycle import start_run
 from captune.training.sft.train import SFTConfig
+from captune.training.vizer.config import PRESETS, ViZerConfig
 from captune.training.vizer.objectives import ViZerTrainer
-from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper
+from captune.training.vizer.train import build_mapper
 from studies._lib.evalset import batches, best
 from studies._lib.train import UNSAVED, Reward, clean, on_wrong_image, once, supervise
 

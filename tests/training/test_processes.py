@@ -19,7 +19,7 @@ from accelerate import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
-from captune.cli.main import main
+from captune.cli.main import COMMANDS, main
 from captune.errors import SettingError
 from captune.runs.run_dir import RunDir
 from captune.training.sharing import share
@@ -31,7 +31,7 @@ WORKER = """
 import json, sys
 import torchvision_shim
 torchvision_shim.install()
-from captune.cli.main import main
+from captune.cli.main import COMMANDS, main
 from captune.training import trainer
 for command, cut in json.load(open(sys.argv[1])):
     class Cut(trainer.MetricsCallback):
@@ -213,7 +213,8 @@ def test_a9_what_is_not_shared_waits_for_no_other_process(monkeypatch: pytest.Mo
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     seen: list[int] = []
-    monkeypatch.setattr("captune.cli.doctor.run", lambda args: seen.append(processes.number()) or 0)
+    doctor = COMMANDS["doctor"]._replace(run=lambda args: seen.append(processes.number()) or 0)
+    monkeypatch.setitem(COMMANDS, "doctor", doctor)
     assert main(["doctor"]) == 0 and seen == [1] and processes.number() == 2
     monkeypatch.setenv("RANK", "1")
     assert main(["doctor"]) == 0 and seen == [1]

@@ -48,7 +48,7 @@ def test_stage_1_and_stage_2(images: list, tmp_path: Path) -> None:
         features = captioner.image_features(images)
         if memo is not None:
             memo.remove()
-            assert len(calls) == 1
+            assert len(calls) == 2  # once for all steps, and once more: a checkpoint forgets what is kept
         else:
             assert len(calls) > 6
         results.append((torch.tensor([row["loss"] for row in run_dir.metrics() if "loss" in row]), features))

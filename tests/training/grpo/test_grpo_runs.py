@@ -17,7 +17,6 @@ from captune.corpus.build import build as build_corpus
 from captune.errors import ScorerError
 from captune.runs.run_dir import RunDir
 from captune.training import trainer as training
-from captune.training.grpo import train as grpo
 from captune.training.grpo.config import PRESETS, CaptionGRPOConfig
 from captune.training.grpo.train import run
 from captune.training.monitor.held_out import HeldOutMonitor
@@ -140,7 +139,7 @@ def test_what_is_rewarded_cannot_watch(tiny_folder: Callable[[str], Path], tmp_p
         run(config(tmp_path / "run", tiny_folder("idefics3"), reward="clip - 0.1*length", watch="clip"))
     with pytest.raises(ValueError, match="--eval-steps: 0 must be at least 1"):
         config(tmp_path / "other", tmp_path, eval_steps=0)
-    assert grpo.PRESETS.keys() == {"captune", "cim"}
+    assert PRESETS.keys() == {"captune", "cim"}
 
 
 def test_what_a_reward_runs_on_is_missed_in_a_sentence(

@@ -14,7 +14,8 @@ from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper
 from captune.runs.run_dir import RunDir
 from captune.training import trainer as training
-from captune.training.vizer.train import PRESETS, ViZerConfig, build_mapper, captions_for_mapper, run
+from captune.training.vizer.config import PRESETS, ViZerConfig
+from captune.training.vizer.train import build_mapper, captions_for_mapper, run
 
 
 def config(output: Path, **settings: Any) -> ViZerConfig:

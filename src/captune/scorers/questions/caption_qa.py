@@ -15,8 +15,8 @@ from pydantic import Field
 from captune.data.questions import MultipleChoice
 from captune.errors import SpecError
 from captune.models.answerers import Answerer
+from captune.scorers._support.choices import MODEL, QUESTIONS, REFUSAL, Asked, ChoiceScorer
 from captune.scorers.base import safe_ratio
-from captune.scorers.questions.choices import MODEL, QUESTIONS, REFUSAL, Asked, ChoiceScorer
 from captune.utils.hashing import fingerprint
 
 BONUS = 0.05
