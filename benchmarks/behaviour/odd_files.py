@@ -788,7 +788,7 @@ def _about_words() -> Iterator[Line]:
     for argv in (
         [*model, *photos, "--output", "-"], ["evaluate", "-", "--references", "refs.jsonl"], [*EVALUATE, "--references", "-"],
         ["report", "-", "--output", "r.html"], ["report", "trained", "--output", "-"], [*SFT, *SMALL, "--config", "-"], [*SFT, *SMALL, "--output", "-"],
-        ["—model", "storybook"], ["caption", "–model", "storybook"], ["caption", "-model", "storybook"], ["--", "caption"], ["caption", *["--debug"] * 3], ["--debug", "nothing"],
+        ["—model", "storybook"], ["caption", "–model", "storybook"], ["caption", "-model", "storybook"], ["--", "caption"], ["caption", *["--debug"] * 3],
         ["caption", "@refs.jsonl"], ["@/dev/zero"], ["-h", "x"], ["--version", "x"], ["caption", "--version"], ["help"], ["help", "caption"], ["CAPTION"], ["caption "],
         [*model, *photos, "--output", "o.jsonl", "--model", "nowhere/x"], [*model, *photos, "--output", "o.jsonl", "--limit", "2", "--limit", "x"],
         [*model, *photos, "--output", "o.jsonl", "--num-beams", "4", "--temperature", "1"], [*model, *photos, "--output", "o.jsonl", "--decoder", "cfg:2", "--temperature", "1"],

@@ -98,3 +98,13 @@ def test_c5_a_pipe_beside_the_captions(tmp_path: Path, capsys: pytest.CaptureFix
     os.mkfifo(tmp_path / f"o.jsonl.{side}")
     assert main([*CAPTION, "storybook:test?n=2", "--output", str(tmp_path / "o.jsonl")]) in (1, 2)
     assert f"o.jsonl.{side} is no regular file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("env", [{"WORLD_SIZE": "x"}, {"WORLD_SIZE": "-1"}, {"WORLD_SIZE": "2", "RANK": "5"}])
+def test_c1_an_odd_number_of_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], env: dict[str, str]
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert main(["scorers"]) == 2
+    assert "torchrun" in capsys.readouterr().err

@@ -141,7 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(name)s: %(message)s"))
-    level = logging.INFO if debug else logging.ERROR if processes.rank() else logging.WARNING
+    try:
+        first = not processes.rank()
+    except CaptuneError as error:
+        echo(f"captune: {error}")
+        return error.exit_code
+    level = logging.INFO if debug else logging.WARNING if first else logging.ERROR
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice
     try:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from captune.errors import CaptuneError
+from captune.errors import CaptuneError, UsageError
 
 PATIENCE = timedelta(days=7)  # the others wait while the first fits a mapper or captions; torchrun ends them if it dies
 
@@ -36,12 +36,23 @@ def on_sigterm(call: Callable[..., Any]) -> Iterator[None]:
 
 def number() -> int:
     """Return how many processes work on this run."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    return _whole("WORLD_SIZE", 1, 1)
 
 
 def rank() -> int:
     """Return which of them this is, from 0."""
-    return int(os.environ.get("RANK") or 0) if number() > 1 else 0
+    if (several := number()) == 1:
+        return 0
+    if (own := _whole("RANK", 0, 0)) >= several:
+        raise UsageError(f"RANK is {own}, of WORLD_SIZE {several} processes: start them with torchrun")
+    return own
+
+
+def _whole(name: str, default: int, least: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal() or int(text) < least:
+        raise UsageError(f"the environment's {name} is {text!r}, no number of processes: unset it, or use torchrun")
+    return int(text)
 
 
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")  # what torchrun and `accelerate launch` set
