@@ -184,7 +184,12 @@ KEYS = [
     ("generation_config.json", "eos_token_id"), ("tokenizer.json", "model"),
 ]  # fmt: skip
 small = (
-    st.none() | st.booleans() | st.integers(-3, 8) | st.floats(-2, 2) | texts | st.lists(st.integers(-2, 3), max_size=2)
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 8)
+    | st.floats(-2, 2, allow_subnormal=False)
+    | texts
+    | st.lists(st.integers(-2, 3), max_size=2)
 )
 
 

@@ -122,6 +122,7 @@ def test_4_bits_are_asked_of_transformers(tiny_folder: Any, monkeypatch: pytest.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "bitsandbytes" else find(name))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0" if name == "bitsandbytes" else version(name))
     real, asked = loading.AutoModelForImageTextToText.from_pretrained, {}
+    whole = loading.AutoModelForImageTextToText.from_config
 
     def load(source: str, **settings: Any) -> Any:
         asked.update(quantization=settings.pop("quantization_config"), device=settings.pop("device_map"))
@@ -129,7 +130,9 @@ def test_4_bits_are_asked_of_transformers(tiny_folder: Any, monkeypatch: pytest.
         model.is_loaded_in_4bit = True
         return model, info
 
-    monkeypatch.setattr(loading, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=load))
+    monkeypatch.setattr(
+        loading, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=load, from_config=whole)
+    )
     captioner = Captioner.load(tiny_folder("idefics3"), device="cpu", load_in_4bit=True)
     assert asked["quantization"].load_in_4bit and asked["device"] == {"": torch.device("cpu")}
     assert asked["quantization"].llm_int8_skip_modules == ["model.vision_model", "model.connector", "lm_head"]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from captune.models.encoders import features as image_features
 from captune.models.encoders.features import ImageFeatureCache
 
 
@@ -40,7 +39,7 @@ def test_equal_pixels_are_encoded_once_and_rows_keep_their_places() -> None:
 def test_an_image_named_several_times_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward names an image object once for each of its captions."""
     opened: list[Image.Image] = []
-    monkeypatch.setattr(image_features, "open_image", lambda image: opened.append(image) or image)
+    monkeypatch.setattr("captune.data.images.open_image", lambda image: opened.append(image) or image)
     eyes = Eyes()
     red, blue, again = plain("red", "blue", "red")
     keys, rows = ImageFeatureCache(eyes)([red, red, blue, red, again, blue])
