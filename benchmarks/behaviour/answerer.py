@@ -30,7 +30,7 @@ from captune.data.questions import MultipleChoice
 from captune.data.schemes import SOURCES
 from captune.models.answerers import Question, load_answerer
 from captune.models.hub import DEFAULT_ANSWERER
-from captune.scorers.questions.choices import PROMPT, REFUSAL, Asked
+from captune.scorers._support.choices import PROMPT, REFUSAL, Asked
 
 LETTERS = "ABCDEFGH"
 Pair = tuple[str, MultipleChoice]  # a caption and a question
