@@ -154,10 +154,7 @@ class Scorer:
         """
 
     def forget(self) -> None:
-        """Drop what calls left in memory (features of images), so that the next computes as the first one did."""
-        for kept in vars(self).values():
-            if callable(getattr(kept, "forget", None)):
-                kept.forget()
+        """Warn again of what was warned of once; what is remembered of images and texts is `captune.utils.memory`'s."""
 
     @property
     def needs_fit(self) -> bool:

@@ -102,7 +102,7 @@ class Expression(Scorer):
             part.check()
 
     def forget(self) -> None:
-        """Drop what calls left in memory."""
+        """Warn again of what was warned of once."""
         for part, _ in self.parts:
             part.forget()
 

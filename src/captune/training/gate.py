@@ -41,6 +41,7 @@ from captune.runs.run_dir import GATE, RESULTS, RunDir, plain
 from captune.training.config import RLConfig
 from captune.utils import processes
 from captune.utils.files import replace_file
+from captune.utils.memory import forget
 
 logger = logging.getLogger(__name__)
 
@@ -277,6 +278,7 @@ def _leaving_no_trace(captioner: Captioner, parts: Parts) -> Iterator[None]:
         np.random.set_state(numpy)
         for module, training in modes:
             module.training = training
+        forget()
         for part, _ in parts:
             if hasattr(part, "forget"):
                 part.forget()

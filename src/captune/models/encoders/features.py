@@ -29,10 +29,6 @@ class ImageFeatureCache:
         """Forget all features."""
         self._features.clear()
 
-    def forget(self) -> None:
-        """Drop the features: those of images that were encoded together may differ in their last bits."""
-        self._features.clear()
-
     def __call__(self, images: Sequence[Any], *, batch_size: int = 32) -> tuple[list[bytes], torch.Tensor]:
         """Return the key of each image's pixels, and their features (N, D)."""
         keys: list[bytes] = []

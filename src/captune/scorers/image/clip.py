@@ -77,8 +77,7 @@ class ClipScore(Scorer):
         return self._encoder
 
     def forget(self) -> None:
-        """Drop the images' features; an empty caption is warned of again."""
-        super().forget()
+        """An empty caption is warned of again."""
         self._warned = False
 
     def rows(

@@ -107,8 +107,7 @@ class _Retrieval(Scorer):
         return self._gallery
 
     def forget(self) -> None:
-        """Drop the images' features; a missing image_id is warned of again."""
-        super().forget()
+        """A missing image_id is warned of again."""
         self._warned = False
 
     def rows(

@@ -67,7 +67,7 @@ class Consensus(Scorer):
         self.similarity.check()
 
     def forget(self) -> None:
-        """Drop what calls left in memory."""
+        """Warn again of what was warned of once."""
         self.similarity.forget()
 
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
