@@ -21,15 +21,7 @@ def table(result: Mapping[str, Any]) -> str:
         result: the report; it has a line per figure, a column per caption file and intervals in brackets.
     """
     systems = [result, *result["others"]]
-    lines = [["", *(str(s["captions"]) for s in systems)]]
-    for spec, score in result["scores"].items():
-        for key in score["values"]:
-            cells = [_cell(s["scores"][spec], key) for s in systems]
-            lines.append([key if key.startswith(spec) else f"{spec} {key}", *cells])
-            if "paired" in systems[-1]:
-                lines.append(
-                    ["  difference to system 1", "", *(_difference(s["paired"][spec][key]) for s in systems[1:])]
-                )
+    lines = _grid(result, tests=True)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     text += ["", f"{result['matched']} images; 95% intervals in brackets", *_corrected(systems), ""]
@@ -45,24 +37,15 @@ def records(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         for spec, score in system["scores"].items():
             for key, value in score["values"].items():
                 low, high = score["interval"].get(key, (None, None))
-                row = {
-                    "file": system["captions"],
-                    "scorer": spec,
-                    "figure": key,
-                    "value": value,
-                    "low": low,
-                    "high": high,
-                }
-                rows.append({**row, "n": score["n"], "signature": score["signature"]})
+                values = (system["captions"], spec, key, value, low, high, score["n"], score["signature"])
+                rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
 
 
 def as_csv(result: Mapping[str, Any]) -> str:
     """Return the figures as CSV, a row per file and figure; see `records`."""
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(
-        file, ("file", "scorer", "figure", "value", "low", "high", "n", "signature"), lineterminator="\n"
-    )
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records(result))
     return file.getvalue().rstrip("\n")
@@ -92,13 +75,17 @@ def _escaped(match: re.Match[str]) -> str:
     return names.get(match[0], f"\\{match[0]}")
 
 
-def _grid(result: Mapping[str, Any]) -> list[list[str]]:
+def _grid(result: Mapping[str, Any], *, tests: bool = False) -> list[list[str]]:
+    """A row per figure and a column per file; with `tests`, the difference to the first file below each figure."""
     systems = [result, *result["others"]]
     rows = [["", *(str(system["captions"]) for system in systems)]]
     for spec, score in result["scores"].items():
         for key in score["values"]:
             name = key if key.startswith(spec) else f"{spec} {key}"
             rows.append([name, *(_cell(system["scores"][spec], key) for system in systems)])
+            if tests and "paired" in systems[-1]:
+                differences = (_difference(system["paired"][spec][key]) for system in systems[1:])
+                rows.append(["  difference to system 1", "", *differences])
     return rows
 
 
