@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from captune.errors import redact
@@ -63,7 +64,33 @@ def number(kind: type, at_least: float, at_most: float) -> Callable[[str], Any]:
 COUNT = number(int, 1, 10**9)  # of images
 SEVERAL = number(int, 1, 10_000)  # of what is in memory at once
 SEED = number(int, 0, 2**32 - 1)
+CACHE = "~/.cache/captune/scores"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def add_scoring_flags(parser: argparse.ArgumentParser, resamples: str) -> None:
+    """Declare the flags of what scores captions: resampling, its seed, and the cache.
+
+    Args:
+        parser: receives the flags.
+        resamples: what `--bootstrap` counts.
+    """
+    parser.add_argument(
+        "--bootstrap",
+        type=number(int, 0, 100_000),
+        default=1000,
+        metavar="N",
+        help=f"{resamples} (default: 1000)",
+    )
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="random seed of the resampling (default: 0)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(CACHE),
+        metavar="FOLDER",
+        help=f"keeps the results of costly scorers, by content (default: {CACHE})",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="score everything again and keep nothing")
 
 
 def echo(sentence: str) -> None:

@@ -6,8 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from captune.cli.command import SEED, Command, echo, hide_loading_bars, number
-from captune.cli.evaluate import CACHE
+from captune.cli.command import Command, add_scoring_flags, echo, hide_loading_bars, number
 from captune.errors import UsageError
 from captune.utils.files import output_path
 
@@ -59,22 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="sample so many references of each caption (default: all; 5 for Pascal-50S)",
     )
-    parser.add_argument(
-        "--bootstrap",
-        type=number(int, 0, 100_000),
-        default=1000,
-        metavar="N",
-        help="resamples of images for intervals and tests (default: 1000)",
-    )
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="random seed of the resampling (default: 0)")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path(CACHE),
-        metavar="FOLDER",
-        help=f"keeps the results of costly scorers, by content (default: {CACHE})",
-    )
-    parser.add_argument("--no-cache", action="store_true", help="score everything again and keep nothing")
+    add_scoring_flags(parser, "resamples of images for intervals and tests")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the result as an HTML page")
 

@@ -6,12 +6,11 @@ import argparse
 import json
 from pathlib import Path
 
-from captune.cli.command import SEED, Command, echo, hide_loading_bars, number
+from captune.cli.command import Command, add_scoring_flags, echo, hide_loading_bars
 from captune.errors import CaptionFileError, UsageError
 from captune.utils.files import output_path
 
 SCORERS = "bleu,rouge,cider,health"
-CACHE = "~/.cache/captune/scores"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,22 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"scorers too (default: {SCORERS}; health alone where there are no references)",
     )
     parser.add_argument("--paired", action="store_true", help="test each further file against the first, by image")
-    parser.add_argument(
-        "--bootstrap",
-        type=number(int, 0, 100_000),
-        default=1000,
-        metavar="N",
-        help="resamples per interval (default: 1000)",
-    )
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="random seed of the resampling (default: 0)")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path(CACHE),
-        metavar="FOLDER",
-        help=f"keeps the results of costly scorers, by content (default: {CACHE})",
-    )
-    parser.add_argument("--no-cache", action="store_true", help="score everything again and keep nothing")
+    add_scoring_flags(parser, "resamples per interval")
     parser.add_argument(
         "--format",
         choices=("table", "markdown", "latex", "csv", "json"),
