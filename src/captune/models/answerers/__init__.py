@@ -7,10 +7,40 @@ answerer.complete([Prompt("Name an animal.")])                                  
 
 from __future__ import annotations
 
+from typing import Any
+
 from captune.models.answerers.base import Answerer, Prompt, Question, is_server, one_line
 from captune.models.answerers.replies import ask_json
 
-__all__ = ["Answerer", "Prompt", "Question", "ask_json", "is_server", "load_answerer", "one_line"]
+__all__ = [
+    "Answerer",
+    "Prompt",
+    "Question",
+    "ask_json",
+    "is_server",
+    "load_answerer",
+    "load_vision_answerer",
+    "one_line",
+]
+
+
+def load_vision_answerer(
+    spec: str, *, captioner: Any = None, device: str | None = None, opening: str = "", what: str = "judge"
+) -> Answerer:
+    """Return what answers about images: a server, or any model that `Captioner` loads.
+
+    Args:
+        spec: a vision-language model's folder or hub name, or "http(s)://host:port/v1#model-name".
+        captioner: a loaded captioner, used in place of the name.
+        device: of a local model.
+        opening: the first words of every answer of a local model; a server cannot be made to begin so.
+        what: the noun in messages.
+    """
+    if captioner is None and is_server(spec):
+        return load_answerer(spec)
+    from captune.models.answerers.vision import VisionModel
+
+    return VisionModel(spec, captioner=captioner, device=device, opening=opening, what=what)
 
 
 def load_answerer(spec: str, *, device: str | None = None) -> Answerer:

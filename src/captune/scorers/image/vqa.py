@@ -13,7 +13,7 @@ from pydantic import Field
 from captune.data.images import open_image
 from captune.data.schemes import SOURCES, Scheme
 from captune.errors import SpecError
-from captune.models.answerers import Answerer, Question, is_server, load_answerer, one_line
+from captune.models.answerers import Answerer, Question, load_vision_answerer, one_line
 from captune.models.answerers.vision import VisionModel
 from captune.scorers import Scorer
 from captune.scorers._support.images import by_image
@@ -99,9 +99,7 @@ class VQAScore(Scorer):
         self._answerer = answerer
         if answerer is not None:
             return
-        if captioner is not None:
-            self._answerer = VisionModel(captioner=captioner, what="model of scorer 'vqa'")
-        elif model in SOURCES:
+        if captioner is None and model in SOURCES:
             self.scheme = SOURCES[model]
             if not self.scheme.truth_column:
                 raise SpecError(f"scorer 'vqa': the source {model!r} knows no truth about its images; name a model, "
@@ -109,10 +107,11 @@ class VQAScore(Scorer):
             if self.settings.normalise != "answers":
                 raise SpecError(f"scorer 'vqa': {model!r} answers exactly, and has nothing to normalise")
             self.required_columns = (self.scheme.truth_column,)
-        elif is_server(model):
-            self._answerer = load_answerer(model)
         else:
-            self._answerer = VisionModel(model, device=device, what="model of scorer 'vqa'")
+            named = model if captioner is None else ""  # a captioner has a name of its own
+            self._answerer = load_vision_answerer(
+                named, captioner=captioner, device=device, what="model of scorer 'vqa'"
+            )
         if self.scheme is None and self.settings.facts != "share":
             raise SpecError(f"scorer 'vqa': {model!r} is asked about the whole caption; facts= is a source's setting")
 

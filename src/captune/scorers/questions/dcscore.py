@@ -15,7 +15,15 @@ import numpy as np
 from pydantic import Field
 
 from captune.errors import ScorerError, SpecError
-from captune.models.answerers import Answerer, Prompt, ask_json, is_server, load_answerer, one_line
+from captune.models.answerers import (
+    Answerer,
+    Prompt,
+    ask_json,
+    is_server,
+    load_answerer,
+    load_vision_answerer,
+    one_line,
+)
 from captune.models.hub import DEFAULT_ANSWERER
 from captune.scorers import Scorer
 from captune.scorers._support.units import (
@@ -169,11 +177,7 @@ class DCScore(Scorer):
         name = self.settings.verifier
         if not name:
             return self.answerer
-        if is_server(name):
-            return load_answerer(name)
-        from captune.models.answerers.vision import VisionModel
-
-        return VisionModel(name, device=device, what="verifier")
+        return load_vision_answerer(name, device=device, what="verifier")
 
     def clear(self) -> None:
         """Forget the statements of references."""

@@ -35,8 +35,7 @@ from pydantic import Field
 from captune.data import read_captions
 from captune.data.schemes import SOURCES
 from captune.errors import CaptionFileError, ScorerError, SpecError
-from captune.models.answerers import Answerer, Question, is_server, load_answerer, one_line
-from captune.models.answerers.vision import VisionModel
+from captune.models.answerers import Answerer, Question, load_vision_answerer, one_line
 from captune.scorers import Scorer, load_scorer, safe_ratio
 from captune.utils.files import read_json
 from captune.utils.hashing import fingerprint
@@ -167,11 +166,7 @@ class Preference(Scorer):
         if self.scheme is not None and not (self.scheme.truth_scorer and self.scheme.truth_column):
             raise SpecError(f"scorer 'preference': the source {settings.model!r} knows no truth to judge by")
         if self.scheme is None and answerer is None:
-            self.answerer = (
-                load_answerer(settings.model)
-                if captioner is None and is_server(settings.model)
-                else VisionModel(settings.model, captioner=captioner, device=device, opening=OPENING)
-            )
+            self.answerer = load_vision_answerer(settings.model, captioner=captioner, device=device, opening=OPENING)
         needs = ["image_id"] if settings.against or settings.protocol == "caparena" else []
         if not settings.against or settings.reference:
             needs.append("references")

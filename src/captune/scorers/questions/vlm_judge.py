@@ -10,8 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from captune.errors import SpecError
-from captune.models.answerers import Answerer, Question, is_server, load_answerer, one_line
-from captune.models.answerers.vision import VisionModel
+from captune.models.answerers import Answerer, Question, load_vision_answerer, one_line
 from captune.scorers import Scorer
 from captune.utils.hashing import fingerprint
 
@@ -92,14 +91,7 @@ class Judge(Scorer):
         self.reference, self.batch_size = settings.reference, batch_size
         if self.reference:
             self.required_columns = ("image", "references")
-        if answerer is None:
-            server = captioner is None and is_server(model)
-            answerer = (
-                load_answerer(model)
-                if server
-                else VisionModel(model, captioner=captioner, device=device, opening=OPENING)
-            )
-        self.answerer = answerer
+        self.answerer = answerer or load_vision_answerer(model, captioner=captioner, device=device, opening=OPENING)
 
     def check(self) -> None:
         """Raise ScorerError where what it runs on is missing."""
