@@ -100,7 +100,9 @@ def test_c5_a_pipe_beside_the_captions(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"o.jsonl.{side} is no regular file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("env", [{"WORLD_SIZE": "x"}, {"WORLD_SIZE": "-1"}, {"WORLD_SIZE": "2", "RANK": "5"}])
+@pytest.mark.parametrize(
+    "env", [{"WORLD_SIZE": "x"}, {"WORLD_SIZE": "-1"}, {"WORLD_SIZE": "2", "RANK": "5"}, {"LOCAL_RANK": "7"}]
+)
 def test_c1_an_odd_number_of_processes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], env: dict[str, str]
 ) -> None:
@@ -108,3 +110,11 @@ def test_c1_an_odd_number_of_processes(
         monkeypatch.setenv(name, value)
     assert main(["scorers"]) == 2
     assert "torchrun" in capsys.readouterr().err
+
+
+def test_c1_a_switch_that_says_neither_yes_nor_no(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "x")
+    assert main(["scorers"]) == 2
+    assert "HF_HUB_OFFLINE is 'x': set it to 1 or 0" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 from captune import __version__
 from captune.cli.command import Command
 from captune.errors import ScorerError, first_line
+from captune.utils import environment
 
 NEEDED = (
     "torch",
@@ -44,7 +45,6 @@ ENTRY_POINTS = {
     "captune.scorers": {"storybook"},
     "captune.models": {"storybook", "storybook-clip", "storybook-lm"},
 }
-OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 class Check(NamedTuple):
@@ -233,7 +233,7 @@ def _hub() -> Iterator[Check]:
     cache = Path(constants.HF_HUB_CACHE)
     models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
     yield Check("hub cache", "ok", f"{cache} ({models} model{'s' * (models != 1)}; HF_HOME moves it)")
-    offline = [v for v in OFFLINE_VARIABLES if os.environ.get(v, "").lower() in ("1", "true", "yes", "on")]
+    offline = [name for name in environment.OFFLINE if environment.is_set(name)]
     if offline:
         yield Check(
             "hub",

@@ -33,7 +33,7 @@ from captune.cli import (
 )
 from captune.cli.command import SOURCES, Command, echo
 from captune.errors import CaptuneError, UsageError, first_line, redact
-from captune.utils import processes
+from captune.utils import environment, processes
 from captune.utils.registry import nearest
 from captune.utils.skipped import counting, sentences
 
@@ -142,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(name)s: %(message)s"))
     try:
+        environment.check()
         first = not processes.rank()
     except CaptuneError as error:
         echo(f"captune: {error}")

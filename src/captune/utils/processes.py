@@ -16,8 +16,7 @@ from typing import Any
 from captune.errors import CaptuneError, UsageError
 
 PATIENCE = timedelta(days=7)  # the others wait while the first fits a mapper or captions; torchrun ends them if it dies
-
-
+LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")  # what torchrun and `accelerate launch` set
 TERMINATED = 128 + signal.SIGTERM  # the exit code
 
 
@@ -36,6 +35,8 @@ def on_sigterm(call: Callable[..., Any]) -> Iterator[None]:
 
 def number() -> int:
     """Return how many processes work on this run."""
+    if "WORLD_SIZE" not in os.environ and os.environ.get("LOCAL_RANK", "-1") != "-1":  # accelerate would connect
+        raise UsageError("LOCAL_RANK is set in the environment, but WORLD_SIZE is not: unset it, or use torchrun")
     return _whole("WORLD_SIZE", 1, 1)
 
 
@@ -53,9 +54,6 @@ def _whole(name: str, default: int, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise UsageError(f"the environment's {name} is {text!r}, no number of processes: unset it, or use torchrun")
     return int(text)
-
-
-LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")  # what torchrun and `accelerate launch` set
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from captune.runs.run_dir import RunDir
 from captune.training import trainer as training
 from captune.training.grpo.config import PRESETS, CaptionGRPOConfig
 from captune.training.grpo.train import run
+from captune.training.grpo.trainer import CaptionGRPOTrainer
 from captune.training.monitor.held_out import HeldOutMonitor
 
 
@@ -69,6 +70,20 @@ def test_the_end_is_an_evaluation_too(
     found = run(config(tmp_path / "run", tiny_folder("idefics3"), max_steps=3, eval_steps=2, early_stopping_patience=0))
     assert [row["step"] for row in found.metrics() if "eval_clip" in row] == [0, 2, 3]
     assert same(weights(found.adapter), weights(found.path / "checkpoint-3"))
+
+
+def test_checkpoints_are_saved_between_evaluations(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    judged: Callable[[Sequence[float]], None],
+) -> None:  # fmt: skip
+    """--save-steps 2 with --eval-steps 3: transformers would save at 3 and at the end alone."""
+    saved = []
+    monkeypatch.setattr(CaptionGRPOTrainer, "save_more", lambda self, folder: saved.append(folder.name))
+    judged([0.5, 0.5, 0.5, 0.4])
+    more = {"max_steps": 5, "eval_steps": 3, "save_steps": 2, "early_stopping_patience": 0}
+    found = run(config(tmp_path / "run", tiny_folder("idefics3"), **more))
+    assert saved == [f"checkpoint-{step}" for step in (2, 3, 4, 5)]
+    assert [row["step"] for row in found.metrics() if "eval_clip" in row] == [0, 3, 5]
 
 
 def test_a_killed_run_ends_with_the_same_adapter_and_watch(
@@ -168,7 +183,7 @@ from captune.errors import ScorerError
 calls = []
 def judged(completions, **columns):
     calls.append(len(completions))
-    if len(calls) == 4:
+    if len(calls) == 7:
         raise ScorerError("the judge at http://localhost:8000/v1 does not answer: start it again")
     return [float(len(text)) for text in completions]
 """
@@ -184,3 +199,8 @@ def judged(completions, **columns):
     said = capsys.readouterr().err
     assert "http://localhost:8000/v1 does not answer" in said and "Traceback" not in said
     assert not (output / "finished.json").exists()
+    kept = RunDir(output).checkpoints()[-1]  # of the steps before; the run resumes from it
+    (tmp_path / "judge.py").write_text(code.replace("len(calls) == 7", "False"))
+    assert main([*command, "--reward", f"{tmp_path}/judge.py:judged", "--accept-reward"]) == 0
+    steps = [row["step"] for row in RunDir(output).metrics() if "loss" in row]
+    assert kept.name == "checkpoint-2" and steps == [1, 2, 3, 4, 5, 6]

@@ -24,13 +24,24 @@ class MonitorSettings(Protocol):
     temperature: float
 
 
-class LastStep(TrainerCallback):
-    """The end of training is evaluated and saved as well, at whatever step it falls."""
+class Between(TrainerCallback):
+    """What transformers does not: checkpoints between the evaluations, and both at the end, wherever it falls.
+
+    To keep the best checkpoint transformers wants one at each evaluation, and takes no other interval.
+
+    Args:
+        save_steps: steps between checkpoints.
+    """
+
+    def __init__(self, save_steps: int) -> None:
+        self.save_steps = save_steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for both at the last step."""
+        """Ask for what is due."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
+        if state.global_step % self.save_steps == 0:
+            control.should_save = True
 
 
 def monitor_without_stopping(
@@ -90,7 +101,7 @@ def build_monitor(
         "save_steps": monitoring.eval_steps,
         "eval_on_start": True,
     }
-    callbacks: list[TrainerCallback] = [LastStep()]
+    callbacks: list[TrainerCallback] = [Between(config.save_steps)]
     if monitor.primary is not None:
         settings |= {
             "metric_for_best_model": monitor.primary,
