@@ -17,7 +17,7 @@ LAYERS = (
     "scorers",
     "evaluation decoding storybook",
     "inference report verl",
-    "training",
+    "training annotation",
     "cli",
     "__main__",
 )

@@ -131,6 +131,10 @@ class ReportError(CaptuneError, NotADirectoryError, ValueError):
     """A report that cannot be made: a folder that is not there, or none named."""
 
 
+class AnnotationError(CaptuneError, RuntimeError):
+    """A page for judging or correcting captions that cannot be served, or data that it cannot take; says why."""
+
+
 class RegistryError(UsageError):
     """A name that a registry does not hold; the message has the nearest names."""
 
