@@ -46,7 +46,7 @@ def app(photos: Path) -> Any:
         web.post("/echo", lambda body: body),
         web.post("/fail", failing),
     ]
-    return web.application(routes, web.Pictures(str(photos)))
+    return web.application(routes, web.ImagesById(str(photos)))
 
 
 @contextlib.contextmanager
@@ -137,7 +137,7 @@ SERVER = """
 import sys
 from captune.annotation import web
 routes = [web.Route("/", lambda _: web.HTMLResponse("hello"))]
-web.serve(web.application(routes, web.Pictures(sys.argv[1])), host=sys.argv[2], announce=lambda s: print(s, flush=True))
+web.serve(web.application(routes, web.ImagesById(sys.argv[1])), host=sys.argv[2], announce=lambda s: print(s, flush=True))
 print("ended", flush=True)
 """
 

@@ -1,7 +1,7 @@
 """What the pages for people are served with: an application of Starlette, guarded, on this machine's loopback.
 
-pictures = Pictures("photos")                                    # images by id, never by path
-app = application([Route("/", home), post("/vote", vote)], pictures)
+images = ImagesById("photos")                                    # images by id, never by path
+app = application([Route("/", home), post("/vote", vote)], images)
 serve(app, host="127.0.0.1", port=0, announce=print)             # returns after SIGINT or SIGTERM
 
 A handler answers with `page("arena.html.j2", ...)`, a template of this folder, autoescaped, or with a `JSONResponse`;
@@ -74,7 +74,7 @@ log = logging.getLogger(__name__)
 # -------------------------------------------------------------------- images
 
 
-class Pictures:
+class ImagesById:
     """The images of a source by their ids, as JPEG of a bounded size.
 
     Args:
@@ -145,7 +145,7 @@ def image_url(image_id: str, side: int = SIDES[0]) -> str:
 # -------------------------------------------------------------------- the application
 
 
-def application(routes: Sequence[Route], pictures: Pictures) -> Starlette:
+def application(routes: Sequence[Route], images: ImagesById) -> Starlette:
     """Return the application: the given routes, the images, the files of this folder, and the guard before them."""
     files = _assets()
 
@@ -158,7 +158,7 @@ def application(routes: Sequence[Route], pictures: Pictures) -> Starlette:
     app = Starlette(
         routes=[
             *routes,
-            Route("/image", pictures.respond),
+            Route("/image", images.respond),
             Route("/static/{name}", static),
             Route("/favicon.ico", lambda _: Response(status_code=204)),
         ],
