@@ -137,7 +137,8 @@ SERVER = """
 import sys
 from captune.annotation import web
 routes = [web.Route("/", lambda _: web.HTMLResponse("hello"))]
-web.serve(web.application(routes, web.ImagesById(sys.argv[1])), host=sys.argv[2], announce=lambda s: print(s, flush=True))
+app = web.application(routes, web.ImagesById(sys.argv[1]))
+web.serve(app, host=sys.argv[2], announce=lambda link: print(link, flush=True))
 print("ended", flush=True)
 """
 
