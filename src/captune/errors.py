@@ -84,6 +84,10 @@ class CaptionerError(CaptuneError, ValueError):
     """A captioner cannot be loaded or used; the message says what is missing and what to do."""
 
 
+class ServerError(CaptuneError, RuntimeError):
+    """A server that gave no answer; the message names it and says why and what to do."""
+
+
 class EncoderError(CaptuneError, ValueError):
     """An encoder that cannot be loaded or used; the message says which, why and what to do."""
 

@@ -13,7 +13,9 @@ from captune.errors import UsageError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captune caption`."""
     required = parser.add_argument_group("required")
-    required.add_argument("--model", help="a folder, a name on the hub, or storybook (zerocap needs none)")
+    required.add_argument(
+        "--model", help="a folder, a name on the hub, storybook, or a server: http://host:port/v1#name"
+    )
     required.add_argument("--images", required=True, metavar="SOURCE", help="the images (see below)")
     required.add_argument(
         "--output",
@@ -42,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--adapter", type=Path, metavar="FOLDER", help="a PEFT adapter, such as runs/g/adapter")
     job.add_argument("--overwrite", action="store_true", help="start again: replace the output or the sidecars")
     job.add_argument("--shard", metavar="I/N", help="caption only every N-th image from the I-th, for several machines")
+    job.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="process (default), server (for an http:// model) or vllm",
+    )
+    job.add_argument("--requests", type=SEVERAL, metavar="N", help="requests at a server at once (default: 16)")
     job.add_argument("--limit", type=COUNT, metavar="N", help="caption only the first N images")
     job.add_argument("--batch-size", type=SEVERAL, default=32, metavar="N", help="images at a time (default: 32)")
     job.add_argument(
@@ -84,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Caption the images; 1 where some could not be read."""
     output, format = _output(args)
+    _engine(args)
     from captune.inference.job import caption_to_file
 
     if args.shard is not None:
@@ -108,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
         image_encoder=args.image_encoder,
         dtype=args.dtype,
         device=args.device,
+        engine=args.engine,
+        requests=args.requests,
         trust_remote_code=args.trust_remote_code,
         overwrite=args.overwrite,
         limit=args.limit,
@@ -121,6 +132,23 @@ def run(args: argparse.Namespace) -> int:
         echo(f"skipped {image}: {why}")
     echo(report.sentence())
     return 1 if report.bad else 0
+
+
+def _engine(args: argparse.Namespace) -> None:
+    """Refuse what the engine cannot do before torch is loaded, and before a server is asked."""
+    from captune.inference.engines import check_engine, pick_engine
+
+    check_engine(
+        pick_engine(args.engine, args.model),
+        args.model,
+        decoder=args.decoder,
+        adapter=args.adapter,
+        dtype=args.dtype,
+        device=args.device,
+        trust_remote_code=args.trust_remote_code,
+        requests=args.requests,
+        num_beams=args.num_beams,
+    )
 
 
 def _output(args: argparse.Namespace) -> tuple[str | None, str | None]:

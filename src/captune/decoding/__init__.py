@@ -39,11 +39,14 @@ class Decoder(Protocol):
         positional: the fields that a spec gives by position, as in "best-of:8:clip".
         example: a whole spec, for messages.
         samples: whether captions are sampled.
+        needs_model: whether it works inside the model, so that samples and log-probabilities, which a server or vLLM
+            gives, are not enough; one that does not say counts as True.
     """
 
     positional: ClassVar[tuple[str, ...]]
     example: ClassVar[str]
     samples: ClassVar[bool]
+    needs_model: ClassVar[bool] = True
 
     @property
     def required_columns(self) -> tuple[str, ...]:

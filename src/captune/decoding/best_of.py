@@ -1,14 +1,16 @@
 """Best of N: sample N captions of an image, keep the one that a scorer likes best.
 
-The N samples of an image share one pass of the vision tower and one prefill. The scorer is any that needs nothing but
-the image, a weighted sum included, and is asked as it would be as a reward: "best-of:8:clip - 0.1*length". One that
-needs references tells how good a caption is within reach of sampling (an oracle, no decoder): `decoder(captioner,
-images, columns={"references": ...})` takes them, `captune caption` has none to give.
+The N samples of an image share one pass of the vision tower and one prefill (a server is asked N times). The scorer is
+any that needs nothing but the image, a weighted sum included, and is asked as it would be as a reward: "best-of:8:clip
+- 0.1*length". One that needs references tells how good a caption is within reach of sampling (an oracle, no decoder):
+`decoder(captioner, images, columns={"references": ...})` takes them, `captune caption` has none to give.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
@@ -22,6 +24,8 @@ from captune.scorers import Scorer, check_needs, load_scorer
 if TYPE_CHECKING:
     from captune.models.captioner import Captioner
 
+_SCORING = threading.Lock()  # a server's samples come in several threads
+
 
 @dataclass(frozen=True)
 class BestOf:
@@ -33,6 +37,7 @@ class BestOf:
     positional: ClassVar = ("n", "scorer")
     example: ClassVar = "best-of:8:clip"
     samples: ClassVar = True
+    needs_model: ClassVar = False
 
     def __post_init__(self) -> None:
         self.judge.check()
@@ -63,13 +68,15 @@ class BestOf:
         """Return one caption per image."""
         columns = {"image": images, **(columns or {})}
         check_needs([self.judge], columns, len(images))
-        with PrefillCache(captioner.core):
+        core = getattr(captioner, "core", None)  # an engine elsewhere has none
+        with nullcontext() if core is None else PrefillCache(core):
             captions = captioner.generate(
                 images, **{**settings, "do_sample": True, "num_beams": 1, "num_return_sequences": self.n}
             )
         if self.n == 1:
             return captions
         own = {name: [entry for entry in column for _ in range(self.n)] for name, column in columns.items()}
-        rewards = np.array(cast(Any, self.judge)(captions, **own), dtype=float).reshape(len(images), self.n)
+        with _SCORING:
+            rewards = np.array(cast(Any, self.judge)(captions, **own), dtype=float).reshape(len(images), self.n)
         best = np.nan_to_num(rewards, nan=-np.inf).argmax(axis=1)  # an invalid reward wins nothing
         return [captions[row * self.n + place] for row, place in enumerate(best)]

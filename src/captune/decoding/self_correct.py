@@ -8,6 +8,7 @@ has no turns and follows no request, but it writes a caption after an image: it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,6 +42,9 @@ def second_turn(captioner: Captioner, images: Sequence[Image.Image], captions: S
 
 def correct(captioner: Captioner, images: Sequence[Image.Image], captions: Sequence[str], **settings: Any) -> list[str]:
     """Return the captions as the captioner corrects them; settings are those of `Captioner.generate`."""
+    if not hasattr(captioner, "core"):  # an engine elsewhere, which has the chat template
+        turns = [[("assistant", " ".join(caption.split())), ("user", REQUEST)] for caption in captions]
+        return captioner.generate(images, turns=turns, **settings)
     return captioner.generate(second_turn(captioner, images, captions), **settings)
 
 
@@ -51,10 +55,11 @@ class SelfCorrection:
     positional: ClassVar[tuple[str, ...]] = ()
     example: ClassVar = "self-correct"
     samples: ClassVar = False
+    needs_model: ClassVar = False
     required_columns: ClassVar[tuple[str, ...]] = ()
     signature: ClassVar = f"self-correct|request:{REQUEST}"
 
     def __call__(self, captioner: Captioner, images: Sequence[Any], **settings: Any) -> list[str]:
         """Return one caption per image."""
-        with captioner.share_vision():
+        with captioner.share_vision() if hasattr(captioner, "core") else nullcontext():
             return correct(captioner, images, captioner.generate(images, **settings), **settings)

@@ -19,11 +19,12 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from datasets import Dataset
@@ -34,8 +35,9 @@ from captune.data import ImageSource, load_images, open_image
 from captune.data.caption_formats import output_format
 from captune.data.images import BATCH_PIXELS, read_image
 from captune.decoding import Decoder, load_decoder
-from captune.errors import BadImage, MissingColumn, SettingError, SourceError
+from captune.errors import BadImage, CaptuneError, MissingColumn, ServerError, SettingError, SourceError
 from captune.inference.contents import Contents, content_of
+from captune.inference.engines import check_engine, load_captioner, pick_engine
 from captune.inference.order import Row, cost, decoded, select_images, split, windows
 from captune.inference.outputs import FileOutput, Output, SidecarOutput, StreamOutput
 from captune.inference.settings import beside, job_settings, same_settings
@@ -94,12 +96,15 @@ def caption_to_file(
     decoder: str | None = None,
     language_model: str | Path | None = None,
     image_encoder: str | Path | None = None,
+    engine: str | None = None,
+    requests: int | None = None,
     **job: Any,
 ) -> CaptionReport:
     """Load a captioner and run `caption_source`; source and decoder are checked first, as they fail quickly.
 
     Args:
-        model: a folder, a hub name or a shipped model; None for the decoder zerocap.
+        model: a folder, a hub name, a shipped model, or a server as "http://host:port/v1#name"; None for the decoder
+            zerocap.
         source: the images.
         output: the caption file, ``-`` for standard output, or None where the job says `sidecar`.
         adapter: a PEFT adapter of the model.
@@ -111,6 +116,8 @@ def caption_to_file(
         decoder: a decoder's spec; default: greedy generation.
         language_model: what zerocap writes with, instead of a model.
         image_encoder: what zerocap looks with, instead of a model.
+        engine: where captions are made, see `captune.inference.engines`; default: what the model implies.
+        requests: at a server at once; default: 16.
         job: further arguments of `caption_source`.
 
     Raises:
@@ -119,19 +126,20 @@ def caption_to_file(
         CaptionerError: the model cannot be loaded.
     """
     from captune.decoding.zerocap import ZeroCap, ZeroCapModel
-    from captune.models.captioner import Captioner
 
     if output is not None:
         output_format(output, job.get("format"))
+    engine = pick_engine(engine, model)
+    loading: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "device": device, "requests": requests}
+    loading["trust_remote_code"] = trust_remote_code
+    check_engine(engine, model, decoder=decoder, num_beams=job.get("num_beams"), **loading)
     load_images(source, limit=1, decode=False, stream=True)
     decode = None if decoder is None else load_decoder(decoder)
     if decode is not None and isinstance(decode, ZeroCap) != (model is None):
         raise SettingError("zerocap works with a language model and an image encoder, other decoders with a model")
-    captioner: Captioner | ZeroCapModel
+    captioner: Any
     if model is not None and language_model is None and image_encoder is None:
-        captioner = Captioner.load(
-            model, adapter=adapter, dtype=dtype, device=device, trust_remote_code=trust_remote_code, prompt=prompt
-        )
+        captioner = load_captioner(engine, model, prompt=prompt, **loading)
     elif model is None and language_model is not None and image_encoder is not None:
         captioner = ZeroCapModel.load(language_model, image_encoder, device=device, prompt=prompt)
     else:
@@ -165,7 +173,8 @@ def caption_source(
     batches.
 
     Args:
-        captioner: has ``generate(images, **generation) -> list[str]`` (and the other attributes of `Captioner`).
+        captioner: has ``generate(images, **generation) -> list[str]`` (and the other attributes of `Captioner`, or
+            those of `ServerCaptioner`).
         source: the images: a source as written, or a dataset.
         output: the caption file, ``-`` for standard output, or None where `sidecar` is given.
         format: the file's format, see `captune.data.caption_formats`; default: by its name.
@@ -211,8 +220,11 @@ def caption_source(
         raise SettingError(
             f"{output}: images of a stream cannot be looked up again; write .jsonl, then captune convert"
         )
+    batch_size = max(batch_size, getattr(captioner, "workers", 1))  # a server's captions do not depend on it
     sampled = generation.get("do_sample", False) or (decoder is not None and decoder.samples)
-    generate = partial(captioner.generate if decoder is None else partial(decoder, captioner), **generation)
+    own = {"seed": seed} if sampled and getattr(captioner, "seeded", False) else {}
+    generate = partial(captioner.generate if decoder is None else partial(decoder, captioner), **generation, **own)
+    attempt = getattr(captioner, "attempt", None) if decoder is None else None
     added = {key: text for key, text in (("prefix", prefix), ("suffix", suffix)) if text}
     contents: Contents | None = None
     replaced: set[str] = set()
@@ -243,7 +255,10 @@ def caption_source(
             file.leave_out(replaced)
         writer, name = file, path
     with contextlib.closing(writer):
-        job = _Job(generate, writer, contents, bad, seed if sampled else None, progress, prefix, suffix)
+        job = _Job(generate, writer, contents, bad, seed if sampled and not own else None, progress, prefix, suffix)
+        job.at_once = getattr(captioner, "batches_at_once", 1)
+        job.attempt = None if attempt is None else partial(attempt, **generation, **own)
+        job.cancel = getattr(captioner, "cancel", lambda: None)
         started = time.perf_counter()
         job.run(dataset, batch_size, window)
         seconds = time.perf_counter() - started
@@ -258,6 +273,15 @@ def caption_source(
             contents.close(order)
     speed = job.done / seconds if job.done else 0.0
     return CaptionReport(job.done, job.skipped, job.bad, seconds, speed, name, len(replaced))
+
+
+class _Made(NamedTuple):
+    """A batch that was captioned: its rows that could be opened, and for each a caption or the error in its place."""
+
+    batch: list[Row]
+    rows: list[Row]
+    outcomes: Sequence[str | Exception]
+    bad: list[tuple[str, str]]
 
 
 class _Job:
@@ -277,6 +301,9 @@ class _Job:
         self.generate, self.writer, self.contents, self.seed, self.show = generate, writer, contents, seed, show
         self.bad_file, self.prefix, self.suffix = bad_file, prefix, suffix
         self.before = frozenset(writer.done)
+        self.at_once = 1  # batches; where there are several, an image's caption does not depend on its batch
+        self.attempt: Callable[[list[Image.Image]], list[Any]] | None = None  # gives a caption or an error for each
+        self.cancel: Callable[[], None] = lambda: None  # gives up what is being captioned
         self.done, self.bad = 0, list[tuple[str, str]]()
         self.places: dict[str, int] = {}
 
@@ -289,23 +316,51 @@ class _Job:
         with (
             tqdm(total=total, desc="captions", unit="image", disable=not self.show) as bar,
             ThreadPoolExecutor(max_workers=1) as reader,  # opens the next batch while the model is busy with this one
+            ThreadPoolExecutor(max_workers=self.at_once) as makers,
         ):
-            ahead: Future[Any] | None = None
-            before = 0
-            for batch in itertools.chain(self._batches(dataset, batch_size, window, bar), [None]):
-                pixels = decoded(batch or [])
-                now, ahead = ahead, None
-                if batch is not None and before + pixels <= BATCH_PIXELS:
-                    ahead = reader.submit(self._open, batch)
-                if now is not None:
-                    opened = now.result()
-                    del now  # a future keeps its result
-                    self._caption(*opened)
-                    bar.update(len(opened[0]))
-                    del opened
-                if batch is not None and ahead is None:
-                    ahead = reader.submit(self._open, batch)
-                before = pixels
+            making = deque[tuple[Callable[[], _Made], int]]()  # batches that are captioned, and their pixels
+
+            def finish() -> None:
+                made = making.popleft()[0]()
+                self._keep(*made)
+                bar.update(len(made.batch))
+
+            try:
+                ahead: Future[Any] | None = None
+                before = 0
+                for batch in itertools.chain(self._batches(dataset, batch_size, window, bar), [None]):
+                    pixels = decoded(batch or [])
+                    now, ahead = ahead, None
+                    while making and sum(held for _, held in making) + before + pixels > BATCH_PIXELS:
+                        finish()
+                    if batch is not None and before + pixels <= BATCH_PIXELS:
+                        ahead = reader.submit(self._open, batch)
+                    if now is not None:
+                        opened = now.result()
+                        del now  # a future keeps its result
+                        if self.at_once > 1:
+                            making.append((makers.submit(self._make, *opened).result, before))
+                        else:
+                            making.append((partial(self._make, *opened), before))
+                        del opened
+                        while len(making) >= self.at_once:
+                            finish()
+                    if batch is not None and ahead is None:
+                        ahead = reader.submit(self._open, batch)
+                    before = pixels
+                while making:
+                    finish()
+            except ServerError as error:
+                while making:  # what came before it failed is kept
+                    with contextlib.suppress(CaptuneError):
+                        finish()
+                if not self.done:
+                    raise
+                resumes = "" if isinstance(self.writer, StreamOutput) else ", and the same command resumes"
+                raise ServerError(f"{error}; {self.done} captions are kept{resumes}") from error
+            except BaseException:
+                self.cancel()
+                raise
 
     def _batches(self, dataset: ImageSource, batch_size: int, window: int, bar: Any) -> Iterator[list[Row]]:
         """Yield the batches with something left to do."""
@@ -314,7 +369,7 @@ class _Job:
             rows.sort(key=lambda row: (-row.pixels, row.place))
             for batch in split(rows, batch_size, BATCH_PIXELS):
                 left = [row for row in batch if row.image_id not in self.before]
-                if left and self.writer.cut_off({row.image_id for row in batch}):
+                if left and self.at_once == 1 and self.writer.cut_off({row.image_id for row in batch}):
                     left = batch  # the same batch again, so that sampled and padded captions come out the same
                 bar.update(len(batch) - len(left))
                 if left:
@@ -335,27 +390,44 @@ class _Job:
                 bad.append((error.item, error.why))
         return batch, good, images, bad
 
-    def _caption(
-        self, batch: list[Row], rows: list[Row], images: list[Image.Image], bad: list[tuple[str, str]]
+    def _make(self, batch: list[Row], rows: list[Row], images: list[Image.Image], bad: list[tuple[str, str]]) -> _Made:
+        """Caption the images of a batch."""
+        if all(row.image_id in self.before for row in rows):
+            return _Made(batch, [], [], bad)
+        if self.attempt is not None:
+            return _Made(batch, rows, self.attempt(images), bad)
+        try:
+            return _Made(batch, rows, list(self._generate(rows, images)), bad)
+        except ValueError as error:
+            return _Made(batch, rows, self._one_by_one(rows, images, error), bad)
+
+    def _keep(
+        self, batch: list[Row], rows: list[Row], outcomes: Sequence[str | Exception], bad: list[tuple[str, str]]
     ) -> None:
+        """Write the captions of a batch, and note its bad images.
+
+        When all are refused it is the settings that are wrong, not the images, and the error stands.
+        """
         for item, why in bad:
             self._note(item, why)
-        if all(row.image_id in self.before for row in rows):
-            return
-        try:
-            captions: list[str | None] = list(self._generate(rows, images))
-        except ValueError as error:
-            captions = self._one_by_one(rows, images, error)
-        made = [row for row, caption in zip(rows, captions, strict=True) if caption is not None]
+        failed = next((outcome for outcome in outcomes if isinstance(outcome, ServerError)), None)
+        refused = [(row.image_id, problem) for row, problem in zip(rows, outcomes, strict=True) if _is_bad(problem)]
+        if refused and len(refused) == len(rows) and (len(rows) > 1 or not (self.done or self.before)):
+            raise refused[0][1]
+        made = [(row, text) for row, text in zip(rows, outcomes, strict=True) if isinstance(text, str)]
         if self.contents is not None:
-            self.contents.add({row.image_id: row.content for row in made if row.content is not None})
+            self.contents.add({row.image_id: row.content for row, _ in made if row.content is not None})
         new = [
             {"image_id": row.image_id, "caption": f"{self.prefix}{caption}{self.suffix}"}
-            for row, caption in zip(rows, captions, strict=True)
-            if caption is not None and row.image_id not in self.before
+            for row, caption in made
+            if row.image_id not in self.before
         ]
         self.writer.write(new)
         self.done += len(new)
+        for item, problem in refused:
+            self._note(item, f"the model refuses it: {problem}")
+        if failed is not None:
+            raise failed
 
     def _generate(self, rows: list[Row], images: list[Image.Image]) -> list[str]:
         if self.seed is not None:
@@ -369,28 +441,20 @@ class _Job:
             error.add_note("Try a smaller batch size; the captions so far are kept.")
             raise
 
-    def _one_by_one(self, rows: list[Row], images: list[Image.Image], error: ValueError) -> list[str | None]:
+    def _one_by_one(self, rows: list[Row], images: list[Image.Image], error: ValueError) -> Sequence[str | ValueError]:
         """Caption the images of a batch that failed each by itself.
 
         A processor may refuse one image (Qwen2-VL: an aspect ratio over 200); the others are captioned all the same.
-
-        When all are refused it is the settings that are wrong, not the images, and the error stands.
         """
-        if len(rows) == 1 and not self.done and not self.before:
-            raise error
-        captions: list[str | None] = []
-        refused = []
+        if len(rows) == 1:
+            return [error]
+        outcomes: list[str | ValueError] = []
         for row, image in zip(rows, images, strict=True):
             try:
-                captions.extend(self._generate([row], [image]))
+                outcomes.extend(self._generate([row], [image]))
             except ValueError as problem:
-                captions.append(None)
-                refused.append((row.image_id, f"the model refuses it: {problem}"))
-        if len(refused) == len(rows) > 1:
-            raise error
-        for item, why in refused:
-            self._note(item, why)
-        return captions
+                outcomes.append(problem)
+        return outcomes if any(isinstance(outcome, str) for outcome in outcomes) else [error] * len(rows)
 
     def _note(self, item: str, why: str) -> None:
         logger.info("bad image %s: %s", item, why)
@@ -398,3 +462,8 @@ class _Job:
         if self.bad_file is not None:
             with self.bad_file.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(jsonl_line({"image_id": item, "why": why}))
+
+
+def _is_bad(outcome: str | Exception) -> TypeGuard[Exception]:
+    """Whether it is the image that has no caption, and not the server that failed."""
+    return isinstance(outcome, Exception) and not isinstance(outcome, ServerError)

@@ -28,7 +28,9 @@ def job_settings(
     tokenizer = getattr(captioner, "tokenizer", getattr(processor, "tokenizer", None))
     return {
         "model": str(getattr(captioner, "name", type(captioner).__name__)),
-        "weights": weights_mark(model) if isinstance(model, torch.nn.Module) else None,
+        "weights": weights_mark(model)
+        if isinstance(model, torch.nn.Module)
+        else getattr(captioner, "weights", None),  # of an engine elsewhere
         "tokenizer": settings_digest(tokenizer) if hasattr(tokenizer, "get_vocab") else None,
         "dtype": str(getattr(captioner, "dtype", None)),
         "image encoder": getattr(getattr(captioner, "encoder", None), "digest", None),  # zerocap's

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from captune.models.answerers.base import Answerer, Prompt, Question, is_server, one_line
+from captune.models.answerers.base import Answerer, Prompt, Question, one_line
 from captune.models.answerers.replies import ask_json
+from captune.models.server import is_server
 
 __all__ = [
     "Answerer",

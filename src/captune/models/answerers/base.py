@@ -76,11 +76,6 @@ class Answerer(Protocol):
         """Return for each prompt the model's text, without what its template put around it; temperature 0 is greedy."""
 
 
-def is_server(spec: str) -> bool:
-    """Return whether a spec is a server's address."""
-    return spec.startswith(("http://", "https://"))
-
-
 def one_line(text: str) -> str:
     """Return a caption as it stands in a prompt: without line breaks, which could pass for the prompt's own."""
     return " ".join(text.split())
