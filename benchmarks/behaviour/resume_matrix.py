@@ -248,14 +248,20 @@ def comparable(files: dict[str, bytes] | None) -> dict[str, Any] | None:
         if "report.html" in name:  # images per second, plots of the steps' times
             value = re.sub(rb"(?s)<svg.*?(</svg>|$)|\d+(\.\d+)?", b"N", content)
         elif name.endswith((".json", ".jsonl", ".tmp")):
-            with contextlib.suppress(ValueError):
-                value = [without_times(json.loads(line)) for line in content.splitlines()]
+            value = [without_times(_parsed(line)) for line in content.splitlines()]  # one of them may be torn
             with contextlib.suppress(ValueError):
                 value = without_times(json.loads(content))
             if isinstance(value, dict) and "files" in value:  # a checkpoint's marker, with digests of such files
                 value = {**value, "files": sorted(value["files"])}
         found[re.sub(r"\.\d+\.((discarded\.)?tmp)", r".PID.\1", name)] = value
     return found
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
 
 
 def compile_once() -> None:
