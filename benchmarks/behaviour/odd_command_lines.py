@@ -6,7 +6,7 @@
 Every line runs in a process forked from one that has the libraries loaded, with a limit of 60 seconds of the processor, or of waiting. A line is a
 *traceback* if an exception, the words "Traceback" or captune's own "internal error" appear, a *hang* if it is not done
 in time, and *silently wrong* if it should be refused and is not, or should work and does not. The last rows measure the
-memory of one batch of eight images of 177 megapixels. Root leaves out the lines that write to devices.
+memory of a batch of large images. Root leaves out the lines that write to devices.
 """
 
 from __future__ import annotations
@@ -506,27 +506,46 @@ def guarded(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
-def batch_memory(folder: Path) -> dict[str, Any]:
-    """Caption eight PNGs of 177 megapixels and some kilobytes in one batch."""
+BATCHES = {"eight of 177 megapixels, one bit each": (8, 13_377, 1, 0), "twelve of 88, in colour": (12, 9_381, 8, 2)}
+
+
+def batch_memory(folder: Path, number: int, side: int, depth: int, colour: int) -> dict[str, Any]:
+    """Caption one batch of PNGs of many pixels and few bytes.
+
+    Args:
+        folder: for them.
+        number: of images.
+        side: of each, in pixels.
+        depth: bits of a sample.
+        colour: PNG's type: 0 grey, 2 RGB.
+    """
     bombs = folder / "bombs"
+    shutil.rmtree(bombs, ignore_errors=True)
     bombs.mkdir()
-    side = 13_377
-    for number in range(8):
-        rows = zlib.compressobj(9)
-        body = b"".join(rows.compress(b"\0" + bytes([number]) * ((side + 7) // 8)) for _ in range(side)) + rows.flush()
-        head = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    row = b"\0" + bytes((side * depth * (3 if colour else 1) + 7) // 8)
+    for image in range(number):
+        rows = zlib.compressobj(1)
+        body = b"".join(rows.compress(row[:-1] + bytes([image])) for _ in range(side)) + rows.flush()
+        head = side.to_bytes(4, "big") * 2 + bytes([depth, colour, 0, 0, 0])
         parts = ((b"IHDR", head), (b"IDAT", body), (b"IEND", b""))
         chunks = (len(d).to_bytes(4, "big") + n + d + zlib.crc32(n + d).to_bytes(4, "big") for n, d in parts)
-        (bombs / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
-    argv = ["caption", "--model", "storybook", "--images", "bombs", "--output", "bombs.jsonl", "--batch-size", "8"]
-    done = run(Line("memory", argv, False), folder)
-    bytes_ = max(path.stat().st_size for path in bombs.iterdir())
-    return {
-        "peak_gb": round(done["peak_gb"], 2),
-        "seconds": round(done["seconds"], 1),
-        "code": done["code"],
-        "bytes": bytes_,
-    }
+        (bombs / f"{image}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    output = ["--output", "bombs.jsonl", "--overwrite", "--batch-size", str(number)]
+    done = run(Line("memory", ["caption", "--model", "storybook", "--images", "bombs", *output], False), folder)
+    return {"peak_gb": round(done["peak_gb"], 2), "seconds": round(done["seconds"], 1), "code": done["code"]}
+
+
+def page(result: dict[str, Any]) -> str:
+    """The result for people."""
+    text = (
+        f"# Odd command lines\n\n`python -m benchmarks.behaviour.odd_command_lines`, {result['minutes']} minutes: "
+        f"{result['lines']:,} lines; {result['tracebacks']} tracebacks, {result['hangs']} hangs over {LIMIT} s, "
+        f"{result['silent_wrong_results']} silently wrong; most memory of a line "
+        f"{result['most_memory_of_a_line_gb']} GB. A batch of images: "
+    )
+    text += "; ".join(f"{name}: {batch['peak_gb']} GB" for name, batch in result["one_batch_of_images"].items())
+    rows = "".join(f"| {kind} | {number} |\n" for kind, number in result["by_kind"].items())
+    return f"{text}.\n\n| kind | lines |\n|---|---:|\n{rows}"
 
 
 def main() -> None:
@@ -579,7 +598,8 @@ def main() -> None:
             for path in folder.iterdir():
                 if path.name not in kept and path.name != ".said":
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        memory = batch_memory(folder) if args.only in (None, "memory") else None
+        asked = BATCHES if args.only in (None, "memory") else {}
+        memory = {name: batch_memory(folder, *batch) for name, batch in asked.items()}
     counts = Counter(row["verdict"] for row in failures)
     result = {
         "lines": sum(kinds.values()),
@@ -589,13 +609,14 @@ def main() -> None:
         "silent_wrong_results": counts["silent"],
         "slowest_line_seconds": round(slowest, 1),
         "most_memory_of_a_line_gb": round(most, 2),
-        "batch_of_eight_177_megapixel_images": memory,
+        "one_batch_of_images": memory,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "failures": failures,
     }
     print(json.dumps({key: value for key, value in result.items() if key != "failures"}, indent=1))
     if args.only is None:
         RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        RESULT.with_suffix(".md").write_text(page(result), encoding="utf-8")
 
 
 if __name__ == "__main__":
