@@ -9,6 +9,9 @@ alternates. A step is timed from the end of the step before it, so it holds ever
 reading and preprocessing images, sampling, rewards, loss, backward, checks, AdamW, log. Checkpoints and evaluations are
 outside. `cpu` is the processor's time, which other work on the machine disturbs less than the clock's (`wall`).
 
+Beside the times, which a busy machine moves by some per cent, stand two counts of a step that nothing moves: the
+operators of torch that run (`torch.profiler`) and the calls of Python functions (`cProfile`), of four steps each.
+
 What is compared is the median over the turns of the ratio of neighbouring turns. An interval is that of the median
 (bootstrap, 95%): a step has grown where all of it lies above 1.01.
 """
@@ -64,6 +67,34 @@ DefaultFlowCallback.on_step_end = on_step_end
 sys.exit(main(argv))
 """
 
+COUNTER = """
+import cProfile, json, os, pstats, sys
+from torch.profiler import ProfilerActivity, profile
+from transformers.trainer_callback import DefaultFlowCallback
+from captune.cli import main as cli
+after, step, running = DefaultFlowCallback.on_step_end, [0], []
+def on_step_end(self, args, state, control, **kwargs):
+    step[0] += 1
+    if step[0] == 3:
+        running.append(profile(activities=[ProfilerActivity.CPU]))
+        running[0].__enter__()
+    if step[0] == 7:
+        running[0].__exit__(None, None, None)
+        operators = sum(event.count for event in running[0].key_averages())
+        running.append(cProfile.Profile())
+        running[1].enable()
+    if step[0] == 11:
+        running[1].disable()
+        calls = pstats.Stats(running[1]).total_calls
+        print("COUNTS", running[2] / 4, calls / 4, file=sys.__stdout__, flush=True)
+        os._exit(0)
+    if step[0] == 7:
+        running.append(operators)
+    return after(self, args, state, control, **kwargs)
+DefaultFlowCallback.on_step_end = on_step_end
+sys.exit(getattr(cli, "main", cli)(sys.argv[1:]))
+"""
+
 
 class Side:
     """A process of one tree that trains until it is told to wait.
@@ -81,13 +112,14 @@ class Side:
         verb, more = METHODS[method]
         asked = [sys.executable, "-m", "captune", verb, "--help"]
         help = subprocess.run(asked, env=self.environment, capture_output=True, text=True, check=True).stdout
-        known = set(re.findall(r"--[a-z0-9-]+", help))
+        known = self.known = set(re.findall(r"--[a-z0-9-]+", help))
         argv = [verb]
         for flag, value in {**COMMON, **more, "output": output}.items():
             name = next((name for name in (flag, FORMER.get(flag)) if name and f"--{name}" in known), None)
             if name is None and value is not True:  # a switch that the tree does not have does not apply to it
                 raise SystemExit(f"{tree}: `captune {verb}` has no --{flag}")
             argv += [f"--{name}", *([] if value is True else [str(value)])] if name else []
+        self.argv = argv
         command = [sys.executable, "-c", WORKER, str(steps), *argv]
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open while the process lives)
         self.process = subprocess.Popen(command, env=self.environment, stdin=-1, stdout=-1, stderr=self.said, text=True)
@@ -114,6 +146,13 @@ class Side:
         self.process.kill()
         self.process.wait()
 
+    def counts(self) -> list[float]:
+        """(operators, calls) of a step, counted in a process of its own."""
+        argv = [*self.argv, *(["--overwrite"] if "--overwrite" in self.known else [])]
+        command = [sys.executable, "-c", COUNTER, *argv]
+        said = subprocess.run(command, env=self.environment, capture_output=True, text=True).stdout
+        return [float(number) for number in said.rpartition("COUNTS")[2].split()]
+
 
 def measure(method: str, trees: dict[str, Path], folder: Path, turns: int, steps: int) -> dict[str, Any]:
     """Both sides in turns."""
@@ -127,6 +166,10 @@ def measure(method: str, trees: dict[str, Path], folder: Path, turns: int, steps
     for side in sides.values():
         side.end()
     result: dict[str, Any] = {}
+    counts = {name: side.counts() for name, side in sides.items()}
+    for place, what in enumerate(("operators", "calls")):
+        now, before = (counts[name][place] for name in ("now", "before"))
+        result[what] = {"now": now, "before": before, "ratio": round(now / before, 4)}
     for place, what in enumerate(("cpu", "wall")):
         now, before = ([seconds[place] for seconds in times[name]] for name in ("now", "before"))
         ratios = [a / b for a, b in zip(now, before, strict=True)]
@@ -150,14 +193,16 @@ def table(result: dict[str, Any]) -> str:
         f"cores with a load of {result['load']}; torch {result['torch']}; now is {result['now'][:9]}. Made by "
         "`python -m benchmarks.speed.against_a_commit`; its head says what is measured.",
         "",
-        "| step | cpu s, now | before | ratio (95% interval) | of the fastest turns | wall, ratio (95% interval) |",
-        "|---|---:|---:|---|---:|---|",
+        "| step | operators, ratio | calls, ratio | cpu s, now | before | ratio (95% interval) | of the fastest turns "
+        "| wall, ratio (95% interval) |",
+        "|---|---:|---:|---:|---:|---|---:|---|",
     ]
     for name, found in result["methods"].items():
         cpu, wall = found["cpu"], found["wall"]
         fastest = cpu["fastest"]["now"] / cpu["fastest"]["before"]
         lines.append(
-            f"| {name} | {cpu['seconds']['now']:.4f} | {cpu['seconds']['before']:.4f} | {cpu['ratio']:.3f} "
+            f"| {name} | {found['operators']['ratio']:.4f} | {found['calls']['ratio']:.4f} | "
+            f"{cpu['seconds']['now']:.4f} | {cpu['seconds']['before']:.4f} | {cpu['ratio']:.3f} "
             f"({cpu['interval'][0]:.3f} to {cpu['interval'][1]:.3f}) | {fastest:.3f} | {wall['ratio']:.3f} "
             f"({wall['interval'][0]:.3f} to {wall['interval'][1]:.3f}) |"
         )
