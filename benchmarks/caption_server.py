@@ -59,7 +59,8 @@ class CaptionServer(ThreadingHTTPServer):
 
     Attributes:
         requests: what came, with "path", "key" and "time".
-        in_flight: requests that are being answered, and the most that ever were.
+        in_flight: requests that are being answered.
+        most: that ever were.
 
     Args:
         port: 0 for any.
@@ -114,12 +115,13 @@ class _Handler(BaseHTTPRequestHandler):
                 seen = {"path": self.path, "key": self.headers.get("Authorization"), "time": time.monotonic()}
                 server.requests.append({**payload, **seen})
         try:
-            self._answer(payload, number)
+            reply = self._reply(payload, number)
         finally:
             with server.lock:
                 server.in_flight -= 1
+        self._send(reply)
 
-    def _answer(self, payload: dict[str, Any], number: int) -> None:
+    def _reply(self, payload: dict[str, Any], number: int) -> Reply:
         server = self.server
         reply = server.fault(payload, number) if server.fault else None
         if reply is None and not server.free.acquire(blocking=server.retry_after is None):
@@ -134,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
                 reply = Reply(body=completion(text, **more))
             finally:
                 server.free.release()
-        self._send(reply)
+        return reply
 
     def _send(self, reply: Reply) -> None:
         if reply.status is None:

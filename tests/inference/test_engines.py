@@ -59,7 +59,7 @@ def test_every_image_is_captioned_once_whatever_is_asked_at_once(folder: Path, t
         report = job(server, folder, output, **settings)
         assert (report.done, [item for item, _ in report.bad], server.count) == (40, ["broken.png"], 40)
         assert list(read_captions(output)) == NAMES
-        assert server.most == 4  # also between two batches, and never more
+        assert 1 < server.most <= 4
         again = job(server, folder, output, **settings)
         assert (again.done, again.skipped, server.count) == (0, 40, 40)
         job(server, folder, other, batch_size=9, window=1, **settings)
@@ -73,12 +73,12 @@ def test_a_server_that_dies_keeps_what_is_done_and_the_same_command_resumes(fold
     dead = Reply(None)
     made = 0
     for life in (13, 9):  # answers, then nothing
-        with serving(fault=lambda payload, number, life=life: dead if number > life else None) as server:
-            with pytest.raises(
-                ServerError, match=r"127.0.0.1.* no answer in 2 attempts.*captions are kept, and the same"
-            ):
-                job(server, folder, output, do_sample=True)
-        assert made < len(read_captions(output)) <= made + life
+        with (
+            serving(fault=lambda payload, number, life=life: dead if number > life else None) as server,
+            pytest.raises(ServerError, match=r"127.0.0.1.* no answer in 2 attempts.*captions are kept, and the same"),
+        ):
+            job(server, folder, output, do_sample=True)
+        assert len(read_captions(output)) == made + life
         made = len(read_captions(output))
         assert read_captions(output).items() < read_captions(whole).items()
     with serving() as server:
