@@ -4,7 +4,7 @@ images = ImagesById("photos")                                    # images by id,
 app = application([Route("/", home), post("/vote", vote)], images)
 serve(app, host="127.0.0.1", port=0, announce=print)             # returns after SIGINT or SIGTERM
 
-A handler answers with `page("arena.html.j2", ...)`, a template of this folder, autoescaped, or with a `JSONResponse`;
+A handler answers with `page("arena.html.j2", ...)`, a template of this folder, autoescaped, or with an `Answer`;
 a change is a `post`, a function from JSON to JSON. A `CaptuneError` that either raises becomes status 400 and
 ``{"error": sentence}``. Both run in threads. Served besides: ``/image?id=…&side=320`` (or 1280; `image_url` writes it),
 and ``/static/NAME`` for every ``.css`` and ``.js`` of this folder and the report's page.css.
@@ -137,6 +137,14 @@ class ImagesById:
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
 
 
+class Answer(JSONResponse):
+    """JSON that every text fits into: half a character, which is no UTF-8, is escaped."""
+
+    def render(self, content: Any) -> bytes:
+        """Return it encoded."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
 def image_url(image_id: str, side: int = SIDES[0]) -> str:
     """Return the address of an image on the page."""
     return f"/image?{urlencode({'id': image_id, 'side': side}, quote_via=quote)}"
@@ -170,7 +178,7 @@ def application(routes: Sequence[Route], images: ImagesById) -> Starlette:
 
 
 def _refused(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 400)
+    return Answer({"error": str(error)}, 400)
 
 
 def _assets() -> dict[str, str]:
@@ -199,7 +207,7 @@ def post(path: str, answer: Callable[[dict[str, Any]], Any]) -> Route:
     """
 
     async def handler(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(answer, await _posted(request)))
+        return Answer(await run_in_threadpool(answer, await _posted(request)))
 
     return Route(path, handler, methods=["POST"])
 

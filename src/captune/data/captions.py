@@ -28,7 +28,11 @@ from captune.utils.files import (
 logger = logging.getLogger(__name__)
 
 
-def read_captions(path: str | os.PathLike[str], *, format: str | None = None) -> dict[str, str]:
+EDITS = ".edits.jsonl"
+"""What is added to a caption file's name for the journal of what people changed; see `captune.annotation.edits`."""
+
+
+def read_captions(path: str | os.PathLike[str], *, format: str | None = None, behind: bool = True) -> dict[str, str]:
     """Read {image_id: caption}, in file order.
 
     Ids become strings in Unicode's composed form (NFC), as sources have them. Empty captions are kept: the captioner
@@ -38,13 +42,35 @@ def read_captions(path: str | os.PathLike[str], *, format: str | None = None) ->
         path: JSON lines, COCO results JSON (a list of objects), JSON ``{id: caption}``, or any other of
             `captune.data.caption_formats`.
         format: a format's name; default: by the file's name, and of JSON by its content.
+        behind: warn where `captune review` was killed before its last corrections were in the file.
 
     Raises:
         CaptionFileError: for a file of another format, or with two different captions for one image.
     """
     path = Path(path)
     with uncollected():
-        return _read(path, format)
+        captions = _read(path, format)
+    if behind:
+        _say_behind(path, captions)
+    return captions
+
+
+def _say_behind(path: Path, captions: Mapping[str, str]) -> None:
+    """Warn about corrections that are in the journal only."""
+    journal = path.with_name(path.name + EDITS)
+    if not journal.is_file():
+        return
+    corrected: dict[str, str] = {}
+    for row in read_jsonl(journal, problems=[]):
+        if row.get("action") == "merged":
+            corrected.clear()
+        else:
+            corrected[str(row.get("image_id"))] = str(row.get("after"))
+    if behind := [image_id for image_id, text in corrected.items() if captions.get(image_id, text) != text]:
+        logger.warning(
+            "%s: corrections of %d captions, such as that of %r, are in %s and not yet in the file: `captune review` "
+            "takes them there", path, len(behind), behind[0], journal.name
+        )  # fmt: skip
 
 
 def _read(path: Path, format: str | None) -> dict[str, str]:
@@ -64,12 +90,15 @@ def _entries(path: Path, format: str | None) -> Iterable[tuple[str, int, Any, An
     """(its noun and number, image_id, caption) of every entry."""
     chosen = format_of(path, format, reading=True)
     if format is None and chosen.name in ("jsonl", "coco"):  # the content says which, whatever the file's name
-        chosen = FORMATS["jsonl" if _is_jsonl(path) else "coco"]
+        chosen = FORMATS["jsonl" if is_jsonl(path) else "coco"]
     return chosen.read(path)
 
 
-def _is_jsonl(path: Path) -> bool:
-    """By content: the first line of JSONL is an object with an image_id; of an empty or torn file the name decides."""
+def is_jsonl(path: Path) -> bool:
+    """Return whether a file holds JSON lines.
+
+    By content: the first line is an object with an image_id; of an empty or torn file the name decides.
+    """
     first = read_file(path, error=CaptionFileError).partition(b"\n")[0].strip()
     if not first:
         return path.suffix.lower() != ".json"
