@@ -220,7 +220,7 @@ def caption_source(
         raise SettingError(
             f"{output}: images of a stream cannot be looked up again; write .jsonl, then captune convert"
         )
-    batch_size = max(batch_size, getattr(captioner, "workers", 1))  # a server's captions do not depend on it
+    batch_size = max(batch_size, getattr(captioner, "least_batch", 1))  # a server's captions do not depend on it
     sampled = generation.get("do_sample", False) or (decoder is not None and decoder.samples)
     own = {"seed": seed} if sampled and getattr(captioner, "seeded", False) else {}
     generate = partial(captioner.generate if decoder is None else partial(decoder, captioner), **generation, **own)

@@ -143,7 +143,8 @@ class ServerCaptioner(ChatServer):
         prompt: the text beside the image.
         weights: what stands for the weights, which cannot be seen, in a caption file's settings.
         seeded: `generate` takes a seed.
-        batches_at_once: so many batches keep the server busy; their captions do not depend on each other.
+        least_batch: so many images at least keep the server busy.
+        batches_at_once: so many batches do so at a batch's end; their captions do not depend on each other.
 
     Args:
         url: the server's address and the model's name.
@@ -179,6 +180,7 @@ class ServerCaptioner(ChatServer):
     ) -> None:
         super().__init__(url, timeout=timeout, attempts=attempts, delay=delay, workers=workers)
         self.name = redact(url)
+        self.least_batch = workers
         self.prompt = PROMPT if prompt is None else prompt
         self.max_side, self.max_bytes = max_side, max_bytes
         self.weights = f"served as {self.model}, images up to {max_side} px and {max_bytes} bytes"
