@@ -122,6 +122,11 @@ class ImagesById:
             self._kept.move_to_end(key)
             return self._kept[key]
 
+    def row(self, image_id: str) -> dict[str, Any]:
+        """Return the source's row of an image, the image opened."""
+        with self._lock:
+            return dict(self._dataset[self.rows[image_id]])
+
     def respond(self, request: Request) -> Response:
         """Answer ``/image?id=…&side=…``."""
         image_id, side = request.query_params.get("id", ""), request.query_params.get("side", str(SIDES[0]))

@@ -93,6 +93,17 @@ def add_scoring_flags(parser: argparse.ArgumentParser, resamples: str) -> None:
     parser.add_argument("--no-cache", action="store_true", help="score everything again and keep nothing")
 
 
+def add_serving_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of what serves a page."""
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to serve; at an address that other machines reach, the link holds a token (default: 127.0.0.1)",
+    )
+    parser.add_argument("--port", type=number(int, 0, 65535), default=0, metavar="N", help="(default: a free one)")
+
+
 def echo(sentence: str) -> None:
     """Print something for the person, not for a pipe."""
     print(redact(sentence), file=sys.stderr)

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "judgements",
         type=Path,
         help="Flickr8k's ExpertAnnotations.txt or CrowdFlowerAnnotations.txt, CapArena's or FOIL's JSON, CLIPScore's "
-        "JSON, Pascal-50S's folder, or a CSV or JSONL file of your own (docs/human-judgements.md)",
+        "JSON, Pascal-50S's folder, the votes of captune arena, or a CSV or JSONL file of your own "
+        "(docs/human-judgements.md)",
     )
     parser.add_argument(
         "--scorers",

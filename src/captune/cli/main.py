@@ -18,6 +18,7 @@ from typing import Any
 
 from captune import __version__
 from captune.cli import (
+    arena,
     build_storybook,
     caption,
     convert,
@@ -42,6 +43,7 @@ JUDGE = {
     "caption": caption.COMMAND,
     "evaluate": evaluate.COMMAND,
     "correlate": correlate.COMMAND,
+    "arena": arena.COMMAND,
     "scorers": scorers.COMMAND,
     "convert": convert.COMMAND,
     "corpus": corpus.COMMAND,

@@ -10,6 +10,7 @@
     Pascal-50S           a folder with pair_pascal.mat and consensus_pascal.mat (needs scipy)
     plain                CSV, TSV, JSON or JSONL     image_id, caption, rating; or image_id, caption_a, caption_b,
                                                      winner
+    arena                .sqlite                     the votes of `captune arena`
 
 The rules of each are in its reader below. What the bytes of a line cannot be read as is left out and named by its line;
 a judgement whose caption or image is not in the captions file is left out and counted; anything else that does not fit
@@ -18,11 +19,13 @@ the format is an error with its line.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +43,7 @@ OWN = "captions that are one of their image's references"
 NO_CAPTION = "captions that are not in the captions file"
 NO_REFERENCES = "captions of images without references"
 NO_RATING = "ratings that are not a number (NaN)"
+SKIPPED = "battles that were skipped"
 HUMAN = "battles of the human caption, which is the reference"
 ODD = "lines with bytes that are not UTF-8 text"
 _SHOWN = 80
@@ -294,6 +298,8 @@ def _sampled(found: Judgements, limit: int, seed: int) -> Judgements:
 def _read(path: Path, captions: Captions | None) -> Judgements:
     if path.is_dir():
         return _pascal50s(path)
+    if is_database(path):
+        return _arena(path, captions)
     suffix = path.suffix.lower()
     if suffix == ".mat":
         raise SourceError(f"{path}: name the folder that holds pair_pascal.mat and consensus_pascal.mat")
@@ -636,14 +642,15 @@ def _foil(path: Path, content: Mapping[str, Any], captions: Captions | None) -> 
 
 # ---------------------------------------------------------------------- plain
 
-_WINNERS = {"a": 1, "caption_a": 1, "b": -1, "caption_b": -1, "tie": 0, "equal": 0}
+_WINNERS = {"a": 1, "caption_a": 1, "b": -1, "caption_b": -1, "tie": 0, "equal": 0, "bad": 0}
 
 
 def _plain(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], captions: Captions | None) -> Judgements:
     """A table of ratings or of battles, one row each.
 
     Columns: image_id (or image), caption and rating (a number, or a list of them), or caption_a, caption_b and winner
-    (a, b or tie); references (a list; in a table a JSON list or one text), else those of the captions file; category.
+    (a, b or tie; bad, which both are, is a tie, and skip is left out); references (a list; in a table a JSON list or
+    one text), else those of the captions file; category.
     A caption that is one of its references is left out.
     """
     found = Judgements(str(path), "plain", "")
@@ -668,6 +675,9 @@ def _plain(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], captions: 
             references = tuple(_texts([given] if isinstance(given, str) else given, f"{here}, 'references'"))
         if battle:
             winner = str(row["winner"]).strip().lower()
+            if winner == "skip":
+                found.leave_out(SKIPPED)
+                continue
             if winner not in _WINNERS:
                 raise SourceError(f"{here}: the winner is {row['winner']!r}; write a, b or tie")
             texts = [_given(row, key, str, here) for key in ("caption_a", "caption_b")]
@@ -690,6 +700,32 @@ def _plain(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], captions: 
     found.primary = "pairwise_accuracy" if found.battles else "tau_b"
     found.protocol = ["captions that are one of their image's references are left out"]
     return found
+
+
+def _arena(path: Path, captions: Captions | None) -> Judgements:
+    """The votes of `captune arena` that count: its view `judgements` has the columns of a table of battles."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            cursor = database.execute("SELECT image_id, caption_a, caption_b, winner FROM judgements ORDER BY battle")
+            names = [column[0] for column in cursor.description]
+            rows = [
+                (f"vote {number}", dict(zip(names, row, strict=True))) for number, row in enumerate(cursor, start=1)
+            ]
+    except sqlite3.Error as error:
+        raise SourceError(f"{path} holds no votes of `captune arena`: {error}") from error
+    found = _plain(path, rows, captions)
+    found.format, found.primary = "arena", "pairwise_accuracy"
+    found.protocol.append("votes of `captune arena`; both bad is a tie, skips and votes taken back do not count")
+    return found
+
+
+def is_database(path: Path) -> bool:
+    """Return whether a file is one of SQLite's, by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            return path.is_file() and file.read(16) == b"SQLite format 3\0"
+    except OSError:
+        return False
 
 
 def _number(value: Any, place: str) -> float:
