@@ -14,7 +14,7 @@ import numpy as np
 def cohen_kappa(first: np.ndarray, second: np.ndarray, categories: int) -> tuple[float, float | None]:
     """Return (share of agreement, kappa) of two raters' verdicts (n,) from 0 to `categories` - 1.
 
-    kappa is None where it is undefined: both always say the same one thing.
+    Where both always say the same one thing, kappa is undefined: None.
     """
     table = np.zeros((categories, categories))
     np.add.at(table, (first, second), 1)
@@ -25,7 +25,7 @@ def cohen_kappa(first: np.ndarray, second: np.ndarray, categories: int) -> tuple
 def fleiss_kappa(counts: np.ndarray) -> tuple[float, float | None]:
     """Return (share of agreement, kappa) of verdicts counted by item and category, (items, categories).
 
-    Each item needs two verdicts. kappa is None where it is undefined: all say the same one thing.
+    Each item needs two verdicts. Where all say the same one thing, kappa is undefined: None.
     """
     raters = counts.sum(axis=1)
     agreeing = (counts * (counts - 1)).sum(axis=1) / (raters * (raters - 1))

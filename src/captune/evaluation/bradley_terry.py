@@ -58,9 +58,9 @@ class Fit:
     Attributes:
         strengths: (K,), log odds with mean 0.
         tie: nu; 0 without ties.
-        length: beta; None where length is not in the model.
+        length: beta, or None without length in the model.
         error: (K,), standard errors of the strengths; nan with fewer than two images.
-        length_error: that of beta; nan where there is none.
+        length_error: that of beta, nan without it.
         covariance: (K, K), the inverse of the information: what is not known yet, for the choice of the next battle.
         prior: whether the prior was needed.
     """
