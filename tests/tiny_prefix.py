@@ -36,10 +36,28 @@ def _dinov2(folder: Path) -> tuple[Any, Any]:
     return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape)), images
 
 
+def _efficientnet(folder: Path) -> tuple[Any, Any]:
+    from captune.models.encoders import efficientnet_lite
+
+    config = efficientnet_lite.EfficientNetLiteConfig(width=0.25, depth=0.3, image_size=72, hidden_size=32)
+    return efficientnet_lite.EfficientNetLiteModel(config), efficientnet_lite.image_processor(72)
+
+
+def _resnet(folder: Path) -> tuple[Any, Any]:
+    from transformers import BitImageProcessorPil, ResNetConfig, ResNetModel
+
+    images = BitImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    return ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 32], depths=[1, 1], layer_type="basic")), images
+
+
+ENCODERS = {"clip": _clip, "siglip": _siglip, "dinov2": _dinov2, "efficientnet": _efficientnet, "resnet": _resnet}
+
+
 def encoder(kind: str, folder: Path) -> Path:
-    """A folder as the hub has it: "clip" with its text side, "siglip" the image side alone, "dinov2" with registers."""
+    """A folder as the hub has it: "clip" with its text side, "siglip" the image side alone, "dinov2" with registers,
+    "efficientnet" (a map of 3 x 3) and "resnet" (pooled to (B, D, 1, 1)) convolutional ones."""
     torch.manual_seed(0)
-    model, images = {"clip": _clip, "siglip": _siglip, "dinov2": _dinov2}[kind](folder)
+    model, images = ENCODERS[kind](folder)
     _enlarge(model)
     model.save_pretrained(folder)
     images.save_pretrained(folder)

@@ -76,6 +76,7 @@ def examine() -> list[Check]:
         *_accelerator(),
         *_models(),
         _language_model(),
+        _image_encoder(),
         _torchvision(),
         *_optional(),
         *_java(),
@@ -170,6 +171,17 @@ def _language_model() -> Check:
         size = sum(f.stat().st_size for f in model.folder.iterdir()) / 1e6
         return Check(model.name, "ok", f"{size:.0f} MB in {model.folder}")
     return Check(model.name, "ok", f"{model.find()}; unpacked at first use: 540 MB in {model.folder}")
+
+
+def _image_encoder() -> Check:
+    """The encoder of photographs that needs no hub."""
+    from captune.models.packaged import EFFICIENTNETS
+
+    there = [model for model in EFFICIENTNETS if model.find() is not None]
+    if not there:
+        last = EFFICIENTNETS[-1]
+        return Check(last.name, "optional", "not here; encodes photographs without the hub", last.how_to_get())
+    return Check(there[-1].name, "ok", f"{there[-1].find()}; unpacked at first use in {there[-1].folder}")
 
 
 def _torchvision() -> Check:

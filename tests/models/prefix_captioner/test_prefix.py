@@ -234,6 +234,28 @@ def test_patches_keep_their_place(make: Make, images: list) -> None:
     assert torch.allclose(features[0], torch.stack(cells), atol=1e-6)
 
 
+def test_a_convolutional_encoder_gives_a_map(make: Make, images: list) -> None:
+    core: Any = Captioner.load(make("efficientnet", "gpt2", "patches"), device="cpu").core
+    pixels = torch.randn(2, 3, 72, 72)
+    found = core.model.get_tower_features(pixels)
+    states = core.model.vision_tower(pixels).last_hidden_state
+    assert states.shape == (2, 32, 3, 3) and found.last_hidden_state.shape == (2, 9, 32)
+    assert torch.equal(found.last_hidden_state, states.flatten(2).transpose(1, 2))
+    cells = [states[:, :, y : y + 2, x : x + 2].mean((2, 3)) for y in (0, 1) for x in (0, 1)]
+    assert torch.allclose(found.pooler_output, torch.stack(cells, 1), atol=1e-6)
+
+
+def test_a_convolutional_encoder_may_pool_to_a_map_of_one_place(make: Make, images: list) -> None:
+    captioner = Captioner.load(make("resnet", "gpt2", "pooled"), device="cpu")
+    core: Any = captioner.core
+    batch = captioner.prepare(images[:2])
+    assert core.model.vision_tower(batch["pixel_values"]).pooler_output.shape == (2, 32, 1, 1)
+    assert core.get_image_features(batch["pixel_values"]).pooler_output.shape == (2, 4, 32)
+    plain = captioner.generate(images[:2])
+    with captioner.share_vision() as memo:
+        assert captioner.generate(images[:2]) == plain and memo.images == 2
+
+
 def test_the_projector_learns_and_the_encoder_does_not(make: Make, images: list, tmp_path: Path) -> None:
     """HAR's stage 1 with LoRA: equation 1 on two pairs, then the adapter is saved, loaded and merged."""
     captioner = Captioner.load(make("clip", "gpt2", "pooled"), device="cpu")

@@ -1,4 +1,4 @@
-"""Frozen encoders of images alone (DINOv2, DINOv3, ViT): a unit vector for each image."""
+"""Frozen encoders of images alone (DINOv2, ViT, ConvNeXt, EfficientNet-Lite): a unit vector for each image."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel
 
+import captune.models.encoders.efficientnet_lite  # noqa: F401  registers its model with the Auto classes
 from captune.data.images import open_image
 from captune.errors import EncoderError, first_line
 from captune.models.hub import how_to_get, resolve_encoder
@@ -20,7 +21,7 @@ from captune.utils.loads import check_model
 
 
 class VisionEncoder:
-    """A vision model without a text side (DINOv2, DINOv3, ViT).
+    """A vision model without a text side (DINOv2, DINOv3, ViT, or a convolutional one).
 
     Its feature is the pooled output, the [CLS] token's, or the mean over the tokens of a model that has none.
 
@@ -70,4 +71,5 @@ class VisionEncoder:
             output = self.model(**inputs)
             pooled = getattr(output, "pooler_output", None)
             pooled = output.last_hidden_state.mean(dim=1) if pooled is None else pooled
-            return torch.nn.functional.normalize(pooled.float(), dim=-1).cpu()
+            # convolutional models of transformers pool to (N, D, 1, 1)
+            return torch.nn.functional.normalize(pooled.flatten(1).float(), dim=-1).cpu()

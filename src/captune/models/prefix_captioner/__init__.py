@@ -5,7 +5,7 @@
     P(y_t | y_<t, p)            the language model continues  p, prompt
 
 HAR's section III-A, with CLIP ViT-L/14 and Mistral-7B; here E is the image side of any CLIP, SigLIP, DINOv2 or similar
-folder, and the LM whatever `AutoModelForCausalLM` loads:
+folder, or a convolutional encoder, and the LM whatever `AutoModelForCausalLM` loads:
 
     model, processor = assemble("storybook-clip", "path/of/an/lm")
     model.save_pretrained("captioner"); processor.save_pretrained("captioner")
@@ -20,6 +20,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+import captune.models.encoders.efficientnet_lite  # noqa: F401  registers an image encoder with the Auto classes
 from captune.models.prefix_captioner.assembly import assemble
 from captune.models.prefix_captioner.configuration import PrefixConfig
 from captune.models.prefix_captioner.modeling import PrefixForConditionalGeneration, PrefixModel

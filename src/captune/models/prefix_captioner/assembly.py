@@ -37,8 +37,8 @@ def assemble(
     """Return the captioner and its processor, on the CPU. torch's random state decides the new projector's weights.
 
     Args:
-        image_encoder: a folder, hub name or shipped model whose image side is a vision transformer (CLIP, SigLIP,
-            DINOv2, ...), with its image processor.
+        image_encoder: a folder, hub name, packaged or shipped model whose image side is a vision transformer (CLIP,
+            SigLIP, DINOv2, ...) or a convolutional encoder (ConvNeXt, EfficientNet-Lite), with its image processor.
         language_model: one that `AutoModelForCausalLM` loads, with its tokenizer.
         num_prefix_tokens: k; see `PrefixConfig`.
         image_feature: "pooled" or "patches"; see `PrefixConfig`.
@@ -117,8 +117,8 @@ def _image_encoder(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         reason = first_line(error).rstrip(".") + hub.how_to_get(name, source)
         raise CaptionerError(f"image encoder {name!r} cannot be loaded: {reason}") from error
     tower = whole.get_encoder(modality="image")  # the whole model if the folder has no text side
-    if not hasattr(tower.config, "patch_size"):
-        raise CaptionerError(f"image encoder {name!r} ({type(tower).__name__}) cannot be used: no patch_size")
+    if not hasattr(tower.config, "hidden_size") and not hasattr(tower.config, "hidden_sizes"):
+        raise CaptionerError(f"image encoder {name!r} ({type(tower).__name__}) cannot be used: no hidden_size")
     check_model(whole, info, what=f"image encoder {name!r} ({type(tower).__name__})", error=CaptionerError)
     return tower, image_processor
 

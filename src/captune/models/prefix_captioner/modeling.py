@@ -22,6 +22,11 @@ from captune.models.prefix_captioner.configuration import PrefixConfig
 NEVER = -1e4  # the logit of the image token: its probability is exactly 0, without infinities in entropies and KL
 
 
+def encoder_width(config: Any) -> int:
+    """Return D_v, the width of an image encoder's features; convolutional ones name that of each stage."""
+    return int(config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1])
+
+
 class PrefixProjector(nn.Module):
     """W_proj: LayerNorm, then `projector_depth` linear layers with GELU between them.
 
@@ -32,7 +37,7 @@ class PrefixProjector(nn.Module):
 
     def __init__(self, config: PrefixConfig, width: int) -> None:
         super().__init__()
-        vision_width = cast(Any, config.vision_config).hidden_size
+        vision_width = encoder_width(config.vision_config)
         self.tokens = config.num_prefix_tokens
         out = width if config.image_feature == "patches" else width * self.tokens
         sizes = [vision_width, *[config.projector_width or vision_width] * (config.projector_depth - 1), out]
@@ -99,25 +104,32 @@ class PrefixModel(PrefixPreTrainedModel):
         tower = self.vision_tower
         with torch.no_grad():
             out = tower(pixel_values=pixel_values.to(tower.dtype), return_dict=True)
-        size = tower.config.patch_size
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        rows, columns = pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
-        states = out.last_hidden_state
-        if states.dim() != 3 or states.shape[1] < rows * columns:
-            raise CaptionerError(
-                f"{type(tower).__name__} gives no state to each of the {rows} x {columns} patches of an "
-                "image; a vision transformer such as CLIP's, SigLIP's or DINOv2 is needed"
-            )
-        patches = states[:, states.shape[1] - rows * columns :]  # whatever else there is comes first
+        grid = self._grid(out.last_hidden_state, pixel_values)
         if self.config.image_feature == "patches":
             side = math.isqrt(self.config.num_prefix_tokens)
-            grid = patches.transpose(1, 2).unflatten(-1, (rows, columns))
             features = nn.functional.adaptive_avg_pool2d(grid, side).flatten(-2).transpose(1, 2)
         elif out.pooler_output is None:
             raise CaptionerError(f'{type(tower).__name__} has no pooled embedding; use image_feature="patches"')
         else:
-            features = out.pooler_output[:, None]
-        return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=features)
+            features = out.pooler_output.flatten(1)[:, None]  # a convolutional one may pool to (B, D, 1, 1)
+        return BaseModelOutputWithPooling(last_hidden_state=grid.flatten(-2).transpose(1, 2), pooler_output=features)
+
+    def _grid(self, states: Tensor, pixel_values: Tensor) -> Tensor:
+        """Return the encoder's states as a map of the image (B, D_v, rows, columns)."""
+        if states.dim() == 4:  # a convolutional encoder's
+            return states
+        name = type(self.vision_tower).__name__
+        if (size := getattr(self.vision_tower.config, "patch_size", None)) is None:
+            raise CaptionerError(f"{name} has no patch_size, and gives no map of an image")
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        rows, columns = pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
+        if states.dim() != 3 or states.shape[1] < rows * columns:
+            raise CaptionerError(
+                f"{name} gives no state to each of the {rows} x {columns} patches of an image; a vision transformer "
+                "such as CLIP's, SigLIP's or DINOv2, or a convolutional encoder is needed"
+            )
+        patches = states[:, states.shape[1] - rows * columns :]  # whatever else there is comes first
+        return patches.transpose(1, 2).unflatten(-1, (rows, columns))
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:

@@ -22,8 +22,13 @@ from captune.training.sft.config import SFTConfig
 class HARConfig(RunConfig):
     """Settings of `captune har`; those of a stage that are not here are the defaults of `captune sft` and `scst`."""
 
-    image_encoder: str = setting("a CLIP, SigLIP or DINOv2 folder or hub name, or storybook-clip", group="model")
-    language_model: str = setting("a causal language model's folder or hub name, or storybook-lm", group="model")
+    image_encoder: str = setting(
+        "a folder or hub name (CLIP, SigLIP, DINOv2, ConvNeXt, ...), efficientnet-lite2, or storybook-clip",
+        group="model",
+    )
+    language_model: str = setting(
+        "a causal language model's folder or hub name, smollm2-135m, or storybook-lm", group="model"
+    )
     num_prefix_tokens: Several = setting("k, tokens of the soft prefix", 16, group="model")
     image_feature: Literal["pooled", "patches"] = setting(
         "v: the encoder's one embedding, or its patches averaged over a grid", "pooled", group="model"
