@@ -36,7 +36,7 @@ from captune.data import read_captions
 from captune.data.captions import EDITS, is_jsonl
 from captune.data.readers import nfc
 from captune.errors import AnnotationError, CaptionFileError, CaptuneError
-from captune.utils.files import cut_torn_line, jsonl_line, jsonl_rows, lock, sync
+from captune.utils.files import cut_torn_line, jsonl_line, jsonl_rows, lock, replace_file, sync
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ class Reviewed:
         edits: all edits, in order.
         notices: sentences about what another program did.
         trouble: why the file cannot be read or written now; "" where it can.
+        reads: how often the file was read.
 
     Raises:
         CaptionFileError: the file is not one of JSON lines, or its journal cannot be read.
@@ -113,6 +114,7 @@ class Reviewed:
         self.edits: list[Edit] = []
         self.notices: list[str] = []
         self.trouble = ""
+        self.reads = 0
         self._of: defaultdict[str, list[int]] = defaultdict(list)  # {image_id: numbers of its edits}
         self._standing: defaultdict[str, list[int]] = defaultdict(list)  # of these, those that were not undone
         self._by: defaultdict[str, list[int]] = defaultdict(list)  # {rater: numbers of what can be undone}
@@ -175,6 +177,7 @@ class Reviewed:
             if signature == _signature(self.path):
                 break
         self._lines, self._signature, self._on_disk = lines, signature, on_disk
+        self.reads += 1
         self.rows, self._places = {}, {}
         for number, row in rows:
             image_id = nfc(str(row["image_id"]))
@@ -243,6 +246,10 @@ class Reviewed:
             former = edit.after if edit.action == "file" else edit.before if former is None else former
         return self.captions[image_id] if former is None else former
 
+    def raters(self) -> list[str]:
+        """Return who has edited captions."""
+        return sorted({edit.by for edit in self.edits if edit.by})
+
     def counts(self) -> dict[str, int]:
         """Return how many captions are in each state."""
         counts = Counter(self.states.get(image_id, "open") for image_id in self._of if image_id in self.captions)
@@ -261,6 +268,20 @@ class Reviewed:
             for image_id, text in self.references().items()
             if (former := self.former(image_id)) != text
         }
+
+
+def write_references(reviewed: Reviewed, path: str | os.PathLike[str]) -> int:
+    """Write the accepted and corrected captions as JSON lines of image_id and references; return how many.
+
+    Raises:
+        AnnotationError: nothing was accepted or corrected.
+    """
+    references = reviewed.references()
+    if not references:
+        raise AnnotationError(f"no caption of {reviewed.path} is accepted or corrected: review it first")
+    rows = ({"image_id": image_id, "references": [text]} for image_id, text in references.items())
+    replace_file(path, "".join(map(jsonl_line, rows)))
+    return len(references)
 
 
 class Edits(Reviewed):
@@ -349,7 +370,7 @@ class Edits(Reviewed):
         """Take back the last edit of a rater that still stands; return its image.
 
         Raises:
-            AnnotationError: there is none, or the caption has changed since.
+            AnnotationError: nothing is left to undo, or the caption has changed since.
         """
         with self._lock:
             self.check()
@@ -554,7 +575,7 @@ def _settle(path: Path) -> None:
 
 
 def _signature(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written; () where there is none."""
+    """What changes when a file is written; () where it is not there."""
     try:
         status = path.stat()
     except OSError:

@@ -29,6 +29,7 @@ from captune.cli import (
     evaluate,
     merge,
     report,
+    review,
     scorers,
     train,
 )
@@ -48,6 +49,7 @@ JUDGE = {
     "convert": convert.COMMAND,
     "corpus": corpus.COMMAND,
     "report": report.COMMAND,
+    "review": review.COMMAND,
 }
 OTHERS = {
     "demo": demo.COMMAND,

@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from captune.utils.files import jsonl_line, replacing
+from captune.errors import EvaluationError
+from captune.utils.files import jsonl_line, read_file, read_jsonl, replacing
 
 COLUMNS = ("file", "scorer", "figure", "value", "low", "high", "n", "signature")
 
@@ -126,6 +127,35 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) 
                 writer.writerows(rows)
         else:
             temporary.write_text("".join(map(jsonl_line, rows)), encoding="utf-8", newline="\n")
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read rows as `write_rows` writes them, by the path; in .csv a cell is text, or None where it is empty.
+
+    Raises:
+        EvaluationError: another kind of file, or one that cannot be read.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in (".jsonl", ".ndjson"):
+        return read_jsonl(path)
+    if suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        try:
+            return list(parquet.read_table(path).to_pylist())
+        except (pyarrow.ArrowException, OSError) as error:
+            raise EvaluationError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+    if suffix != ".csv":
+        raise EvaluationError(
+            f"{path} is no table of scores: captune evaluate --per-image writes .csv, .jsonl, .parquet"
+        )
+    try:
+        text = read_file(path, error=EvaluationError).decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise EvaluationError(f"{path} cannot be read as CSV: {error}") from error
+    return [{key: value or None for key, value in row.items()} for row in rows]
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -21,7 +21,7 @@ _ENDINGS = """a an the this these those some any every each my your his its our 
     in of at to for from with without into onto upon against between among during toward towards beside beneath under
     through across near
     is are was were be being"""
-_UNFINISHED = frozenset(_ENDINGS.split())
+UNFINISHED = frozenset(_ENDINGS.split())
 
 
 class Health(Scorer):
@@ -50,7 +50,7 @@ class Health(Scorer):
             words = ptb.words(caption)
             new = set(words) - seen
             seen |= new
-            row[:] = len(words), _repetition(words), bool(words) and words[-1] in _UNFINISHED, not words, len(new)
+            row[:] = len(words), _repetition(words), bool(words) and words[-1] in UNFINISHED, not words, len(new)
         return rows
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
