@@ -36,6 +36,16 @@ def chromium() -> Iterator[Any]:
             browser.close()
 
 
+def opened(browser: Any, link: str, **options: Any) -> Any:
+    """Return a page of its own session; what its console says is kept in ``page.said``, and is an error."""
+    page = browser.new_context(**options).new_page()
+    page.said = []
+    page.on("console", lambda message: page.said.append(message.text))
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.goto(link)
+    return page
+
+
 class Served:
     """A command of captune that serves a page, in a process of its own.
 
