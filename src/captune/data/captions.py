@@ -9,21 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from captune.data.caption_formats import FORMATS, format_of
+from captune.data.lines import copy_lines, read_caption_lines
 from captune.data.readers import nfc
 from captune.errors import CaptionFileError
-from captune.utils.files import (
-    jsonl_line,
-    lock,
-    read_file,
-    read_jsonl,
-    replace_file,
-    uncollected,
-)
+from captune.utils.files import jsonl_line, lock, read_file, read_jsonl, torn_line, uncollected
+from captune.utils.ids import Ids, digests
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +118,8 @@ class CaptionWriter:
         resume: keep what the file holds (a torn last line is removed and logged); False: start an empty file.
 
     Attributes:
-        done: the ids that the file holds.
-        last: the last of them.
+        done: the ids that the file holds: what is in it, and how many.
+        last: the last of them when it was opened.
 
     Raises:
         CaptionFileError: if another process writes to the file, or it is not a caption file.
@@ -131,34 +128,44 @@ class CaptionWriter:
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = True) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.done: set[str] = set()
+        self.done = Ids()
         self.last: str | None = None
         self._file = self.path.open("ab")
         try:
             if not lock(self._file):
                 raise CaptionFileError(f"{self.path}: another process is writing to it; wait for it to end")
             if resume:
-                captions = read_captions(self.path)
+                if self._load():
+                    read_captions(self.path)  # which refuses different captions of one image
                 self._repair()
-                self.done, self.last = set(captions), next(reversed(captions), None)
             else:
                 self._file.truncate(0)
         except BaseException:
             self._file.close()
             raise
 
+    def _load(self) -> bool:
+        """Read which ids the file holds; returns whether one stands twice."""
+
+        def pieces() -> Iterator[tuple[np.ndarray, None]]:
+            for lines in read_caption_lines(self.path):
+                self.last = lines.ids[-1] if lines.ids else self.last
+                yield digests(lines.ids), None
+
+        self.done = Ids()
+        return self.done.load(pieces())
+
     def _repair(self) -> None:
-        content = self.path.read_bytes()
-        if not content or content.endswith(b"\n"):
+        start, line = torn_line(self.path)
+        if not line:
             return
-        start = content.rfind(b"\n") + 1
         try:
-            whole = isinstance(json.loads(content[start:]), dict)
+            whole = isinstance(json.loads(line), dict)
         except (ValueError, RecursionError):
             whole = False
         if whole:  # only the line end is missing
             self._file.write(b"\n")
-        elif not content[start:].startswith((b"{", b"\0")):
+        elif not line.startswith((b"{", b"\0")):
             raise CaptionFileError(f"{self.path} is not a caption file; name another output")
         else:
             logger.warning("%s: the last line is cut off; it is removed and its image captioned again", self.path)
@@ -175,23 +182,32 @@ class CaptionWriter:
         for row in rows:
             if not isinstance(row.get("image_id"), str) or not isinstance(row.get("caption"), str):
                 raise CaptionFileError(f"a row needs an image_id and a caption, both strings; got {dict(row)!r}")
-            if row["image_id"] in self.done:
-                raise CaptionFileError(f"{self.path}: image {row['image_id']!r} has a caption already")
+        keys = digests([row["image_id"] for row in rows])
+        if (known := self.done.known(keys)).any():
+            first = rows[int(known.argmax())]["image_id"]
+            raise CaptionFileError(f"{self.path}: image {first!r} has a caption already")
         self._file.write("".join(jsonl_line(row) for row in rows).encode("utf-8"))
         self._flush()
-        self.done.update(row["image_id"] for row in rows)
+        self.done.add(keys)
 
-    def leave_out(self, image_ids: Collection[str]) -> None:
+    def leave_out(self, image_ids: Sequence[str]) -> None:
         """Take rows out of the file, in one step, so that their images can get other captions."""
-        kept = [row for row in read_jsonl(self.path) if nfc(str(row["image_id"])) not in image_ids]
-        replace_file(self.path, "".join(jsonl_line(row) for row in kept))
+        gone = Ids()
+        gone.add(digests(image_ids))
+        kept = [np.empty((0, 2), np.int64)]
+        for lines in read_caption_lines(self.path):
+            left = ~gone.known(digests(lines.ids))
+            kept.append(np.stack([lines.starts[left], lines.ends[left]], axis=1))
+        places = np.concatenate(kept)
+        copy_lines(self.path, places[:, 0], places[:, 1])
         new = self.path.open("ab")  # the lock was on the file that is gone
         self._file.close()
         self._file = new
         if not lock(self._file):
             raise CaptionFileError(f"{self.path}: another process is writing to it; wait for it to end")
-        self.done -= set(image_ids)
-        self.last = kept[-1]["image_id"] if kept else None
+        last = self.last
+        self._load()
+        self.last = last
 
     def _flush(self) -> None:
         self._file.flush()

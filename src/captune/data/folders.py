@@ -29,7 +29,7 @@ def listed(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
     """The images of a folder, and the files that hold their captions, by suffix and as absolute paths."""
     found, others = files_below(folder, IMAGE_SUFFIXES)
     beside = {suffix: others.pop(suffix) for suffix in (*SIDECARS, ".jsonl", ".csv") if found and suffix in others}
-    stems = {os.path.splitext(os.path.join(folder, name))[0] for name in found}
+    stems = {os.path.splitext(os.path.join(folder, name))[0] for name in found} if beside else set()
     for suffix, paths in beside.items():
         own = [path for path in paths if _is_beside(path, stems)]
         if rest := sorted(set(paths) - set(own)):

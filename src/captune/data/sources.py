@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from pydantic import Field
 
@@ -129,14 +130,14 @@ def load_images(source: str, *, limit: int | None = None, decode: bool = True, s
     entries = _entries(parsed, limit, with_images=True)
     if entries is not None:
         rows, paths = entries
-        dataset = Dataset.from_dict(
-            {
-                "image": [{"bytes": None, "path": path} for path in paths],
-                "image_id": [row.image_id for row in rows],
-                "references": [row.references for row in rows],
-            },
-            features=FEATURES,
-        )
+        columns = [
+            pa.StructArray.from_arrays(
+                [pa.nulls(len(rows), pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]
+            ),
+            pa.array((row.image_id for row in rows), pa.string(), size=len(rows)),
+            pa.array((row.references for row in rows), pa.list_(pa.string()), size=len(rows)),
+        ]
+        dataset = Dataset(pa.Table.from_arrays(columns, schema=FEATURES.arrow_schema))
     else:
         dataset = _table(parsed, limit, stream, with_images=True)
     return decoded(dataset) if decode else dataset

@@ -26,7 +26,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-import torch
 from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
@@ -36,9 +35,9 @@ from captune.data.caption_formats import output_format
 from captune.data.images import BATCH_PIXELS, read_image
 from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, CaptuneError, MissingColumn, ServerError, SettingError, SourceError
-from captune.inference.contents import Contents, content_of
+from captune.inference.contents import content_of
 from captune.inference.engines import check_engine, load_captioner, pick_engine
-from captune.inference.order import Row, cost, decoded, select_images, split, windows
+from captune.inference.order import Row, Windows, cost, decoded, select_images, split
 from captune.inference.outputs import FileOutput, Output, SidecarOutput, StreamOutput
 from captune.inference.settings import beside, job_settings, same_settings
 from captune.utils.files import STDOUT, jsonl_line, open_stream, replace_file
@@ -226,8 +225,6 @@ def caption_source(
     generate = partial(captioner.generate if decoder is None else partial(decoder, captioner), **generation, **own)
     attempt = getattr(captioner, "attempt", None) if decoder is None else None
     added = {key: text for key, text in (("prefix", prefix), ("suffix", suffix)) if text}
-    contents: Contents | None = None
-    replaced: set[str] = set()
     bad: Path | None = None
     writer: Output
     name: Path | str
@@ -246,33 +243,29 @@ def caption_source(
         settings = job_settings(captioner, source, seed if sampled else None, generation | added, decoder)
         if resume:
             same_settings(path, settings)
-        file = FileOutput(path, chosen, resume=resume)
+        writer, name = FileOutput(path, chosen, resume=resume), path
         replace_file(beside(path, "settings.json"), json.dumps(settings, indent=1, sort_keys=True) + "\n")
         bad = beside(path, "bad.jsonl")
         bad.unlink(missing_ok=True)
-        contents = Contents(beside(path, "images.jsonl"), resume=resume)
-        if replaced := contents.replaced(dataset, file.done):
-            file.leave_out(replaced)
-        writer, name = file, path
     with contextlib.closing(writer):
-        job = _Job(generate, writer, contents, bad, seed if sampled and not own else None, progress, prefix, suffix)
+        windows = Windows(dataset, window * batch_size, writer)
+        job = _Job(generate, writer, windows, bad, seed if sampled and not own else None, progress, prefix, suffix)
         job.at_once = getattr(captioner, "batches_at_once", 1)
         job.attempt = None if attempt is None else partial(attempt, **generation, **own)
         job.cancel = getattr(captioner, "cancel", lambda: None)
         started = time.perf_counter()
-        job.run(dataset, batch_size, window)
+        job.run(batch_size)
         seconds = time.perf_counter() - started
-        if not job.places:
-            if isinstance(writer, FileOutput) and not writer.done:
+        if not windows.total:
+            if isinstance(writer, FileOutput) and not len(writer.writer.done):
                 companions = (beside(writer.path, end) for end in ("settings.json", "images.jsonl"))
                 for path in (writer.path, writer.journal, *companions):
                     path.unlink(missing_ok=True)
             raise SourceError(f"{source if isinstance(source, str) else 'the dataset'} holds no images")
-        order = writer.finish(job.places, dataset)
-        if contents is not None:
-            contents.close(order)
+        writer.finish(windows.places, dataset)
     speed = job.done / seconds if job.done else 0.0
-    return CaptionReport(job.done, job.skipped, job.bad, seconds, speed, name, len(replaced))
+    replaced = writer.contents.say() if isinstance(writer, FileOutput) else 0
+    return CaptionReport(job.done, windows.skipped, job.bad, seconds, speed, name, replaced)
 
 
 class _Made(NamedTuple):
@@ -291,27 +284,22 @@ class _Job:
         self,
         generate: Callable[[list[Image.Image]], list[str]],
         writer: Output,
-        contents: Contents | None,
+        windows: Windows,
         bad_file: Path | None,
         seed: int | None,
         show: bool,
         prefix: str = "",
         suffix: str = "",
     ) -> None:
-        self.generate, self.writer, self.contents, self.seed, self.show = generate, writer, contents, seed, show
+        self.generate, self.writer, self.windows, self.seed, self.show = generate, writer, windows, seed, show
         self.bad_file, self.prefix, self.suffix = bad_file, prefix, suffix
-        self.before = frozenset(writer.done)
         self.at_once = 1  # batches; where there are several, an image's caption does not depend on its batch
         self.attempt: Callable[[list[Image.Image]], list[Any]] | None = None  # gives a caption or an error for each
         self.cancel: Callable[[], None] = lambda: None  # gives up what is being captioned
         self.done, self.bad = 0, list[tuple[str, str]]()
-        self.places: dict[str, int] = {}
 
-    @property
-    def skipped(self) -> int:
-        return len(self.before & self.places.keys())
-
-    def run(self, dataset: ImageSource, batch_size: int, window: int) -> None:
+    def run(self, batch_size: int) -> None:
+        dataset = self.windows.dataset
         total = len(dataset) if isinstance(dataset, Dataset) else None
         with (
             tqdm(total=total, desc="captions", unit="image", disable=not self.show) as bar,
@@ -323,12 +311,12 @@ class _Job:
             def finish() -> None:
                 made = making.popleft()[0]()
                 self._keep(*made)
-                bar.update(len(made.batch))
+                bar.update(sum(not row.done for row in made.batch))
 
             try:
                 ahead: Future[Any] | None = None
                 before = 0
-                for batch in itertools.chain(self._batches(dataset, batch_size, window, bar), [None]):
+                for batch in itertools.chain(self._batches(batch_size, bar), [None]):
                     pixels = decoded(batch or [])
                     now, ahead = ahead, None
                     while making and sum(held for _, held in making) + before + pixels > BATCH_PIXELS:
@@ -362,16 +350,18 @@ class _Job:
                 self.cancel()
                 raise
 
-    def _batches(self, dataset: ImageSource, batch_size: int, window: int, bar: Any) -> Iterator[list[Row]]:
+    def _batches(self, batch_size: int, bar: Any) -> Iterator[list[Row]]:
         """Yield the batches with something left to do."""
-        for rows in windows(dataset, window * batch_size, self.places, self.before):
+        for there, rows in self.windows:
+            if self.show:
+                bar.initial += there  # not made now, so that they say nothing about the speed
+                bar.update(there)
             rows = [row._replace(pixels=cost(row)) for row in rows]
             rows.sort(key=lambda row: (-row.pixels, row.place))
             for batch in split(rows, batch_size, BATCH_PIXELS):
-                left = [row for row in batch if row.image_id not in self.before]
+                left = [row for row in batch if not row.done]
                 if left and self.at_once == 1 and self.writer.cut_off({row.image_id for row in batch}):
                     left = batch  # the same batch again, so that sampled and padded captions come out the same
-                bar.update(len(batch) - len(left))
                 if left:
                     yield left
 
@@ -392,7 +382,7 @@ class _Job:
 
     def _make(self, batch: list[Row], rows: list[Row], images: list[Image.Image], bad: list[tuple[str, str]]) -> _Made:
         """Caption the images of a batch."""
-        if all(row.image_id in self.before for row in rows):
+        if all(row.done for row in rows):
             return _Made(batch, [], [], bad)
         if self.attempt is not None:
             return _Made(batch, rows, self.attempt(images), bad)
@@ -412,17 +402,15 @@ class _Job:
             self._note(item, why)
         failed = next((outcome for outcome in outcomes if isinstance(outcome, ServerError)), None)
         refused = [(row.image_id, problem) for row, problem in zip(rows, outcomes, strict=True) if _is_bad(problem)]
-        if refused and len(refused) == len(rows) and (len(rows) > 1 or not (self.done or self.before)):
+        if refused and len(refused) == len(rows) and (len(rows) > 1 or not (self.done or self.windows.skipped)):
             raise refused[0][1]
         made = [(row, text) for row, text in zip(rows, outcomes, strict=True) if isinstance(text, str)]
-        if self.contents is not None:
-            self.contents.add({row.image_id: row.content for row, _ in made if row.content is not None})
         new = [
             {"image_id": row.image_id, "caption": f"{self.prefix}{caption}{self.suffix}"}
             for row, caption in made
-            if row.image_id not in self.before
+            if not row.done
         ]
-        self.writer.write(new)
+        self.writer.write(new, {row.image_id: row.content for row, _ in made if row.content is not None})
         self.done += len(new)
         for item, problem in refused:
             self._note(item, f"the model refuses it: {problem}")
@@ -430,15 +418,17 @@ class _Job:
             raise failed
 
     def _generate(self, rows: list[Row], images: list[Image.Image]) -> list[str]:
-        if self.seed is not None:
+        torch = sys.modules.get("torch")  # a captioner that is elsewhere needs none
+        if self.seed is not None and torch is not None:
             mark = hashlib.sha256(f"{self.seed} {rows[0].image_id}".encode("utf-8", "backslashreplace")).digest()
             torch.manual_seed(
                 int.from_bytes(mark[:7], "big")
             )  # of its own for every batch, so that a resume repeats it
         try:
             return self.generate(images)
-        except torch.OutOfMemoryError as error:
-            error.add_note("Try a smaller batch size; the captions so far are kept.")
+        except Exception as error:
+            if torch is not None and isinstance(error, torch.OutOfMemoryError):
+                error.add_note("Try a smaller batch size; the captions so far are kept.")
             raise
 
     def _one_by_one(self, rows: list[Row], images: list[Image.Image], error: ValueError) -> Sequence[str | ValueError]:

@@ -8,38 +8,49 @@ stream (``-``, a FIFO) takes JSON lines, and nothing of it can be resumed.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
+
+import numpy as np
 
 from captune.data import CaptionWriter, ImageSource
 from captune.data.caption_formats import Format, write_captions
 from captune.data.columns import column, undecoded
+from captune.data.lines import CaptionsOfFile, read_caption_lines, reorder
 from captune.data.readers import nfc
 from captune.data.sidecars import SIDECARS, sidecar_line
 from captune.errors import CaptionFileError, SettingError, SourceError
+from captune.inference.contents import Content, Contents
 from captune.inference.settings import beside
-from captune.utils.files import jsonl_line, read_jsonl, replace_file, replacing
+from captune.utils.files import jsonl_line, replacing
+from captune.utils.ids import Ids, as_values, digests
+
+ImageOf = Callable[[int], Any]  # the image of a row, undecoded
 
 
 class Output(Protocol):
     """What a captioning job writes to."""
 
-    @property
-    def done(self) -> Collection[str]:
-        """The ids that have a caption."""
+    def have(self, ids: Sequence[str], image: ImageOf | None) -> np.ndarray:
+        """Return which images have a caption, as booleans.
+
+        Args:
+            ids: theirs.
+            image: gives each by its number among these; None: they are drawn by a program.
+        """
         ...
 
     def cut_off(self, image_ids: Collection[str]) -> bool:
         """Whether a batch of these images may have been cut off while it was written, so that all is made again."""
         ...
 
-    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write captions; when it returns, a crash does not lose them."""
+    def write(self, rows: Sequence[Mapping[str, Any]], contents: Mapping[str, Content]) -> None:
+        """Write captions of images with these contents; when it returns, a crash does not lose them."""
         ...
 
-    def finish(self, places: Mapping[str, int], images: ImageSource) -> list[str]:
-        """Bring the captions into the order of their images' places; returns the ids in this order."""
+    def finish(self, places: Ids, images: ImageSource) -> None:
+        """Bring the captions into the order of their images' places."""
         ...
 
     def close(self) -> None:
@@ -63,36 +74,42 @@ class FileOutput:
             self.journal.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         self.writer = CaptionWriter(self.journal, resume=resume)
+        self.contents = Contents(beside(path, "images.jsonl"), resume=resume)
 
-    @property
-    def done(self) -> Collection[str]:
-        """The ids that have a caption."""
-        return self.writer.done
+    def have(self, ids: Sequence[str], image: ImageOf | None) -> np.ndarray:
+        """Return which images have a caption; that of an image that is another now is taken out of the file."""
+        done = self.writer.done.known(digests(ids))
+        if image is not None and done.any():
+            rows = np.flatnonzero(done).tolist()
+            if changed := self.contents.changed([ids[row] for row in rows], map(image, rows)):
+                self.writer.leave_out(changed)
+                done = self.writer.done.known(digests(ids))
+        return done
 
     def cut_off(self, image_ids: Collection[str]) -> bool:
-        """Whether the journal's last caption is of this batch."""
+        """Whether the journal's last caption was of this batch."""
         return self.writer.last in image_ids
 
-    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def write(self, rows: Sequence[Mapping[str, Any]], contents: Mapping[str, Content]) -> None:
         """Append captions to the journal."""
+        self.contents.add(contents)
         self.writer.write(rows)
 
-    def leave_out(self, image_ids: Collection[str]) -> None:
-        """Take captions out, so that their images can get others."""
-        self.writer.leave_out(image_ids)
-
-    def finish(self, places: Mapping[str, int], images: ImageSource) -> list[str]:
+    def finish(self, places: Ids, images: ImageSource) -> None:
         """Sort the captions by place, those of images that the source no longer has last; write the format."""
-        rows = read_jsonl(self.journal)
-        ordered = sorted(rows, key=lambda row: places.get(row["image_id"], len(places)))
-        if rows != ordered:
-            replace_file(self.journal, "".join(jsonl_line(row) for row in ordered))
+        last = 2**62
+        for lines in read_caption_lines(self.journal):
+            keys = digests(lines.ids)
+            others = keys[~places.known(keys)]
+            places.add(others, as_values(np.arange(last, last + len(others))))
+            last += len(others)
+        reorder(self.journal, places)
+        self.contents.close(places, self.writer.done)
         if self.journal != self.path:
-            captions = {row["image_id"]: row["caption"] for row in ordered}
+            captions = CaptionsOfFile(self.journal)
             write_captions(
-                captions, self.path, images=images_of(self.format, images, captions), format=self.format.name
+                captions, self.path, images=images_of(self.format, images, self.writer.done), format=self.format.name
             )
-        return [row["image_id"] for row in ordered]
 
     def close(self) -> None:
         """Release the file for other writers."""
@@ -122,11 +139,15 @@ class SidecarOutput:
         self.files = sidecars(images, suffix, folder)
         self.done = set() if overwrite else {image_id for image_id, file in self.files.items() if file.exists()}
 
+    def have(self, ids: Sequence[str], image: ImageOf | None) -> np.ndarray:
+        """Return which images have a sidecar."""
+        return np.array([one in self.done for one in ids], dtype=bool)
+
     def cut_off(self, image_ids: Collection[str]) -> bool:
         """Always: a batch is made as a whole, so that its captions do not depend on where a run was stopped."""
         return True
 
-    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def write(self, rows: Iterable[Mapping[str, Any]], contents: Mapping[str, Content] | None = None) -> None:
         """Write each caption into its file, in one step."""
         for row in rows:
             file, line = self.files[row["image_id"]], sidecar_line(row["image_id"], row["caption"])
@@ -137,9 +158,8 @@ class SidecarOutput:
             except UnicodeEncodeError as error:
                 raise CaptionFileError(f"{file}: the caption holds half a character, which is no UTF-8 text") from error
 
-    def finish(self, places: Mapping[str, int], images: ImageSource) -> list[str]:
-        """Return the ids in the images' order."""
-        return sorted(places, key=places.__getitem__)
+    def finish(self, places: Ids, images: ImageSource) -> None:
+        """Nothing is left to do."""
 
     def close(self) -> None:
         """Nothing is open."""
@@ -154,20 +174,23 @@ class StreamOutput:
     """
 
     def __init__(self, file: IO[str], *, plain: bool = False) -> None:
-        self.file, self.plain, self.done = file, plain, set[str]()
+        self.file, self.plain = file, plain
+
+    def have(self, ids: Sequence[str], image: ImageOf | None) -> np.ndarray:
+        """None has a caption: nothing is resumed."""
+        return np.zeros(len(ids), dtype=bool)
 
     def cut_off(self, image_ids: Collection[str]) -> bool:
         """Never: nothing is resumed."""
         return False
 
-    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def write(self, rows: Iterable[Mapping[str, Any]], contents: Mapping[str, Content] | None = None) -> None:
         """Write and flush."""
         self.file.writelines(f"{row['caption']}\n" if self.plain else jsonl_line(row) for row in rows)
         self.file.flush()
 
-    def finish(self, places: Mapping[str, int], images: ImageSource) -> list[str]:
+    def finish(self, places: Ids, images: ImageSource) -> None:
         """Nothing is left to do."""
-        return list(places)
 
     def close(self) -> None:
         """Close a FIFO; standard output stays open."""
@@ -175,7 +198,7 @@ class StreamOutput:
             self.file.close()
 
 
-def images_of(format: Format, images: ImageSource, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+def images_of(format: Format, images: ImageSource, wanted: Container[str]) -> Mapping[str, Any]:
     """Return {image_id: the image, undecoded} where a format needs it, else nothing."""
     if format.name not in ("webdataset", "metadata"):
         return {}
@@ -185,7 +208,7 @@ def images_of(format: Format, images: ImageSource, wanted: Mapping[str, Any]) ->
 class _Images(Mapping[str, Any]):
     """The images of a dataset by id, each read when it is asked for."""
 
-    def __init__(self, images: Any, wanted: Mapping[str, Any]) -> None:
+    def __init__(self, images: Any, wanted: Container[str]) -> None:
         self.images = images
         self.rows = {
             nfc(str(key)): row for row, key in enumerate(column(images, "image_id")) if nfc(str(key)) in wanted

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from captune.data.sources import Source
 from captune.decoding import Decoder
@@ -23,13 +22,13 @@ def job_settings(
     processor = getattr(captioner, "processor", None)
     images: dict[str, Any] = getattr(getattr(processor, "image_processor", None), "to_dict", dict)()
     prompt = getattr(captioner, "prompt_text", None)
-    model = getattr(captioner, "model", None)
+    model, torch = getattr(captioner, "model", None), sys.modules.get("torch")
     config = getattr(model, "generation_config", None)
     tokenizer = getattr(captioner, "tokenizer", getattr(processor, "tokenizer", None))
     return {
         "model": str(getattr(captioner, "name", type(captioner).__name__)),
         "weights": weights_mark(model)
-        if isinstance(model, torch.nn.Module)
+        if torch is not None and isinstance(model, torch.nn.Module)
         else getattr(captioner, "weights", None),  # of an engine elsewhere
         "tokenizer": settings_digest(tokenizer) if hasattr(tokenizer, "get_vocab") else None,
         "dtype": str(getattr(captioner, "dtype", None)),

@@ -433,9 +433,7 @@ def jsonl_rows(
         if not line.strip():
             continue
         try:
-            row = decode(line.decode("utf-8", "strict" if problems is None else "replace"))
-            if not isinstance(row, dict):
-                raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+            row = _object(line.decode("utf-8", "strict" if problems is None else "replace"), decode)
         except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
             if problems is not None:
                 why = f"JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else "a JSON object"
@@ -450,14 +448,34 @@ def jsonl_rows(
         yield number, row
 
 
+def _object(line: str, decode: Any) -> dict[str, Any]:
+    row = decode(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def decode_row(line: bytes) -> dict[str, Any]:
+    """Decode a line of JSON lines; a ValueError or a RecursionError says what is wrong with it."""
+    return _object(line.decode("utf-8"), _ROWS.decode)
+
+
+def torn_line(path: Path) -> tuple[int, bytes]:
+    """Return where the last line begins that lacks its line end, and that line; empty where the file ends well."""
+    with path.open("rb") as file:
+        end = start = file.seek(0, os.SEEK_END)
+        content = b""
+        while start > 0 and b"\n" not in content:
+            start = max(0, start - 2**16)
+            file.seek(start)
+            content = file.read(end - start)
+        line = content.rpartition(b"\n")[2]
+        return end - len(line), line
+
+
 def cut_torn_line(path: Path) -> None:
     """Remove a last line without its line end, which a killed process may have left; logged."""
-    with path.open("rb+") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) == b"\n":
-            return
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-    logger.warning("%s: the last line was cut off and is removed", path)
+    start, line = torn_line(path)
+    if line:
+        os.truncate(path, start)
+        logger.warning("%s: the last line was cut off and is removed", path)
