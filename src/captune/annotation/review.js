@@ -45,7 +45,7 @@ function query() {
   return asked;
 }
 
-async function load({ page = 1, name = "", select = 0 } = {}) {
+async function load({ page = 1, name = "", select = 0, focus = false } = {}) {
   if (unsaved()) return say("Save or leave the open correction first (Enter, Esc).", true);
   const asked = query(), mine = ++load.count;
   if (page > 1) asked.set("page", page);
@@ -70,7 +70,7 @@ async function load({ page = 1, name = "", select = 0 } = {}) {
   for (const pager of document.querySelectorAll(".pager")) pager.hidden = shown.pages < 2;
   news(answer);
   selected = -1;
-  if (items.length) choose(select < 0 ? items.length - 1 : Math.min(select, items.length - 1), load.count > 1);
+  if (items.length) choose(Math.min(select, items.length - 1), focus && !document.activeElement.matches("input, select, textarea")); // somebody writes there
 }
 load.count = 0;
 
@@ -78,7 +78,7 @@ function turn(by) {
   const to = shown.page + by;
   if (to < 1 || to > shown.pages) return say(by > 0 ? "This is the last page." : "This is the first page.");
   window.scrollTo(0, 0);
-  return load({ page: to, name: shown.list });
+  return load({ page: to, name: shown.list, focus: true });
 }
 
 function news(answer) {
@@ -358,13 +358,13 @@ $("#help").addEventListener("click", KEYS["?"]);
 $("#undo").addEventListener("click", KEYS.u);
 wide.addEventListener("change", () => { if (!unsaved()) load({ page: shown.page, name: shown.list, select: selected }); });
 
-form.addEventListener("submit", (event) => { event.preventDefault(); load(); });
-form.addEventListener("change", () => load());
+form.addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(typing); document.activeElement.blur(); load({ focus: true }); });
 let typing = 0;
+form.addEventListener("change", (event) => { if (!event.target.matches("[name=q]")) load(); });
 form.addEventListener("input", (event) => {
   if (!event.target.matches("[name=q], [name=low], [name=high]")) return;
   clearTimeout(typing);
-  typing = setTimeout(load, 250);
+  typing = setTimeout(() => load(), 250);
 });
 addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
 

@@ -7,7 +7,7 @@
     POST /correct, /judge      an edit, which names the version that its author saw; /undo takes one back
 
 A list is what the query found when it was asked for, and keeps its order and its members while people work through it:
-a caption that is accepted on page 1 of the open ones does not move those of page 2. Edits are `captune.annotation.edits`.
+a caption that is accepted on page 1 of the open ones does not move those of page 2. Edits: `captune.annotation.edits`.
 
 Flags need no model: empty, very short and very long (a third of the file's median number of words or less, three times
 or more), bad ending (the last word cannot end a sentence, as in the health metric), repeated (the caption of another
