@@ -10,7 +10,6 @@ side is over `max_side` is reduced to that, and one of more than `max_bytes` get
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import logging
@@ -18,12 +17,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 from PIL import Image
 
 from captune.data.images import upright_rgb
 from captune.errors import CaptionerError, CaptuneError, ServerError, SettingError, redact
+from captune.models.requests import Completion, request_settings, sample_seed
 from captune.models.server import ChatServer, RequestRefused
 
 if TYPE_CHECKING:
@@ -31,70 +31,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PROMPT = "Describe this image in the shortest form."
-MAX_NEW_TOKENS = 64  # as of families that name no number
 LOSSLESS = 2**18  # pixels
 MAX_SIDE = 2048  # pixels
 MAX_BYTES = 2**22  # of an encoded image
 _QUALITIES = (95, 85, 70)
 _TELLING = 4  # images whose samples are all equal
-#: what a request may set beside temperature, length and seed
-SETTINGS = ("top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "stop")
 #: what an image itself is refused with; other refusals are of the model, the key or the address
 _OF_THE_IMAGE = (400, 413, 422)
-
-
-class Completion(NamedTuple):
-    """One caption, with the log-probabilities of its tokens where they were asked for."""
-
-    text: str
-    logprobs: tuple[float, ...] = ()
-
-
-def request_settings(
-    where: str,
-    *,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    max_new_tokens: int | None = None,
-    num_beams: int = 1,
-    num_return_sequences: int = 1,
-    return_logprob: bool = False,
-    seed: int = 0,
-    **more: Any,
-) -> dict[str, Any]:
-    """Return generation settings as an engine that gives samples and log-probabilities takes them.
-
-    Args:
-        where: the engine, for messages.
-        do_sample: sample, instead of taking the likeliest token.
-        temperature: of sampling.
-        max_new_tokens: default: 64.
-        num_beams: refused if it is not 1.
-        num_return_sequences: captions per image.
-        return_logprob: also give log-probabilities.
-        seed: of sampling.
-        more: those of `SETTINGS`.
-
-    Raises:
-        SettingError: for a setting that such an engine does not have, or a value out of range.
-    """
-    if num_beams != 1:
-        raise SettingError(f"{where} has no beam search: leave num_beams out, or caption in this process")
-    if num_return_sequences < 1:
-        raise SettingError(f"num_return_sequences must be at least 1, not {num_return_sequences}")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise SettingError(f"max_new_tokens must be at least 1, not {max_new_tokens}; leave it out for the default")
-    if do_sample and not temperature > 0:
-        raise SettingError(f"sampling needs a temperature over 0, not {temperature}; for greedy captions leave it out")
-    if unknown := [name for name in more if name not in SETTINGS]:
-        raise SettingError(f"{where} takes no {', '.join(unknown)}; it takes {', '.join(SETTINGS)}")
-    return {"temperature": temperature if do_sample else 0.0, "max_tokens": max_new_tokens or MAX_NEW_TOKENS, **more}
-
-
-def sample_seed(image: Image.Image, seed: int, number: int) -> int:
-    """Return the seed of an image's n-th sample, 0 to 2**31 - 1: of the pixels, so that it is the same in any batch."""
-    mark = hashlib.sha256(f"{seed} {number} {image.size} ".encode() + image.tobytes()).digest()
-    return int.from_bytes(mark[:4], "big") >> 1
 
 
 def encoded(image: Image.Image, max_side: int = MAX_SIDE, max_bytes: int = MAX_BYTES) -> tuple[str, bytes]:
@@ -164,7 +107,7 @@ class ServerCaptioner(ChatServer):
     #: a checkpoint's generation_config.json changes no decoding, as with `Captioner`, where the server can be told so
     optional: Mapping[str, Any] = {**ChatServer.optional, "top_k": -1, "repetition_penalty": 1.0}
     seeded = True
-    batches_at_once = 2
+    batches_at_once = 4
 
     def __init__(
         self,
