@@ -330,8 +330,9 @@ document.addEventListener("keydown", (event) => {
     else if (key === "Enter" && !event.shiftKey) save(node);
     else return;
   } else if (target.matches("input:not([type=radio]), select")) {
-    if (key !== "Escape" && !(key === "Enter" && target === rater)) return;
-    (list.children[selected] || list).focus();
+    if (key === "Enter" && target.form === form) form.requestSubmit(); // a form without a submit button has none by itself
+    else if (key === "Escape" || (key === "Enter" && target === rater)) (list.children[selected] || list).focus();
+    else return;
   } else if (KEYS[key] && !(key === "Enter" && target.matches("button, a")) && !(key.startsWith("Arrow") && target.matches("input"))) KEYS[key]();
   else return;
   event.preventDefault();
