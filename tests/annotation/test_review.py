@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +18,11 @@ pytest.importorskip("starlette", reason="needs captune[annotate]")
 
 from captune.annotation.edits import Edits
 from captune.annotation.review import PAGE, Columns, Query, Review, add_scores, columns_of, site
-from captune.annotation.web import ImagesById
+from captune.annotation.web import ImagesById, bound, link
 from captune.data import read_captions
 from captune.errors import AnnotationError
+from tests.browser import WIDTHS, chromium, serving
 
-Serving = Callable[[Any], AbstractContextManager[str]]
 HOSTILE = {
     "000.png": "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">",
     "001.png": "\u202eright to left \u05e9\u05dc\u05d5\u05dd \u05db\u05dc\u05d1 \u05d7\u05d5\u05dd",
@@ -60,6 +57,12 @@ def path(tmp_path: Path) -> Path:
     )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
 
 
 @contextmanager
@@ -183,6 +186,20 @@ def test_a_hundred_thousand_captions_are_paged_here(tmp_path: Path, photos: Path
 # ---------------------------------------------------------------- the page in a browser
 
 
+@contextmanager
+def served(review: Review) -> Iterator[str]:
+    """Serve the page in a thread and yield its address."""
+    import uvicorn
+
+    with bound("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn.Config(site(review), log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield link("127.0.0.1", listener.getsockname()[1], None)  # who comes early waits
+        server.should_exit = True
+        thread.join(30)
+
+
 class Page:
     """The page as a person uses it; what the console says, or a dialog, is a failure."""
 
@@ -223,8 +240,8 @@ def close(*pages: Page, expected: str = "") -> None:
         assert [line for line in page.said if not expected or not re.search(expected, line)] == []
 
 
-def test_all_of_it_by_keyboard(browser: Any, serving: Serving, path: Path, photos: Path) -> None:
-    with reviewing(path, photos) as review, serving(site(review)) as url:
+def test_all_of_it_by_keyboard(browser: Any, path: Path, photos: Path) -> None:
+    with reviewing(path, photos) as review, served(review) as url:
         page = Page(browser, url, name="")
         page.press("a")
         page.status("Say who you are")
@@ -270,8 +287,8 @@ def test_all_of_it_by_keyboard(browser: Any, serving: Serving, path: Path, photo
         close(page, expected="404")  # the image that cannot be opened
 
 
-def test_a_hostile_caption_is_text(browser: Any, serving: Serving, path: Path, photos: Path) -> None:
-    with reviewing(path, photos) as review, serving(site(review)) as url:
+def test_a_hostile_caption_is_text(browser: Any, path: Path, photos: Path) -> None:
+    with reviewing(path, photos) as review, served(review) as url:
         page = Page(browser, url)
         for image_id, text in HOSTILE.items():
             shown = page.card(image_id).locator(".caption").text_content()
@@ -291,9 +308,9 @@ def test_a_hostile_caption_is_text(browser: Any, serving: Serving, path: Path, p
     assert read_captions(path)["001.png"] == f"{HOSTILE['001.png']} <b>x</b>"
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (820, "dark"), (1440, "light"), (1440, "dark")])
-def test_it_fits(browser: Any, serving: Serving, path: Path, photos: Path, width: int, scheme: str) -> None:
-    with reviewing(path, photos) as review, serving(site(review)) as url:
+@pytest.mark.parametrize(("width", "scheme"), [*zip(WIDTHS, ("light", "dark", "light"), strict=True), (1440, "dark")])
+def test_it_fits(browser: Any, path: Path, photos: Path, width: int, scheme: str) -> None:
+    with reviewing(path, photos) as review, served(review) as url:
         page = Page(browser, url, viewport={"width": width, "height": 800}, color_scheme=scheme)
         for _ in range(4):
             page.press("j")
@@ -315,8 +332,8 @@ def test_it_fits(browser: Any, serving: Serving, path: Path, photos: Path, width
         close(page, expected="404")
 
 
-def test_two_people_and_one_caption(browser: Any, serving: Serving, path: Path, photos: Path) -> None:
-    with reviewing(path, photos) as review, serving(site(review)) as url:
+def test_two_people_and_one_caption(browser: Any, path: Path, photos: Path) -> None:
+    with reviewing(path, photos) as review, served(review) as url:
         anna, bob = Page(browser, url), Page(browser, url, name="bob")
         for page in (anna, bob):
             page.page.evaluate(
@@ -338,8 +355,8 @@ def test_two_people_and_one_caption(browser: Any, serving: Serving, path: Path, 
         close(anna, bob, expected="404")
 
 
-def test_what_others_do_appears(browser: Any, serving: Serving, path: Path, photos: Path) -> None:
-    with reviewing(path, photos) as review, serving(site(review)) as url:
+def test_what_others_do_appears(browser: Any, path: Path, photos: Path) -> None:
+    with reviewing(path, photos) as review, served(review) as url:
         page = Page(browser, url)
         act(review, "002.png", "a horse", by="bob")
         page.until("002.png", "corrected")
@@ -353,24 +370,24 @@ def test_what_others_do_appears(browser: Any, serving: Serving, path: Path, phot
 
 
 def test_kill_9_in_the_middle_of_edits(browser: Any, path: Path, photos: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "captune", "review", str(photos), str(path)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    page = Page(browser, process.stdout.readline().strip())
+    with serving("review", str(photos), str(path), folder=path.parent) as server:
+        page = Page(browser, server.link)
+        kill_it_while(page, server)
+    with reviewing(path, photos) as review:
+        assert {f"{n:03d}.png": f"edit {n}" for n in range(1, 13)}.items() <= review.edits.captions.items()
+    assert read_captions(path)["012.png"] == "edit 12" and len(read_captions(path)) == 70
+
+
+def kill_it_while(page: Page, server: Any) -> None:
     for n in range(1, 13):
         page.press("j" if n == 1 else "Shift", "e", "ControlOrMeta+a")
         page.page.keyboard.type(f"edit {n}")
         page.press("Enter")
         page.until(f"{n:03d}.png", "corrected")  # the page says that it is saved
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    server.kill()
     page.press("e", "ControlOrMeta+a")
     page.page.keyboard.type("too late")
     page.press("Enter")
     page.status("captune does not answer")
     assert page.page.input_value("textarea") == "too late"
     close(page, expected="404|ERR_")
-    with reviewing(path, photos) as review:
-        assert {f"{n:03d}.png": f"edit {n}" for n in range(1, 13)}.items() <= review.edits.captions.items()
-    assert read_captions(path)["012.png"] == "edit 12" and len(read_captions(path)) == 70
