@@ -18,14 +18,15 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from pydantic import Field
+from tqdm.auto import tqdm
 
 from captune.data.columns import ImageSource, column, decoded
 from captune.data.folders import add_references, files_below, listed
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.readers import TEXT_SUFFIXES, Entry, find_image_folder, image_paths, nfc, read_entries
 from captune.data.schemes import Scheme, scheme_of
-from captune.data.tables import FEATURES, guarded, load_hub, load_parquet, load_saved, normalise
-from captune.data.webdataset import load_webdataset
+from captune.data.tables import FEATURES, count_rows, guarded, load_hub, load_parquet, load_saved, normalise
+from captune.data.webdataset import count_samples, load_webdataset
 from captune.errors import SourceError
 from captune.utils.skipped import skip
 from captune.utils.spec import parse
@@ -377,20 +378,75 @@ _KINDS = (
 
 
 def _shards(where: str) -> list[str]:
-    """Parquet or tar files that a path, a folder or a pattern names; all of one kind."""
+    """Parquet or tar files that a path, a folder or a pattern names; all of one kind.
+
+    Raises:
+        SourceError: a pattern in braces, such as ``{000..120}.tar``, names a file that is not there.
+    """
     path = Path(where).expanduser()
     if path.is_dir():
-        below = [path / name for name in files_below(path, _SHARD_SUFFIXES)[0]]
-    elif path.suffix.lower() not in _SHARD_SUFFIXES:
-        return []
+        below = sorted(path / name for name in files_below(path, _SHARD_SUFFIXES)[0])
+    elif path.is_file() or not _BRACES.search(str(path)):
+        if path.suffix.lower() not in _SHARD_SUFFIXES:
+            return []
+        below = [path] if path.is_file() else [Path(file) for file in sorted(glob.glob(str(path)))]
     else:
-        below = [path] if path.is_file() else [Path(file) for file in glob.glob(str(path))]
+        below = []
+        for name in _expanded(str(path)):
+            found = [name] if os.path.isfile(name) else sorted(glob.glob(name))
+            if not found:
+                raise SourceError(f"{where}: there is no {name}")
+            below += [Path(file) for file in found]
     for kind in _SHARD_SUFFIXES:
-        if files := sorted(str(file) for file in below if file.suffix.lower() == kind):
+        if files := list(dict.fromkeys(str(file) for file in below if file.suffix.lower() == kind)):
             if others := sorted(str(file) for file in below if file.suffix.lower() != kind):
                 skip(f"parquet files beside {kind} files", others[0], len(others))
             return files
     return []
+
+
+_BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
+MOST_SHARDS = 1_000_000
+
+
+def _expanded(pattern: str) -> list[str]:
+    """The names that a pattern with ``{0..5}``, ``{000..120}`` or ``{a,b}`` stands for, in a shell's order."""
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, _, last = found[1].partition("..")
+    if "," in found[1]:
+        parts = found[1].split(",")
+    elif not (re.fullmatch(r"[0-9]{1,9}", first) and re.fullmatch(r"[0-9]{1,9}", last)) or int(first) > int(last):
+        raise SourceError(f"{pattern}: {found[0]} is no range of numbers, such as {{000..120}}")
+    elif int(last) - int(first) >= MOST_SHARDS:
+        raise SourceError(f"{pattern}: {found[0]} names more than {MOST_SHARDS:,} files")
+    else:
+        padded = any(text.startswith("0") and len(text) > 1 for text in (first, last))
+        wide = max(len(first), len(last)) if padded else 0
+        parts = [f"{number:0{wide}d}" for number in range(int(first), int(last) + 1)]
+    rest = _expanded(pattern[found.end() :])
+    return [f"{pattern[: found.start()]}{part}{end}" for part in parts for end in rest]
+
+
+def count_images(source: str, *, limit: int | None = None) -> int | None:
+    """Return how many images the stream of a source has, from footers and headers alone; None where these do not say.
+
+    Args:
+        source: as written; shards of parquet or tar.
+        limit: of `load_images`.
+    """
+    parsed = Source.parse(source)
+    try:
+        files = [] if parsed.scheme is not None else _shards(parsed.where)
+        if not files:
+            return None
+        count = count_samples if files[0].lower().endswith(".tar") else count_rows
+        bar = tqdm(files, desc="counting images", unit="shard", leave=False, delay=2)
+        total = sum(count(file, parsed.columns) for file in bar)
+        return len(choose(total, replace(parsed, seed=None), limit))
+    except (SourceError, OSError):  # reading says so, when it comes there
+        return None
 
 
 def _take(dataset: ImageSource, source: Source, limit: int | None) -> ImageSource:

@@ -51,7 +51,7 @@ def load_parquet(files: list[str], stream: bool) -> Dataset | IterableDataset:
     Raises:
         SourceError: if they cannot be read, have no rows, or two columns of one name.
     """
-    whole = [name for name in files if _rows_of(name)]
+    whole = [name for name in files if count_rows(name)]
     if not whole:
         raise SourceError(f"{files[0]} holds no rows")
     files = whole
@@ -64,8 +64,8 @@ def load_parquet(files: list[str], stream: bool) -> Dataset | IterableDataset:
         raise SourceError(f"{files[0]}{more} cannot be read as parquet: {_line(cause)}") from error
 
 
-def _rows_of(name: str) -> int:
-    """The number of rows of a parquet file, from its footer."""
+def count_rows(name: str, options: Mapping[str, Any] | None = None) -> int:
+    """Return the number of rows of a parquet file, from its footer; its options do not change it."""
     try:
         footer = pq.read_metadata(name)
     except (pa.ArrowException, OSError) as error:

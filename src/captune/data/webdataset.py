@@ -124,6 +124,16 @@ def _samples(
                 skip(reason, item, count)
 
 
+def count_samples(name: str, options: dict[str, Any]) -> int:
+    """Return how many images a shard holds, from its headers.
+
+    Raises:
+        SourceError: a shard that is damaged or cannot be read.
+    """
+    with open(name, "rb") as file:
+        return sum("" in members for members in _index(name, file, options, {}).values())
+
+
 def _count(found: Skips, reason: str, item: str) -> None:
     found.setdefault(reason, [item, 0])[1] += 1
 

@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 from captune.data import ImageSource, load_images, open_image
 from captune.data.caption_formats import output_format
 from captune.data.images import BATCH_PIXELS, read_image
+from captune.data.sources import count_images
 from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, CaptuneError, MissingColumn, ServerError, SettingError, SourceError
 from captune.inference.contents import content_of
@@ -254,7 +255,8 @@ def caption_source(
         job.attempt = None if attempt is None else partial(attempt, **generation, **own)
         job.cancel = getattr(captioner, "cancel", lambda: None)
         started = time.perf_counter()
-        job.run(batch_size)
+        streamed = isinstance(source, str | Path) and not isinstance(dataset, Dataset)
+        job.run(batch_size, count_images(str(source), limit=limit) if streamed and progress else None)
         seconds = time.perf_counter() - started
         if not windows.total:
             if isinstance(writer, FileOutput) and not len(writer.writer.done):
@@ -298,9 +300,9 @@ class _Job:
         self.cancel: Callable[[], None] = lambda: None  # gives up what is being captioned
         self.done, self.bad = 0, list[tuple[str, str]]()
 
-    def run(self, batch_size: int) -> None:
+    def run(self, batch_size: int, total: int | None = None) -> None:
         dataset = self.windows.dataset
-        total = len(dataset) if isinstance(dataset, Dataset) else None
+        total = len(dataset) if isinstance(dataset, Dataset) else total
         with (
             tqdm(total=total, desc="captions", unit="image", disable=not self.show) as bar,
             ThreadPoolExecutor(max_workers=1) as reader,  # opens the next batch while the model is busy with this one
