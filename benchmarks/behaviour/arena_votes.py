@@ -1,6 +1,6 @@
 """1,000 votes by three raters in a real browser: the planted ranking comes back, with the figures of other fits.
 
-    python benchmarks/behaviour/arena_votes.py --output benchmarks/behaviour/arena_votes.json
+    python -m benchmarks.behaviour.arena_votes --output benchmarks/behaviour/arena_votes.json
 
 Five systems with planted strengths and Davidson's ties write captions that name them, three raters press keys in a
 headless Chromium as the planted model says, and the server is killed (SIGKILL) after every `--kill` votes and started

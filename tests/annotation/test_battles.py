@@ -14,9 +14,9 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs captune[annotate]")
 
-from captune.annotation.battles import VERDICTS, Battle, Battles, as_csv
-from captune.annotation.results import fought
-from captune.data.judgements import SKIPPED, read_judgements
+from captune.annotation.battles import VERDICTS, Battle, Battles, as_csv, counting
+from captune.annotation.results import fought, results
+from captune.data.judgements import OF_MODELS, SKIPPED, read_judgements
 from captune.errors import AnnotationError, SourceError
 
 
@@ -62,7 +62,7 @@ def test_what_a_vote_means_does_not_depend_on_sides(battles: Battles) -> None:
     assert {(own.system_a, own.caption_a, own.system_b, own.caption_b) for own in found} == {
         ("a", "a says", "b", "b says")
     }
-    assert fought(found, ["a", "b"]).outcome.tolist() == [1, -1, 0, 0, -1, 1, 0, 0]
+    assert fought(counting(found), ["a", "b"]).outcome.tolist() == [1, -1, 0, 0, -1, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,19 @@ def test_correlate_reads_the_file_and_its_export(battles: Battles, tmp_path: Pat
         assert found.candidates[found.battles[0].first].caption == "a says"
         assert (found.read, found.left_out) == (5, {SKIPPED: 1})
         assert found.format == ("arena" if file == battles.path else "plain")
+
+
+def test_a_models_votes_are_not_a_persons(battles: Battles) -> None:
+    for rater, verdict in (("model: x", "left"), ("Ada", "right"), ("Ada", "skip"), ("model: x", "tie")):
+        battle = issued(battles, rater=rater, image=str(len(battles.shown())))
+        battles.vote(f"vote-{battle.id}", battle.id, rater, verdict)
+        found = results(battles)
+        if rater != "Ada":
+            continue
+        assert (found["votes"], found["systems"][0]["battles"]) == (len(battles.shown()), 1)
+        assert "1 votes of models count in the agreement only" in " ".join(found["notes"])
+    read = read_judgements(battles.path)
+    assert (read.read, read.used, read.left_out) == (4, 1, {SKIPPED: 1, OF_MODELS: 2})
 
 
 def test_threads_and_processes_share_a_file(battles: Battles) -> None:

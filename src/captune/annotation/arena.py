@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from captune.annotation.battles import Battle, Battles, as_csv
+from captune.annotation.battles import MODEL, Battle, Battles, as_csv, counting
 from captune.annotation.pairing import Pairing
 from captune.annotation.results import fought, results
 from captune.annotation.web import SIDES, ImagesById, Route, application, image_url, page, post
@@ -30,9 +30,6 @@ from captune.data.readers import nfc
 from captune.errors import AnnotationError, BadImage, CaptionFileError, UsageError, redact
 from captune.evaluation.bradley_terry import fit
 from captune.utils.files import read_file
-
-MODEL = "model: "
-"""What the name of a model that rates begins with; a person's may not."""
 
 LONGEST_NAME = 60
 
@@ -132,13 +129,9 @@ class Arena:
                 return None
             shown = self.file.shown()
             names = self.pairing.systems
-            used = [
-                own
-                for own in self.file.judgements()
-                if own.winner != "skip" and own.system_a in names and own.system_b in names
-            ]
+            used = [own for own in counting(self.file.judgements()) if own.system_a in names and own.system_b in names]
             found = fit(fought(used, names), len(names)) if used else None
-            waiting = Counter(row[2:] for row in shown) - Counter((own.system_a, own.system_b) for own in used)
+            waiting = self.file.waiting()
             while choice := self.pairing.choose(rater, shown, found, waiting, set(self.unusable)):
                 try:
                     self.images.jpeg(choice.image_id, max(SIDES))

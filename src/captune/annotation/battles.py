@@ -2,7 +2,7 @@
 
     battles     two captions of an image, as one rater is shown them; asked for again, an open one is shown again
     votes       what was said of a battle; one that was undone stays, with the time, and the battle is open again
-    judgements  a view: the votes that count, in the columns that `captune correlate` reads
+    judgements  a view: the votes that count, in the columns that `captune correlate` reads, and whether a model's
 
 A vote brings an id of its own: sent twice, it counts once. A battle has one vote that counts, whatever comes from two
 tabs or a double click. Battles hold their captions, so that a file can be read when the caption files are gone, and a
@@ -18,6 +18,7 @@ import os
 import secrets
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,9 @@ from typing import NamedTuple
 from captune.errors import AnnotationError
 
 VERDICTS = ("left", "right", "tie", "bad", "skip")
+MODEL = "model: "
+"""What the name of a model that rates begins with; a person's may not."""
+
 VERSION = 1
 BUSY = 30.0  # seconds to wait for another process that writes
 _APPLICATION = 0x63617074  # "capt", in the header of the file
@@ -43,7 +47,7 @@ CREATE TABLE votes (
 );
 CREATE UNIQUE INDEX one_vote ON votes (battle) WHERE undone_at IS NULL;
 CREATE VIEW judgements AS
-    SELECT battles.rowid AS battle, rater, image_id,
+    SELECT battles.rowid AS battle, rater, rater LIKE 'model: %' AS by_model, image_id,
         CASE WHEN left_system < right_system THEN left_system ELSE right_system END AS system_a,
         CASE WHEN left_system < right_system THEN right_system ELSE left_system END AS system_b,
         CASE WHEN left_system < right_system THEN left_caption ELSE right_caption END AS caption_a,
@@ -285,6 +289,14 @@ class Battles:
             *values,
         )
 
+    def waiting(self) -> Counter[tuple[str, str]]:
+        """Return {(system a, system b): how many of their battles are open}."""
+        rows = self._rows(
+            "SELECT min(left_system, right_system) AS a, max(left_system, right_system) AS b, count(*) FROM battles "
+            "WHERE NOT EXISTS (SELECT 1 FROM votes WHERE battle = battles.id AND undone_at IS NULL) GROUP BY a, b"
+        )
+        return Counter({(a, b): count for a, b, count in rows})
+
     def raters(self) -> dict[str, int]:
         """Return {rater: votes that count}, skips too; those who have none were shown something."""
         return dict(
@@ -308,6 +320,12 @@ class Battles:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def counting(judgements: list[Judgement]) -> list[Judgement]:
+    """Return the votes that strengths are made of: no skips, and no model's where a person has voted."""
+    said = [own for own in judgements if own.winner != "skip"]
+    return [own for own in said if not own.rater.startswith(MODEL)] or said
 
 
 def as_csv(judgements: list[Judgement]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from captune.annotation.battles import VERDICTS, Battles, Judgement
+from captune.annotation.battles import VERDICTS, Battles, Judgement, counting
 from captune.evaluation.agreement import cohen_kappa, fleiss_kappa
 from captune.evaluation.bradley_terry import PRIOR, Fit, Fought, fit, outcome_probabilities
 
@@ -33,17 +33,20 @@ def results(battles: Battles) -> dict[str, Any]:
         Only numbers, texts, lists, dicts and None, which is a figure that is undefined.
     """
     every = battles.judgements()
-    used = [own for own in every if own.winner != "skip"]
+    said = [own for own in every if own.winner != "skip"]
+    used = counting(every)
     systems = sorted({system for own in every for system in (own.system_a, own.system_b)})
     found, level = None, None
     if used:
         table = fought(used, systems)
         found, level = fit(table, len(systems)), fit(table, len(systems), length=True)
     notes = _notes(used, found, level)
+    if len(said) > len(used):
+        notes.append(f"{len(said) - len(used):,} votes of models count in the agreement only, not in the strengths.")
     return {
         "file": str(battles.path),
         "votes": len(every),
-        "skipped": len(every) - len(used),
+        "skipped": len(every) - len(said),
         "undone": battles.undone(),
         "images": len({own.image_id for own in used}),
         "systems": _systems(used, systems, found, level),
@@ -52,13 +55,13 @@ def results(battles: Battles) -> dict[str, Any]:
         "length": _length(level),
         "prior": bool(found and found.prior),
         "raters": _raters(battles, every),
-        "agreement": agreement(used),
+        "agreement": agreement(said),
         "notes": notes,
     }
 
 
 def fought(judgements: list[Judgement], systems: list[str]) -> Fought:
-    """Return the battles that have a winner or are ties, as `captune.evaluation.bradley_terry` takes them."""
+    """Return votes without skips, as `captune.evaluation.bradley_terry` takes them."""
     place = {system: number for number, system in enumerate(systems)}
     images: dict[str, int] = {}
     rows = [
@@ -71,7 +74,6 @@ def fought(judgements: list[Judgement], systems: list[str]) -> Fought:
             len(own.caption_b.split()),
         )
         for own in judgements
-        if own.winner != "skip"
     ]
     table = np.array(rows, dtype=np.int64).reshape(-1, 6)
     return Fought(table[:, 0], table[:, 1], table[:, 2], table[:, 3], table[:, 4:])

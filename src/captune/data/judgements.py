@@ -44,6 +44,7 @@ NO_CAPTION = "captions that are not in the captions file"
 NO_REFERENCES = "captions of images without references"
 NO_RATING = "ratings that are not a number (NaN)"
 SKIPPED = "battles that were skipped"
+OF_MODELS = "votes of models"
 HUMAN = "battles of the human caption, which is the reference"
 ODD = "lines with bytes that are not UTF-8 text"
 _SHOWN = 80
@@ -706,14 +707,19 @@ def _arena(path: Path, captions: Captions | None) -> Judgements:
     """The votes of `captune arena` that count: its view `judgements` has the columns of a table of battles."""
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            cursor = database.execute("SELECT image_id, caption_a, caption_b, winner FROM judgements ORDER BY battle")
-            names = [column[0] for column in cursor.description]
-            rows = [
-                (f"vote {number}", dict(zip(names, row, strict=True))) for number, row in enumerate(cursor, start=1)
-            ]
+            cursor = database.execute(
+                "SELECT by_model, image_id, caption_a, caption_b, winner FROM judgements ORDER BY battle"
+            )
+            votes = cursor.fetchall()
     except sqlite3.Error as error:
         raise SourceError(f"{path} holds no votes of `captune arena`: {error}") from error
+    people = [vote for vote in votes if not vote[0]] or votes
+    names = ("image_id", "caption_a", "caption_b", "winner")
+    rows = [(f"vote {number}", dict(zip(names, vote[1:], strict=True))) for number, vote in enumerate(people, start=1)]
     found = _plain(path, rows, captions)
+    found.read = len(votes)
+    if len(people) < len(votes):
+        found.leave_out(OF_MODELS, len(votes) - len(people))
     found.format, found.primary = "arena", "pairwise_accuracy"
     found.protocol.append("votes of `captune arena`; both bad is a tie, skips and votes taken back do not count")
     return found
