@@ -28,6 +28,7 @@ from captune.cli import (
     doctor,
     evaluate,
     merge,
+    pairs,
     report,
     review,
     scorers,
@@ -50,6 +51,7 @@ JUDGE = {
     "corpus": corpus.COMMAND,
     "report": report.COMMAND,
     "review": review.COMMAND,
+    "pairs": pairs.COMMAND,
 }
 OTHERS = {
     "demo": demo.COMMAND,

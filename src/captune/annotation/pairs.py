@@ -1,0 +1,274 @@
+"""Preference pairs out of what people and scorers said: of two captions of an image, the chosen and the rejected one.
+
+| from | chosen | rejected |
+|---|---|---|
+| a reviewed file, captions.jsonl with captions.jsonl.edits.jsonl | the corrected caption | the former one |
+| an arena's votes, .sqlite | the winner | the loser |
+| a table of scores, as `captune evaluate --per-image` writes it | the best caption of an image | the worst |
+| a file of pairs | as there | as there |
+
+What is said of the same two captions several times is one pair, by majority; where as many say the opposite there is
+no pair. Both are counted.
+
+A file of pairs is TRL's conversational preference format for vision models: ``prompt``, ``chosen`` and ``rejected`` are
+lists of messages, ``images`` is a list of one image; TRL puts its placeholder before the prompt. In JSON lines an image
+is a path: ``load_dataset("json", data_files=FILE).cast_column("images", List(Image()))``. In parquet it is the image
+itself, and ``load_dataset("parquet", …)`` decodes it. ``image_id`` stands beside, which TRL ignores.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from captune.annotation.edits import Reviewed
+from captune.data import load_images
+from captune.data.captions import EDITS
+from captune.data.columns import column, undecoded
+from captune.data.images import image_path, read_image
+from captune.data.readers import nfc
+from captune.errors import AnnotationError, UsageError
+from captune.evaluation.table import read_rows
+from captune.scorers.registry import direction
+from captune.utils.files import jsonl_line, replacing
+from captune.utils.skipped import skip
+
+log = logging.getLogger(__name__)
+
+PROMPT = "Describe this image."
+ODD = re.compile("[\ud800-\udfff]")
+ARENAS = (".sqlite", ".db")
+
+
+class Pair(NamedTuple):
+    """Two captions of an image.
+
+    Attributes:
+        image_id: the image.
+        chosen: the better caption.
+        rejected: the other.
+    """
+
+    image_id: str
+    chosen: str
+    rejected: str
+
+
+def pairs_of(
+    files: Sequence[str | Path], *, by: str | None = None, margin: float = 0, better: str | None = None
+) -> list[Pair]:
+    """Return the pairs of some files, each once.
+
+    Args:
+        files: reviewed caption files, votes of arenas, tables of scores, or files of pairs.
+        by: the column that tables of scores are compared by.
+        margin: the least difference of two scores that makes a pair.
+        better: "higher" or "lower"; default: what the scorer of that name declares.
+
+    Raises:
+        AnnotationError: a file that is none of these, or no pair in all of them.
+    """
+    if better not in (None, "higher", "lower"):
+        raise UsageError(f"better is higher or lower, not {better!r}")
+    said: Counter[Pair] = Counter()
+    for file in files:
+        said.update(_pairs_of(Path(file), by, margin, better))
+    kept = []
+    for pair, times in said.items():
+        opposite = said[Pair(pair.image_id, pair.rejected, pair.chosen)]
+        if times > opposite:
+            kept.append(pair)
+        elif times == opposite and pair.chosen < pair.rejected:
+            skip("pairs of which as many say the opposite", pair.image_id)
+    if not kept:
+        raise AnnotationError(
+            f"there is no pair in {', '.join(map(str, files))}: nothing was corrected, won or differs"
+        )
+    return kept
+
+
+def _pairs_of(file: Path, by: str | None, margin: float, better: str | None) -> Iterable[Pair]:
+    if file.suffix.lower() in ARENAS:
+        return _of_arena(file)
+    if file.with_name(file.name + EDITS).is_file():
+        return [Pair(image_id, *texts) for image_id, texts in Reviewed(file).corrections().items()]
+    rows = read_rows(file)
+    if rows and {"prompt", "chosen", "rejected"} <= rows[0].keys():
+        return read_pairs(file)
+    if by is None:
+        raise AnnotationError(
+            f"{file} holds no pairs: it was not reviewed ({file.name}{EDITS} is not beside it) and is no arena's file; "
+            "of a table of scores say which column decides: --by COLUMN"
+        )
+    return _of_scores(file, rows, by, margin, better)
+
+
+def _of_arena(file: Path) -> Iterator[Pair]:
+    from captune.annotation.battles import Battles
+
+    for vote in Battles(file, new=False).judgements():
+        if vote.winner not in ("a", "b"):
+            skip("votes without a winner", f"{vote.image_id}: {vote.winner}")
+        elif vote.caption_a == vote.caption_b:
+            skip("votes between equal captions", vote.image_id)
+        else:
+            texts = (vote.caption_a, vote.caption_b)
+            yield Pair(vote.image_id, *(texts if vote.winner == "a" else reversed(texts)))
+
+
+def _of_scores(
+    file: Path, rows: Sequence[Mapping[str, Any]], by: str, margin: float, better: str | None
+) -> Iterator[Pair]:
+    if not rows or by not in rows[0] or "caption" not in rows[0] or "image_id" not in rows[0]:
+        has = ", ".join(rows[0]) if rows else "nothing"
+        raise AnnotationError(f"{file} needs the columns image_id, caption and {by}; it has {has}")
+    higher = {"higher": True, "lower": False}[better] if better else direction(by)
+    if higher is None:
+        raise UsageError(f"nobody declares whether more of {by} is better: say --better higher, or lower")
+    scored: dict[str, dict[str, float]] = {}
+    for number, row in enumerate(rows, start=1):
+        image_id, caption, value = nfc(str(row["image_id"])), row["caption"] or "", row[by]
+        if value is None:
+            skip(f"captions without a score of {by}", image_id)
+            continue
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            raise AnnotationError(f"{file}, row {number}: {by} is {value!r}, which is no number") from None
+        scored.setdefault(image_id, {})[caption] = score if higher else -score
+    for image_id, captions in scored.items():
+        best, worst = max(captions, key=captions.__getitem__), min(captions, key=captions.__getitem__)
+        difference = captions[best] - captions[worst]
+        if len(captions) < 2:
+            skip("images with one caption", image_id)
+        elif difference <= 0 or difference < margin:
+            skip(f"images whose captions differ by less than {margin:g} in {by}" if margin else
+                 f"images whose captions have the same {by}", image_id)  # fmt: skip
+        else:
+            yield Pair(image_id, best, worst)
+
+
+# ------------------------------------------------------------------ files of pairs
+
+
+def write_pairs(
+    pairs: Sequence[Pair], path: str | os.PathLike[str], *, images: str | None = None, prompt: str = PROMPT
+) -> int:
+    """Write pairs as TRL reads them, .jsonl or .parquet by the path, in one step; return how many.
+
+    Args:
+        pairs: what is written.
+        path: the file.
+        images: the source of the images; None: without images, of which TRL then trains on the texts alone.
+        prompt: the text beside the image.
+
+    Raises:
+        AnnotationError: no pair is of an image of the source, or JSON lines cannot hold the images.
+        BadImage: an image that is to be stored cannot be read.
+    """
+    path = Path(path)
+    parquet = path.suffix.lower() == ".parquet"
+    found = _images(pairs, images) if images is not None else {}
+    kept = []
+    for pair in pairs:
+        if ODD.search("".join(pair)):
+            skip("pairs with half a character, which is no text in UTF-8", ascii(pair.image_id))
+        elif images is None or pair.image_id in found:
+            kept.append(pair)
+    if images is not None and not parquet and any(image_path(image) is None for image in found.values()):
+        raise AnnotationError(f"the images of {images} are in its files: pairs with images need a .parquet file")
+
+    def row(pair: Pair) -> dict[str, Any]:
+        texts = {
+            "prompt": ("user", prompt),
+            "chosen": ("assistant", pair.chosen),
+            "rejected": ("assistant", pair.rejected),
+        }
+        made: dict[str, Any] = {"image_id": pair.image_id}
+        made |= {name: [{"role": role, "content": text}] for name, (role, text) in texts.items()}
+        if images is not None:
+            image = found[pair.image_id]
+            where = image_path(image)
+            made["images"] = (
+                [{"bytes": read_image(image, pair.image_id), "path": Path(where).name if where else None}]
+                if parquet
+                else [os.path.abspath(where or "")]
+            )
+        return made
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        if parquet:
+            _write_parquet(temporary, map(row, kept), images is not None)
+        else:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(jsonl_line(row(pair)) for pair in kept)
+    return len(kept)
+
+
+def _images(pairs: Sequence[Pair], images: str) -> dict[str, Any]:
+    """{image_id: the image, undecoded} of the pairs' images; those that are not there are counted."""
+    dataset = undecoded(load_images(images, decode=False))
+    rows = {image_id: row for row, image_id in enumerate(column(dataset, "image_id"))}
+    unknown = [pair.image_id for pair in pairs if pair.image_id not in rows]
+    if len(unknown) == len(pairs):
+        raise AnnotationError(
+            f"none of the {len(pairs)} pairs is of an image of {images}: pairs have ids like {unknown[0]!r}, its "
+            f"images like {next(iter(rows), '')!r}"
+        )
+    if unknown:
+        skip(f"pairs of images that are not in {images}", unknown[0], len(unknown))
+    return {pair.image_id: dataset[rows[pair.image_id]]["image"] for pair in pairs if pair.image_id in rows}
+
+
+def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], images: bool) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+    from datasets import Features, Image, List, Value
+
+    messages = List({"role": Value("string"), "content": Value("string")})
+    features = {"image_id": Value("string"), "prompt": messages, "chosen": messages, "rejected": messages}
+    schema = Features({**features, **({"images": List(Image())} if images else {})}).arrow_schema
+    with parquet.ParquetWriter(path, schema) as writer:
+        batch: list[dict[str, Any]] = []
+        for row in rows:
+            batch.append(row)
+            if len(batch) == 100:
+                writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+                batch = []
+        writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+
+
+def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
+    """Read a file of pairs: image_id, chosen and rejected, each a text or a list with one message.
+
+    Raises:
+        AnnotationError: a row without them.
+    """
+    pairs = []
+    for number, row in enumerate(read_rows(path), start=1):
+        texts = [_text(row.get(name)) for name in ("chosen", "rejected")]
+        if not isinstance(row.get("image_id"), str) or None in texts:
+            raise AnnotationError(f"{path}, row {number} is no pair: it needs image_id, chosen and rejected")
+        pairs.append(Pair(row["image_id"], *(text or "" for text in texts)))
+    return pairs
+
+
+def _text(value: Any) -> str | None:
+    """The text of an answer, in a conversation or by itself; in a table it may be JSON."""
+    if isinstance(value, str) and value.startswith("[{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return value
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        value = value[0].get("content")
+        if isinstance(value, list):  # of parts
+            value = "".join(part.get("text") or "" for part in value if isinstance(part, dict))
+    return value if isinstance(value, str) else None
