@@ -379,6 +379,7 @@ def test_a_model_rates_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture
         (["a.jsonl", "b.jsonl"], "--images SOURCE"),
         (["a.jsonl", "b.jsonl", "--images", "photos"], "cannot be read"),
         (["best.jsonl", "worst.jsonl", "--images", "photos", "--output", "votes.txt"], "written as .sqlite"),
+        (["best.jsonl", "worst.jsonl", "--images", "photos", "--guidelines", "no.md"], "no.md is no file"),
         (["--results", "none.sqlite"], "is not there"),
         (["a.jsonl", "--results", "x.sqlite"], "leave out"),
         (["a.jsonl", "b.jsonl", "--images", "photos", "--overlap", "2"], "--overlap"),

