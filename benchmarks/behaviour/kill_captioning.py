@@ -3,12 +3,13 @@
     python -m benchmarks.behaviour.kill_captioning --engine process --output benchmarks/behaviour/kill_process
     python -m benchmarks.behaviour.kill_captioning --engine server --output benchmarks/behaviour/kill_server
     python -m benchmarks.behaviour.kill_captioning --engine server --server transformers --kills 20
+    python -m benchmarks.behaviour.kill_captioning --engine ray --output benchmarks/behaviour/kill_ray
 
 A driver captions 2,000 images into caps.jsonl and gets SIGKILL, then the same command again, and so on. A third of the
 kills come at a random time of its first second (while it loads, reads what is there, opens images), the others once it
-has made a random number of captions, and a little later. Where the engine has processes of its own (the server), a
-third of the kills are theirs. When all images have a caption, another round begins with a new file, until the kills
-are done.
+has made a random number of captions, and a little later. Where the engine has processes of its own (the server, Ray's
+workers), a third of the kills are theirs. When all images have a caption, another round begins with a new file, until
+the kills are done.
 
 After every kill the whole lines of the file are compared with those of a run that nobody disturbed: each is one of
 these, and none is there twice. At the end of a round the file has to be the same to the byte.
@@ -163,7 +164,61 @@ class TransformersServe(Server):
         return {"prompt": "", "max_new_tokens": 40}
 
 
-ENGINES: dict[str, type[Engine]] = {"process": Process, "server": Server}
+class Ray(Engine):
+    """Two workers of a local cluster, which the driver starts and which ends with it; parts of 32 images."""
+
+    MARK = "CAPTUNE_KILL_MARK"
+
+    def start_driver(self, output: Path) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            os.environ[self.MARK] = str(os.getpid())  # its workers inherit it
+            os.dup2(os.open(self.work / "driver.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            from captune.inference.ray_engine import caption_to_parts
+
+            report = caption_to_parts(
+                "storybook", str(self.images), output, workers=2, batch_size=2, device="cpu", progress=False
+            )
+            code = 1 if report.bad else 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _parts(self, output: Path) -> list[Path]:
+        return sorted((output / "parts").glob("*.jsonl"))
+
+    def captions(self, output: Path) -> list[tuple[str, str]]:
+        rows = (json.loads(line) for part in self._parts(output) for line in part.read_bytes().splitlines())
+        return [(row["image_id"], row["caption"]) for row in rows]
+
+    def count(self, output: Path) -> int:
+        return 32 * len(self._parts(output))
+
+    def whole(self, output: Path) -> bytes:
+        return b"".join(part.read_bytes() for part in self._parts(output))
+
+    def victims(self) -> dict[str, int]:
+        """The workers of the driver that runs now: one of them is to be killed, where any has started."""
+        marked = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if b"MapWorker" in (folder / "cmdline").read_bytes():
+                    found = (folder / "environ").read_bytes()
+                    place = found.find(f"{self.MARK}=".encode())
+                    driver = int(found[place:].split(b"\0")[0].partition(b"=")[2]) if place >= 0 else 0
+                    if driver and Path(f"/proc/{driver}").exists():
+                        marked.append(int(folder.name))
+            except (OSError, ValueError):
+                continue
+        return {"worker": random.choice(marked)} if marked else {"worker": 0}
+
+
+ENGINES: dict[str, type[Engine]] = {"process": Process, "server": Server, "ray": Ray}
 
 
 class Trial:
@@ -215,7 +270,10 @@ class Trial:
             time.sleep(0.002)
         if (code := self.ended(pid)) is not None:
             return code
-        os.kill(pid if victim == "driver" else others[victim], signal.SIGKILL)
+        number = pid if victim == "driver" else self.engine.victims()[victim]
+        if not number:  # nothing of that kind runs yet
+            return self.wait(pid, output)
+        os.kill(number, signal.SIGKILL)
         self.done[victim] += 1
         if victim == "driver":
             return self.wait(pid, output)

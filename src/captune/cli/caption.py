@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from captune.cli.command import COUNT, DTYPES, SEED, SEVERAL, Command, echo, hide_loading_bars, number
 from captune.errors import UsageError
+
+if TYPE_CHECKING:
+    from captune.inference.job import CaptionReport
+
+NAMED = 20  # bad images of a large job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--engine",
         metavar="NAME",
-        help="process (default), server (for an http:// model) or vllm",
+        help="process (default), server (for an http:// model), vllm, or ray: several workers, here or on a cluster, "
+        "into a folder of parts (ray:vllm: each holds vLLM)",
     )
     job.add_argument("--requests", type=SEVERAL, metavar="N", help="requests at a server at once (default: 16)")
     job.add_argument("--limit", type=COUNT, metavar="N", help="caption only the first N images")
@@ -82,6 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--decoder", metavar="SPEC", help="cfg:2.0, contrastive:0.5, best-of:8:clip, self-correct or zerocap"
     )
+    ray = parser.add_argument_group("engine ray", "--output is a folder then, or an address such as s3://bucket/caps")
+    ray.add_argument("--ray-workers", type=SEVERAL, metavar="N", help="default: one for each GPU, else 2")
+    ray.add_argument("--ray-address", metavar="HOST:PORT", help="of a cluster, or auto (default: this machine)")
+    ray.add_argument(
+        "--part-size", type=COUNT, metavar="N", help="images of a part, a multiple of 16 batches (default: 16 to 256)"
+    )
     zerocap = parser.add_argument_group(
         "decoder zerocap", "captions without a captioner: give these instead of --model"
     )
@@ -91,23 +105,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Caption the images; 1 where some could not be read."""
-    output, format = _output(args)
-    _engine(args)
-    from captune.inference.job import caption_to_file
+    from captune.inference.engines import ray_engine
 
+    by_ray, args.engine = ray_engine(args.engine)
+    output, format = _parts(args) if by_ray else _output(args)
+    _engine(args)
     if args.shard is not None:
         from captune.data.sources import sharded
 
         args.images = sharded(args.images, args.shard)
-    hide_loading_bars()
     sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature is not None else {}
-    report = caption_to_file(
+    caption: Callable[..., CaptionReport]
+    if by_ray:
+        from captune.inference.ray_engine import caption_to_parts as caption
+
+        files = {"workers": args.ray_workers, "address": args.ray_address, "part_size": args.part_size}
+    else:
+        from captune.inference.job import caption_to_file as caption
+
+        files = {"sidecar": args.sidecar, "output_folder": args.output_folder}
+    hide_loading_bars()
+    report = caption(
         args.model,
         args.images,
         output,
         format=format,
-        sidecar=args.sidecar,
-        output_folder=args.output_folder,
+        **files,
         prefix=args.prefix,
         suffix=args.suffix,
         adapter=args.adapter,
@@ -128,8 +151,11 @@ def run(args: argparse.Namespace) -> int:
         num_beams=args.num_beams,
         **sampling,
     )
-    for image, why in report.bad:
+    shown = report.bad[:NAMED] if by_ray else report.bad
+    for image, why in shown:
         echo(f"skipped {image}: {why}")
+    if len(report.bad) > len(shown):
+        echo(f"and {len(report.bad) - len(shown)} more, in manifest.json")
     echo(report.sentence())
     return 1 if report.bad else 0
 
@@ -151,14 +177,50 @@ def _engine(args: argparse.Namespace) -> None:
     )
 
 
-def _output(args: argparse.Namespace) -> tuple[str | None, str | None]:
-    """Where the captions go and in which format; what is wrong with the flags is refused before torch is loaded."""
-    from captune.data.caption_formats import output_format
+def _parts(args: argparse.Namespace) -> tuple[str, str | None]:
+    """The folder of --engine ray and the format of its parts; what does not fit is refused before torch is loaded."""
+    from captune.data.parts import parts_format
+    from captune.utils.files import is_stream, output_path
+    from captune.utils.ray_pool import check_ray
+    from captune.utils.remote import check_address, is_address
 
+    check_ray()
+    _decoder(args)
+    if args.sidecar is not None or args.output_folder is not None:
+        raise UsageError(
+            "--engine ray writes a folder of parts, not sidecars: name it with --output, then captune convert"
+        )
+    if args.output is None or is_stream(args.output):
+        raise UsageError("--engine ray writes a folder of parts: name it with --output FOLDER")
+    if Path(args.output).suffix.lower() in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tar"):
+        raise UsageError(
+            f"--engine ray writes a folder of parts, not {args.output}: name a folder; --format says what its parts are"
+        )
+    parts_format(args.format)
+    if is_address(args.output):
+        check_address(args.output)
+    else:
+        output_path(args.output, what="captions", folder=True)
+    if is_address(args.images):
+        check_address(args.images)
+    return args.output, args.format
+
+
+def _decoder(args: argparse.Namespace) -> None:
     if args.decoder is not None:
         from captune.decoding import DECODERS
 
         DECODERS.canonical(args.decoder.strip().partition(":")[0])
+
+
+def _output(args: argparse.Namespace) -> tuple[str | None, str | None]:
+    """Where the captions go and in which format; what is wrong with the flags is refused before torch is loaded."""
+    from captune.data.caption_formats import output_format
+
+    _decoder(args)
+    for flag in ("ray_workers", "ray_address", "part_size"):
+        if getattr(args, flag) is not None:
+            raise UsageError(f"--{flag.replace('_', '-')} is for --engine ray")
     if args.sidecar is not None:
         if args.output is not None:
             raise UsageError("--sidecar writes beside the images, --output into one file: give one of the two")

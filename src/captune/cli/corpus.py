@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from captune.cli.command import SEVERAL, Command, echo, hide_loading_bars
+from captune.errors import UsageError
 from captune.utils.files import output_path
+from captune.utils.ray_pool import check_ray
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", choices=["flat", "ivf", "hnsw"], default="flat", help="default: flat, exact search")
     parser.add_argument("--batch-size", type=SEVERAL, default=32, metavar="N", help="images at a time (default: 32)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best available)")
+    parser.add_argument("--engine", choices=["process", "ray"], default="process", help="ray: by several workers")
+    parser.add_argument("--ray-workers", type=SEVERAL, metavar="N", help="default: one for each GPU, else 2")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="of a cluster, or auto (default: this machine)")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus that was made with other settings")
 
 
 def run(args: argparse.Namespace) -> int:
     """Build the corpus; 1 where images could not be read."""
+    if args.engine == "ray":
+        check_ray()
+    elif args.ray_workers is not None or args.ray_address is not None:
+        raise UsageError("--ray-workers and --ray-address are for --engine ray")
     from captune.corpus import Corpus
 
     output_path(args.output, what="corpora", folder=True)
@@ -37,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         device=args.device,
         overwrite=args.overwrite,
+        engine=None if args.engine == "process" else args.engine,
+        workers=args.ray_workers,
+        address=args.ray_address,
         **encoders,
     )
     skipped = corpus.config["skipped"]

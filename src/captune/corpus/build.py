@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
@@ -54,8 +54,12 @@ def build(
     overwrite: bool = False,
     progress: bool = True,
     device: str | None = None,
+    make_shards: Callable[..., int] | None = None,
 ) -> None:
-    """Build a corpus in the folder `output`; see `Corpus.build`."""
+    """Build a corpus in the folder `output`; see `Corpus.build`.
+
+    `make_shards`, of `captune.corpus.ray_build`, makes shards before this process looks which are missing.
+    """
     folder = Path(output)
     for name, number in (("batch_size", batch_size), ("shard_size", shard_size)):
         if number < 1:
@@ -88,8 +92,11 @@ def build(
         encoders = {"text_encoder": text_model, "image_encoder": image_model}
         begun = _begin(folder, settings, encoders, overwrite)
         if not begun.get("complete"):
+            made: int | None = None
+            if make_shards is not None:
+                made = make_shards(source, folder, begun, (text_encoder, image_encoder), batch_size, progress=progress)
             job = _Job(text_model, image_model, folder, batch_size, begun["shard_size"], progress)
-            count = job.run(dataset)
+            count = job.run(dataset, made)
             merged = files.merge(folder, count)
             files.write_config(folder, {**begun, **merged, "complete": True, "versions": versions()})
         shutil.rmtree(folder / files.SHARDS, ignore_errors=True)
@@ -146,8 +153,13 @@ class _Job:
         self.batch_size, self.shard_size, self.show = batch_size, shard_size, progress
         self.known: set[str] = set()  # the images that earlier shards have
 
-    def run(self, dataset: ImageSource) -> int:
-        """Encode what no shard has yet; return how many shards there are."""
+    def run(self, dataset: ImageSource, made: int | None = None) -> int:
+        """Encode what no shard has yet; return how many shards there are.
+
+        Args:
+            dataset: the source.
+            made: how many there will be, where that is known.
+        """
         reader = _Reader(dataset)
         with (
             tqdm(total=reader.total, desc="corpus", unit="image", disable=not self.show) as bar,
@@ -155,10 +167,14 @@ class _Job:
         ):
             number = 0
             while True:
+                if number == made:
+                    return number
                 path = files.shard_path(self.folder, number)
                 shard = files.read_shard(path)
+                if shard is not None and not self._follows(shard):
+                    shard = None
                 if shard is None:
-                    if path.exists():
+                    if path.exists() and made is None:
                         logger.warning("%s is damaged; its part of the source is encoded again", path)
                     shard = self._shard(reader.rows(number * self.shard_size, self.shard_size), pool, bar)
                     if not shard.rows:
@@ -168,6 +184,11 @@ class _Job:
                     bar.update(shard.rows)
                 self.known.update(shard.images)
                 number += 1
+
+    def _follows(self, shard: Shard) -> bool:
+        """Whether a shard has each image that no earlier one has, and no other: one made beside them was guessed."""
+        own = set(shard.images)
+        return not (own & self.known) and all(item in own or item in self.known for item, _ in shard.entries)
 
     def _shard(self, rows: Iterator[Row], pool: ThreadPoolExecutor, bar: Any) -> Shard:
         shard = Shard(rows=0)

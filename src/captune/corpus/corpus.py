@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -113,6 +113,9 @@ class Corpus:
         overwrite: bool = False,
         progress: bool = True,
         device: str | None = None,
+        engine: str | None = None,
+        workers: int | None = None,
+        address: str | None = None,
     ) -> Corpus:
         """Build a corpus of a captioned source; a killed build resumes.
 
@@ -132,12 +135,22 @@ class Corpus:
             overwrite: remove the corpus that `output` holds.
             progress: show a progress bar.
             device: of the encoders.
+            engine: None, or "ray": the vectors are made by several workers; source and encoders are names then.
+            workers: of Ray; default: one for each GPU, else 2.
+            address: of a Ray cluster, whose machines all see `output`; None: this machine.
 
         Raises:
             CorpusError: if the folder holds something else, or nothing can be retrieved.
         """
         from captune.corpus.build import build
 
+        make_shards = None
+        if engine == "ray":
+            from captune.corpus.ray_build import make_shards as by_ray
+
+            make_shards = partial(by_ray, device=device, workers=workers, address=address)
+        elif engine is not None:
+            raise CorpusError(f"the engine of a corpus is ray or None, not {engine!r}")
         build(
             source,
             output,
@@ -149,6 +162,7 @@ class Corpus:
             overwrite=overwrite,
             progress=progress,
             device=device,
+            make_shards=make_shards,
         )
         return cls(
             output,

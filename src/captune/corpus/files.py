@@ -76,7 +76,7 @@ def write_shard(path: Path, shard: Shard) -> None:
     about = {"rows": shard.rows, "images": shard.images, "entries": shard.entries, "skipped": shard.skipped}
     text = json.dumps(about).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing_file(path) as temporary:
+    with replacing(path) as temporary:  # of several workers, two may write one shard: after a lost driver
         vectors = {"images": shard.image_vectors, "texts": shard.text_vectors}
         save_file({**vectors, "about": np.frombuffer(text, dtype=np.uint8)}, temporary)
 

@@ -9,6 +9,7 @@
 | metadata | metadata.jsonl, metadata.csv | ``file_name`` and ``text``, as the ImageFolder of `datasets` reads them |
 | webdataset | .tar | KEY.txt beside the image KEY.jpg |
 | sidecars | a folder | NAME.txt beside the image NAME.jpg |
+| parts | a folder with manifest.json | the parts that `captune caption --engine ray` writes; read only |
 
 Reading gives ids as the file has them. An id in webdataset shards is the key, the image's name without its suffix.
 """
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 
 from captune.data.folders import list_images
 from captune.data.images import IMAGE_SUFFIXES, read_image
+from captune.data.parts import MANIFEST, read_manifest
 from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, first_key
 from captune.data.sidecars import METADATA, SIDECARS, CaptionEntry, read_metadata, read_sidecar, read_table, sidecar_of
 from captune.errors import CaptionFileError, UsageError
@@ -70,7 +72,7 @@ def format_of(path: str | os.PathLike[str], name: str | None = None, *, reading:
     if path.name.lower() in METADATA:
         return FORMATS["metadata"]
     if path.is_dir():
-        return FORMATS["sidecars"]
+        return FORMATS["parts" if (path / MANIFEST).is_file() else "sidecars"]
     suffix = path.suffix.lower()
     found = next((format for format in FORMATS.values() if suffix in format.suffixes), None)
     if found is None and suffix not in ("", ".") and not reading:
@@ -100,6 +102,8 @@ def output_format(path: str | os.PathLike[str], name: str | None = None) -> Form
     chosen = format_of(path, name)
     if chosen.name == "sidecars":
         raise UsageError("sidecars are written with --sidecar .txt, without --output")
+    if chosen.name == "parts":
+        raise UsageError(f"{path} is a folder of caption parts, which --engine ray writes; name a file")
     return chosen
 
 
@@ -308,6 +312,21 @@ def _read_sidecars(path: Path) -> Iterator[CaptionEntry]:
         raise CaptionFileError(f"{path} holds no sidecars: {len(names)} images, none with NAME.txt or NAME.caption")
 
 
+def _read_parts(path: Path) -> Iterator[CaptionEntry]:
+    """The parts of a finished folder, in the order of the source."""
+    name = path / MANIFEST
+    manifest = read_manifest(name.read_bytes(), str(name))
+    if not manifest["complete"]:
+        raise CaptionFileError(f"{path} is not finished: run its `captune caption --engine ray` again, which resumes")
+    for part in manifest["parts"]:
+        if part["file"] is None:
+            continue
+        file = path / "parts" / Path(part["file"]).name
+        if not file.is_file() or file.stat().st_size != part["bytes"]:
+            raise CaptionFileError(f"{file} is not as {MANIFEST} says: run the same command again, or copy it again")
+        yield from FORMATS[manifest["part_format"]].read(file)
+
+
 def _write_no_sidecars(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
     raise NotImplementedError
 
@@ -322,5 +341,6 @@ FORMATS = {
         Format("metadata", (), read_metadata, _write_metadata),
         Format("webdataset", (".tar",), _read_webdataset, _write_webdataset),
         Format("sidecars", (), _read_sidecars, _write_no_sidecars),
+        Format("parts", (), _read_parts, _write_no_sidecars),
     )
 }

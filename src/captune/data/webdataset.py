@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import datasets
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
@@ -45,11 +45,7 @@ def load_webdataset(files: list[str], options: dict[str, str], *, stream: bool, 
     Raises:
         SourceError: a shard that is damaged or cannot be read, or two samples of one key.
     """
-    for key, why in (("id", "the id of a sample is its key in the shard"), ("config", "shards have no configurations")):
-        if key in options:
-            raise SourceError(f"{files[0]}: {why}; leave ?{key}={options[key]} out")
-    if "image" in options and f".{options['image'].lower().lstrip('.')}" not in IMAGE_SUFFIXES:
-        raise SourceError(f"{files[0]}: ?image= names a kind of image, as in ?image=jpg, not {options['image']!r}")
+    check_options(files, options)
     for name in files:
         if not os.path.isfile(name):
             raise SourceError(f"{name} is no file")
@@ -64,6 +60,15 @@ def load_webdataset(files: list[str], options: dict[str, str], *, stream: bool, 
             _samples, features=FEATURES, gen_kwargs={"files": files, "options": options}
         )
     return _cached(files, options)
+
+
+def check_options(files: list[str], options: dict[str, str]) -> None:
+    """Raise SourceError for settings that shards do not take."""
+    for key, why in (("id", "the id of a sample is its key in the shard"), ("config", "shards have no configurations")):
+        if key in options:
+            raise SourceError(f"{files[0]}: {why}; leave ?{key}={options[key]} out")
+    if "image" in options and f".{options['image'].lower().lstrip('.')}" not in IMAGE_SUFFIXES:
+        raise SourceError(f"{files[0]}: ?image= names a kind of image, as in ?image=jpg, not {options['image']!r}")
 
 
 def _cached(files: list[str], options: dict[str, str]) -> Dataset:
@@ -88,8 +93,16 @@ def _cached(files: list[str], options: dict[str, str]) -> Dataset:
     return Dataset.from_file(str(table))
 
 
+def _opened(name: str) -> IO[bytes]:
+    return open(name, "rb")
+
+
 def _samples(
-    files: list[str], options: dict[str, str], images: bool = True, skips: Skips | None = None
+    files: list[str],
+    options: dict[str, str],
+    images: bool = True,
+    skips: Skips | None = None,
+    opener: Callable[[str], IO[bytes]] = _opened,
 ) -> Iterator[Row]:
     """Yield the samples of shards in the order in which their first members come; what is left out is counted."""
     found: Skips = {} if skips is None else skips
@@ -97,7 +110,7 @@ def _samples(
     seen: dict[str, str] = {}
     try:
         for name in files:
-            with open(name, "rb") as file:
+            with opener(name) as file:
                 for key, members in _index(name, file, options, found).items():
                     if nfc(key) in seen:
                         raise SourceError(

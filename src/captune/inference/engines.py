@@ -22,6 +22,12 @@ _ELSEWHERE = {
 }
 
 
+def ray_engine(engine: str | None) -> tuple[bool, str | None]:
+    """Return whether an engine is Ray's, and the engine that each of its workers holds: ``ray`` or ``ray:vllm``."""
+    name, colon, inside = (engine or "").partition(":")
+    return (True, inside if colon else None) if name == "ray" else (False, engine)
+
+
 def pick_engine(engine: str | None, model: str | Path | None) -> str:
     """Return the engine that is named, or that the model implies: a server for an address, else this process.
 
@@ -32,7 +38,7 @@ def pick_engine(engine: str | None, model: str | Path | None) -> str:
     if engine is None:
         engine = "server" if served else "process"
     if engine not in ENGINES:
-        raise SettingError(f"unknown engine {engine!r} (known: {', '.join(ENGINES)})")
+        raise SettingError(f"unknown engine {engine!r} (known: {', '.join(ENGINES)}, ray)")
     if engine == "server" and not served:
         raise SettingError("the engine server needs an address as the model: http://host:port/v1#model-name")
     if engine in ("process", "vllm") and served:
