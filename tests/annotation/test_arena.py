@@ -161,22 +161,29 @@ def test_two_tabs_double_clicks_undo_and_reload(browser: Any, folder: Path) -> N
     assert len(verdicts) == done and verdicts[0] == "left" and verdicts[-1] == "bad" and found.undone() == 1
 
 
-def test_the_page_says_nothing_of_the_systems(browser: Any, folder: Path) -> None:
+@pytest.fixture(scope="module")
+def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page of systems whose captions do not name them; its raters differ."""
+    folder = tmp_path_factory.mktemp("shared")
+    photos(folder)
     for name in PLANTED:
         write(folder / f"{name}.jsonl", {f"{n}.png": f"text {len(name)} {n}" for n in range(N)})
     with serving(*ARGUMENTS, folder=folder) as served:
-        page = opened(browser, served.link)
-        bodies: list[str] = []
-        named = re.compile("/(judge|state|vote)")
-        page.on("response", lambda answer: bodies.append(answer.text()) if named.search(answer.url) else None)
-        enter(page, "Ada")
-        for key in ("ArrowLeft", "s", "t"):
-            press(page, key)
-        assert bodies and not any(name in body for body in bodies for name in PLANTED)
+        yield served.link
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_hostile_captions_at_every_width(browser: Any, tmp_path: Path, scheme: str) -> None:
+def test_the_page_says_nothing_of_the_systems(browser: Any, link: str) -> None:
+    page = opened(browser, link)
+    bodies: list[str] = []
+    named = re.compile("/(judge|state|vote)")
+    page.on("response", lambda answer: bodies.append(answer.text()) if named.search(answer.url) else None)
+    enter(page, "Bob")
+    for key in ("ArrowLeft", "s", "t"):
+        press(page, key)
+    assert bodies and not any(name in body for body in bodies for name in PLANTED)
+
+
+def test_hostile_captions_at_every_width(browser: Any, tmp_path: Path) -> None:
     photos(tmp_path, len(HOSTILE))
     for name, turn in (("a", 0), ("b", 1)):
         texts = HOSTILE[turn:] + HOSTILE[:turn]
@@ -185,7 +192,7 @@ def test_hostile_captions_at_every_width(browser: Any, tmp_path: Path, scheme: s
     with serving(
         "arena", "a.jsonl", "b.jsonl", "--images", "photos", "--guidelines", "told.md", folder=tmp_path
     ) as served:
-        page = opened(browser, served.link, color_scheme=scheme)
+        page = opened(browser, served.link)
         assert page.locator("main script, main img, main a[href^=javascript]").count() == 0
         fits(page)
         enter(page, "<b>Ada</b>")
@@ -215,36 +222,33 @@ def fits(page: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_keyboard_alone_with_a_visible_focus(browser: Any, folder: Path, scheme: str) -> None:
-    with serving(*ARGUMENTS, folder=folder) as served:
-        page = opened(browser, served.link, color_scheme=scheme, viewport={"width": 390, "height": 844})
-        focused: list[str] = []
-        while page.evaluate("document.activeElement.id") != "rater":
-            page.keyboard.press("Tab")
-        page.keyboard.type("Ada")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#battle:not([hidden])")
-        press(page, "ArrowLeft")  # undo can be used from here on
-        page.evaluate("document.activeElement.blur()")
-        for _ in range(12):
-            page.keyboard.press("Tab")
-            name, style = page.evaluate(
-                """() => { const own = document.activeElement;
-                return [own.textContent.trim(), getComputedStyle(own).outlineStyle] }"""
-            )
-            if page.evaluate("document.activeElement === document.body"):
-                break
-            focused.append(name)
-            assert style == "solid", name
-        text = " ".join(focused)
-        assert all(
-            word in text for word in ("Guidelines", "A is better", "Tie", "B is better", "Both bad", "Skip", "Undo")
+def test_keyboard_alone_with_a_visible_focus(browser: Any, link: str, scheme: str) -> None:
+    page = opened(browser, link, color_scheme=scheme, viewport={"width": 390, "height": 844})
+    focused: list[str] = []
+    while page.evaluate("document.activeElement.id") != "rater":
+        page.keyboard.press("Tab")
+    page.keyboard.type(f"Ada {scheme}")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#battle:not([hidden])")
+    press(page, "ArrowLeft")  # undo can be used from here on
+    page.evaluate("document.activeElement.blur()")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        name, style = page.evaluate(
+            """() => { const own = document.activeElement;
+            return [own.textContent.trim(), getComputedStyle(own).outlineStyle] }"""
         )
-        page.focus("[data-verdict=right]")
-        before = page.evaluate("document.body.dataset.battle")
-        page.keyboard.press("Enter")
-        page.wait_for_function("before => document.body.dataset.battle !== before", arg=before)
-        assert contrast(page, "#message, .eyebrow, kbd, .option h2, .verdicts .other button") >= 4.5
+        if page.evaluate("document.activeElement === document.body"):
+            break
+        focused.append(name)
+        assert style == "solid", name
+    text = " ".join(focused)
+    assert all(word in text for word in ("Guidelines", "A is better", "Tie", "B is better", "Both bad", "Skip", "Undo"))
+    page.focus("[data-verdict=right]")
+    before = page.evaluate("document.body.dataset.battle")
+    page.keyboard.press("Enter")
+    page.wait_for_function("before => document.body.dataset.battle !== before", arg=before)
+    assert contrast(page, "#message, .eyebrow, kbd, .option h2, .verdicts .other button") >= 4.5
 
 
 def contrast(page: Any, selector: str) -> float:
