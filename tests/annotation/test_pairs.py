@@ -62,6 +62,8 @@ def test_a_correction_is_chosen_over_what_the_captioner_said(reviewed: Path) -> 
 
 def test_what_was_accepted_or_corrected_becomes_references(reviewed: Path, photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "references.jsonl"
+    with Edits(reviewed) as edits:  # half a character is no text that a trainer reads
+        edits.correct("b.png", "half \ud83d of it", by="anna", version=edits.version("b.png"))
     assert write_references(Reviewed(reviewed), path) == 3
     expected = {"a.png": ["best a"], "c.png": ["new c"], "d.png": ["old d.png"]}
     assert load_references(str(path)) == expected

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections import Counter, defaultdict
@@ -37,6 +38,7 @@ from captune.data.captions import EDITS, is_jsonl
 from captune.data.readers import nfc
 from captune.errors import AnnotationError, CaptionFileError, CaptuneError
 from captune.utils.files import cut_torn_line, jsonl_line, jsonl_rows, lock, replace_file, sync
+from captune.utils.skipped import skip
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ SETTLED = 0.1
 """Seconds for which a file that another program changed has to stay as it is before it is read."""
 
 STATES = ("open", "accepted", "corrected", "rejected")
+HALF = re.compile("[\ud800-\udfff]")
 LONGEST = 20_000  # characters of a corrected caption
 LONGEST_NAME = 60  # characters of a rater's name
 _VERBS = {"open": "reopen", "accepted": "accept", "rejected": "reject"}
@@ -273,10 +276,17 @@ class Reviewed:
 def write_references(reviewed: Reviewed, path: str | os.PathLike[str]) -> int:
     """Write the accepted and corrected captions as JSON lines of image_id and references; return how many.
 
+    A caption with half a character, which no trainer reads, is left out and counted.
+
     Raises:
         AnnotationError: nothing was accepted or corrected.
     """
-    references = reviewed.references()
+    references = {}
+    for image_id, text in reviewed.references().items():
+        if HALF.search(image_id + text):
+            skip("captions with half a character, which is no text in UTF-8", ascii(image_id))
+        else:
+            references[image_id] = text
     if not references:
         raise AnnotationError(f"no caption of {reviewed.path} is accepted or corrected: review it first")
     rows = ({"image_id": image_id, "references": [text]} for image_id, text in references.items())

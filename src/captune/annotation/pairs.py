@@ -21,13 +21,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captune.annotation.edits import Reviewed
+from captune.annotation.edits import HALF, Reviewed
 from captune.data import load_images
 from captune.data.captions import EDITS
 from captune.data.columns import column, undecoded
@@ -42,7 +41,6 @@ from captune.utils.skipped import skip
 log = logging.getLogger(__name__)
 
 PROMPT = "Describe this image."
-ODD = re.compile("[\ud800-\udfff]")
 ARENAS = (".sqlite", ".db")
 
 
@@ -72,7 +70,7 @@ def pairs_of(
         better: "higher" or "lower"; default: what the scorer of that name declares.
 
     Raises:
-        AnnotationError: a file that is none of these, or no pair in all of them.
+        AnnotationError: a file of another kind, or no pair in all of them.
     """
     if better not in (None, "higher", "lower"):
         raise UsageError(f"better is higher or lower, not {better!r}")
@@ -177,7 +175,7 @@ def write_pairs(
     found = _images(pairs, images) if images is not None else {}
     kept = []
     for pair in pairs:
-        if ODD.search("".join(pair)):
+        if HALF.search("".join(pair)):
             skip("pairs with half a character, which is no text in UTF-8", ascii(pair.image_id))
         elif images is None or pair.image_id in found:
             kept.append(pair)
