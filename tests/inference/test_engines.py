@@ -149,6 +149,8 @@ def test_the_model_implies_the_engine(engine: str | None, model: str | None, pic
         (["--requests", "4"], "the model is no server"),
         (["--engine", "process", "--model", "http://h/v1#m"], "is an address"),
         (["--model", "http://h/v1"], "names no model"),
+        (["--model", "localhost:8000/v1#m"], "looks like a server's address: write it as http"),
+        (["--model", "http:/localhost:8000/v1#m"], "looks like a server's address"),
         (["--model", "http://h/v1#m", "--num-beams", "4"], "no beam search"),
         (["--model", "http://h/v1#m", "--decoder", "cfg:2"], "decoder cfg works inside the model"),
         (["--model", "http://h/v1#m", "--decoder", "contrastive:1"], "decoder contrastive works inside the model"),

@@ -180,6 +180,11 @@ def test_a_redirect_gets_neither_key_nor_images(monkeypatch: pytest.MonkeyPatch)
         assert not other.count
 
 
+def test_https_where_there_is_none_is_said_at_once() -> None:
+    with serving() as server, pytest.raises(ServerError, match="cannot be reached by https .*is it http"):
+        ServerCaptioner(f"{server.url.replace('http', 'https')}#m", attempts=9, delay=60).generate(IMAGES[:1])
+
+
 def test_a_server_that_comes_back_is_asked_again() -> None:
     with serving() as server:
         asked, port = captioner(server, attempts=2), server.server_port

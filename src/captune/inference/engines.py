@@ -6,6 +6,7 @@ Nothing heavy is imported until an engine is loaded.
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from captune.errors import SettingError, redact
 from captune.models.server import ChatServer, is_server
 
 ENGINES = ("process", "server", "vllm")
+_LIKE_AN_ADDRESS = re.compile(r"(https?:|[\w.-]+:\d+/)[^#]*#", re.IGNORECASE)
 #: what each flag says when an engine has no use for it
 _ELSEWHERE = {
     "adapter": "start the server with the adapter and name it after the #",
@@ -35,6 +37,10 @@ def pick_engine(engine: str | None, model: str | Path | None) -> str:
         SettingError: an unknown engine, or one that the model does not fit.
     """
     served = model is not None and is_server(str(model))
+    if not served and _LIKE_AN_ADDRESS.match(str(model)):
+        raise SettingError(
+            f"{redact(str(model))!r} looks like a server's address: write it as http://host:port/v1#name"
+        )
     if engine is None:
         engine = "server" if served else "process"
     if engine not in ENGINES:

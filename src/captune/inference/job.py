@@ -221,6 +221,8 @@ def caption_source(
             f"{output}: images of a stream cannot be looked up again; write .jsonl, then captune convert"
         )
     batch_size = max(batch_size, getattr(captioner, "least_batch", 1))  # a server's captions do not depend on it
+    at_once = getattr(captioner, "batches_at_once", 1)
+    window = 1 if at_once > 1 else window  # nothing is padded at a server, which need not wait for a window's sizes
     sampled = generation.get("do_sample", False) or (decoder is not None and decoder.samples)
     own = {"seed": seed} if sampled and getattr(captioner, "seeded", False) else {}
     generate = partial(captioner.generate if decoder is None else partial(decoder, captioner), **generation, **own)
@@ -251,7 +253,7 @@ def caption_source(
     with contextlib.closing(writer):
         windows = Windows(dataset, window * batch_size, writer)
         job = _Job(generate, writer, windows, bad, seed if sampled and not own else None, progress, prefix, suffix)
-        job.at_once = getattr(captioner, "batches_at_once", 1)
+        job.at_once = at_once
         job.attempt = None if attempt is None else partial(attempt, **generation, **own)
         job.cancel = getattr(captioner, "cancel", lambda: None)
         started = time.perf_counter()

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -231,6 +232,11 @@ class ChatServer:
                 except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
                     reason = getattr(error, "reason", None) or error
                     slow = isinstance(reason, TimeoutError)
+                    if isinstance(reason, ssl.SSLError):
+                        raise ServerError(
+                            f"{self.address} cannot be reached by https ({self.without_key(str(reason))}): is it http, "
+                            "or does its certificate belong to another name?"
+                        ) from error
                     failure = self.without_key(str(reason)) or type(error).__name__
                 if busy or slow:
                     self._gate.full(sent, pause)
