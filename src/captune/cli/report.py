@@ -1,4 +1,4 @@
-"""`captune report`: run directories as one HTML page."""
+"""`captune report`: run directories, or caption files, as one HTML page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from captune.utils.files import output_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captune report`."""
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories, in the order of the page")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directories, or caption files, in the order of the page"
+    )
+    parser.add_argument("--images", metavar="SOURCE", help="the images of caption files, and references (see below)")
     parser.add_argument(
         "--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)"
     )
@@ -20,20 +23,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print its path."""
-    from captune.report import render
+    output = output_path(args.output, ".html", ".htm", what="reports")
+    for path in args.runs:
+        if not path.exists():
+            raise UsageError(
+                f"{path} is neither a run directory, such as `captune vizer --output FOLDER` writes, nor a caption file"
+            )
+    folders = [path for path in args.runs if path.is_dir()]
+    if folders and len(folders) < len(args.runs):
+        raise UsageError(f"{folders[0]} is a run directory, and others are caption files: make a page of each kind")
+    if folders and args.images is not None:
+        raise UsageError("--images is for caption files: a run directory names its source itself")
+    from captune.report import render, render_files
 
-    for folder in args.runs:
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is not a run directory, such as `captune vizer --output FOLDER` writes")
-    print(render(args.runs, output_path(args.output, ".html", ".htm", what="reports")))
+    print(render(args.runs, output) if folders else render_files(args.runs, output, source=args.images))
     return 0
 
 
 COMMAND = Command(
-    summary="make one HTML page out of run directories",
-    description="Writes one self-contained page: example captions side by side, scores with intervals, training curves "
-    "and settings.",
+    summary="make one HTML page out of run directories, or of caption files",
+    description="Writes one self-contained page: example captions side by side, scores with intervals, and of runs "
+    "training curves and settings. Of caption files the first is what the others are compared with; they are scored "
+    "by bleu, rouge, cider and health where --images has references, by health alone otherwise.",
     example="captune report runs/g runs/sft --output report.html",
     add_arguments=add_arguments,
     run=run,
+    reads_sources=True,
 )

@@ -1,7 +1,7 @@
-"""Run directories -> one self-contained HTML page: table, curves, gallery, configuration."""
+"""Run directories, or caption files -> one self-contained HTML page: table, curves, gallery, configuration."""
 
 from __future__ import annotations
 
-from captune.report.page import render
+from captune.report.page import render, render_files
 
-__all__ = ["render"]
+__all__ = ["render", "render_files"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -37,13 +38,50 @@ def render(run_dirs: list[Path], output: Path, *, title: str | None = None, imag
     """
     if not run_dirs:
         raise ReportError("No run directory was named: there is nothing to report. Name at least one folder of runs/.")
-    runs = _distinct([read_run(Path(path)) for path in run_dirs])
+    return render_runs([read_run(Path(path)) for path in run_dirs], output, title=title, images=images)
+
+
+def render_files(
+    files: Sequence[str | Path],
+    output: Path,
+    *,
+    source: str | None = None,
+    title: str | None = None,
+    images: int = 60,
+    bootstrap: int = 1000,
+) -> Path:
+    """Write the same page about caption files; the first is what the others are compared with.
+
+    Args:
+        files: caption files of any format.
+        output: the HTML file to write.
+        source: the images, and references where it has some.
+        title: the page's title; by default made from the files' names.
+        images: the largest number of images in the gallery.
+        bootstrap: resamples per interval.
+
+    Raises:
+        CaptuneError: a file or the source that cannot be read, or captions that belong to none of its images.
+    """
+    from captune.report.files import read_files
+
+    runs = read_files(files, source, bootstrap=bootstrap)
+    return render_runs(runs, output, title=title, images=images, noun="file")
+
+
+def render_runs(
+    runs: list[Run], output: Path, *, title: str | None = None, images: int = 60, noun: str = "run"
+) -> Path:
+    """Write the page about runs that have been read; `noun` is what they are. See `render`."""
+    runs = _distinct(runs)
     groups, controls = split_controls(group_rows(runs))
     source, rows = next(iter(groups.items()), ("", []))
     truth = load_truth(source)
     shown = gallery.build(rows, truth, limit=images)
     columns = table.columns_of(rows)
     sentence, figures = table.headline(rows, columns, shown.images)
+    if noun == "file" and not figures:
+        sentence = f"Captions of {shown.images:,} images; without references only their health is measured."
     script = asset("page.js")
     plots = curves.plots(runs)
     html = (
@@ -54,6 +92,7 @@ def render(run_dirs: list[Path], output: Path, *, title: str | None = None, imag
             sentence=sentence,
             figures=figures,
             runs=runs,
+            noun=noun,
             sources=[_source(name, group, truth if name == source else Truth()) for name, group in groups.items()],
             plots=[plot for plot in plots if plot.main],
             more_plots=[plot for plot in plots if not plot.main],
@@ -113,7 +152,7 @@ def _source(name: str, rows: list[Row], truth: Truth) -> dict[str, object]:
         "table": table.build_table(rows, main),
         "every": table.build_table(rows, every, gaps=False, speed=False) if len(every) > len(main) else None,
         "health": table.build_table(examined, health, gaps=False, rank=False, speed=False) if health else None,
-        "gap_note": _gap_note(rows),
+        "gap_note": _gap_note(rows) if all(row.note is None for row in rows) else "",
         "intervals": any(result.get("interval") for row in rows for result in row.scores.values()),
     }
 

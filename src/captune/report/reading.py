@@ -59,6 +59,7 @@ class Row:
     captions: dict[str, str]  # image_id -> caption
     images_per_second: float | None = None
     trained_on: bool = False  # the images are training images
+    note: str | None = None  # beside its name; None: what its role says
 
 
 @dataclass

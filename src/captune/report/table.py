@@ -164,7 +164,7 @@ def build_table(
         Line(
             name=row.name,
             role=row.role,
-            note=ROLE_LABELS[row.role],
+            note=ROLE_LABELS[row.role] if row.note is None else row.note,
             cells=[cells[column][position] for column in columns],
             gaps=["" if row in (base, ceiling) else percent(gap_closed(row, base, ceiling, c)) for c in wanted],
             speed=f"{row.images_per_second:.3g}" if row.images_per_second else "–",
