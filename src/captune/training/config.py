@@ -121,6 +121,11 @@ class RunConfig:
         group="adapter",
         aliases=("full",),
     )
+    cache_features: bool = setting(
+        "encode each image once, by itself, and keep its features for all of training (1 GiB of them); without it, "
+        "images of a batch are encoded together, whose last bits depend on each other",
+        False,
+    )
     seed: Seed = setting("random seed", 0)
     gradient_accumulation_steps: Several = setting("batches per optimiser step", 1)
     save_steps: Count = setting("steps between checkpoints", 50, group="logging")

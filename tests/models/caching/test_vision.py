@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from captune.errors import CaptionerError
+from captune.models.caching import vision
 from captune.models.captioner import Captioner
 
 
@@ -27,6 +28,28 @@ def test_the_memo_is_bounded_and_cleared(captioner: Captioner, images: list) -> 
         assert memo.evaluations == 4
     with pytest.raises(CaptionerError, match="at least 1"):
         captioner.share_vision(max_images=0)
+
+
+def test_an_image_encoded_alone_has_the_same_features_in_any_company(captioner: Captioner, images: list) -> None:
+    """To the bit; and as many are kept as there is room for, over batches."""
+    with captioner.share_vision(max_images=1, alone=True) as memo:
+        together = captioner.image_features(images)
+        memo.begin_batch()
+        assert torch.equal(captioner.image_features(images), together) and (memo.evaluations, memo.images) == (4, 4)
+        memo.clear()
+        apart = torch.cat([captioner.image_features([image]) for image in images])
+        assert torch.equal(apart, together) and memo.images == 8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vision, "ROOM", 0)
+        with captioner.share_vision(max_images=1, alone=True) as memo:
+            captioner.image_features(images)
+            captioner.image_features(images)
+            assert memo.images == 7, "the last one was kept"
+    with captioner.share_vision() as memo:
+        captioner.image_features(images)
+        memo.begin_batch()
+        captioner.image_features(images)
+        assert memo.images == 8
 
 
 def test_a8_a_pass_that_was_killed_between_two_files_is_made_again_with_all_of_its_images(

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import tiny_prefix
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
@@ -243,6 +245,26 @@ def test_a_convolutional_encoder_gives_a_map(make: Make, images: list) -> None:
     assert torch.equal(found.last_hidden_state, states.flatten(2).transpose(1, 2))
     cells = [states[:, :, y : y + 2, x : x + 2].mean((2, 3)) for y in (0, 1) for x in (0, 1)]
     assert torch.allclose(found.pooler_output, torch.stack(cells, 1), atol=1e-6)
+
+
+def test_the_embedding_and_a_grid_together_and_the_whole_image(make: Make, images: list) -> None:
+    parts = make("efficientnet", "gpt2", "patches")
+    settings: dict[str, Any] = {"image_feature": "both", "num_prefix_tokens": 5, "whole_image": True}
+    model, processor = assemble(parts / "encoder", parts / "lm", **settings)
+    wide = tiny.picture(0, (300, 100))
+    pixels = processor.image_processor(images=[wide], return_tensors="pt")["pixel_values"]
+    squeezed = torch.tensor(np.asarray(wide.resize((72, 72), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    torch.testing.assert_close(pixels[0], (squeezed.float() - 127) / 128, atol=0.0079, rtol=0)  # a level of 256
+    features = model.model.get_tower_features(pixels).pooler_output
+    states = model.model.vision_tower(pixels)
+    assert features.shape == (1, 5, 32) and torch.equal(features[:, 0], states.pooler_output)
+    cells = torch.nn.functional.adaptive_avg_pool2d(states.last_hidden_state, 2).flatten(2).transpose(1, 2)
+    assert torch.equal(features[:, 1:], cells) and model.get_image_features(pixels).pooler_output.shape == (1, 5, 32)
+    with pytest.raises(ValueError, match='"both" needs num_prefix_tokens one above a square'):
+        assemble(parts / "encoder", parts / "lm", **{**settings, "num_prefix_tokens": 4})
+    siglip = make("siglip", "gpt2", "patches")
+    with pytest.raises(CaptionerError, match="crops nothing: leave whole_image out"):
+        assemble(siglip / "encoder", siglip / "lm", whole_image=True)
 
 
 def test_a_convolutional_encoder_may_pool_to_a_map_of_one_place(make: Make, images: list) -> None:

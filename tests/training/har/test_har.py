@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from captune.errors import SettingError, SourceError
 from captune.models.captioner import Captioner
 from captune.training import trainer as training
 from captune.training.har import train as har
@@ -78,3 +79,11 @@ def test_what_stage_2_refuses_is_said_first(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean|Did you mean"):
         HARConfig(output=tmp_path / "run", **(SMALL | {"reward": "cidre"}))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_stage_1_refuses_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="--text-steps 2 leaves none of 2 steps for images"):
+        HARConfig(output=tmp_path / "run", **SMALL, texts="captions.csv", text_steps=2)
+    with pytest.raises(SourceError, match="captions.csv"):
+        run(HARConfig(output=tmp_path / "run", **SMALL, texts=str(tmp_path / "captions.csv"), text_steps=1))
+    assert not (tmp_path / "run" / "parts").exists()

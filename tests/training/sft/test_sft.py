@@ -12,10 +12,12 @@ import tiny
 import torch
 
 from captune.decoding.cfg import blank
+from captune.errors import SettingError, SourceError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.training import trainer as training
 from captune.training.lifecycle import make_trainable
+from captune.training.sft import train as sft
 from captune.training.sft.train import ByLength, Pairs, SFTConfig, SFTTrainer, run, supervised_loss
 
 CAPTIONS = ["a red ball", "two green fish and a small yellow bird", "a", "my house in 2011"]
@@ -163,6 +165,88 @@ def test_image_dropout_shows_nothing_now_and_then(
     assert 0.3 < sum(dropped) / len(dropped) < 0.7
     with pytest.raises(ValueError, match="--image-dropout: 1.0 must be less than 1"):
         config(tmp_path, image_dropout=1.0)
+
+
+# -- few images: texts alone, views, features that are kept
+
+
+def test_the_first_steps_read_texts_without_images(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caption table is read whole, and its captions come before any image."""
+    (tmp_path / "texts.csv").write_text("image,caption\na.jpg,two green fish\nb.jpg,my small house\nb.jpg,a red ball\n")
+    seen: list[tuple[str, tuple[str, ...]]] = []
+    for name in ("text_loss", "supervised_loss"):
+        original = getattr(sft, name)
+
+        def spy(captioner: Captioner, *parts: Any, name: str = name, original: Any = original) -> torch.Tensor:
+            seen.append((name, tuple(parts[-1])))
+            return original(captioner, *parts)
+
+        monkeypatch.setattr(sft, name, spy)
+    texts = {"texts": str(tmp_path / "texts.csv"), "text_steps": 4}
+    settings = config(tmp_path / "run", model="storybook", images=source, eval_images=source, **texts)
+    run(settings)
+    assert [name for name, _ in seen] == ["text_loss"] * 4 + ["supervised_loss"] * 2
+    said = [caption for _, captions in seen[:4] for caption in captions]
+    assert len(said) == 8 and {*said} <= {"two green fish", "my small house", "a red ball"} and len({*said}) > 1
+    with pytest.raises(SettingError, match="--text-steps needs --texts"):
+        config(tmp_path, text_steps=4)
+    with pytest.raises(SettingError, match="--text-steps 6 leaves none of 6 steps for images"):
+        config(tmp_path, **{**texts, "text_steps": 6})
+    (tmp_path / "none.csv").write_text("image,caption\n")
+    with pytest.raises(SourceError, match=r"none.csv holds no caption"):
+        sft.read_texts(str(tmp_path / "none.csv"))
+
+
+def test_the_loss_of_a_text_by_hand(captioner: Captioner) -> None:
+    tiny.taught(captioner)
+    tokenizer, image = captioner.tokenizer, captioner.core.config.image_token_id
+    captioner.prompt = "what is it"
+    head = [token for token in tokenizer(captioner.prompt_text())["input_ids"] if token != image]
+    surprise = []
+    for text in CAPTIONS:
+        tail = [*captioner.caption_ids(text), captioner.eos_ids[0]]
+        with torch.no_grad():
+            logits = captioner.model(input_ids=torch.tensor([[*head, *tail]])).logits
+        steps = logits[0, len(head) - 1 : -1].log_softmax(-1)
+        surprise += [-float(steps[t, token]) for t, token in enumerate(tail)]
+    found = sft.text_loss(captioner, CAPTIONS).item()
+    assert found == pytest.approx(sum(surprise) / len(surprise), rel=1e-4)
+
+
+def test_cached_features_are_of_each_view_once_and_a_resumed_run_ends_with_the_same_bits(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cut(RuntimeError):
+        pass
+
+    memos: list[Any] = []
+    share = Captioner.share_vision
+
+    def kept(self: Captioner, **settings: Any) -> Any:
+        memos.append(share(self, **settings))
+        return memos[-1]
+
+    monkeypatch.setattr(Captioner, "share_vision", kept)
+    more = {"model": "storybook", "images": source, "eval_images": source, "cache_features": True, "max_steps": 12}
+    whole = run(config(tmp_path / "whole", **more))
+    assert (memos[0].alone, memos[0].images, memos[0].evaluations) == (True, 4, 4)
+
+    def cut(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 8:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.MetricsCallback, "on_step_end", cut)
+        with pytest.raises(Cut):
+            run(config(tmp_path / "cut", **more))
+    resumed = run(config(tmp_path / "cut", **more))
+    first, second = ((found.adapter / "adapter_model.safetensors").read_bytes() for found in (whole, resumed))
+    assert first == second
+    del memos[:]
+    run(config(tmp_path / "views", **more, image_views=3))
+    assert 4 < memos[0].images <= 12
 
 
 # -- what learns

@@ -28,6 +28,8 @@ from captune.models.image_inputs import ImageInputs
 from captune.utils.hashing import weights_digest
 from captune.utils.memory import remembers
 
+ROOM = 2**30  # bytes: what 20,000 photographs take as 9 x 1280 features
+
 
 class ImageFeatures:
     """The visual features of one image input.
@@ -51,6 +53,11 @@ class ImageFeatures:
         deep = {f"deep.{i}": layer.contiguous() for i, layer in enumerate(self.deep or [])}
         tower = {} if self.tower is None else {"tower": self.tower.contiguous()}
         return {"pooled": self.pooled.contiguous(), **deep, **tower}
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that they take."""
+        return sum(tensor.nbytes for tensor in (self.pooled, *(self.deep or ()), self.tower) if tensor is not None)
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> ImageFeatures:
@@ -97,6 +104,8 @@ class VisionCache:
         family: where its vision side is.
         max_images: features kept in memory; the least recently used go first. SmolVLM-2.2B in bfloat16 takes 6 MB an
             image, a storybook captioner 2 kB.
+        alone: encode every image by itself, so that its features do not depend, in the last bits, on which others come
+            with it, and keep more than `max_images` while all together fit into `ROOM`: a data set is encoded once.
         tower: also keep the features before the connector.
         keep: a folder that keeps every image's features in a file of its own, for later passes over the images and
             later runs with the same vision weights.
@@ -111,15 +120,17 @@ class VisionCache:
         family: Family,
         *,
         max_images: int = 256,
+        alone: bool = False,
         tower: bool = False,
         keep: Path | None = None,
     ) -> None:
         if max_images < 1:
             raise CaptionerError(f"max_images must be at least 1, not {max_images}")
-        self.core, self.family, self.max_images, self.tower = core, family, max_images, tower
+        self.core, self.family, self.max_images, self.alone, self.tower = core, family, max_images, alone, tower
         self.evaluations = self.images = self.hits = 0
         self.depth = 0
         self._kept: OrderedDict[bytes, ImageFeatures] = OrderedDict()
+        self._bytes = 0  # that these take
         self._template: _Template | None = None
         self._method = family.tower_features or "get_image_features"
         self._original = cast(Callable[..., Any], getattr(core.base_model, self._method))
@@ -129,7 +140,8 @@ class VisionCache:
         self._defaults = {name: getattr(core.config, name) for name in names if hasattr(core.config, name)}
         self._refuse_trainable()
         self._folder = None if keep is None else self._folder_in(keep)
-        remembers(self)
+        if not alone:  # what is encoded alone is the same bits after a resume
+            remembers(self)
 
     def _folder_in(self, keep: Path) -> Path:
         state: dict[str, torch.Tensor] = {}
@@ -166,6 +178,12 @@ class VisionCache:
     def clear(self) -> None:
         """Forget all features; the counters stay."""
         self._kept.clear()
+        self._bytes = 0
+
+    def begin_batch(self) -> None:
+        """Forget earlier batches' features, unless encoded alone: a resumed run encodes the same images together."""
+        if not self.alone:
+            self.clear()
 
     def __enter__(self) -> VisionCache:
         return self
@@ -217,10 +235,11 @@ class VisionCache:
             self._write(fresh)
         self.hits += inputs.count - len(first)
         for key in dict.fromkeys(keys):
+            self._bytes += 0 if key in self._kept else features_by_key[key].nbytes
             self._kept[key] = features_by_key[key]
             self._kept.move_to_end(key)
-        while len(self._kept) > self.max_images:
-            self._kept.popitem(last=False)
+        while len(self._kept) > self.max_images and self._bytes > (ROOM if self.alone else 0):
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
         assert self._template is not None
         return [features_by_key[key] for key in keys], self._template
 
@@ -237,8 +256,10 @@ class VisionCache:
 
     def _evaluate(self, arguments: dict[str, Any]) -> list[ImageFeatures]:
         self._refuse_trainable()
-        output = frozen_call(self._original, self.core, self.family, arguments)
         inputs = ImageInputs(arguments)
+        if self.alone and inputs.count > 1:
+            return [self._evaluate(inputs.select([i]))[0] for i in range(inputs.count)]
+        output = frozen_call(self._original, self.core, self.family, arguments)
         self._template = _Template(type(output), isinstance(output.pooler_output, torch.Tensor))
         self.evaluations += 1
         self.images += inputs.count

@@ -28,7 +28,8 @@ def assemble(
     language_model: str | Path,
     *,
     num_prefix_tokens: int = 16,
-    image_feature: Literal["pooled", "patches"] = "pooled",
+    image_feature: Literal["pooled", "patches", "both"] = "pooled",
+    whole_image: bool = False,
     projector_width: int | None = None,
     projector_depth: int = 2,
     image_token: str = "<image>",
@@ -41,7 +42,8 @@ def assemble(
             SigLIP, DINOv2, ...) or a convolutional encoder (ConvNeXt, EfficientNet-Lite), with its image processor.
         language_model: one that `AutoModelForCausalLM` loads, with its tokenizer.
         num_prefix_tokens: k; see `PrefixConfig`.
-        image_feature: "pooled" or "patches"; see `PrefixConfig`.
+        image_feature: "pooled", "patches" or "both"; see `PrefixConfig`.
+        whole_image: squeeze the whole image into the encoder's square, where its own processor crops the center.
         projector_width: see `PrefixConfig`.
         projector_depth: see `PrefixConfig`.
         image_token: a token of the tokenizer, such as a reserved one, or the name of a new one. The model's tables
@@ -53,6 +55,8 @@ def assemble(
     """
     lm, tokenizer = _language_model(str(language_model), dtype)
     tower, image_processor = _image_encoder(str(image_encoder), lm.dtype)
+    if whole_image:
+        _take_whole(image_processor, str(image_encoder))
     if image_token not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(image_token, special=True, normalized=False)], special_tokens=True)
     image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -121,6 +125,14 @@ def _image_encoder(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         raise CaptionerError(f"image encoder {name!r} ({type(tower).__name__}) cannot be used: no hidden_size")
     check_model(whole, info, what=f"image encoder {name!r} ({type(tower).__name__})", error=CaptionerError)
     return tower, image_processor
+
+
+def _take_whole(image_processor: Any, name: str) -> None:
+    crop = getattr(image_processor, "crop_size", None)
+    if not getattr(image_processor, "do_center_crop", False) or crop is None:
+        raise CaptionerError(f"the image processor of {name!r} crops nothing: leave whole_image out")
+    image_processor.do_center_crop = False
+    image_processor.size = {"height": crop["height"], "width": crop["width"]}
 
 
 def _initialise(projector: PrefixProjector, std: float) -> None:

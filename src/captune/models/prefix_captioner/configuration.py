@@ -20,7 +20,8 @@ class PrefixConfig(PreTrainedConfig):
         image_token_id: the placeholder; an image takes `num_prefix_tokens` of them.
         num_prefix_tokens: k.
         image_feature: "pooled": v is the encoder's one embedding of the image, which the MLP maps to k tokens;
-            "patches": the patches are averaged over a grid of k cells (k a square), and the MLP maps each.
+            "patches": the patches are averaged over a grid of k cells (k a square), and the MLP maps each; "both": the
+            MLP maps the embedding, then each of k - 1 cells.
         projector_width: hidden width of the MLP; default: the encoder's.
         projector_depth: its linear layers.
         head_bias: whether the language model's head has a bias.
@@ -40,7 +41,7 @@ class PrefixConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     image_token_id: int = 32000
     num_prefix_tokens: int = 16
-    image_feature: Literal["pooled", "patches"] = "pooled"
+    image_feature: Literal["pooled", "patches", "both"] = "pooled"
     projector_width: int | None = None
     projector_depth: int = 2
     head_bias: bool = False
@@ -53,3 +54,5 @@ class PrefixConfig(PreTrainedConfig):
             raise SettingError(f"projector_depth and num_prefix_tokens must be at least 1: {self.projector_depth}, {k}")
         if self.image_feature == "patches" and math.isqrt(k) ** 2 != k:
             raise SettingError(f'image_feature="patches" needs a square num_prefix_tokens (a grid), not {k}')
+        if self.image_feature == "both" and (k < 2 or math.isqrt(k - 1) ** 2 != k - 1):
+            raise SettingError(f'image_feature="both" needs num_prefix_tokens one above a square (a grid), not {k}')

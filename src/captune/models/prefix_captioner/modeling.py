@@ -39,7 +39,7 @@ class PrefixProjector(nn.Module):
         super().__init__()
         vision_width = encoder_width(config.vision_config)
         self.tokens = config.num_prefix_tokens
-        out = width if config.image_feature == "patches" else width * self.tokens
+        out = width * self.tokens if config.image_feature == "pooled" else width
         sizes = [vision_width, *[config.projector_width or vision_width] * (config.projector_depth - 1), out]
         layers: list[nn.Module] = [nn.LayerNorm(vision_width)]
         for i in range(config.projector_depth):
@@ -105,13 +105,15 @@ class PrefixModel(PrefixPreTrainedModel):
         with torch.no_grad():
             out = tower(pixel_values=pixel_values.to(tower.dtype), return_dict=True)
         grid = self._grid(out.last_hidden_state, pixel_values)
-        if self.config.image_feature == "patches":
-            side = math.isqrt(self.config.num_prefix_tokens)
-            features = nn.functional.adaptive_avg_pool2d(grid, side).flatten(-2).transpose(1, 2)
-        elif out.pooler_output is None:
-            raise CaptionerError(f'{type(tower).__name__} has no pooled embedding; use image_feature="patches"')
-        else:
-            features = out.pooler_output.flatten(1)[:, None]  # a convolutional one may pool to (B, D, 1, 1)
+        kind, parts = self.config.image_feature, []
+        if kind != "patches":
+            if out.pooler_output is None:
+                raise CaptionerError(f'{type(tower).__name__} has no pooled embedding; use image_feature="patches"')
+            parts.append(out.pooler_output.flatten(1)[:, None])  # a convolutional one may pool to (B, D, 1, 1)
+        if kind != "pooled":
+            side = math.isqrt(self.config.num_prefix_tokens)  # of k or, with the embedding, of k - 1 cells
+            parts.append(nn.functional.adaptive_avg_pool2d(grid, side).flatten(-2).transpose(1, 2))
+        features = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         return BaseModelOutputWithPooling(last_hidden_state=grid.flatten(-2).transpose(1, 2), pooler_output=features)
 
     def _grid(self, states: Tensor, pixel_values: Tensor) -> Tensor:

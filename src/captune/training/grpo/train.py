@@ -96,7 +96,14 @@ def train_with_reward(
     }
     args = GRPOConfig(**{**arguments, **sampling, **settings})
     trainer = CaptionGRPOTrainer(
-        captioner, dataset, rewards, args, monitor=monitor, latent=latent, keep_vision=keep_vision
+        captioner,
+        dataset,
+        rewards,
+        args,
+        monitor=monitor,
+        latent=latent,
+        keep_vision=keep_vision,
+        cache_features=config.cache_features,
     )
     refuse_sharding(trainer, zero2=True)
     attach_callbacks(trainer, run_dir, first_step)

@@ -51,6 +51,7 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
         monitor: measured in place of an evaluation, when `args.eval_strategy` says so.
         latent: (mapper, weight) adds weight * L_zero on the sampled captions: ViZer's loss beside the reward.
         keep_vision: a folder that keeps the images' visual features, for later passes and runs.
+        cache_features: keep them in memory between the steps, too.
     """
 
     args: GRPOConfig
@@ -66,6 +67,7 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
         monitor: Monitor | None = None,
         latent: tuple[Mapper, float] | None = None,
         keep_vision: Path | None = None,
+        cache_features: bool = False,
     ) -> None:
         args.reward_weights = [weight for _, weight in rewards]
         prompts = [[{"role": "user", "content": captioner.prompt}]] * len(dataset)  # TRL puts the image before the text
@@ -79,6 +81,7 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
             eval_dataset=dataset if monitor is not None else None,  # `evaluate` asks the monitor
         )
         self.captioner, self.monitor, self.latent, self.keep_vision = captioner, monitor, latent, keep_vision
+        self.cache_features = cache_features
         self._rewards_seen: list[float] = []
 
     # -- nothing twice -------------------------------------------------------------------------------------------------
@@ -88,15 +91,13 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; meanwhile each distinct image is encoded once a step, each prompt prefilled once."""
-        images = self.args.per_device_train_batch_size * cast(int, self.args.steps_per_generation)
-        with (
-            self.captioner.share_vision(max_images=max(256, images), keep=self.keep_vision) as self._memo,
-            PrefillCache(self.captioner.core),
-        ):
+        images = max(256, self.args.per_device_train_batch_size * cast(int, self.args.steps_per_generation))
+        vision = self.captioner.share_vision(max_images=images, keep=self.keep_vision, alone=self.cache_features)
+        with vision as self._memo, PrefillCache(self.captioner.core):
             return super().train(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._memo.clear()  # so that a run which resumes encodes the same images together, to the same bits
+        self._memo.begin_batch()
         several = self.accelerator.num_processes > 1
         sampling = SharedSampling(len(inputs), self.accelerator.device) if several else nullcontext()
         with PreprocessingCache(self.processing_class), sampling:

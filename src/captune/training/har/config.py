@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from captune.training.config import Count, Rate, RunConfig, Several, Tokens, defaults, like, setting
 from captune.training.method import Method
@@ -30,12 +32,20 @@ class HARConfig(RunConfig):
         "a causal language model's folder or hub name, smollm2-135m, or storybook-lm", group="model"
     )
     num_prefix_tokens: Several = setting("k, tokens of the soft prefix", 16, group="model")
-    image_feature: Literal["pooled", "patches"] = setting(
-        "v: the encoder's one embedding, or its patches averaged over a grid", "pooled", group="model"
+    image_feature: Literal["pooled", "patches", "both"] = setting(
+        "v: the encoder's one embedding, its patches averaged over a grid, or both", "pooled", group="model"
+    )
+    whole_image: bool = setting(
+        "squeeze the whole image into the encoder's square, where its own processor crops the center",
+        False,
+        group="model",
     )
     mle_steps: Count = setting("optimiser steps of stage 1", 600, group="stage 1")
     mle_batch_size: Several = setting("images per step of stage 1", 32, group="stage 1")
     mle_learning_rate: Rate = setting("peak learning rate of stage 1", 1e-3, group="stage 1")
+    image_views: Several = like(SFTConfig, "image_views", group="stage 1")
+    texts: str | None = like(SFTConfig, "texts", group="stage 1")
+    text_steps: Annotated[int, Field(ge=0, le=10**9)] = like(SFTConfig, "text_steps", group="stage 1")
     scst_steps: Count = setting("optimiser steps of stage 2", 60, group="stage 2")
     scst_batch_size: Several = setting("images per step of stage 2", 16, group="stage 2")
     scst_learning_rate: Rate = setting("peak learning rate of stage 2", 5e-4, group="stage 2")
@@ -63,6 +73,9 @@ class HARConfig(RunConfig):
             max_steps=self.mle_steps,
             batch_size=self.mle_batch_size,
             learning_rate=self.mle_learning_rate,
+            image_views=self.image_views,
+            texts=self.texts,
+            text_steps=self.text_steps,
             **self._common(),
         )
 

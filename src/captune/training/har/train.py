@@ -27,6 +27,7 @@ from captune.scorers import load_reward
 from captune.training.har.config import HARConfig
 from captune.training.lifecycle import claim_run
 from captune.training.scst.train import run as refine
+from captune.training.sft.train import read_texts
 from captune.training.sft.train import run as align
 from captune.utils import processes
 from captune.utils.files import replacing_folder
@@ -41,6 +42,7 @@ def run(config: HARConfig) -> RunDir:
         return run_dir
     if not run_dir.resumes:
         load_reward(config.reward).check()  # of stage 2, before stage 1 begins
+        read_texts(config.texts)  # of stage 1, before the parts are loaded
     parts, merged = run_dir.path / "parts", run_dir.path / "captioner"
     mle, refined = RunDir(run_dir.path / "mle"), RunDir(run_dir.path / "scst")
     model = processor = None
@@ -51,6 +53,7 @@ def run(config: HARConfig) -> RunDir:
             config.language_model,
             num_prefix_tokens=config.num_prefix_tokens,
             image_feature=config.image_feature,
+            whole_image=config.whole_image,
         )
     run_dir.begin()
     if model is not None:

@@ -209,7 +209,7 @@ class SCTrainer(RewardTrainer):
         """Return the loss of the module on a batch of images."""
         captioner, config = self.captioner, self.config
         captioner.model.eval()
-        self._memo.clear()  # so that a run which resumes encodes the same images together, to the same bits
+        self._memo.begin_batch()
         sampled = partial(sample, captioner, temperature=config.temperature, max_new_tokens=config.max_new_tokens)
         prompt = captioner.prepare(images)
         heads, _ = sampled(prompt, 1, greedy=False)

@@ -84,7 +84,8 @@ class RewardTrainer(MonitoredTrainer, CaptionerTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; meanwhile each distinct image is encoded once a step, each prompt prefilled once."""
         images = max(256, self.config.batch_size)
-        with self.captioner.share_vision(max_images=images) as self._memo, PrefillCache(self.captioner.core):
+        vision = self.captioner.share_vision(max_images=images, alone=self.config.cache_features)
+        with vision as self._memo, PrefillCache(self.captioner.core):
             return super().train(*args, **kwargs)
 
     def _rewards(self, captions: list[str], ended: list[bool], examples: list[dict[str, Any]], rows: int) -> Tensor:
@@ -142,7 +143,7 @@ class SCSTTrainer(RewardTrainer):
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
         """Return the loss of the module on a batch of images."""
-        self._memo.clear()  # so that a run which resumes encodes the same images together, to the same bits
+        self._memo.begin_batch()
         self.captioner.model.eval()
         config, greedy = self.config, self.config.baseline == "greedy"
         prompt = self.captioner.prepare(images)

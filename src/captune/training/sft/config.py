@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from captune.training.config import Share, TrainingConfig, defaults, setting
+from pydantic import Field
+
+from captune.errors import SettingError
+from captune.training.config import Several, Share, TrainingConfig, defaults, setting
 from captune.training.method import Method
 
 
@@ -26,6 +30,27 @@ class SFTConfig(TrainingConfig):
     image_dropout: Share = setting(
         "share of images replaced by a blank one, for classifier-free guidance; try 0.1", 0.0
     )
+    image_views: Several = setting(
+        "views of an image that training draws from: itself and random crops, half of them mirrored unless the caption "
+        "says left or right; the same ones at every visit, so that --cache-features holds",
+        1,
+    )
+    texts: str | None = setting(
+        "captions without images, from which the first --text-steps learn how captions are worded: a caption file",
+        None,
+        group="text",
+    )
+    text_steps: Annotated[int, Field(ge=0, le=10**9)] = setting(
+        "steps, of those in all, that read --texts in place of images", 0, group="text"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.texts) != bool(self.text_steps):
+            given, lacking = ("--texts", "--text-steps") if self.texts else ("--text-steps", "--texts")
+            raise SettingError(f"{given} needs {lacking}: the captions, and how many steps read them")
+        if self.text_steps >= self.max_steps:
+            raise SettingError(f"--text-steps {self.text_steps} leaves none of {self.max_steps} steps for images")
 
 
 METHOD = Method(

@@ -8,8 +8,9 @@ between vision tower and language model (HAR's projector W_proj) as well. The vi
 
 With `image_dropout` p, an image is replaced by a blank one with probability p, which trains the branch of
 classifier-free guidance without an image (Kornblith et al., section 3.1). An image with several references trains on
-one of them per visit, sampled; with `group_by_length` the data are the single pairs of image and reference, and those
-of similar length share a batch. See docs/methods/sft.md.
+one of them per visit, sampled; with `image_views` it is seen in one of several views (`captune.data.views`); with
+`group_by_length` the data are the single pairs of image and reference, and those of similar length share a batch. The
+first `text_steps` read captions that come without images, after the prompt without its image. See docs/methods/sft.md.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BatchFeature
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from captune.data.images import blank
+from captune.data.readers import read_entries
+from captune.data.views import view
+from captune.errors import SettingError, SourceError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.training.lifecycle import claim_run, finish_run, load_captioner, load_training_images, make_trainable
@@ -75,15 +81,30 @@ class SFTTrainer(CaptionerTrainer):
     Args:
         args: those of `CaptionerTrainer`.
         image_dropout: probability that a blank image stands for the image.
+        image_views: how many views of an image there are.
+        texts: captions without images.
+        text_steps: the first steps, which read these.
         kwargs: those of `CaptionerTrainer`.
     """
 
-    def __init__(self, *args: Any, image_dropout: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        image_dropout: float = 0.0,
+        image_views: int = 1,
+        texts: Sequence[str] = (),
+        text_steps: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.image_dropout = image_dropout
+        self.image_dropout, self.image_views = image_dropout, image_views
+        self.texts, self.text_steps = texts, text_steps
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
         """Return the loss of the module on one sampled reference of each image."""
+        if self._reads_texts():
+            captions = [self._own(example, "text").choice(self.texts) for example in examples]
+            return self._weighed(text_loss(self.captioner, captions), captions)
         # of the step's own seed, so that a step that is repeated after a resume samples the same
         generator = random.Random(f"{self.args.seed}/{self.state.global_step}")
         shares = processes.gather([len(example["references"]) for example in examples])
@@ -92,14 +113,30 @@ class SFTTrainer(CaptionerTrainer):
         chosen = [generator.choice(range(count)) for count in counts][first:]
         captions = [example["references"][index] for example, index in zip(examples, chosen, strict=False)]
         blanked = [generator.random() < self.image_dropout for _ in counts][first:]
+        if self.image_views > 1:
+            numbers = [self._own(example, "view").randrange(self.image_views) for example in examples]
+            images = [
+                view(image, number, example["image_id"], caption)
+                for image, number, example, caption in zip(images, numbers, examples, captions, strict=True)
+            ]
         images = [blank() if empty else image for image, empty in zip(images, blanked, strict=False)]
-        loss = supervised_loss(self.captioner, images, captions)
+        return self._weighed(supervised_loss(self.captioner, images, captions), captions)
+
+    def _reads_texts(self) -> bool:
+        return self.state.global_step < self.text_steps
+
+    def _own(self, example: dict[str, Any], what: str) -> random.Random:
+        """Random numbers of an image at a step, whichever process it is on."""
+        return random.Random(f"{self.args.seed}/{self.state.global_step}/{what}/{example['image_id']}")
+
+    def _weighed(self, loss: Tensor, captions: Sequence[str]) -> Tensor:
         several = processes.number() > 1  # alone, no share has to be weighed
         return self.weigh(loss, sum(len(self.captioner.caption_ids(text)) + 1 for text in captions) if several else 1)
 
     def follow(self) -> None:
         """Take part in what the processes exchange in `caption_loss`, without an image."""
-        processes.gather([])
+        if not self._reads_texts():
+            processes.gather([])
         self.weigh(torch.zeros(()), 0)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -117,19 +154,54 @@ def supervised_loss(captioner: Captioner, images: Sequence[Any], captions: Seque
     return captioner.model(**batch, use_cache=False).loss
 
 
+def text_loss(captioner: Captioner, captions: Sequence[str]) -> Tensor:
+    """Return the loss of the module on captions without images, averaged over the tokens of the batch; a scalar.
+
+    Each follows the prompt without the image's tokens.
+    """
+    text = captioner.prompt_text()
+    prompt = captioner.tokenizer(text, add_special_tokens=captioner.adds_special_tokens(text))["input_ids"]
+    ids = [token for token in prompt if token != captioner.core.config.image_token_id] or captioner.blind_prompt_ids()
+    head = torch.tensor([ids] * len(captions), device=captioner.device)
+    batch = captioner.append(BatchFeature({"input_ids": head, "attention_mask": torch.ones_like(head)}), captions)
+    batch.pop("caption_mask")
+    return captioner.model(**batch, use_cache=False).loss
+
+
+def read_texts(source: str | None) -> list[str]:
+    """Return the captions of a file, each different one once; none without a file.
+
+    Raises:
+        SourceError: it cannot be read, or holds no caption.
+    """
+    if not source:
+        return []
+    texts = list(dict.fromkeys(text for entry in read_entries(Path(source)) for text in entry.references))
+    if not texts:
+        raise SourceError(f"--texts {source} holds no caption")
+    return texts
+
+
 def run(config: SFTConfig) -> RunDir:
     """Train, save `adapter/`, evaluate, write the report."""
     run_dir = claim_run(config, "sft")
     if run_dir.done:
         return run_dir
+    texts = read_texts(config.texts)
     captioner = load_captioner(config)
     dataset = load_training_images(config, references=True)
     make_trainable(captioner, config, connector=config.train_connector)
     # a trainable connector changes every step: only its input can be cached, where the family exposes that
     cacheable = not config.train_connector or captioner.family.tower_features
-    with captioner.share_vision() if cacheable else nullcontext():
+    if config.cache_features and not cacheable:
+        raise SettingError(
+            f"--cache-features keeps what the connector gives, and that of {captioner.family.name} would learn: leave "
+            "it out, or leave out --train-connector"
+        )
+    with captioner.share_vision(alone=config.cache_features) if cacheable else nullcontext():
         data = Pairs(dataset, captioner) if config.group_by_length else dataset
-        SFTTrainer.fit(captioner, data, config, run_dir, image_dropout=config.image_dropout)
+        settings = {name: getattr(config, name) for name in ("image_dropout", "image_views", "text_steps")}
+        SFTTrainer.fit(captioner, data, config, run_dir, texts=texts, **settings)
     captioner.freeze_vision()
     what = "all weights of the language model" if config.train_all_weights else "LoRA"
     method = f"supervised fine-tuning ({what}{' and the connector' if config.train_connector else ''})"

@@ -222,7 +222,7 @@ def run(config: ViZerConfig) -> RunDir:
         make_trainable(captioner, config)
         if config.beta:
             keep_start(captioner, config)
-        with captioner.share_vision():
+        with captioner.share_vision(alone=config.cache_features):
             ViZerTrainer.fit(captioner, images, config, run_dir, mapper=mapper, **config.trainer_settings())
         lifecycle.drop_start(captioner)
     row = f"ViZer {'zero-label' if config.zero_label else 'GT'}{' (paper)' if config.preset == 'paper' else ''}"
