@@ -81,6 +81,18 @@ def test_a_correction_is_in_the_file_and_every_other_byte_stays(path: Path) -> N
                      "after": "a brown dog", "was": "open", "state": "corrected"}  # fmt: skip
 
 
+def test_a_link_stays_a_link(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    with Edits(link) as edits:
+        correct(edits, "1.jpg", "one")
+    assert link.is_symlink() and read_captions(path)["1.jpg"] == "one"
+    path.chmod(0o640)
+    with Edits(link) as edits:
+        correct(edits, "1.jpg", "two")
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_states_history_and_what_comes_of_them(path: Path) -> None:
     with Edits(path) as edits:
         correct(edits, "1.jpg", "one")

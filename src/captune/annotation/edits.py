@@ -323,6 +323,7 @@ class Edits(Reviewed):
             if not lock(self._file):
                 raise CaptionFileError(f"{path}: another `captune review` has it open; several people share one page")
             cut_torn_line(journal)
+            sync(journal.parent)
             super().__init__(path)
         except BaseException:
             self._close()
@@ -490,7 +491,8 @@ class Edits(Reviewed):
                 for place in places[image_id]:
                     row = {**json.loads(lines[place].removeprefix(b"\xef\xbb\xbf")), "caption": text}
                     lines[place] = jsonl_line(row).encode("utf-8").removesuffix(b"\n")
-            temporary = self.path.with_name(f".{self.path.name}.merge.tmp")
+            target = Path(os.path.realpath(self.path))  # a link stays one
+            temporary = target.with_name(f".{target.name}.merge.tmp")
             try:
                 with temporary.open("wb") as file:
                     file.write(b"\n".join(lines))
@@ -503,14 +505,14 @@ class Edits(Reviewed):
                     if _signature(self.path) != signature or self._signature != signature:
                         held.close()
                         return  # another program was faster: the next merge reads its file first
-                    os.replace(temporary, self.path)
+                    os.replace(temporary, target)
                     self._held.close()
                     self._held = held
                     self._lines, self._signature, self._merged = lines, _signature(self.path), count
                     self._on_disk.update(new)
                     self._unmerged = {i for i in self._unmerged if self.captions[i] != self._on_disk[i]}
                     self._append({"time": _now(), "action": "merged", "edits": count})
-                sync(self.path.parent)
+                sync(target.parent)
             finally:
                 temporary.unlink(missing_ok=True)
 

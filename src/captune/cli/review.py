@@ -48,6 +48,11 @@ def run(args: argparse.Namespace) -> int:
         known(spec)
     if missing := [str(file) for file in (args.captions, *args.scores) if not Path(file).exists()]:
         raise CaptionFileError(f"{', '.join(missing)} cannot be read: No such file or directory")
+    if args.captions.is_dir():
+        raise UsageError(
+            f"{args.captions} is a folder: name the source of the images first, then the caption file; captions in "
+            f"sidecars become one with: captune convert {args.captions} captions.jsonl"
+        )
     if args.overwrite and args.export is None:
         raise UsageError("--overwrite goes with --export FILE; captions are changed on the page")
     if args.export is not None:
