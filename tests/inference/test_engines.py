@@ -19,6 +19,7 @@ import tiny
 
 from benchmarks.caption_server import MODEL, CaptionServer, Reply, image_of, serving
 from captune.data import load_images, open_image, read_captions
+from captune.decoding import load_decoder
 from captune.errors import CaptionerError, CaptionFileError, ServerError, SettingError
 from captune.inference.engines import check_engine, pick_engine
 from captune.inference.job import CaptionReport, caption_source, caption_to_file
@@ -110,6 +111,21 @@ def test_when_all_are_refused_it_is_the_settings(folder: Path, tmp_path: Path) -
         assert server.count <= 12
 
 
+def test_an_interrupt_ends_the_job_and_the_captioner_can_be_used_again(folder: Path, tmp_path: Path) -> None:
+    with serving() as server:
+        captioner = ServerCaptioner(f"{server.url}#{MODEL}", workers=2)
+
+        class Interrupted(ServerCaptioner):
+            def attempt(self, images: Any, **settings: Any) -> Any:
+                raise KeyboardInterrupt
+
+        captioner.__class__ = Interrupted
+        with pytest.raises(KeyboardInterrupt):
+            caption_source(captioner, str(folder), tmp_path / "caps.jsonl", progress=False)
+        captioner.__class__ = ServerCaptioner
+        assert caption_source(captioner, str(folder), tmp_path / "caps.jsonl", progress=False).done == 40
+
+
 def test_captions_of_two_models_are_not_mixed(folder: Path, tmp_path: Path) -> None:
     with serving() as server:
         job(server, folder, tmp_path / "caps.jsonl", limit=5)
@@ -118,8 +134,6 @@ def test_captions_of_two_models_are_not_mixed(folder: Path, tmp_path: Path) -> N
 
 
 def test_best_of_over_the_job(folder: Path, tmp_path: Path) -> None:
-    from captune.decoding import load_decoder
-
     with serving() as server:
         report = job(server, folder, tmp_path / "caps.jsonl", decoder=load_decoder("best-of:3:length"), seed=1)
         assert report.done == 40 and server.count == 120
@@ -183,6 +197,9 @@ def test_python_refuses_the_same(folder: Path, tmp_path: Path) -> None:
         caption_to_file("http://127.0.0.1:9/v1#m", str(folder), tmp_path / "x.jsonl", decoder="cfg:2")
     with pytest.raises(ServerError, match="nothing answers at"):
         caption_to_file("http://127.0.0.1:9/v1#m", str(folder), tmp_path / "x.jsonl", progress=False)
+    with pytest.raises(SettingError, match="works inside the model, which is not in this process"):
+        captioner = ServerCaptioner("http://127.0.0.1:9/v1#m")
+        caption_source(captioner, str(folder), tmp_path / "x.jsonl", decoder=load_decoder("contrastive:1"))
     check_engine("server", "http://h/v1#m", decoder="best-of:4:clip", requests=8)
     check_engine("server", "http://h/v1#m", decoder="self-correct")
     assert not list(tmp_path.iterdir())

@@ -210,6 +210,8 @@ def caption_source(
         raise MissingColumn(
             f"the decoder {decoder} needs {' and '.join(lacking)}, which captioning cannot provide: it has images only"
         )
+    if decoder is not None and getattr(captioner, "seeded", False) and getattr(decoder, "needs_model", True):
+        raise SettingError(f"the decoder {decoder} works inside the model, which is not in this process: load it here")
     if (output is None) == (sidecar is None):
         raise SettingError("say where the captions go: an output file, or sidecars (.txt)")
     if output_folder is not None and sidecar is None:

@@ -244,7 +244,8 @@ class ServerCaptioner(ChatServer):
 
     def cancel(self) -> None:
         """Ask for nothing more; what is being asked now comes to its end."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if (pool := self.__dict__.pop("_pool", None)) is not None:  # a later call makes another
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _with_advice(self, error: ServerError) -> ServerError:
         if not isinstance(error, RequestRefused) or error.status != 404:
