@@ -830,11 +830,12 @@ YAMLS: dict[str, bytes] = {
     "deep_anchor": b"".join(b"a%d: &a%d [*a%d]\n" % (i, i, i - 1) if i else b"a0: &a0 [x]\n" for i in range(2_000)), "unknown_tag": b"seed: !Ref x\n", "no_anchor": b"seed: *x\n",
 }  # fmt: skip
 YAML_WORKS = {"comment", "dash"}
+YAML_MEANS = {"hex", "underscore", "utf16", "text_bool"}  # 16, 1000, 1 and false to YAML 1.1: read as they are meant
 
 
 def _about_settings() -> Iterator[Line]:
     for name in YAMLS:
-        refused = None if name in YAML_WORKS | {"merge", "debug", "config", "images_number", "prompt_number", "adapter", "model_null", "exponent", "wide_key"} else True  # fmt: skip
+        refused = None if name in YAML_WORKS | {"merge", "debug", "config", "images_number", "prompt_number", "adapter", "model_null", "exponent", "wide_key", *YAML_MEANS} else True  # fmt: skip
         yield Line("odd settings", [*SFT, *SMALL, "--config", f"y_{name}.yaml"], refused)
         yield Line("odd settings", [*GRPO, "--reward", "length", "--config", f"y_{name}.yaml"], refused)
     for words in (["--reward", "cider", "--watch", "cider"], ["--reward", "length", "--latent-weight", "0"], ["--reward", "length", "--corpus", "none"], ["--reward", "length", "--preset", "cim"],
