@@ -16,6 +16,7 @@ from its first line.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -53,7 +54,7 @@ class StandIn:
 def child(kind: str, source: str, output: str) -> dict[str, Any]:
     """One job; prints its figures."""
     if kind == "torch":
-        pass
+        importlib.import_module("torch")
     from captune.inference.job import caption_source
 
     imports = megabytes()

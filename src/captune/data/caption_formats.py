@@ -29,7 +29,16 @@ from captune.data.folders import list_images
 from captune.data.images import IMAGE_SUFFIXES, read_image
 from captune.data.parts import MANIFEST, read_manifest
 from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, first_key
-from captune.data.sidecars import METADATA, SIDECARS, CaptionEntry, read_metadata, read_sidecar, read_table, sidecar_of
+from captune.data.sidecars import (
+    METADATA,
+    SIDECARS,
+    CaptionEntry,
+    as_file,
+    read_metadata,
+    read_sidecar,
+    read_table,
+    sidecar_of,
+)
 from captune.errors import CaptionFileError, UsageError
 from captune.utils.files import is_stream, jsonl_line, jsonl_rows, output_path, read_json, replacing
 from captune.utils.registry import nearest
@@ -256,13 +265,12 @@ def _file_name(image_id: str, image: Any, path: Path) -> str:
 
 
 def _read_webdataset(path: Path) -> Iterator[CaptionEntry]:
-    from captune.data.webdataset import load_webdataset
+    from captune.data.webdataset import shard_captions
 
-    rows = load_webdataset([str(path)], {}, stream=False, images=False)
-    for number, row in enumerate(rows, start=1):
-        if len(row["references"]) != 1:
-            raise CaptionFileError(f"{path}: {row['image_id']} has {len(row['references'])} captions, not one")
-        yield "sample", number, row["image_id"], row["references"][0]
+    for number, (key, captions) in enumerate(shard_captions(str(path)), start=1):
+        if len(captions) != 1:
+            raise CaptionFileError(f"{path}: {key} has {len(captions)} captions, not one")
+        yield "sample", number, key, captions[0]
 
 
 def _write_webdataset(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
@@ -279,7 +287,7 @@ def _write_webdataset(temporary: Path, captions: Mapping[str, str], images: Mapp
             if (other := keys.setdefault(stem, image_id)) != image_id:
                 raise CaptionFileError(f"{path}: {other!r} and {image_id!r} would have the same key; rename one")
             try:
-                encoded = text.encode()
+                encoded = as_file(text)
             except UnicodeEncodeError as error:
                 raise _not_text(path, image_id) from error
             for name, content in ((stem + suffix, data), (f"{stem}.txt", encoded)):
@@ -300,14 +308,16 @@ def _read_sidecars(path: Path) -> Iterator[CaptionEntry]:
     found = 0
     names = list_images(path)
     for number, name in enumerate(names, start=1):
-        lines = [read_sidecar(file) for suffix in SIDECARS if (file := sidecar_of(path / name, suffix)).is_file()][:1]
+        lines = [
+            read_sidecar(file, exact=True) for suffix in SIDECARS if (file := sidecar_of(path / name, suffix)).is_file()
+        ][:1]
         if not lines:
             skip("images without a sidecar", name)
             continue
         found += 1
         if len(lines[0]) > 1:
             raise CaptionFileError(f"{path}: the sidecar of {name} has {len(lines[0])} captions, not one")
-        yield "image", number, name, lines[0][0] if lines[0] else ""
+        yield "image", number, name, lines[0][0]
     if not found:
         raise CaptionFileError(f"{path} holds no sidecars: {len(names)} images, none with NAME.txt or NAME.caption")
 

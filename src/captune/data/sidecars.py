@@ -69,8 +69,12 @@ def sidecar_of(image: Path, suffix: str = ".txt") -> Path:
     return image.with_name(image.stem + suffix)
 
 
-def read_sidecar(path: Path) -> list[str]:
+def read_sidecar(path: Path, *, exact: bool = False) -> list[str]:
     """Return the captions in a sidecar, one per line that is not blank.
+
+    Args:
+        path: the file.
+        exact: with the spaces around them; a file without any is one blank caption.
 
     Raises:
         CaptionFileError: where it cannot be read as UTF-8 text.
@@ -79,7 +83,20 @@ def read_sidecar(path: Path) -> list[str]:
         text = read_file(path, error=CaptionFileError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CaptionFileError(f"{path} is not UTF-8 text: {error}") from error
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
+    if exact:
+        return [line.removesuffix("\r") for line in lines] or [text.split("\n")[0]]
+    return [line.strip() for line in lines]
+
+
+def as_file(caption: str) -> bytes:
+    """Return a caption as the text of a file, from which `read_sidecar` and shards give it back exactly.
+
+    Raises:
+        UnicodeEncodeError: for half a character.
+    """
+    bom = "\ufeff" if caption.startswith("\ufeff") else ""  # reading takes one for a mark of the encoding
+    return f"{bom}{caption}\n".encode()
 
 
 def sidecar_line(image_id: str, caption: str) -> str:

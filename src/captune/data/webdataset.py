@@ -97,14 +97,30 @@ def _opened(name: str) -> IO[bytes]:
     return open(name, "rb")
 
 
+def shard_captions(name: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield (key, captions) of a shard's images, as they are written: also blank ones and words for missing values."""
+    for row in _samples([name], {}, images=False, exact=True):
+        yield row["image_id"], row["references"]
+
+
 def _samples(
     files: list[str],
     options: dict[str, str],
     images: bool = True,
     skips: Skips | None = None,
     opener: Callable[[str], IO[bytes]] = _opened,
+    exact: bool = False,
 ) -> Iterator[Row]:
-    """Yield the samples of shards in the order in which their first members come; what is left out is counted."""
+    """Yield the samples of shards in the order in which their first members come; what is left out is counted.
+
+    Args:
+        files: the shards.
+        options: of the source.
+        images: False leaves the images out.
+        skips: receives what is left out, instead of the end of the command.
+        opener: opens a shard.
+        exact: captions as they are written, not as references.
+    """
     found: Skips = {} if skips is None else skips
     blanks = Blanks()
     seen: dict[str, str] = {}
@@ -121,8 +137,8 @@ def _samples(
                     if "" not in members:
                         _count(found, "captions in shards without an image of their key", place)
                         continue
-                    references = _captions(file, members, place, options)
-                    if blanks.remove(references):
+                    references = _captions(file, members, place, options, exact)
+                    if not exact and blanks.remove(references):
                         blanks.note(place)
                     row: Row = {"image_id": nfc(key), "references": references}
                     if images:
@@ -200,7 +216,9 @@ def _read(file: Any, member: tarfile.TarInfo, name: str) -> bytes:
     return data
 
 
-def _captions(file: Any, members: dict[str, tarfile.TarInfo], place: str, options: dict[str, str]) -> list[str]:
+def _captions(
+    file: Any, members: dict[str, tarfile.TarInfo], place: str, options: dict[str, str], exact: bool = False
+) -> list[str]:
     """The captions of a sample: of .txt, else .caption, else those inside .json."""
     chosen = options.get("caption", "")
     kind = f".{chosen.lower().lstrip('.')}"
@@ -210,13 +228,14 @@ def _captions(file: Any, members: dict[str, tarfile.TarInfo], place: str, option
         kinds = (".json",) if chosen else CAPTION_SUFFIXES
     references: list[str] = []
     for suffix in kinds:
-        if suffix not in members or any(references):
+        if suffix not in members or (references if exact else any(references)):
             continue
         member = members[suffix]
         data = _read(file, member, place)
         if suffix != ".json":
             try:
-                references = [data.decode("utf-8-sig").strip()]
+                text = data.decode("utf-8-sig")
+                references = [text.removesuffix("\n") if exact else text.strip()]
             except UnicodeDecodeError as error:
                 raise SourceError(f"{place}: {member.name} is not UTF-8 text: {error}") from error
             continue

@@ -19,7 +19,7 @@ from captune.data.caption_formats import Format, write_captions
 from captune.data.columns import column, undecoded
 from captune.data.lines import CaptionsOfFile, read_caption_lines, reorder
 from captune.data.readers import nfc
-from captune.data.sidecars import SIDECARS, sidecar_line
+from captune.data.sidecars import SIDECARS, as_file, sidecar_line
 from captune.errors import CaptionFileError, SettingError, SourceError
 from captune.inference.contents import Content, Contents
 from captune.inference.settings import beside
@@ -154,7 +154,7 @@ class SidecarOutput:
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with replacing(file) as temporary:
-                    temporary.write_text(f"{line}\n", encoding="utf-8", newline="\n")
+                    temporary.write_bytes(as_file(line))
             except UnicodeEncodeError as error:
                 raise CaptionFileError(f"{file}: the caption holds half a character, which is no UTF-8 text") from error
 
