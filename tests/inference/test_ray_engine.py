@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from captune.errors import CaptionerError, CaptionFileError, SettingError, Sourc
 from captune.inference import ray_engine
 from captune.inference.job import CaptionReport, caption_source, caption_to_file
 from captune.inference.ray_engine import caption_to_parts
+from captune.utils import ray_pool
 from captune.utils.remote import Store
 
 IMAGES = 72
@@ -317,7 +319,7 @@ def test_addresses_inside_a_table_are_not_fetched(here: list[int], tmp_path: Pat
         ("https://example.com/x", "out", {}, "fetches no web addresses"),
         ("nosuch://bucket/x", "out", {}, "nosuch:// cannot be opened"),
         ("storybook:test?n=4", "out", {"format": "coco"}, "parts are written as jsonl, parquet"),
-        ("storybook:test?n=4", "out", {"part_size": 33}, "a multiple of 32 images, 16 batches, not 33"),
+        ("storybook:test?n=4", "out", {"part_size": 33}, "take a multiple of 32, as 32"),
         ("memory://nothing/here", "out", {}, "no image files in memory://nothing/here"),
     ],
 )
@@ -328,6 +330,17 @@ def test_what_cannot_be_done_is_refused(
     (tmp_path / "taken" / "mine.txt").write_text("mine")
     with pytest.raises((SettingError, SourceError, CaptionFileError), match=message):
         caption(images, tmp_path / output, **options)
+
+
+def test_a_part_that_kills_its_workers_ends_the_job() -> None:
+    worker = ray_pool._Worker(pickle.dumps((None, None, 1, 2)), None)
+
+    counts = iter([1, 2, 3, 4])
+    worker._begun = lambda number: next(counts)  # type: ignore[method-assign]
+    for _ in range(3):
+        worker._count(0)
+    with pytest.raises(CaptionerError, match="3 workers were lost over the same part"):
+        worker._count(0)
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

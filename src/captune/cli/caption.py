@@ -179,7 +179,7 @@ def _engine(args: argparse.Namespace) -> None:
 
 def _parts(args: argparse.Namespace) -> tuple[str, str | None]:
     """The folder of --engine ray and the format of its parts; what does not fit is refused before torch is loaded."""
-    from captune.data.parts import parts_format
+    from captune.data.parts import check_part_size, parts_format
     from captune.utils.files import is_stream, output_path
     from captune.utils.ray_pool import check_ray
     from captune.utils.remote import check_address, is_address
@@ -197,6 +197,7 @@ def _parts(args: argparse.Namespace) -> tuple[str, str | None]:
             f"--engine ray writes a folder of parts, not {args.output}: name a folder; --format says what its parts are"
         )
     parts_format(args.format)
+    check_part_size(args.part_size, args.batch_size)
     if is_address(args.output):
         check_address(args.output)
     else:
@@ -221,6 +222,8 @@ def _output(args: argparse.Namespace) -> tuple[str | None, str | None]:
     for flag in ("ray_workers", "ray_address", "part_size"):
         if getattr(args, flag) is not None:
             raise UsageError(f"--{flag.replace('_', '-')} is for --engine ray")
+    if "://" in args.images:
+        raise UsageError(f"{args.images}: addresses are read with --engine ray; or copy the images, and name the copy")
     if args.sidecar is not None:
         if args.output is not None:
             raise UsageError("--sidecar writes beside the images, --output into one file: give one of the two")

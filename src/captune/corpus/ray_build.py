@@ -7,6 +7,7 @@ again what was guessed wrong, so that the corpus is that of one process.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -83,8 +84,8 @@ def make_shards(
     bar = Progress("corpus", sum(piece.rows or 0 for piece in pieces), done, show=progress and bool(items))
     count = min(workers or (default_workers() if address is None else 1), len(items))
     with cluster(address, count) if items else nullcontext():
-        for rows, skipped in answers(_begin, job, items, workers=count, device=device) if items else ():
-            bar.add(rows)
+        for rows, seconds, skipped in answers(_begin, job, items, workers=count, device=device) if items else ():
+            bar.add(rows, seconds)
             for reason, found in skipped.items():
                 for item, number in found.items():
                     skip(reason, item, number)
@@ -92,7 +93,7 @@ def make_shards(
     return len(pieces)
 
 
-def _begin(job: _Job) -> Callable[[Any], tuple[int, dict[str, dict[str, int]]]]:
+def _begin(job: _Job) -> Callable[[Any], tuple[int, float, dict[str, dict[str, int]]]]:
     """Load the encoders of a worker, which have to be the driver's."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -106,13 +107,14 @@ def _begin(job: _Job) -> Callable[[Any], tuple[int, dict[str, dict[str, int]]]]:
         raise CorpusError(f"a worker has other weights of {job.text_encoder} or {job.image_encoder} than the driver")
     folder = Path(job.folder)
 
-    def make(item: tuple[int, Piece, list[str]]) -> tuple[int, dict[str, dict[str, int]]]:
+    def make(item: tuple[int, Piece, list[str]]) -> tuple[int, float, dict[str, dict[str, int]]]:
+        started = time.perf_counter()
         number, piece, known = item
         encoding = Encoding(text_model, image_model, folder, job.batch_size, job.shard_size, False)
         encoding.known.update(known)
         with counting() as skipped, ThreadPoolExecutor(max_workers=1) as pool, tqdm(disable=True) as bar:
             shard = encoding._shard(iter(piece.read()), pool, bar)
             files.write_shard(files.shard_path(folder, number), shard)
-        return shard.rows, skipped
+        return shard.rows, time.perf_counter() - started, skipped
 
     return make

@@ -8,6 +8,7 @@ from captune.errors import CaptionFileError, SettingError
 from captune.utils.files import parse_json
 
 MANIFEST = "manifest.json"
+WINDOW = 16  # batches that are sorted by size together, as in one process
 #: the formats that parts are written in, and the ends of their names
 PARTS = {"jsonl": ".jsonl", "parquet": ".parquet", "csv": ".csv", "webdataset": ".tar"}
 
@@ -17,6 +18,16 @@ def parts_format(name: str | None, default: str = "jsonl") -> str:
     if name is not None and name not in PARTS:
         raise SettingError(f"parts are written as {', '.join(PARTS)}, not as {name}")
     return name or default
+
+
+def check_part_size(size: int | None, batch_size: int) -> None:
+    """Raise SettingError for a size that is no whole number of windows; None is the default."""
+    rows = WINDOW * batch_size
+    if size is not None and (size < 1 or size % rows):
+        raise SettingError(
+            f"a part of {size} images is no whole number of windows of {WINDOW} batches: take a multiple of {rows}, as "
+            f"{max(1, round(size / rows)) * rows}, so that the batches are those of one process"
+        )
 
 
 def read_manifest(content: bytes, name: str) -> dict[str, Any]:

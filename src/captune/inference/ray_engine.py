@@ -29,7 +29,7 @@ import numpy as np
 
 from captune.data import read_captions
 from captune.data.caption_formats import write_captions
-from captune.data.parts import MANIFEST, PARTS, parts_format, read_manifest
+from captune.data.parts import MANIFEST, PARTS, WINDOW, check_part_size, parts_format, read_manifest
 from captune.data.pieces import Piece, Rows, pieces_of
 from captune.data.sources import Source
 from captune.decoding import load_decoder
@@ -42,7 +42,6 @@ from captune.utils.skipped import counting, skip
 from captune.utils.versions import command_line, versions
 
 logger = logging.getLogger(__name__)
-WINDOW = 16  # batches that are sorted by size together, as in one process
 LARGEST_PART = 16  # windows
 _SETTINGS = "settings.json"
 
@@ -132,11 +131,7 @@ def caption_to_parts(
         lacking := [need for need in load_decoder(decoder).required_columns if need != "image"]
     ):
         raise MissingColumn(f"the decoder {decoder} needs {' and '.join(lacking)}, and captioning has images only")
-    if part_size is not None and (part_size < 1 or part_size % (WINDOW * batch_size)):
-        raise SettingError(
-            f"part_size is a multiple of {WINDOW * batch_size} images, {WINDOW} batches, not {part_size}: so the "
-            "batches are those of one process"
-        )
+    check_part_size(part_size, batch_size)
     device = "cpu" if inside == "server" else loading.get("device")
     loading |= {"prompt": prompt, "engine": inside} | zerocap
     for name in ("adapter", *zerocap):
@@ -188,7 +183,6 @@ def caption_to_parts(
     count = (workers or (default_workers() if address is None else 1)) if left else 1
     total = None if any(piece.rows is None for piece in pieces) else sum(piece.rows or 0 for piece in pieces)
     bar = Progress("captions", total, sum(r["images"] for r in finished.values()), show=progress and bool(left))
-    started = time.perf_counter()
     done = 0
     seen: set[str] = set()
     items: list[Any] = [(number, pieces[number]) for number in left]
@@ -202,9 +196,9 @@ def caption_to_parts(
             ids.add(number, record)
             finished[number] = record
             done += record["captions"]
-            bar.add(record["images"], f" in {len(finished):,} of {len(pieces):,} parts")
+            bar.add(record["images"], record.pop("seconds"), f" in {len(finished):,} of {len(pieces):,} parts")
         bar.close()
-    seconds = time.perf_counter() - started
+    seconds = bar.seconds()
     if (lost := len(seen) - min(count, len(items))) > 0:
         logger.warning("%d worker processes were lost and started again; their parts were made again", lost)
     for record in finished.values():
@@ -434,10 +428,11 @@ class _Captions:
         if (content := self.store.read(name)) is not None:  # a worker that was lost after it
             record = _record(content, self.store.sizes("parts"))
             if record is not None and record["mark"] == piece.mark:
-                return {**record, "worker": self.worker}
+                return {**record, "worker": self.worker, "seconds": 0.0}
+        started = time.perf_counter()
         record = self._make(number, piece)
         self.store.write(name, (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
-        return {**record, "worker": self.worker}
+        return {**record, "worker": self.worker, "seconds": time.perf_counter() - started}
 
     def _make(self, number: int, piece: Piece) -> dict[str, Any]:
         from captune.inference.job import caption_source

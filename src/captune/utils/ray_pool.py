@@ -223,15 +223,19 @@ class _Worker:
         torch.set_num_threads(threads)
         return begin(job)
 
-    def _count(self, number: int) -> None:
+    def _begun(self, number: int) -> int:
+        """How often an item was begun, as far as the counter knows, which may have been lost itself."""
         import ray
         from ray.exceptions import RayError
 
-        retries = pickle.loads(self.about)[-1]
         try:
-            count = ray.get(self.tries.begin.remote(number))
-        except RayError:  # the counter itself was lost and starts again
-            return
+            count: int = ray.get(self.tries.begin.remote(number))
+        except RayError:
+            return 0
+        return count
+
+    def _count(self, number: int) -> None:
+        retries, count = pickle.loads(self.about)[-1], self._begun(number)
         if count > retries + 1:
             raise CaptionerError(
                 f"{count - 1} workers were lost over the same part: it may need more memory than there is; take fewer "
@@ -266,17 +270,26 @@ class Progress:
         terminal = sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=done, desc=what, unit="image", disable=not (show and terminal))
         self.lines = show and not terminal
-        self.started = self.said = time.monotonic()
+        self.said = time.monotonic()
+        self.started: float | None = None
         self.before = done
 
-    def add(self, images: int, parts: str = "") -> None:
-        """Count images that are finished."""
+    def add(self, images: int, seconds: float, parts: str = "") -> None:
+        """Count images that are finished, and took a worker so many seconds; what was before the first does not count.
+
+        That is when workers start, which is no part of their speed.
+        """
         self.count += images
         self.bar.update(images)
         now = time.monotonic()
+        self.started = now - seconds if self.started is None else self.started
         if self.lines and now - self.said >= self.every:
             self.said = now
-            print(redact(self.line(now - self.started, parts)), file=sys.stderr, flush=True)
+            print(redact(self.line(self.seconds(), parts)), file=sys.stderr, flush=True)
+
+    def seconds(self) -> float:
+        """Return the time since the first worker began with its first images."""
+        return 0.0 if self.started is None else time.monotonic() - self.started
 
     def line(self, seconds: float, parts: str = "") -> str:
         """Return a line for a log."""
