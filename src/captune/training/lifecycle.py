@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -164,8 +165,10 @@ def load_training_images(config: Any, *, references: bool = False, source: str |
     if references:
         lacking = [i for i, refs in zip(dataset["image_id"], dataset["references"], strict=True) if not refs]
         if lacking:
+            tables = sorted(Path(source).glob("captions.*")) if Path(source).is_dir() else []
+            hint = f"; their captions may stand in {tables[0]}, which is a source, too" if tables else ""
             raise SourceError(
-                f"{source}: {len(lacking)} images have no caption to learn from, the first is {lacking[0]!r}"
+                f"{source}: {len(lacking)} images have no caption to learn from, the first is {lacking[0]!r}{hint}"
             )
     return dataset
 

@@ -402,3 +402,6 @@ def test_images_without_captions_are_refused(tiny_folder: Any, images: list, tmp
         run(config(tmp_path / "run", model=str(tiny_folder("idefics3")), images=str(tmp_path / "photos")))
     with pytest.raises(ValueError, match="--images"):
         SFTConfig(model="storybook", output=tmp_path)
+    (tmp_path / "photos" / "captions.csv").write_text("image,caption\nlonely.png,a red ball\n")
+    with pytest.raises(ValueError, match="lonely.*; their captions may stand in .*photos/captions.csv, which"):
+        run(config(tmp_path / "run", model=str(tiny_folder("idefics3")), images=str(tmp_path / "photos")))
