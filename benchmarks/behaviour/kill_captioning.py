@@ -41,6 +41,7 @@ from benchmarks import _lib, caption_server
 from captune import storybook
 from captune.data import load_images, open_image
 from captune.inference.job import caption_to_file
+from captune.inference.ray_engine import caption_to_parts
 
 PATIENCE = 300.0  # seconds without a new caption after which a driver counts as hanging
 
@@ -177,8 +178,6 @@ class Ray(Engine):
         try:
             os.environ[self.MARK] = str(os.getpid())  # its workers inherit it
             os.dup2(os.open(self.work / "driver.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-            from captune.inference.ray_engine import caption_to_parts
-
             report = caption_to_parts(
                 "storybook", str(self.images), output, workers=2, batch_size=2, device="cpu", progress=False
             )
@@ -240,11 +239,15 @@ class Trial:
             self.round(work / f"round{self.rounds}.jsonl")
 
     def round(self, output: Path) -> None:
+        failed = 0
         while True:
             pid = self.engine.start_driver(output)
             self.drivers += 1
             code = self.disturb(pid, output)
             self.compare(output)
+            failed = failed + 1 if code > 0 else 0
+            if failed == 10:
+                self.wrong.append(f"{output.name}: 10 drivers one after the other ended with an error: see driver.log")
             if code == 0 or self.wrong:
                 break
         if not self.wrong and self.engine.whole(output) != self.whole:

@@ -3,10 +3,10 @@
     python -m benchmarks.scale.simulate                  # the tables, as docs/scale.md has them
     python -m benchmarks.scale.simulate --gpu-hour 1.20 --peak 312 --images 5e7
 
-Everything is a formula of a model's numbers (FLOPs) and of parameters that are named, but for the rows of storybook,
-which were measured (benchmarks/speed/engines.json). The simulation draws the life of every worker and lets it make
-parts as `captune caption --engine ray` does: a lost worker loses the part that it was making, starts again (the
-model is loaded), and makes the part again. The formula beside it is what one would expect; the two have to agree.
+Everything is a formula of a model's numbers (FLOPs) and of parameters that are named; nothing was measured. The
+simulation draws the life of every worker and lets it make parts as `captune caption --engine ray` does: a lost worker
+loses the part that it was making, starts again (the model is loaded), and makes the part again. The formula beside it
+is what one would expect; the two have to agree.
 """
 
 from __future__ import annotations
