@@ -458,3 +458,12 @@ def test_doctor_knows_an_installation_that_is_older_than_the_code(monkeypatch, c
     assert main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert "without storybook, storybook-clip, storybook-lm" in said and "pip install -e ." in said
+
+
+def test_correlate_refuses_a_scorer_before_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from captune.cli.main import main; code = main(['correlate', 'none.csv', '--scorers', 'bleuu']); "
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"] and "did you mean 'bleu'" in done.stderr

@@ -112,3 +112,12 @@ def test_a_fifo_is_written_and_stays(tmp_path: Path, photos: Path) -> None:
     reader.join(20)
     assert len(got) == 7 and pipe.is_fifo()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "pipe"]
+
+
+def test_captioning_reads_no_sidecar(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from captune.data import folders
+
+    for image in list(photos.rglob("*.jpg")) + list(photos.rglob("*.png")):
+        image.with_suffix(".txt").write_text("a reference\n")
+    monkeypatch.setattr(folders, "read_sidecar", lambda *_: pytest.fail("a sidecar was read"))
+    assert caption_source(Namer(), str(photos), tmp_path / "caps.jsonl", progress=False).done

@@ -66,12 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the ranking; 1 where a scorer failed or an image could not be opened."""
-    from captune.evaluation.human import correlate, table
-    from captune.scorers import split_specs
+    from captune.scorers import known, split_specs
 
     if not split_specs(args.scorers):
         raise UsageError(f"--scorers names no scorer; `captune scorers` lists them, and the default is {SCORERS}")
+    for spec in split_specs(args.scorers) if args.scorers.strip() != "all" else ():
+        known(spec)
     page = output_path(args.output, ".html", ".htm", what="pages") if args.output is not None else None
+    from captune.evaluation.human import correlate, table
+
     hide_loading_bars()
     result = correlate(
         args.judgements,

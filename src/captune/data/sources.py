@@ -107,7 +107,9 @@ class Source:
         return scheme if scheme.name else None
 
 
-def load_images(source: str, *, limit: int | None = None, decode: bool = True, stream: bool = False) -> ImageSource:
+def load_images(
+    source: str, *, limit: int | None = None, decode: bool = True, stream: bool = False, references: bool = True
+) -> ImageSource:
     """Load the images of a source, lazily: an image is decoded when its row is read, so a bad one fails alone.
 
     Args:
@@ -115,6 +117,7 @@ def load_images(source: str, *, limit: int | None = None, decode: bool = True, s
         limit: at most so many rows (after ?n= and ?seed=).
         decode: False leaves `image` as the {"bytes", "path"} pair that `open_image` takes.
         stream: read webdataset shards as they come (IterableDataset) instead of copying them into the cache first.
+        references: False leaves those that lie beside the images of a folder unread; the column is empty then.
 
     Returns:
         A dataset of rows {"image": PIL RGB, "image_id": str, "references": list[str]}; a scheme may add columns.
@@ -128,7 +131,7 @@ def load_images(source: str, *, limit: int | None = None, decode: bool = True, s
     parsed = Source.parse(source)
     if (scheme := parsed.scheme) is not None:
         return _by_scheme(parsed, scheme, limit)
-    entries = _entries(parsed, limit, with_images=True)
+    entries = _entries(parsed, limit, with_images=True, references=references)
     if entries is not None:
         rows, paths = entries
         columns = [
@@ -278,7 +281,9 @@ def _by_scheme(source: Source, scheme: Scheme, limit: int | None) -> Dataset:
     return dataset if limit is None or limit >= len(dataset) else dataset.select(range(limit))
 
 
-def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list[Entry], list[str]] | None:
+def _entries(
+    source: Source, limit: int | None, with_images: bool, references: bool = True
+) -> tuple[list[Entry], list[str]] | None:
     """Rows and image paths of an image folder or a caption file; None for everything that `datasets` reads."""
     path = Path(source.where).expanduser()
     if path.is_dir():
@@ -298,7 +303,8 @@ def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list
             raise SourceError(f"{path} is a folder of images; it takes only ?n=, ?seed=, ?skip=, ?part= and ?shard=")
         rows = [Entry(nfc(name), name, []) for name in names]
         _distinct(path, rows)
-        add_references(path, rows, beside)
+        if references:
+            add_references(path, rows, beside)
         folder = path
     elif path.is_file() and path.suffix.lower() in {".json", ".jsonl", ".ndjson", *TEXT_SUFFIXES}:
         if source.columns:

@@ -133,7 +133,7 @@ def caption_to_file(
     loading: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "device": device, "requests": requests}
     loading["trust_remote_code"] = trust_remote_code
     check_engine(engine, model, decoder=decoder, num_beams=job.get("num_beams"), **loading)
-    load_images(source, limit=1, decode=False, stream=True)
+    load_images(source, limit=1, decode=False, stream=True, references=False)
     decode = None if decoder is None else load_decoder(decoder)
     if decode is not None and isinstance(decode, ZeroCap) != (model is None):
         raise SettingError("zerocap works with a language model and an image encoder, other decoders with a model")

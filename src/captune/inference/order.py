@@ -49,7 +49,7 @@ class Row(NamedTuple):
 def select_images(source: str | ImageSource, limit: int | None) -> ImageSource:
     """Return the first `limit` images of a source or a dataset, undecoded."""
     if isinstance(source, str | Path):
-        return load_images(str(source), limit=limit, decode=False, stream=True)
+        return load_images(str(source), limit=limit, decode=False, stream=True, references=False)
     dataset = undecoded(source)
     if limit is None:
         return dataset
