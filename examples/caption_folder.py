@@ -8,6 +8,7 @@ Run it again after an interruption: images that have a caption are not captioned
 from __future__ import annotations
 
 import argparse
+from collections.abc import Container
 from pathlib import Path
 
 from captune import Captioner
@@ -25,7 +26,7 @@ def main() -> None:
     captioner = Captioner.load(args.model)
     images = load_images(args.images)
 
-    def unfinished(done: set[str]):
+    def unfinished(done: Container[str]):
         for index, image_id in enumerate(images["image_id"]):
             if image_id not in done:
                 try:
@@ -34,7 +35,7 @@ def main() -> None:
                     print(f"skipped {error}")
 
     with CaptionWriter(args.output) as writer:
-        for image_id, caption in captioner.caption(unfinished(set(writer.done)), max_new_tokens=40):
+        for image_id, caption in captioner.caption(unfinished(writer.done), max_new_tokens=40):
             writer.write([{"image_id": image_id, "caption": caption}])
     print(f"{len(writer.done)} captions in {args.output}")
 

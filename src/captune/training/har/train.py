@@ -9,7 +9,7 @@ captioner as assembled; OUTPUT/mle, stage 1; OUTPUT/captioner, its result merged
 to; OUTPUT/scst, stage 2; OUTPUT/adapter, its adapter for OUTPUT/captioner.
 
 The paper does not say whether the projector learns in stage 2; here it is frozen, so that images are encoded once. It
-does not state k, the projector's depth or width, learning rates or steps; the defaults are ours (`docs/prefix.md`).
+does not state k, the projector's depth or width, learning rates or steps; the defaults are ours (docs/methods/har.md).
 """
 
 from __future__ import annotations
