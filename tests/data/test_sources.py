@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from captune.data.columns import column, undecoded
 from captune.data.folders import list_images
 from captune.data.sources import sharded
 from captune.errors import BadImage, SourceError
+from captune.utils.skipped import counting, sentences
 
 # -------------------------------------------------------------------- folders
 
@@ -263,7 +265,6 @@ def test_skip_and_n_share_no_image(tmp_path: Path) -> None:
 def test_c3_a_loop_of_links_and_an_unreadable_folder_end_no_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from captune.utils.skipped import counting, sentences
 
     images(tmp_path, ["a.png"])
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -312,3 +313,56 @@ def test_a_shard_that_is_none_is_refused(tmp_path: Path) -> None:
             sharded("photos", shard)
     with pytest.raises(SourceError, match="names a shard already"):
         sharded("photos?shard=1/2", "1/2")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "metadata", "tar"])
+def test_a_reference_with_half_a_character_is_left_out_and_counted(tmp_path: Path, kind: str) -> None:
+    photos = images(tmp_path / "photos", ["a.jpg", "b.jpg"])
+    rows = [{"file_name": "a.jpg", "text": ["a \ud83d dog", "a dog"]}, {"file_name": "b.jpg", "text": "a cat"}]
+    source = str(photos)
+    if kind == "metadata":
+        write(photos / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "tar":
+        source = str(tmp_path / "x.tar")
+        with tarfile.open(source, "w") as tar:
+            for row in rows:
+                write(photos / f"{row['file_name'][0]}.json", json.dumps({"text": row["text"]}))
+                tar.add(photos / str(row["file_name"]), str(row["file_name"]))
+                tar.add(photos / f"{row['file_name'][0]}.json", f"{row['file_name'][0]}.json")
+    else:
+        file = tmp_path / f"captions.{kind}"
+        write(file, json.dumps(rows) if kind == "json" else "".join(json.dumps(row) + "\n" for row in rows))
+        source = f"{file}?images={photos}"
+    with counting() as skipped:
+        assert list(column(load_images(source, decode=False), "references")) == [["a dog"], ["a cat"]]
+    [said] = [one for one in sentences(skipped) if "half a character" in one]
+    assert said.startswith("left out 1: references")
+
+
+def test_an_id_with_half_a_character_is_refused(tmp_path: Path) -> None:
+    images(tmp_path, ["a.jpg"])
+    write(tmp_path / "x.jsonl", json.dumps({"image_id": "\ud83d", "image": "a.jpg", "caption": "a dog"}) + "\n")
+    with pytest.raises(SourceError, match=r"'\\ud83d' holds half a character.*rename the image"):
+        load_images(str(tmp_path / "x.jsonl"))
+
+
+def test_a_table_that_captune_writes_is_a_source_of_references(tmp_path: Path) -> None:
+    images(tmp_path, ["a.jpg", "b.jpg"])
+    for name in ("x.csv", "x.tsv"):
+        write_captions({"a.jpg": "a dog, running", "b": "a cat"}, tmp_path / name)
+        assert load_references(str(tmp_path / name)) == {"a.jpg": ["a dog, running"], "b": ["a cat"]}
+        paths = [row["image"]["path"] for row in load_images(str(tmp_path / name), decode=False)]
+        assert [os.path.basename(path) for path in paths] == ["a.jpg", "b.jpg"]
+
+
+def test_what_captune_keeps_beside_a_caption_file_is_not_said_to_be_left_out(tmp_path: Path) -> None:
+    images(tmp_path, ["a.jpg"])
+    for end in ("", ".jsonl", ".settings.json", ".images.jsonl", ".bad.jsonl"):
+        write(tmp_path / f"metadata.csv{end}", "file_name,text\na.jpg,a dog\n" if not end else "{}\n")
+    with counting() as skipped:
+        assert content(tmp_path) == {"a.jpg": ["a dog"]}
+    assert not skipped
+    write(tmp_path / "x.jsonl", "{}\n")
+    with counting() as skipped:
+        list_images(tmp_path)
+    assert len(sentences(skipped)) == 1

@@ -12,6 +12,9 @@ from captune.data.sidecars import METADATA, SIDECARS, read_metadata, read_sideca
 from captune.errors import CaptionFileError, SourceError
 from captune.utils.skipped import skip
 
+COMPANIONS = (".settings.json", ".images.jsonl", ".bad.jsonl", ".edits.jsonl")
+MADE_OF_JOURNALS = (".csv", ".tsv", ".json", ".parquet", ".tar")
+
 
 def list_images(folder: Path) -> list[str]:
     """Return the image files below a folder, sorted, as relative paths with "/"; links are followed.
@@ -35,9 +38,16 @@ def listed(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
         if rest := sorted(set(paths) - set(own)):
             others[suffix] = rest
         beside[suffix] = own
-    for suffix, paths in sorted(others.items()) if found else ():
-        skip(f"{suffix or 'suffixless'} files, which are not read as images", min(paths), len(paths))
+    for suffix, every in sorted(others.items()) if found else ():
+        if paths := [path for path in every if not _is_own(path)]:
+            skip(f"{suffix or 'suffixless'} files, which are not read as images", min(paths), len(paths))
     return found, beside
+
+
+def _is_own(path: str) -> bool:
+    """Whether captune wrote it beside a caption file: caps.csv.settings.json, or the journal caps.csv.jsonl."""
+    stem, suffix = os.path.splitext(path)
+    return path.endswith(COMPANIONS) or (suffix == ".jsonl" and stem.endswith((".jsonl", *MADE_OF_JOURNALS)))
 
 
 def _is_beside(path: str, stems: Collection[str]) -> bool:

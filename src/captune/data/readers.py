@@ -49,6 +49,8 @@ TOKEN = re.compile(r"[^\t]+#\d+\t")
 """How a line of Flickr8k.token.txt begins."""
 
 BLANK = "references that are blank or a word for a missing value"
+HALF = "references with half a character, which is no text in UTF-8"
+"""JSON can hold a lone surrogate; no table of images, tokenizer or trainer can."""
 
 
 class Entry(NamedTuple):
@@ -129,6 +131,15 @@ def _merge(path: Path, noun: str, entries: Iterable[Entry]) -> list[Entry]:
 def nfc(text: str) -> str:
     """Return a text in Unicode's composed form: file systems write the same name in one form or the other."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text holds no half of a character (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Blanks:
@@ -247,15 +258,17 @@ def text_entries(path: Path, text: str) -> Iterator[Entry]:
             header = [cell.strip().lower() for cell in next(csv.reader([first.rstrip("\r")], **options), [])]
         except csv.Error:
             continue
-        image, caption = first_key(header, IMAGE_KEYS), first_key(header, REFERENCE_KEYS)
+        image, caption = first_key(header, (*IMAGE_KEYS, *ID_KEYS)), first_key(header, REFERENCE_KEYS)
         if image is not None and caption is not None:
             for name in (image, caption):
                 if header.count(name) > 1:
                     raise SourceError(f"{path}, line 1: the column {name!r} stands twice; keep one")
-            return _read_table(path, text, options, header.index(image), header.index(caption), len(header))
+            rows = _read_table(path, text, options, header.index(image), header.index(caption), len(header))
+            return (row._replace(name=None) for row in rows) if image in ID_KEYS else rows
     raise SourceError(
         f"{path} is not a known caption table: expected lines 'name.jpg#0<tab>caption' (Flickr8k), a header "
-        f"'image,caption' (CSV) or 'image_name| comment_number| comment' (Flickr30k); it begins {first[:80]!r}"
+        f"'image,caption' or 'image_id,caption' (CSV) or 'image_name| comment_number| comment' (Flickr30k); "
+        f"it begins {first[:80]!r}"
     )
 
 

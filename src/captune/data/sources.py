@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from captune.data.columns import ImageSource, column, decoded
 from captune.data.folders import add_references, files_below, listed
 from captune.data.images import IMAGE_SUFFIXES
-from captune.data.readers import TEXT_SUFFIXES, Entry, find_image_folder, image_paths, nfc, read_entries
+from captune.data.readers import HALF, TEXT_SUFFIXES, Entry, find_image_folder, image_paths, is_utf8, nfc, read_entries
 from captune.data.schemes import Scheme, scheme_of
 from captune.data.tables import FEATURES, count_rows, guarded, load_hub, load_parquet, load_saved, normalise
 from captune.data.webdataset import count_samples, load_webdataset
@@ -134,14 +134,11 @@ def load_images(
     entries = _entries(parsed, limit, with_images=True, references=references)
     if entries is not None:
         rows, paths = entries
-        columns = [
-            pa.StructArray.from_arrays(
-                [pa.nulls(len(rows), pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]
-            ),
-            pa.array((row.image_id for row in rows), pa.string(), size=len(rows)),
-            pa.array((row.references for row in rows), pa.list_(pa.string()), size=len(rows)),
-        ]
-        dataset = Dataset(pa.Table.from_arrays(columns, schema=FEATURES.arrow_schema))
+        try:
+            table = _arrow(rows, paths)
+        except UnicodeEncodeError:  # rare, so it is looked for only then
+            table = _arrow(_whole_text(parsed.where, rows), paths)
+        dataset = Dataset(table)
     else:
         dataset = _table(parsed, limit, stream, with_images=True)
     return decoded(dataset) if decode else dataset
@@ -172,6 +169,35 @@ def load_scenes(source: str, *, limit: int | None = None) -> dict[str, str]:
     if "scene" not in (dataset.column_names or []):
         raise SourceError(f"{source} has no scenes; only the embedded world has them, such as storybook:test")
     return _by_id(dataset, "scene")
+
+
+def _arrow(rows: list[Entry], paths: list[str]) -> pa.Table:
+    columns = [
+        pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]),
+        pa.array((row.image_id for row in rows), pa.string(), size=len(rows)),
+        pa.array((row.references for row in rows), pa.list_(pa.string()), size=len(rows)),
+    ]
+    return pa.Table.from_arrays(columns, schema=FEATURES.arrow_schema)
+
+
+def _whole_text(where: str, rows: list[Entry]) -> list[Entry]:
+    """The rows without references that hold half a character (a lone surrogate), which JSON can and UTF-8 cannot.
+
+    Raises:
+        SourceError: an image's id or file name holds one.
+    """
+    kept = []
+    for row in rows:
+        if not (is_utf8(row.image_id) and is_utf8(row.name or "")):
+            broken = row.name if is_utf8(row.image_id) else row.image_id
+            raise SourceError(
+                f"{where}: {broken!a} holds half a character, which is no text in UTF-8; rename the image"
+            )
+        references = [text for text in row.references if is_utf8(text)]
+        if broken_ones := len(row.references) - len(references):
+            skip(HALF, ascii(row.image_id), broken_ones)
+        kept.append(row._replace(references=references))
+    return kept
 
 
 def _by_id(dataset: ImageSource, name: str) -> dict[str, Any]:
@@ -261,6 +287,13 @@ def sharded(source: str, shard: str) -> str:
         raise SourceError(f"{source} names a shard already")
     shard_of(replace(parsed, shard=shard))
     return f"{source}{'?' if parsed.where == source else '&'}shard={shard}"
+
+
+def folder_of(source: str | Path) -> Path | None:
+    """Return the folder that a source's images are named in: its own, or that of ?images=; None for other sources."""
+    parsed = Source.parse(str(source))
+    path = Path(parsed.images or parsed.where).expanduser()
+    return path if path.is_dir() else None
 
 
 def _by_scheme(source: Source, scheme: Scheme, limit: int | None) -> Dataset:

@@ -18,7 +18,7 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from captune.data.images import IMAGE_SUFFIXES
-from captune.data.readers import BLANK, REFERENCE_KEYS, Blanks, first_key, nfc, references_at
+from captune.data.readers import BLANK, HALF, REFERENCE_KEYS, Blanks, first_key, is_utf8, nfc, references_at
 from captune.errors import SourceError
 from captune.utils.files import parse_json, replace_file, replacing
 from captune.utils.hashing import fingerprint
@@ -140,6 +140,9 @@ def _samples(
                     references = _captions(file, members, place, options, exact)
                     if not exact and blanks.remove(references):
                         blanks.note(place)
+                    if not exact and not all(map(is_utf8, references)):
+                        references = [text for text in references if is_utf8(text)]
+                        _count(found, HALF, place)
                     row: Row = {"image_id": nfc(key), "references": references}
                     if images:
                         member = members[""]
