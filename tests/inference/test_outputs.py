@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 
-from captune.data import read_captions
+from captune.data import read_captions, write_captions
 from captune.errors import CaptionFileError, SettingError
 from captune.inference.job import caption_source
 
@@ -121,3 +122,43 @@ def test_captioning_reads_no_sidecar(photos: Path, tmp_path: Path, monkeypatch: 
         image.with_suffix(".txt").write_text("a reference\n")
     monkeypatch.setattr(folders, "read_sidecar", lambda *_: pytest.fail("a sidecar was read"))
     assert caption_source(Namer(), str(photos), tmp_path / "caps.jsonl", progress=False).done
+
+
+@pytest.mark.parametrize("name", ["caps.csv", "caps.parquet", "caps.json", "metadata.jsonl", "caps.tar"])
+def test_a_file_that_somebody_corrected_is_not_made_anew_of_its_journal(
+    tmp_path: Path, photos: Path, name: str
+) -> None:
+    file = tmp_path / name
+    run = partial(caption_source, Namer(), str(photos), file, progress=False)
+    run(limit=3)
+    assert run(limit=5).done == 2  # as captune left it, it is made anew
+    corrected = read_captions(file)
+    corrected[next(iter(corrected))] = "corrected by hand"
+    pictures = {Path(key).stem if name == "caps.tar" else key: {"path": str(photos / key), "bytes": None}
+                for key in os.listdir(photos)}  # fmt: skip
+    write_captions(corrected, file, images=pictures)
+    before = file.read_bytes()
+    with pytest.raises(CaptionFileError, match=f"{name} was changed since captune wrote it.*corrected by hand"):
+        run()
+    assert file.read_bytes() == before
+    assert run(resume=False).done == 7
+
+
+def test_a_run_that_was_killed_before_it_wrote_the_digest_resumes(tmp_path: Path, photos: Path) -> None:
+    file, settings = tmp_path / "caps.csv", tmp_path / "caps.csv.settings.json"
+    caption_source(Namer(), str(photos), file, limit=3, progress=False)
+    old = settings.read_text()
+    caption_source(Namer(), str(photos), file, limit=5, progress=False)
+    settings.write_text(old)
+    assert caption_source(Namer(), str(photos), file, progress=False).done == 2
+    assert len(read_captions(file)) == 7
+
+
+def test_a_part_of_the_images_gets_sidecars_in_the_tree_of_all(tmp_path: Path) -> None:
+    for name in ("a/x.png", "b/y.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        tiny.picture(1, (16, 16)).save(tmp_path / "photos" / name)
+    texts = tmp_path / "texts"
+    for source in (f"{tmp_path}/photos?n=1", f"{tmp_path}/photos?shard=2/2"):
+        caption_source(Namer(), source, None, sidecar=".txt", output_folder=texts, progress=False)
+    assert sorted(str(path.relative_to(texts)) for path in texts.rglob("*.txt")) == ["a/x.txt", "b/y.txt"]

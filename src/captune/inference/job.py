@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import json
 import logging
 import sys
 import time
@@ -33,15 +32,15 @@ from tqdm.auto import tqdm
 from captune.data import ImageSource, load_images, open_image
 from captune.data.caption_formats import output_format
 from captune.data.images import BATCH_PIXELS, read_image
-from captune.data.sources import count_images
+from captune.data.sources import count_images, folder_of
 from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, CaptuneError, MissingColumn, ServerError, SettingError, SourceError
 from captune.inference.contents import content_of
 from captune.inference.engines import check_engine, load_captioner, pick_engine
 from captune.inference.order import Row, Windows, cost, decoded, select_images, split
 from captune.inference.outputs import FileOutput, Output, SidecarOutput, StreamOutput
-from captune.inference.settings import beside, job_settings, same_settings
-from captune.utils.files import STDOUT, jsonl_line, open_stream, replace_file
+from captune.inference.settings import beside, job_settings, same_settings, write_settings
+from captune.utils.files import STDOUT, jsonl_line, open_stream
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +234,8 @@ def caption_source(
     name: Path | str
     if output is None:
         folder = None if output_folder is None else Path(output_folder)
-        writer, name = SidecarOutput(dataset, str(sidecar), folder, overwrite=not resume), f"{sidecar} files"
+        root = folder_of(source) if isinstance(source, str | Path) else None
+        writer, name = SidecarOutput(dataset, str(sidecar), folder, root=root, overwrite=not resume), f"{sidecar} files"
     elif chosen is None:
         standard = str(output) in ("-", *STDOUT)
         stream = sys.stdout if standard else open_stream(str(output))
@@ -248,8 +248,9 @@ def caption_source(
         settings = job_settings(captioner, source, seed if sampled else None, generation | added, decoder)
         if resume:
             same_settings(path, settings)
-        writer, name = FileOutput(path, chosen, resume=resume), path
-        replace_file(beside(path, "settings.json"), json.dumps(settings, indent=1, sort_keys=True) + "\n")
+        file = FileOutput(path, chosen, resume=resume)
+        writer, name = file, path
+        write_settings(path, settings | file.made)
         bad = beside(path, "bad.jsonl")
         bad.unlink(missing_ok=True)
     with contextlib.closing(writer):

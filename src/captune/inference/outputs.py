@@ -1,20 +1,23 @@
 """Where captions go while they are made: a file of any format, a sidecar beside each image, or a stream.
 
 A file of JSON lines is appended to, batch by batch. A file of another format is made of such a journal, which stays
-beside it as ``caps.csv.jsonl``, whenever a run is done. A sidecar is whole or not there, and what is there is kept. A
-stream (``-``, a FIFO) takes JSON lines, and nothing of it can be resumed.
+beside it as ``caps.csv.jsonl``, whenever a run is done; one that somebody changed meanwhile is refused. A sidecar is
+whole or not there, and what is there is kept. A stream (``-``, a FIFO) takes JSON lines, and nothing of it can be
+resumed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
-from captune.data import CaptionWriter, ImageSource
+from captune.data import CaptionWriter, ImageSource, read_captions
 from captune.data.caption_formats import Format, write_captions
 from captune.data.columns import column, undecoded
 from captune.data.lines import CaptionsOfFile, read_caption_lines, reorder
@@ -22,8 +25,8 @@ from captune.data.readers import nfc
 from captune.data.sidecars import SIDECARS, as_file, sidecar_line
 from captune.errors import CaptionFileError, SettingError, SourceError
 from captune.inference.contents import Content, Contents
-from captune.inference.settings import beside
-from captune.utils.files import jsonl_line, replacing
+from captune.inference.settings import beside, write_settings
+from captune.utils.files import jsonl_line, read_json, replacing
 from captune.utils.ids import Ids, as_values, digests
 
 ImageOf = Callable[[int], Any]  # the image of a row, undecoded
@@ -65,6 +68,12 @@ class FileOutput:
         path: the file.
         format: its format.
         resume: keep what it holds; False: start it again.
+
+    Attributes:
+        made: what the settings beside the file say of it: the digest of the bytes that were made of the journal.
+
+    Raises:
+        CaptionFileError: the file was changed since it was made of its journal, of which it would be made anew.
     """
 
     def __init__(self, path: Path, format: Format, *, resume: bool) -> None:
@@ -73,8 +82,30 @@ class FileOutput:
         if not resume and self.journal != path:
             self.journal.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+        self.made: dict[str, str] = {}
         self.writer = CaptionWriter(self.journal, resume=resume)
+        try:
+            if self.journal != path and path.exists():
+                self._check_unchanged()
+        except BaseException:
+            self.writer.close()
+            raise
         self.contents = Contents(beside(path, "images.jsonl"), resume=resume)
+
+    def _check_unchanged(self) -> None:
+        settings = beside(self.path, "settings.json")
+        kept = read_json(settings) if settings.exists() else None
+        made = kept.get("made") if isinstance(kept, dict) else None
+        self.made = {} if made is None else {"made": made}
+        if made == _digest(self.path):
+            return
+        # a run that was killed between the file and its digest, or a file from before there was one
+        theirs = Counter(read_captions(self.path, format=self.format.name).values())
+        if other := next(iter(theirs - Counter(read_captions(self.journal, format="jsonl").values())), None):
+            raise CaptionFileError(
+                f"{self.path} was changed since captune wrote it ({other[:80]!a} is not in {self.journal.name}, of "
+                "which it would be made anew): name another output, or pass --overwrite (resume=False) to replace it"
+            )
 
     def have(self, ids: Sequence[str], image: ImageOf | None) -> np.ndarray:
         """Return which images have a caption; that of an image that is another now is taken out of the file."""
@@ -110,10 +141,17 @@ class FileOutput:
             write_captions(
                 captions, self.path, images=images_of(self.format, images, self.writer.done), format=self.format.name
             )
+            self.made = {"made": _digest(self.path)}
+            write_settings(self.path, read_json(beside(self.path, "settings.json")) | self.made)
 
     def close(self) -> None:
         """Release the file for other writers."""
         self.writer.close()
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class SidecarOutput:
@@ -123,6 +161,7 @@ class SidecarOutput:
         images: the images, undecoded; each is a file.
         suffix: of the sidecars.
         folder: where to put them instead, in the images' tree; None: beside the images.
+        root: the folder that this tree begins at, of all images or of a few; None: the deepest that holds all of these.
         overwrite: replace those that are there, which are kept otherwise.
 
     Raises:
@@ -131,12 +170,18 @@ class SidecarOutput:
     """
 
     def __init__(
-        self, images: ImageSource, suffix: str, folder: Path | None = None, *, overwrite: bool = False
+        self,
+        images: ImageSource,
+        suffix: str,
+        folder: Path | None = None,
+        *,
+        root: Path | None = None,
+        overwrite: bool = False,
     ) -> None:
         suffix = suffix if suffix.startswith(".") else f".{suffix}"
         if suffix not in SIDECARS:
             raise SettingError(f"a sidecar ends with {' or '.join(SIDECARS)}, not with {suffix}")
-        self.files = sidecars(images, suffix, folder)
+        self.files = sidecars(images, suffix, folder, root)
         self.done = set() if overwrite else {image_id for image_id, file in self.files.items() if file.exists()}
 
     def have(self, ids: Sequence[str], image: ImageOf | None) -> np.ndarray:
@@ -224,13 +269,14 @@ class _Images(Mapping[str, Any]):
         return iter(self.rows)
 
 
-def sidecars(images: ImageSource, suffix: str, folder: Path | None = None) -> dict[str, Path]:
+def sidecars(images: ImageSource, suffix: str, folder: Path | None = None, root: Path | None = None) -> dict[str, Path]:
     """Return {image_id: its sidecar's path}.
 
     Args:
         images: undecoded; each is a file.
         suffix: of the sidecars.
-        folder: put them there instead of beside the images, in the tree that the images have below their common folder.
+        folder: put them there instead of beside the images, in the tree that the images have below `root`.
+        root: a folder above all images; None: the deepest there is.
 
     Raises:
         SourceError: an image that is no file of a folder, or two images with one sidecar.
@@ -245,7 +291,9 @@ def sidecars(images: ImageSource, suffix: str, folder: Path | None = None) -> di
                 "captions.jsonl, or a .tar with the images"
             )
         files[image_id] = Path(path)
-    root = Path(os.path.commonpath([file.parent.absolute() for file in files.values()])) if folder and files else None
+    root = root.absolute() if root else None
+    if folder and files and not (root and all(file.absolute().is_relative_to(root) for file in files.values())):
+        root = Path(os.path.commonpath([file.parent.absolute() for file in files.values()]))
     taken: dict[Path, str] = {}
     made: dict[str, Path] = {}
     for image_id, file in files.items():

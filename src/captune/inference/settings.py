@@ -12,6 +12,7 @@ from typing import Any
 from captune.data.sources import Source
 from captune.decoding import Decoder
 from captune.errors import CaptionFileError, redact
+from captune.utils.files import replace_file
 from captune.utils.hashing import settings_digest, weights_mark
 
 
@@ -91,3 +92,8 @@ def same_settings(output: Path, settings: dict[str, Any]) -> None:
     if changed:
         details = "; ".join(f"{key}: {old.get(key)!r} then, {new[key]!r} now" for key in changed)
         raise CaptionFileError(f"{output} was made with other settings ({details}); {remedy}")
+
+
+def write_settings(output: Path, settings: dict[str, Any]) -> None:
+    """Write them beside the file, in one step."""
+    replace_file(beside(output, "settings.json"), json.dumps(settings, indent=1, sort_keys=True) + "\n")
