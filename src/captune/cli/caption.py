@@ -184,7 +184,7 @@ def _parts(args: argparse.Namespace) -> tuple[str, str | None]:
     from captune.utils.ray_pool import check_ray
     from captune.utils.remote import check_address, is_address
 
-    check_ray()
+    check_ray(args.ray_address)
     _decoder(args)
     if args.sidecar is not None or args.output_folder is not None:
         raise UsageError(

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build the corpus; 1 where images could not be read."""
     if args.engine == "ray":
-        check_ray()
+        check_ray(args.ray_address)
     elif args.ray_workers is not None or args.ray_address is not None:
         raise UsageError("--ray-workers and --ray-address are for --engine ray")
     from captune.corpus import Corpus

@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import pickle
+import socket
 import sys
 import time
 from collections import Counter
@@ -23,6 +24,8 @@ from captune.errors import CaptionerError, SettingError, first_line, redact
 
 logger = logging.getLogger(__name__)
 OBJECT_STORE = 256 * 2**20  # bytes, of a local cluster
+CONNECT_SECONDS = 10.0  # a cluster's head has to answer
+STARTS = 3  # tries: on a busy machine Ray's own 30 seconds may not be enough
 RETRIES = 20  # workers that may be lost over one item
 _BLOCKS = 5_000  # items are handed out one by one up to here, several together beyond
 _QUIET = {
@@ -32,10 +35,28 @@ _QUIET = {
 }
 
 
-def check_ray() -> None:
-    """Raise SettingError where Ray is not installed; nothing is imported."""
+def check_ray(address: str | None = None) -> None:
+    """Check, without importing it, that Ray is installed, and that something answers at a cluster's address.
+
+    Ray itself would try for minutes, in silence, and then end the process.
+
+    Raises:
+        SettingError: it is not, the address is none, or nothing answers there.
+    """
     if importlib.util.find_spec("ray") is None:
         raise SettingError("--engine ray needs the package ray: pip install 'captune[ray]'")
+    if address is None or address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 2**16):
+        raise SettingError(f"a cluster's address is auto or host:port, such as 10.0.0.1:6379, not {redact(address)!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise SettingError(
+            f"Ray cannot be reached at {redact(address)}: {error.strerror or error}; `ray start --head` there prints "
+            "the address"
+        ) from error
 
 
 def default_workers() -> int:
@@ -65,7 +86,7 @@ def cluster(address: str | None, workers: int) -> Iterator[None]:
     Raises:
         SettingError: Ray is not installed, or no cluster answers.
     """
-    check_ray()
+    check_ray(address)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     with contextlib.redirect_stdout(_Chatter()):
@@ -85,12 +106,18 @@ def cluster(address: str | None, workers: int) -> Iterator[None]:
                 "object_store_memory": OBJECT_STORE,
                 "include_dashboard": False,
             }
-        try:
-            with _silent():
-                ray.init(**settings)
-        except Exception as error:  # Ray has several classes for it
-            where = "on this machine" if address is None else f"at {redact(address)}"
-            raise SettingError(f"Ray cannot be reached {where}: {first_line(error)}") from error
+        for tries_left in reversed(range(STARTS if address is None else 1)):
+            try:
+                with _silent():
+                    ray.init(**settings)
+                break
+            except Exception as error:  # Ray has several classes for it
+                where = "started on this machine" if address is None else f"reached at {redact(address)}"
+                sentence = f"Ray cannot be {where}: {first_line(error)}"
+                if not tries_left:
+                    raise SettingError(sentence) from error
+                logger.warning("%s; trying again", sentence)
+                ray.shutdown()
         try:
             yield
         finally:
