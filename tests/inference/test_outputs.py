@@ -125,15 +125,16 @@ def test_captioning_reads_no_sidecar(photos: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["caps.csv", "caps.parquet", "caps.json", "metadata.jsonl", "caps.tar"])
-def test_a_file_that_somebody_corrected_is_not_made_anew_of_its_journal(
+def test_a_file_that_somebody_corrected_is_not_written_over_by_its_journal(
     tmp_path: Path, photos: Path, name: str
 ) -> None:
     file = tmp_path / name
     run = partial(caption_source, Namer(), str(photos), file, progress=False)
     run(limit=3)
-    assert run(limit=5).done == 2  # as captune left it, it is made anew
+    assert run(limit=5).done == 2  # as captune left it, it is written again
     corrected = read_captions(file)
-    corrected[next(iter(corrected))] = "corrected by hand"
+    first = next(iter(corrected))
+    corrected[first] = "corrected by hand"
     pictures = {Path(key).stem if name == "caps.tar" else key: {"path": str(photos / key), "bytes": None}
                 for key in os.listdir(photos)}  # fmt: skip
     write_captions(corrected, file, images=pictures)
@@ -141,6 +142,12 @@ def test_a_file_that_somebody_corrected_is_not_made_anew_of_its_journal(
     with pytest.raises(CaptionFileError, match=f"{name} was changed since captune wrote it.*corrected by hand"):
         run()
     assert file.read_bytes() == before
+    for text in ("", None):  # emptied; taken out
+        corrected.pop(first)
+        write_captions(corrected if text is None else {first: text} | corrected, file, images=pictures)
+        corrected[first] = ""
+        with pytest.raises(CaptionFileError, match=f"{name} was changed since captune wrote it"):
+            run()
     assert run(resume=False).done == 7
 
 

@@ -73,7 +73,7 @@ class FileOutput:
         made: what the settings beside the file say of it: the digest of the bytes that were made of the journal.
 
     Raises:
-        CaptionFileError: the file was changed since it was made of its journal, of which it would be made anew.
+        CaptionFileError: the file was changed since it was made of its journal, which would be written over it.
     """
 
     def __init__(self, path: Path, format: Format, *, resume: bool) -> None:
@@ -101,10 +101,14 @@ class FileOutput:
             return
         # a run that was killed between the file and its digest, or a file from before there was one
         theirs = Counter(read_captions(self.path, format=self.format.name).values())
-        if other := next(iter(theirs - Counter(read_captions(self.journal, format="jsonl").values())), None):
+        ours = Counter(read_captions(self.journal, format="jsonl").values())
+        if theirs - ours or (made is not None and theirs != ours):
+            other = next(iter(theirs - ours or ours - theirs))
+            where = self.journal if other in theirs - ours else self.path
             raise CaptionFileError(
-                f"{self.path} was changed since captune wrote it ({other[:80]!a} is not in {self.journal.name}, of "
-                "which it would be made anew): name another output, or pass --overwrite (resume=False) to replace it"
+                f"{self.path} was changed since captune wrote it ({other[:80]!a} is not in {where.name}), and "
+                f"{self.journal.name} would be written over it: name another output, or pass --overwrite "
+                "(resume=False) to replace it"
             )
 
     def have(self, ids: Sequence[str], image: ImageOf | None) -> np.ndarray:

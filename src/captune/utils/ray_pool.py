@@ -41,7 +41,7 @@ def check_ray(address: str | None = None) -> None:
     Ray itself would try for minutes, in silence, and then end the process.
 
     Raises:
-        SettingError: it is not, the address is none, or nothing answers there.
+        SettingError: it is not, the address is invalid, or nothing answers there.
     """
     if importlib.util.find_spec("ray") is None:
         raise SettingError("--engine ray needs the package ray: pip install 'captune[ray]'")
