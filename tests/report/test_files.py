@@ -51,6 +51,24 @@ def test_without_references_health_alone(tmp_path: Path) -> None:
     assert "1 file<" in (tmp_path / "alone.html").read_text()
 
 
+def test_captions_of_other_images_are_counted_and_none_of_them_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(encode(photo(30, 20, number), "JPEG"))
+    file, page = tmp_path / "a.jsonl", tmp_path / "page.html"
+    write_captions({"0.jpg": "a dog", "9.jpg": "a cat"}, file)
+    words = ["report", str(file), "--images", str(tmp_path / "photos"), "--output", str(page)]
+    assert main(words) == 0
+    for text in (page.read_text(), caplog.text):
+        assert "1 of the 2 captions in" in text and "are of no image of" in text and "9.jpg" in text
+    page.unlink()
+    write_captions({"8.jpg": "a dog", "9.jpg": "a cat"}, file)
+    assert main(words) == 1 and not page.exists()
+    assert "none of the 2 captions in" in capsys.readouterr().err
+
+
 def test_the_same_captions_twice_are_said(files: list[Path], tmp_path: Path) -> None:
     copy = tmp_path / "copy.csv"
     copy.write_bytes(files[0].read_bytes())
