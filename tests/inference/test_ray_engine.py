@@ -231,6 +231,15 @@ def test_other_settings_are_refused(here: list[int], folder: Path, tmp_path: Pat
     assert len(read_captions(output)) == 5
 
 
+def test_a_refused_run_leaves_a_finished_folder_finished(here: list[int], folder: Path, tmp_path: Path) -> None:
+    caption(folder, tmp_path / "out")
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    with pytest.raises(CaptionFileError, match="made with other settings"):
+        caption(folder, tmp_path / "out", max_new_tokens=9)
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    assert len(read_captions(tmp_path / "out")) == IMAGES
+
+
 def test_images_that_changed_are_captioned_again(here: list[int], tmp_path: Path) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
     images.mkdir()

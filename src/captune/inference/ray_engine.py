@@ -163,7 +163,8 @@ def caption_to_parts(
         pieces = pieces_of(source, size, limit=limit)
     finished = folder.finished(pieces)
     left = [number for number in range(len(pieces)) if number not in finished]
-    folder.write_manifest({"complete": False, "part_format": chosen, "part_size": size, "source": redact(source)})
+    if left or begun is None or not begun["complete"]:  # else it stays readable, whatever comes of this run
+        folder.write_manifest({"complete": False, "part_format": chosen, "part_size": size, "source": redact(source)})
     job = _Job(
         None if model is None else _absolute(str(model)),
         loading,
