@@ -144,7 +144,7 @@ def _hush() -> None:
     import ray.data
 
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+        if type(handler).__name__ == "PlainRayHandler":  # and no other's that hangs there, such as pytest's
             handler.setLevel(logging.CRITICAL + 1)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
