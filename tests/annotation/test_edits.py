@@ -262,7 +262,9 @@ def test_kill_9_loses_no_acknowledged_edit(path: Path) -> None:
             image_id, _, text = process.stdout.readline().strip().partition(" ")
             expected[image_id] = text
         os.kill(process.pid, signal.SIGKILL)
-        more = process.communicate()[0].splitlines()  # acknowledged before the kill came
+        more = process.stdout.read().splitlines()  # acknowledged before the kill came
+        process.stdin.close()
+        process.wait()
         for line in more:
             image_id, _, text = line.partition(" ")
             expected[image_id] = text
