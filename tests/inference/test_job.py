@@ -162,6 +162,21 @@ def test_a_run_can_be_extended_and_change_its_batch_size(folder: Path, tmp_path:
     assert list(read_captions(output)) == sorted([*GOOD, *PHOTOS])
 
 
+def test_captions_of_images_that_are_gone_are_counted(tmp_path: Path) -> None:
+    images, output = tmp_path / "images", tmp_path / "caps.jsonl"
+    images.mkdir()
+    for number in range(5):
+        photo(16 + number).save(images / f"{number}.png")
+    assert job(images, output).others == 0
+    (images / "1.png").unlink()
+    photo(32).save(images / "3.png")
+    photo(40).save(images / "9.png")
+    report = job(images, output)
+    assert (report.done, report.skipped, report.replaced, report.others) == (2, 3, 1, 1)
+    assert "1 captions of images that are not among these" in report.sentence()
+    assert [row["image_id"] for row in read_jsonl(output)] == ["0.png", "2.png", "3.png", "4.png", "9.png", "1.png"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

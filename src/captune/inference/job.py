@@ -56,6 +56,7 @@ class CaptionReport(NamedTuple):
         images_per_second: of the captions made now.
         output: where the captions are: a file, or in words.
         replaced: captions made again, since their images were replaced.
+        others: captions in the file of images that the source does not name, or not any more.
     """
 
     done: int
@@ -65,6 +66,7 @@ class CaptionReport(NamedTuple):
     images_per_second: float
     output: Path | str
     replaced: int = 0
+    others: int = 0
 
     def sentence(self) -> str:
         """Return the report as one line for people."""
@@ -75,6 +77,8 @@ class CaptionReport(NamedTuple):
             parts.append(f"{self.skipped} were there already")
         if self.replaced:
             parts.append(f"{self.replaced} images were replaced since and captioned again")
+        if self.others:
+            parts.append(f"{self.others} captions of images that are not among these are in the file as well")
         if self.bad:
             listed = f" (listed in {beside(self.output, 'bad.jsonl')})" if isinstance(self.output, Path) else ""
             parts.append(f"{len(self.bad)} bad images left out{listed}")
@@ -271,8 +275,10 @@ def caption_source(
             raise SourceError(f"{source if isinstance(source, str) else 'the dataset'} holds no images")
         writer.finish(windows.places, dataset)
     speed = job.done / seconds if job.done else 0.0
-    replaced = writer.contents.say() if isinstance(writer, FileOutput) else 0
-    return CaptionReport(job.done, windows.skipped, job.bad, seconds, speed, name, replaced)
+    replaced = others = 0
+    if isinstance(writer, FileOutput):
+        replaced, others = writer.contents.say(), len(writer.writer.done) - windows.skipped - job.done
+    return CaptionReport(job.done, windows.skipped, job.bad, seconds, speed, name, replaced, others)
 
 
 class _Made(NamedTuple):
