@@ -7,6 +7,7 @@ import os
 import posixpath
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,27 +124,20 @@ class Store:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file in one step: a single put, or under another name that is then changed."""
-        target = self.path(name)
-        if self.whole:
-            self.system.pipe_file(target, content)
-            return
-        temporary = self._temporary(target)
-        try:
-            self.system.pipe_file(temporary, content)
-            self._place(temporary, target)
-        except BaseException:
-            self._discard(temporary)
-            raise
+        self._in_one_step(name, lambda path: self.system.pipe_file(path, content))
 
     def put(self, local: Path, name: str) -> None:
         """Copy a local file there in one step, likewise."""
+        self._in_one_step(name, lambda path: self.system.put_file(str(local), path))
+
+    def _in_one_step(self, name: str, fill: Callable[[str], Any]) -> None:
         target = self.path(name)
         if self.whole:
-            self.system.put_file(str(local), target)
+            fill(target)
             return
         temporary = self._temporary(target)
         try:
-            self.system.put_file(str(local), temporary)
+            fill(temporary)
             self._place(temporary, target)
         except BaseException:
             self._discard(temporary)
