@@ -4,6 +4,7 @@
     python -m benchmarks.behaviour.kill_captioning --engine server --output benchmarks/behaviour/kill_server
     python -m benchmarks.behaviour.kill_captioning --engine server --server transformers --kills 20
     python -m benchmarks.behaviour.kill_captioning --engine ray --output benchmarks/behaviour/kill_ray
+    python -m benchmarks.behaviour.kill_captioning --engine ray-local --kills 20
 
 A driver captions 2,000 images into caps.jsonl and gets SIGKILL, then the same command again, and so on. A third of the
 kills come at a random time of its first second (while it loads, reads what is there, opens images), the others once it
@@ -15,12 +16,15 @@ After every kill the whole lines of the file are compared with those of a run th
 these, and none is there twice. At the end of a round the file has to be the same to the byte.
 
 A driver is a child forked of a process that has imported everything, so that most of its life is work. The server is
-`benchmarks.caption_server`, or `transformers serve` with storybook. To add an engine: a class with `Engine`'s methods.
+`benchmarks.caption_server`, or `transformers serve` with storybook. `ray` is a cluster that stays and is named by its
+address; with `ray-local` each driver starts its own, which takes most of a driver's life. To add an engine: a class
+with `Engine`'s methods.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -71,13 +75,16 @@ class Engine:
         code = 1
         try:
             os.dup2(os.open(self.work / "driver.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-            report = caption_to_file(self.model(), str(self.images), output, progress=False, **self.settings())
-            code = 1 if report.bad else 0
+            code = 1 if self.caption(output).bad else 0
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)
+
+    def caption(self, output: Path) -> Any:
+        """What the driver does."""
+        return caption_to_file(self.model(), str(self.images), output, progress=False, **self.settings())
 
     def captions(self, output: Path) -> list[tuple[str, str]]:
         """(image_id, caption) of what is whole on disk."""
@@ -165,28 +172,18 @@ class TransformersServe(Server):
         return {"prompt": "", "max_new_tokens": 40}
 
 
-class Ray(Engine):
+class RayLocal(Engine):
     """Two workers of a local cluster, which the driver starts and which ends with it; parts of 32 images."""
 
     MARK = "CAPTUNE_KILL_MARK"
+    address: str | None = None
 
-    def start_driver(self, output: Path) -> int:
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 1
-        try:
-            os.environ[self.MARK] = str(os.getpid())  # its workers inherit it
-            os.dup2(os.open(self.work / "driver.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-            report = caption_to_parts(
-                "storybook", str(self.images), output, workers=2, batch_size=2, device="cpu", progress=False
-            )
-            code = 1 if report.bad else 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
+    def caption(self, output: Path) -> Any:
+        os.environ.setdefault(self.MARK, str(os.getpid()))  # its workers inherit it
+        return caption_to_parts(
+            "storybook", str(self.images), output, workers=2, batch_size=2, device="cpu", progress=False,
+            address=self.address,
+        )  # fmt: skip
 
     def _parts(self, output: Path) -> list[Path]:
         return sorted((output / "parts").glob("*.jsonl"))
@@ -201,23 +198,53 @@ class Ray(Engine):
     def whole(self, output: Path) -> bytes:
         return b"".join(part.read_bytes() for part in self._parts(output))
 
-    def victims(self) -> dict[str, int]:
-        """The workers of the driver that runs now: one of them is to be killed, where any has started."""
-        marked = []
+    def marked(self) -> dict[int, bytes]:
+        """{process number: command line} of Ray's processes whose driver, or cluster, is there."""
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if b"MapWorker" in (folder / "cmdline").read_bytes():
-                    found = (folder / "environ").read_bytes()
-                    place = found.find(f"{self.MARK}=".encode())
-                    driver = int(found[place:].split(b"\0")[0].partition(b"=")[2]) if place >= 0 else 0
-                    if driver and Path(f"/proc/{driver}").exists():
-                        marked.append(int(folder.name))
-            except (OSError, ValueError):
+                line, surroundings = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+            except OSError:
                 continue
-        return {"worker": random.choice(marked)} if marked else {"worker": 0}
+            _, mark, rest = surroundings.partition(f"{self.MARK}=".encode())
+            if mark and line and Path(f"/proc/{int(rest.partition(bytes(1))[0])}").exists():
+                found[int(folder.name)] = line
+        return found
+
+    def victims(self) -> dict[str, int]:
+        """One of the workers, where any has started."""
+        workers = [number for number, line in self.marked().items() if b"MapWorker" in line]
+        return {"worker": random.choice(workers) if workers else 0}
 
 
-ENGINES: dict[str, type[Engine]] = {"process": Process, "server": Server, "ray": Ray}
+class Ray(RayLocal):
+    """The same on a cluster that is there before the drivers, and outlives them."""
+
+    def __init__(self, images: Path, work: Path) -> None:
+        super().__init__(images, work)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port", str(port)]
+        settings = ["--num-cpus", "8", "--object-store-memory", str(2**28), "--include-dashboard", "false"]
+        surroundings = {**os.environ, self.MARK: str(os.getpid()), "RAY_USAGE_STATS_ENABLED": "0"}
+        with (work / "cluster.log").open("a") as log:
+            subprocess.Popen([*command, *settings], stdout=log, stderr=log, env=surroundings)
+        end = time.monotonic() + PATIENCE
+        while b"Ray runtime started" not in (work / "cluster.log").read_bytes():
+            if time.monotonic() > end:
+                raise SystemExit(f"Ray does not start: see {work / 'cluster.log'}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        for number in self.marked():
+            if number != os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+
+
+ENGINES: dict[str, type[Engine]] = {"process": Process, "server": Server, "ray": Ray, "ray-local": RayLocal}
 
 
 class Trial:
@@ -231,7 +258,8 @@ class Trial:
 
     def run(self, work: Path) -> None:
         undisturbed = work / "undisturbed.jsonl"
-        assert self.wait(self.engine.start_driver(undisturbed), undisturbed) == 0, "the undisturbed run failed"
+        if self.wait(self.engine.start_driver(undisturbed), undisturbed):
+            raise SystemExit("the undisturbed run failed: " + (work / "driver.log").read_text(errors="replace")[-2000:])
         self.expected, self.whole = dict(self.engine.captions(undisturbed)), self.engine.whole(undisturbed)
         assert len(self.expected) == self.images
         while self.done.total() < self.kills and not self.wrong:

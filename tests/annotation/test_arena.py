@@ -337,8 +337,10 @@ def test_what_cannot_be_compared_is_refused(folder: Path) -> None:
     images = web.ImagesById(str(folder / "photos"))
     (folder / "more").mkdir()
     twin = write(folder / "more" / "best.jsonl", {"1.png": "x"})
-    with pytest.raises(CaptionFileError, match="rename one"):
-        arenas.read_systems([folder / "best.jsonl", twin], images)
+    systems, _ = arenas.read_systems([folder / "best.jsonl", twin], images)
+    assert list(systems) == [f"{folder.name}/best", "more/best"]
+    with pytest.raises(CaptionFileError, match="would name both by it"):
+        arenas.read_systems([twin, twin], images)
     with pytest.raises(CaptionFileError, match=r"none of its images, such as 'other'"):
         arenas.read_systems([write(folder / "x.jsonl", {"other": "x"})], images)
     with pytest.raises(CaptionFileError, match="half a character"):

@@ -144,3 +144,14 @@ def test_two_writers_do_not_share_a_file(tmp_path: Path) -> None:
         with pytest.raises(CaptionFileError, match="another process is writing"):
             CaptionWriter(path, resume=False)
     assert read_captions(path) == {"a": "1"}
+
+
+def test_a_file_that_lacks_its_last_corrections_says_so_when_it_is_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "caps.jsonl"
+    file.write_text('{"image_id": "a", "caption": "dog"}\n')
+    (tmp_path / "caps.jsonl.edits.jsonl").write_text('{"image_id": "a", "action": "correct", "after": "a dog"}\n')
+    with CaptionWriter(file) as writer:
+        writer.write([{"image_id": "b", "caption": "cat"}])
+    assert "corrections of 1 captions, such as that of 'a'" in caplog.text

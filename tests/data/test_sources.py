@@ -18,7 +18,7 @@ from captune.data import load_images, load_references, without_bad, write_captio
 from captune.data.columns import column, undecoded
 from captune.data.folders import list_images
 from captune.data.sources import sharded
-from captune.errors import BadImage, SourceError
+from captune.errors import BadImage, SourceError, UsageError
 from captune.utils.skipped import counting, sentences
 
 # -------------------------------------------------------------------- folders
@@ -309,7 +309,7 @@ def test_the_shards_of_a_source_are_its_images_once_each(tmp_path: Path, kind: s
 
 def test_a_shard_that_is_none_is_refused(tmp_path: Path) -> None:
     for shard in ("0/3", "4/3", "1", "1/0", "a/b", "-1/3"):
-        with pytest.raises(SourceError, match="is not i/n, such as 1/4"):
+        with pytest.raises(UsageError, match="is not i/n, such as 1/4"):
             sharded("photos", shard)
     with pytest.raises(SourceError, match="names a shard already"):
         sharded("photos?shard=1/2", "1/2")

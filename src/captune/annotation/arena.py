@@ -29,7 +29,7 @@ from captune.data import read_captions
 from captune.data.readers import nfc
 from captune.errors import AnnotationError, BadImage, CaptionFileError, UsageError, redact
 from captune.evaluation.bradley_terry import fit
-from captune.utils.files import read_file
+from captune.utils.files import read_file, short_names
 
 LONGEST_NAME = 60
 
@@ -38,20 +38,19 @@ def read_systems(files: list[Path], images: ImagesById) -> tuple[dict[str, dict[
     """Read the caption files.
 
     Args:
-        files: two or more; a system is called as its file without the ending.
+        files: two or more; a system is called as its file without the ending, with as much of its folder as tells
+            it from the others.
         images: whose images are shown; captions of others are left out.
 
     Returns:
         ({system: {image_id: caption}}, a sentence for each thing that was left out).
 
     Raises:
-        CaptionFileError: two files of one name, a file whose images are not there, or text that is no Unicode.
+        CaptionFileError: one file named twice, a file whose images are not there, or text that is no Unicode.
     """
-    names = [file.stem for file in files]
+    names = short_names(files)
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-        raise CaptionFileError(
-            f"two caption files are called {twice!r}, which is what results name them by: rename one"
-        )
+        raise CaptionFileError(f"two caption files are called {twice!r}: results would name both by it")
     systems, said = {}, []
     for name, file in zip(names, files, strict=True):
         captions = read_captions(file)

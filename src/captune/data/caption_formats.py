@@ -53,13 +53,13 @@ class Format(NamedTuple):
         suffixes: of the files that have it.
         read: yields the entries of a file.
         write: writes {image_id: caption} to a temporary path beside the last argument, the file's own path; the
-            images, undecoded, are there where the format holds them or names their files.
+            images, undecoded, are there where the format holds them or names their files. None: only read here.
     """
 
     name: str
     suffixes: tuple[str, ...]
     read: Callable[[Path], Iterator[CaptionEntry]]
-    write: Callable[[Path, Mapping[str, str], Mapping[str, Any], Path], None]
+    write: Callable[[Path, Mapping[str, str], Mapping[str, Any], Path], None] | None
 
 
 def format_of(path: str | os.PathLike[str], name: str | None = None, *, reading: bool = False) -> Format:
@@ -76,7 +76,8 @@ def format_of(path: str | os.PathLike[str], name: str | None = None, *, reading:
     path = Path(path)
     if name is not None:
         if name not in FORMATS:
-            raise UsageError(f"--format: {nearest(name, FORMATS, 'format')}")
+            known = [one for one in FORMATS if reading or one != "parts"]
+            raise UsageError(f"--format: {nearest(name, known, 'format')}")
         return FORMATS[name]
     if path.name.lower() in METADATA:
         return FORMATS["metadata"]
@@ -136,8 +137,8 @@ def write_captions(
     """
     path = Path(path)
     chosen = format_of(path, format)
-    if chosen.name == "sidecars":
-        raise UsageError(f"{path}: sidecars are written by captune.data.sidecars")
+    if chosen.write is None:
+        raise UsageError(f"{path}: {chosen.name} are not written as a file; name another, such as captions.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         chosen.write(temporary, captions, images or {}, path)
@@ -337,10 +338,6 @@ def _read_parts(path: Path) -> Iterator[CaptionEntry]:
         yield from FORMATS[manifest["part_format"]].read(file)
 
 
-def _write_no_sidecars(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
-    raise NotImplementedError
-
-
 FORMATS = {
     format.name: format
     for format in (
@@ -350,7 +347,7 @@ FORMATS = {
         Format("parquet", (".parquet",), _read_parquet, _write_parquet),
         Format("metadata", (), read_metadata, _write_metadata),
         Format("webdataset", (".tar",), _read_webdataset, _write_webdataset),
-        Format("sidecars", (), _read_sidecars, _write_no_sidecars),
-        Format("parts", (), _read_parts, _write_no_sidecars),
+        Format("sidecars", (), _read_sidecars, None),
+        Format("parts", (), _read_parts, None),
     )
 }

@@ -135,8 +135,8 @@ class CaptionWriter:
             if not lock(self._file):
                 raise CaptionFileError(f"{self.path}: another process is writing to it; wait for it to end")
             if resume:
-                if self._load():
-                    read_captions(self.path)  # which refuses different captions of one image
+                if self._load() or self.path.with_name(self.path.name + EDITS).is_file():
+                    read_captions(self.path)  # which refuses different captions of one image, and tells of edits
                 self._repair()
             else:
                 self._file.truncate(0)

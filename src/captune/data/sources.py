@@ -27,7 +27,7 @@ from captune.data.readers import HALF, TEXT_SUFFIXES, Entry, find_image_folder, 
 from captune.data.schemes import Scheme, scheme_of
 from captune.data.tables import FEATURES, count_rows, guarded, load_hub, load_parquet, load_saved, normalise
 from captune.data.webdataset import count_samples, load_webdataset
-from captune.errors import SourceError
+from captune.errors import SourceError, UsageError
 from captune.utils.skipped import skip
 from captune.utils.spec import parse
 
@@ -280,12 +280,16 @@ def sharded(source: str, shard: str) -> str:
     """Return the source that is one of n shards of another, ``i/n``.
 
     Raises:
-        SourceError: the source has a shard already, or it is not written so.
+        SourceError: the source has a shard already.
+        UsageError: it is not written so.
     """
     parsed = Source.parse(source)
     if parsed.shard is not None:
         raise SourceError(f"{source} names a shard already")
-    shard_of(replace(parsed, shard=shard))
+    try:
+        shard_of(replace(parsed, shard=shard))
+    except SourceError as error:
+        raise UsageError(f"--shard {shard} is not i/n, such as 1/4 to 4/4 for four machines") from error
     return f"{source}{'?' if parsed.where == source else '&'}shard={shard}"
 
 

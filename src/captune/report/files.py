@@ -10,6 +10,7 @@ from captune.data import load_references, read_captions
 from captune.errors import ReportError
 from captune.evaluation.run import DEFAULT_SCORERS, evaluate_files
 from captune.report.reading import LONGEST_CAPTION, Row, Run, whole
+from captune.utils.files import short_names
 
 logger = logging.getLogger(__name__)
 HEALTH = ("health",)  # what needs no references
@@ -37,7 +38,7 @@ def read_files(files: Sequence[str | Path], source: str | None = None, *, bootst
         scorers=DEFAULT_SCORERS if referenced else HEALTH,
         bootstrap=bootstrap,
     )
-    names = _names([Path(file) for file in files])
+    names = short_names([Path(file) for file in files])
     runs: list[Run] = []
     for index, report in enumerate([result, *result["others"]]):
         path = Path(report["captions"])
@@ -64,12 +65,3 @@ def read_files(files: Sequence[str | Path], source: str | None = None, *, bootst
     runs[0].notes += [f"{scorer} failed: {why}" for scorer, why in result["failed"].items()]
     runs[0].bad_images += [f"{item}: {why}" for item, why in result["bad_images"].items()]
     return runs
-
-
-def _names(files: list[Path]) -> list[str]:
-    """The files' names without suffixes, with as much of their folders as tells them apart."""
-    for depth in range(1, max(len(file.absolute().parts) for file in files) + 1):
-        names = ["/".join((*file.absolute().parts[-depth:-1], file.stem)) for file in files]
-        if len(set(names)) == len(names):
-            return names
-    return [str(file) for file in files]

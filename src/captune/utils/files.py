@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -479,3 +479,12 @@ def cut_torn_line(path: Path) -> None:
     if line:
         os.truncate(path, start)
         logger.warning("%s: the last line was cut off and is removed", path)
+
+
+def short_names(files: Sequence[Path]) -> list[str]:
+    """Return the files' names without suffixes, with as much of their folders as tells them apart."""
+    for depth in range(1, max(len(file.absolute().parts) for file in files) + 1):
+        names = ["/".join((*file.absolute().parts[-depth:-1], file.stem)) for file in files]
+        if len(set(names)) == len(names):
+            return names
+    return [str(file) for file in files]
