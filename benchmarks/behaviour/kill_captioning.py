@@ -226,11 +226,12 @@ class Ray(RayLocal):
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port", str(port)]
+        ray = str(Path(sys.executable).with_name("ray"))
+        command = [ray, "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)]
         settings = ["--num-cpus", "8", "--object-store-memory", str(2**28), "--include-dashboard", "false"]
-        surroundings = {**os.environ, self.MARK: str(os.getpid()), "RAY_USAGE_STATS_ENABLED": "0"}
+        mark = {self.MARK: str(os.getpid()), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
         with (work / "cluster.log").open("a") as log:
-            subprocess.Popen([*command, *settings], stdout=log, stderr=log, env=surroundings)
+            subprocess.Popen([*command, *settings], stdout=log, stderr=log, env=os.environ | mark)
         end = time.monotonic() + PATIENCE
         while b"Ray runtime started" not in (work / "cluster.log").read_bytes():
             if time.monotonic() > end:

@@ -113,7 +113,8 @@ def cluster(address: str | None, workers: int) -> Iterator[None]:
                 break
             except Exception as error:  # Ray has several classes for it
                 where = "started on this machine" if address is None else f"reached at {redact(address)}"
-                sentence = f"Ray cannot be {where}: {first_line(error)}"
+                cause = f" ({first_line(error.__cause__)[:200]})" if error.__cause__ else ""  # a token that is lacking
+                sentence = f"Ray cannot be {where}: {first_line(error)}{cause}"
                 if not tries_left:
                     raise SettingError(sentence) from error
                 logger.warning("%s; trying again", sentence)
