@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,41 @@ def test_odd_captions_survive(tmp_path: Path) -> None:
     assert read_captions(path) == ODD
     assert path.read_bytes().count(b"\n") == len(ODD)
     assert "日本語".encode() in path.read_bytes()  # readable for people
+
+
+def test_rows_that_are_on_their_way_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the file at once; a disk that fails is told by the next write, or at the end."""
+    path, disk = tmp_path / "caps.jsonl", threading.Event()
+    synced: list[int] = []
+
+    def slow(_: int) -> None:
+        assert disk.wait(20)
+        synced.append(path.read_bytes().count(b"\n"))
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with CaptionWriter(path) as writer:
+        writer.write(rows({"a": "one"}), wait=False)
+        assert read_captions(path) == {"a": "one"} and "a" in writer.done and not synced
+        disk.set()
+        writer.write(rows({"b": "two"}), wait=False)
+        assert synced[0] == 1
+    assert synced == [1, 2]
+
+    def full(_: int) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(os, "fsync", full)
+    writer = CaptionWriter(path)
+    writer.write(rows({"c": "three"}), wait=False)
+    with pytest.raises(OSError, match="the disk is gone"):
+        writer.write(rows({"d": "four"}), wait=False)
+    writer.close()
+    writer = CaptionWriter(path)  # it is no longer held
+    writer.write(rows({"d": "four"}), wait=False)
+    with pytest.raises(OSError, match="the disk is gone"):
+        writer.close()
+    CaptionWriter(path).close()
+    assert list(read_captions(path)) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("write", ["results", "dict", "one line"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from broken_images import BAD, GOOD, encode, photo, write_all
 from PIL import Image
 
 from captune.data import load_images, read_captions, read_jsonl
+from captune.data.caption_formats import write_captions
 from captune.errors import CaptionFileError, SourceError
+from captune.inference import job as inference_job
 from captune.inference.job import CaptionReport, caption_source
 from captune.inference.order import Row, split
 from captune.inference.settings import weights_mark
@@ -94,6 +98,60 @@ def test_batches_are_no_larger_than_said_and_nothing_is_done_twice(folder: Path,
     assert sum(fake.batches) == len(GOOD) + len(PHOTOS)
 
 
+def test_workers_change_no_byte(folder: Path, tmp_path: Path) -> None:
+    alone, several = tmp_path / "alone.jsonl", tmp_path / "several.jsonl"
+    one, many = job(folder, alone, do_sample=True), job(folder, several, do_sample=True, workers=5)
+    assert several.read_bytes() == alone.read_bytes()
+    assert many.bad == one.bad and {item for item, _ in many.bad} == set(BAD)
+    for end in ("bad.jsonl", "images.jsonl", "settings.json"):
+        assert (tmp_path / f"several.jsonl.{end}").read_bytes() == (tmp_path / f"alone.jsonl.{end}").read_bytes()
+    for end, source in (("shard", f"{folder}?shard=2/2"), ("stream", f"{tmp_path}/photos.tar")):
+        if end == "stream":
+            photos = {name: folder / name for name in PHOTOS}
+            write_captions(dict.fromkeys(photos, "x"), tmp_path / "photos.tar", images=photos)
+        for workers in (1, 5):
+            options: dict[str, Any] = {"batch_size": 3, "workers": workers, "progress": False}
+            caption_source(Fake(), source, tmp_path / f"{end}-{workers}.jsonl", **options)
+        made = (tmp_path / f"{end}-5.jsonl").read_bytes()
+        assert made.count(b"\n") >= len(PHOTOS) and made == (tmp_path / f"{end}-1.jsonl").read_bytes()
+
+
+def test_workers_open_several_images_at_a_time_and_one_batch_ahead(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, together = Fake(), threading.Barrier(3)
+    met = opening = most = ahead = 0
+    real = inference_job.open_image
+
+    def watched(*args: Any) -> Image.Image:
+        nonlocal met, opening, most, ahead
+        opening += 1
+        most, ahead = max(most, opening), max(ahead, met - sum(fake.batches))
+        met += 1
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(20)
+        try:
+            return real(*args)
+        finally:
+            opening -= 1
+
+    monkeypatch.setattr(inference_job, "open_image", watched)
+    photos = [folder / name for name in PHOTOS]
+    source = tmp_path / "twelve"
+    source.mkdir()
+    for path in photos:
+        (source / path.name).write_bytes(path.read_bytes())
+    job(source, tmp_path / "caps.jsonl", fake, batch_size=3, workers=3)
+    assert fake.batches == [3] * 4 and not together.broken and most == 3
+    assert ahead < 2 * 3  # the batch that is captioned and the next one
+    monkeypatch.setattr(inference_job, "LARGE_PIXELS", 0)
+    together.abort()
+    most = 0
+    job(source, tmp_path / "large.jsonl", batch_size=3, workers=3)
+    assert most == 1  # what takes much memory until it is reduced
+    assert (tmp_path / "large.jsonl").read_bytes() == (tmp_path / "caps.jsonl").read_bytes()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_killed_twice_and_resumed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole.jsonl", tmp_path / "caps.jsonl"
@@ -102,7 +160,7 @@ def test_killed_twice_and_resumed_gives_the_same_bytes(folder: Path, tmp_path: P
         command = (
             "import sys; sys.path[:0] = ['tests', 'tests/inference', 'src']\n"
             "from test_job import Fake, job\n"
-            f"job({str(folder)!r}, {str(output)!r}, Fake(kill_after={batches}), do_sample=True, seed=3)"
+            f"job({str(folder)!r}, {str(output)!r}, Fake(kill_after={batches}), do_sample=True, seed=3, workers=3)"
         )
         done = subprocess.run([sys.executable, "-c", command], cwd=Path(__file__).parents[2], check=False)
         assert done.returncode == -signal.SIGKILL
@@ -254,6 +312,8 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
         job(tmp_path / "nowhere", tmp_path / "caps.jsonl")
     with pytest.raises(ValueError, match="at least 1"):
         job(folder, tmp_path / "caps.jsonl", batch_size=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        job(folder, tmp_path / "caps.jsonl", workers=0)
     assert not (tmp_path / "caps.jsonl").exists()
 
 

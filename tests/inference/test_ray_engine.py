@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -214,6 +213,26 @@ def test_only_missing_parts_are_made(here: list[int], folder: Path, expected: st
     assert (sorted(here), third.done, joined(output)) == ([1, 2], IMAGES - 32, expected)
 
 
+def test_a_finished_folder_is_looked_at_without_ray(
+    here: list[int], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    caption(folder, output)
+
+    def no_ray(*_: Any, **__: Any) -> Any:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray_engine, "answers", no_ray)
+    monkeypatch.setattr(ray_engine, "cluster", no_ray)
+    report = caption(folder, output)
+    assert (report.done, report.skipped, len(report.bad)) == (0, IMAGES, 1)
+    with pytest.raises(CaptionFileError, match="made with other settings .prompt"):
+        caption(folder, output, prompt="Say it.")
+    for options in ({"address": "10.0.0.1:6379"}, {"limit": 40}):  # the model may be there alone; a part is another
+        with pytest.raises(AssertionError, match="Ray was started"):
+            caption(folder, output, **options)
+
+
 def test_other_settings_are_refused(here: list[int], folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     caption(folder, output, limit=5)
@@ -342,7 +361,7 @@ def test_what_cannot_be_done_is_refused(
 
 
 def test_a_part_that_kills_its_workers_ends_the_job() -> None:
-    worker = ray_pool._Worker(pickle.dumps((None, None, 1, 2)), None)
+    worker = ray_pool._Worker(b"what is never looked at", None, 2)
 
     counts = iter([1, 2, 3, 4])
     worker._begun = lambda number: next(counts)  # type: ignore[method-assign]

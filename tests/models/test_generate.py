@@ -76,6 +76,9 @@ def test_generate_leaves_the_training_mode(captioner: Captioner, images: list) -
     first = captioner.generate(images, max_new_tokens=8)
     assert captioner.model.training
     assert captioner.generate(images, max_new_tokens=8) == first, "dropout is off while captioning"
+    captioner.model.eval()
+    next(captioner.model.children()).train()  # a part alone
+    assert captioner.generate(images, max_new_tokens=8) == first
 
 
 def test_caption_streams_every_image_once(captioner: Captioner) -> None:

@@ -61,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--limit", type=COUNT, metavar="N", help="caption only the first N images")
     job.add_argument("--batch-size", type=SEVERAL, default=32, metavar="N", help="images at a time (default: 32)")
     job.add_argument(
+        "--workers", type=SEVERAL, metavar="N", help="images that are read and decoded at a time (default: 1)"
+    )
+    job.add_argument(
         "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default: auto, as saved)"
     )
     job.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best available)")
@@ -123,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from captune.inference.job import caption_to_file as caption
 
-        files = {"sidecar": args.sidecar, "output_folder": args.output_folder}
+        files = {"sidecar": args.sidecar, "output_folder": args.output_folder, "workers": args.workers or 1}
     hide_loading_bars()
     report = caption(
         args.model,
@@ -184,6 +187,8 @@ def _parts(args: argparse.Namespace) -> tuple[str, str | None]:
     from captune.utils.ray_pool import check_ray
     from captune.utils.remote import check_address, is_address
 
+    if args.workers is not None:
+        raise UsageError("--engine ray opens images in its own workers: leave --workers out, and see --ray-workers")
     check_ray(args.ray_address)
     _decoder(args)
     if args.sidecar is not None or args.output_folder is not None:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,8 @@ class CaptionWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.done = Ids()
         self.last: str | None = None
+        self._syncing: Future[None] | None = None
+        self._syncer = ThreadPoolExecutor(max_workers=1)  # starts no thread before it is needed
         self._file = self.path.open("ab")
         try:
             if not lock(self._file):
@@ -172,8 +175,13 @@ class CaptionWriter:
             self._file.truncate(start)
         self._flush()
 
-    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def write(self, rows: Iterable[Mapping[str, Any]], *, wait: bool = True) -> None:
         """Append rows, each with at least ``image_id`` and ``caption``, and wait until they are on the disk.
+
+        Args:
+            rows: what is written.
+            wait: False: they are in the file, which a killed process does not lose, and on their way to the disk. The
+                next `write` and `close` wait for them, and say if the disk failed.
 
         Raises:
             CaptionFileError: for a row without either, or an id that has a caption already.
@@ -186,8 +194,9 @@ class CaptionWriter:
         if (known := self.done.known(keys)).any():
             first = rows[int(known.argmax())]["image_id"]
             raise CaptionFileError(f"{self.path}: image {first!r} has a caption already")
+        self._synced()
         self._file.write("".join(jsonl_line(row) for row in rows).encode("utf-8"))
-        self._flush()
+        self._flush(wait=wait)
         self.done.add(keys)
 
     def leave_out(self, image_ids: Sequence[str]) -> None:
@@ -199,6 +208,7 @@ class CaptionWriter:
             left = ~gone.known(digests(lines.ids))
             kept.append(np.stack([lines.starts[left], lines.ends[left]], axis=1))
         places = np.concatenate(kept)
+        self._synced()
         copy_lines(self.path, places[:, 0], places[:, 1])
         new = self.path.open("ab")  # the lock was on the file that is gone
         self._file.close()
@@ -209,13 +219,25 @@ class CaptionWriter:
         self._load()
         self.last = last
 
-    def _flush(self) -> None:
+    def _flush(self, *, wait: bool = True) -> None:
         self._file.flush()
-        os.fsync(self._file.fileno())
+        self._syncing = self._syncer.submit(os.fsync, self._file.fileno())
+        if wait:
+            self._synced()
+
+    def _synced(self) -> None:
+        """Wait until what was written is on the disk."""
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
 
     def close(self) -> None:
-        """Close the file, which releases it for other writers."""
-        self._file.close()
+        """Close the file, which releases it for other writers; what was written is on the disk then."""
+        try:
+            self._synced()
+        finally:
+            self._syncer.shutdown()
+            self._file.close()
 
     def __enter__(self) -> CaptionWriter:
         return self

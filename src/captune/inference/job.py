@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import logging
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ from tqdm.auto import tqdm
 
 from captune.data import ImageSource, load_images, open_image
 from captune.data.caption_formats import output_format
-from captune.data.images import BATCH_PIXELS, read_image
+from captune.data.images import BATCH_PIXELS, LARGE_PIXELS, read_image
 from captune.data.sources import count_images, folder_of
 from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, CaptuneError, MissingColumn, ServerError, SettingError, SourceError
@@ -153,7 +154,7 @@ def caption_to_file(
 def caption_source(
     captioner: Any,
     source: str | ImageSource,
-    output: str | Path | None,
+    output: str | Path | Output | None,
     *,
     format: str | None = None,
     sidecar: str | None = None,
@@ -161,6 +162,7 @@ def caption_source(
     prefix: str = "",
     suffix: str = "",
     batch_size: int = 32,
+    workers: int = 1,
     window: int = 16,
     resume: bool = True,
     limit: int | None = None,
@@ -179,13 +181,15 @@ def caption_source(
         captioner: has ``generate(images, **generation) -> list[str]`` (and the other attributes of `Captioner`, or
             those of `ServerCaptioner`).
         source: the images: a source as written, or a dataset.
-        output: the caption file, ``-`` for standard output, or None where `sidecar` is given.
+        output: the caption file, ``-`` for standard output, what is written to by itself
+            (`captune.inference.outputs.KeptOutput`), or None where `sidecar` is given.
         format: the file's format, see `captune.data.caption_formats`; default: by its name.
         sidecar: write NAME.txt (or .caption) beside each image instead; those that are there are kept if `resume`.
         output_folder: write the sidecars there, in the images' tree.
         prefix: put before each caption.
         suffix: put behind each caption.
         batch_size: images per batch.
+        workers: threads that read and decode the next batch; the captions do not depend on it.
         window: batches whose images are sorted by size together.
         resume: continue the file, or keep the sidecars that are there; False replaces them.
         limit: use the first N images.
@@ -200,8 +204,8 @@ def caption_source(
         CaptionFileError: the file was made with other settings.
         MissingColumn: the decoder needs more than images.
     """
-    if batch_size < 1 or window < 1:
-        raise SettingError("batch_size and window must be at least 1")
+    if batch_size < 1 or window < 1 or workers < 1:
+        raise SettingError("batch_size, window and workers must be at least 1")
     generation = {key: value for key, value in generation.items() if value is not None}
     if generation.get("max_new_tokens", 1) < 1:
         raise SettingError("max_new_tokens must be at least 1; leave it out for the model's default")
@@ -219,7 +223,7 @@ def caption_source(
         raise SettingError("say where the captions go: an output file, or sidecars (.txt)")
     if output_folder is not None and sidecar is None:
         raise SettingError("an output folder is for sidecars (.txt); name an output file otherwise")
-    chosen = None if output is None else output_format(output, format)
+    chosen = output_format(output, format) if isinstance(output, str | Path) else None
     dataset = select_images(source, limit)
     if chosen is not None and chosen.name in ("webdataset",) and not isinstance(dataset, Dataset):
         raise SettingError(
@@ -240,6 +244,8 @@ def caption_source(
         folder = None if output_folder is None else Path(output_folder)
         root = folder_of(source) if isinstance(source, str | Path) else None
         writer, name = SidecarOutput(dataset, str(sidecar), folder, root=root, overwrite=not resume), f"{sidecar} files"
+    elif not isinstance(output, str | Path):
+        writer, name = output, "memory"
     elif chosen is None:
         standard = str(output) in ("-", *STDOUT)
         stream = sys.stdout if standard else open_stream(str(output))
@@ -260,7 +266,7 @@ def caption_source(
     with contextlib.closing(writer):
         windows = Windows(dataset, window * batch_size, writer)
         job = _Job(generate, writer, windows, bad, seed if sampled and not own else None, progress, prefix, suffix)
-        job.at_once = at_once
+        job.at_once, job.workers = at_once, workers
         job.attempt = None if attempt is None else partial(attempt, **generation, **own)
         job.cancel = getattr(captioner, "cancel", lambda: None)
         started = time.perf_counter()
@@ -279,6 +285,9 @@ def caption_source(
     if isinstance(writer, FileOutput):
         replaced, others = writer.contents.say(), len(writer.writer.done) - windows.skipped - job.done
     return CaptionReport(job.done, windows.skipped, job.bad, seconds, speed, name, replaced, others)
+
+
+_Opened = tuple[Row, Image.Image | BadImage]
 
 
 class _Made(NamedTuple):
@@ -306,6 +315,8 @@ class _Job:
     ) -> None:
         self.generate, self.writer, self.windows, self.seed, self.show = generate, writer, windows, seed, show
         self.bad_file, self.prefix, self.suffix = bad_file, prefix, suffix
+        self.workers = 1  # threads that open images: Pillow decodes without Python's lock, so that they have cores each
+        self.large = threading.Lock()  # what takes much memory until it is reduced is opened one at a time
         self.at_once = 1  # batches; where there are several, an image's caption does not depend on its batch
         self.attempt: Callable[[list[Image.Image]], list[Any]] | None = None  # gives a caption or an error for each
         self.cancel: Callable[[], None] = lambda: None  # gives up what is being captioned
@@ -316,7 +327,7 @@ class _Job:
         total = len(dataset) if isinstance(dataset, Dataset) else total
         with (
             tqdm(total=total, desc="captions", unit="image", disable=not self.show) as bar,
-            ThreadPoolExecutor(max_workers=1) as reader,  # opens the next batch while the model is busy with this one
+            ThreadPoolExecutor(self.workers) as openers,  # of the next batch, while the model is busy with this one
             ThreadPoolExecutor(max_workers=self.at_once) as makers,
         ):
             making = deque[tuple[Callable[[], _Made], int]]()  # batches that are captioned, and their pixels
@@ -327,7 +338,7 @@ class _Job:
                 bar.update(sum(not row.done for row in made.batch))
 
             try:
-                ahead: Future[Any] | None = None
+                ahead: list[Future[_Opened]] | None = None
                 before = 0
                 for batch in itertools.chain(self._batches(batch_size, bar), [None]):
                     pixels = decoded(batch or [])
@@ -335,19 +346,19 @@ class _Job:
                     while making and sum(held for _, held in making) + before + pixels > BATCH_PIXELS:
                         finish()
                     if batch is not None and before + pixels <= BATCH_PIXELS:
-                        ahead = reader.submit(self._open, batch)
+                        ahead = [openers.submit(self._open, row) for row in batch]
                     if now is not None:
-                        opened = now.result()
+                        opened = [one.result() for one in now]
                         del now  # a future keeps its result
                         if self.at_once > 1:
-                            making.append((makers.submit(self._make, *opened).result, before))
+                            making.append((makers.submit(self._make, opened).result, before))
                         else:
-                            making.append((partial(self._make, *opened), before))
+                            making.append((partial(self._make, opened), before))
                         del opened
                         while len(making) >= self.at_once:
                             finish()
                     if batch is not None and ahead is None:
-                        ahead = reader.submit(self._open, batch)
+                        ahead = [openers.submit(self._open, row) for row in batch]
                     before = pixels
                 while making:
                     finish()
@@ -378,23 +389,23 @@ class _Job:
                 if left:
                     yield left
 
-    def _open(self, batch: list[Row]) -> tuple[list[Row], list[Row], list[Image.Image], list[tuple[str, str]]]:
-        good, images, bad = [], [], []
-        for row in batch:
-            try:
-                if isinstance(row.image, Image.Image):
-                    images.append(open_image(row.image, row.image_id))
-                else:
-                    data = read_image(row.image, row.image_id)
-                    row = row._replace(content=content_of(row.image, data))
-                    images.append(open_image(data, row.image_id))
-                good.append(row)
-            except BadImage as error:
-                bad.append((error.item, error.why))
-        return batch, good, images, bad
+    def _open(self, row: Row) -> _Opened:
+        try:
+            if isinstance(row.image, Image.Image):
+                return row, open_image(row.image, row.image_id)
+            data = read_image(row.image, row.image_id)
+            row = row._replace(content=content_of(row.image, data))
+            with self.large if row.pixels > LARGE_PIXELS else contextlib.nullcontext():
+                return row, open_image(data, row.image_id)
+        except BadImage as error:
+            return row, error
 
-    def _make(self, batch: list[Row], rows: list[Row], images: list[Image.Image], bad: list[tuple[str, str]]) -> _Made:
+    def _make(self, opened: list[_Opened]) -> _Made:
         """Caption the images of a batch."""
+        batch = [row for row, _ in opened]
+        rows = [row for row, image in opened if not isinstance(image, BadImage)]
+        images = [image for _, image in opened if not isinstance(image, BadImage)]
+        bad = [(image.item, image.why) for _, image in opened if isinstance(image, BadImage)]
         if all(row.done for row in rows):
             return _Made(batch, [], [], bad)
         if self.attempt is not None:

@@ -27,7 +27,7 @@ from captune.errors import CaptionFileError, SettingError, SourceError
 from captune.inference.contents import Content, Contents
 from captune.inference.settings import beside, write_settings
 from captune.utils.files import jsonl_line, read_json, replacing
-from captune.utils.ids import Ids, as_values, digests
+from captune.utils.ids import Ids, as_values, digests, numbers
 
 ImageOf = Callable[[int], Any]  # the image of a row, undecoded
 
@@ -49,7 +49,10 @@ class Output(Protocol):
         ...
 
     def write(self, rows: Sequence[Mapping[str, Any]], contents: Mapping[str, Content]) -> None:
-        """Write captions of images with these contents; when it returns, a crash does not lose them."""
+        """Write captions of images with these contents.
+
+        When it returns, a killed process does not lose them; they are on the disk when the next `write` returns.
+        """
         ...
 
     def finish(self, places: Ids, images: ImageSource) -> None:
@@ -128,7 +131,7 @@ class FileOutput:
     def write(self, rows: Sequence[Mapping[str, Any]], contents: Mapping[str, Content]) -> None:
         """Append captions to the journal."""
         self.contents.add(contents)
-        self.writer.write(rows)
+        self.writer.write(rows, wait=False)  # the model need not wait for the disk
 
     def finish(self, places: Ids, images: ImageSource) -> None:
         """Sort the captions by place, those of images that the source no longer has last; write the format."""
@@ -245,6 +248,38 @@ class StreamOutput:
         """Close a FIFO; standard output stays open."""
         if self.file.fileno() > 2:
             self.file.close()
+
+
+class KeptOutput:
+    """Captions that are kept in memory, for what writes them somewhere by itself.
+
+    Attributes:
+        captions: by image_id; when the job is done, in the order of the images' places.
+    """
+
+    def __init__(self) -> None:
+        self.captions: dict[str, str] = {}
+
+    def have(self, ids: Sequence[str], image: ImageOf | None) -> np.ndarray:
+        """None has a caption: nothing is resumed."""
+        return np.zeros(len(ids), dtype=bool)
+
+    def cut_off(self, image_ids: Collection[str]) -> bool:
+        """Never: nothing is resumed."""
+        return False
+
+    def write(self, rows: Iterable[Mapping[str, Any]], contents: Mapping[str, Content] | None = None) -> None:
+        """Keep them."""
+        self.captions.update((row["image_id"], row["caption"]) for row in rows)
+
+    def finish(self, places: Ids, images: ImageSource) -> None:
+        """Bring them into order."""
+        ids = list(self.captions)
+        order = np.argsort(numbers(places.find(digests(ids))[1]))
+        self.captions = {ids[at]: self.captions[ids[at]] for at in order.tolist()}
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def images_of(format: Format, images: ImageSource, wanted: Container[str]) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ those of one process, where the pieces are numbers of rows; a webdataset shard i
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -27,7 +28,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from captune.data import read_captions
 from captune.data.caption_formats import write_captions
 from captune.data.parts import MANIFEST, PARTS, WINDOW, check_part_size, parts_format, read_manifest
 from captune.data.pieces import Piece, Rows, pieces_of
@@ -36,6 +36,7 @@ from captune.decoding import load_decoder
 from captune.errors import CaptionFileError, MissingColumn, SettingError, SourceError, redact
 from captune.inference.engines import check_engine, load_captioner, pick_engine
 from captune.inference.job import CaptionReport
+from captune.inference.outputs import KeptOutput
 from captune.utils.ray_pool import Progress, answers, check_ray, cluster, default_workers
 from captune.utils.remote import Store, is_address
 from captune.utils.skipped import counting, skip
@@ -186,10 +187,14 @@ def caption_to_parts(
     bar = Progress("captions", total, sum(r["images"] for r in finished.values()), show=progress and bool(left))
     done = 0
     seen: set[str] = set()
-    items: list[Any] = [(number, pieces[number]) for number in left]
-    items = items or [None]  # nothing is left: a worker compares the settings
-    with cluster(address, count):
-        for record in answers(_begin, job, items, workers=min(count, len(items)), device=device):
+    items: list[Any] = [(number, pieces[number]) for number in left] or [None]  # None: the settings are compared
+    alone = not left and address is None  # without Ray, where the model is sure to be on this machine
+    with contextlib.nullcontext() if alone else cluster(address, count):
+        workers = min(count, len(items))
+        made: Iterator[Any] = (
+            map(_begin(job), items) if alone else answers(_begin, job, items, workers=workers, device=device)
+        )
+        for record in made:
             if record is None:
                 continue
             seen.add(record.pop("worker"))
@@ -440,9 +445,8 @@ class _Captions:
 
         job = self.job
         with tempfile.TemporaryDirectory(prefix="captune-") as folder, counting() as left_out:
-            local = Path(folder) / "captions.jsonl"
+            kept = KeptOutput()
             bad: list[tuple[str, str]] = []
-            captions: dict[str, str] = {}
             dataset = piece.load()
             if isinstance(piece, Rows):
                 left_out.clear()  # the driver has counted it
@@ -450,10 +454,9 @@ class _Captions:
                 report = caption_source(
                     self.captioner,
                     dataset,
-                    local,
+                    kept,
                     batch_size=job.batch_size,
                     window=WINDOW,
-                    resume=False,
                     seed=job.seed,
                     prefix=job.prefix,
                     suffix=job.suffix,
@@ -461,10 +464,11 @@ class _Captions:
                     decoder=self.decoder,
                     **job.generation,
                 )
-                bad, captions = report.bad, read_captions(local)
+                bad = report.bad
             except SourceError as error:
                 if piece.rows is not None or not str(error).endswith("holds no images"):  # an empty shard is no fault
                     raise
+            captions = kept.captions
             file = None
             size = 0
             if captions:

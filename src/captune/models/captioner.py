@@ -451,12 +451,15 @@ class Captioner:
             output_logits=return_logprob,
         )
         training = self.model.training
-        self.model.eval()
+        switch = any(module.training for module in self.model.modules())  # to switch costs more than to look
+        if switch:
+            self.model.eval()
         try:
             model: Any = self.model
             output = model.generate(**inputs, **settings)
         finally:
-            self.model.train(training)
+            if switch:
+                self.model.train(training)
         generated = output.sequences[:, batch["input_ids"].shape[1] :]
         ids = [[*opening, *row] for row in generated.tolist()]
         captions = self.decode(ids)

@@ -188,14 +188,14 @@ def answers(
     told = os.environ.get("OMP_NUM_THREADS", "")  # Ray sets it for its workers alone
     threads = int(told) if told.isdecimal() and int(told) else cores
     rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
-    about = pickle.dumps((begin, job, threads, retries))
+    about = pickle.dumps((begin, job, threads))
     tries: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Tries).remote()
     try:
         found = ray.data.from_items(rows, override_num_blocks=min(len(rows), _BLOCKS)).map_batches(
             _Worker,
             batch_size=1,
             batch_format="pyarrow",
-            fn_constructor_args=(about, tries),
+            fn_constructor_args=(about, tries, retries),
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=1 if gpu else 0,
@@ -227,8 +227,8 @@ class _Tries:
 class _Worker:
     """A worker process: begins when the first item comes, so that what goes wrong is an answer."""
 
-    def __init__(self, about: bytes, tries: Any) -> None:
-        self.about, self.tries = about, tries
+    def __init__(self, about: bytes, tries: Any, retries: int) -> None:
+        self.about, self.tries, self.retries = about, tries, retries
         self.work: Any = None
 
     def __call__(self, batch: Any) -> Iterator[Any]:
@@ -247,7 +247,7 @@ class _Worker:
     def _begin(self) -> Any:
         import torch
 
-        begin, job, threads, _ = pickle.loads(self.about)
+        begin, job, threads = pickle.loads(self.about)
         torch.set_num_threads(threads)
         return begin(job)
 
@@ -263,8 +263,8 @@ class _Worker:
         return count
 
     def _count(self, number: int) -> None:
-        retries, count = pickle.loads(self.about)[-1], self._begun(number)
-        if count > retries + 1:
+        count = self._begun(number)
+        if count > self.retries + 1:
             raise CaptionerError(
                 f"{count - 1} workers were lost over the same part: it may need more memory than there is; take fewer "
                 "--ray-workers or a smaller --batch-size. What is finished is kept, and the same command resumes"
