@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,41 @@ def test_a_name_that_is_no_utf8_is_listed_and_fails_alone(tmp_path: Path) -> Non
     assert len(dataset) == 2
     with pytest.raises(BadImage, match="not valid UTF-8"):
         dataset[0]
+
+
+@pytest.mark.skipif(os.sys.platform != "linux", reason="needs file names that are no UTF-8")
+def test_a_folder_whose_own_name_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    (Path(os.fsdecode(folder)) / "a.png").write_bytes(b"")
+    with pytest.raises(SourceError, match="no text in UTF-8; rename it"):
+        load_images(os.fsdecode(folder))
+
+
+def test_a_folder_is_listed_in_little_memory_and_in_the_order_of_its_names(tmp_path: Path) -> None:
+    count = 2**12 + 2**11  # more than are strings together
+    names = [f"{number * 7919 % count:05d}{end}" for number in range(count) for end in ("é.png", ".png")]
+    for place, name in enumerate(names):
+        folder = tmp_path / f"{place % 3}"
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    load_images(str(tmp_path), limit=1, decode=False)  # what is imported is not counted
+    tracemalloc.start()
+    dataset = load_images(str(tmp_path), decode=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = sorted(f"{place % 3}/{name}" for place, name in enumerate(names))
+    assert column(dataset, "image_id") == expected
+    assert dataset[-1]["image"]["path"] == str(tmp_path / expected[-1])
+    assert dataset[5]["references"] == []
+    assert peak < 250 * 2 * count
+
+
+def test_different_images_of_a_folder_have_different_fingerprints(tmp_path: Path) -> None:
+    images(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    sources = [f"{tmp_path}{query}" for query in ("", "?n=1", "?n=2", "?n=1&skip=1", "?n=1&skip=2")]
+    assert len({load_images(source)._fingerprint for source in sources}) == len(sources)
+    assert load_images(sources[1])._fingerprint == load_images(sources[1])._fingerprint
 
 
 def test_number_seed_and_limit(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 import tiny
 
 from captune.data import read_captions, write_captions
-from captune.errors import CaptionFileError, SettingError
+from captune.errors import CaptionFileError, SettingError, SourceError
+from captune.inference.convert import convert
 from captune.inference.job import caption_source
 
 
@@ -169,3 +172,31 @@ def test_a_part_of_the_images_gets_sidecars_in_the_tree_of_all(tmp_path: Path) -
     for source in (f"{tmp_path}/photos?n=1", f"{tmp_path}/photos?shard=2/2"):
         caption_source(Namer(), source, None, sidecar=".txt", output_folder=texts, progress=False)
     assert sorted(str(path.relative_to(texts)) for path in texts.rglob("*.txt")) == ["a/x.txt", "b/y.txt"]
+
+
+@pytest.mark.parametrize("query", ["?shard=1/2", "?shard=2/2", "?n=1", "?skip=1&n=1"])
+def test_two_images_of_one_stem_are_refused_in_whatever_part_they_are(tmp_path: Path, query: str) -> None:
+    for name in ("a.jpg", "a.png"):
+        tiny.picture(1, (16, 16)).save(tmp_path / name)
+    with pytest.raises(SourceError, match="'a.jpg' and 'a.png' would share the sidecar a.txt"):
+        caption_source(Namer(), f"{tmp_path}{query}", None, sidecar=".txt", progress=False)
+    (captions := tmp_path / "caps.jsonl").write_text('{"image_id": "a.jpg", "caption": "x"}\n')
+    with pytest.raises(SourceError, match="would share the sidecar a.txt"):
+        convert(captions, tmp_path, format="sidecars", images=f"{tmp_path}{query}")
+    assert not (tmp_path / "a.txt").exists()
+
+
+def test_what_a_killed_run_left_beside_the_images_is_removed_and_nothing_else(tmp_path: Path, photos: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    running = os.getppid()
+    stale = [f".1.txt.{gone.pid}.tmp", f".2.txt.{os.getpid()}.tmp"]
+    kept = [f".3.txt.{running}.tmp", f".notes.txt.{gone.pid}.tmp", ".1.txt.tmp", f".1.caption.{gone.pid}.tmp"]
+    for name in stale + kept:
+        (photos / name).write_text("half a cap")
+    caption_source(Namer(), str(photos), None, sidecar=".txt", progress=False)
+    assert sorted(path.name for path in photos.iterdir() if path.name.startswith(".")) == sorted(kept)
+    for name in ("caps.csv", "caps.csv.settings.json", "caps.csv.jsonl", "caps.csv.images.jsonl", "other.csv"):
+        (tmp_path / f".{name}.{gone.pid}.tmp").write_text("half a cap")
+    caption_source(Namer(), str(photos), tmp_path / "caps.csv", progress=False)
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == [f".other.csv.{gone.pid}.tmp"]

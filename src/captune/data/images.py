@@ -13,7 +13,6 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,18 +143,21 @@ def _name(image: Any) -> str:
     return str(image) if isinstance(image, str | os.PathLike) else "image"
 
 
-def image_path(image: Any) -> Path | None:
-    """Return the file that an image is in; None for bytes and PIL images."""
+def image_path(image: Any) -> str | None:
+    """Return the file that an image is in; None for bytes and PIL images.
+
+    No `Path`: it keeps the names of its parts in a table of the interpreter's, which grows with every image.
+    """
     if isinstance(image, dict):
-        return Path(image["path"]) if image.get("bytes") is None and image.get("path") else None
-    return Path(image) if isinstance(image, str | os.PathLike) else None
+        return str(image["path"]) if image.get("bytes") is None and image.get("path") else None
+    return str(image) if isinstance(image, str | os.PathLike) else None
 
 
-def _regular_file(path: Path, item: str) -> None:
+def _regular_file(path: str, item: str) -> None:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError as error:
-        if "\\udc" in str(path):
+        if "\\udc" in path:
             raise BadImage(item, "its file name is not valid UTF-8; rename the file") from error
         raise BadImage(item, error.strerror or str(error)) from error
     if not stat.S_ISREG(status.st_mode):  # reading a named pipe would wait for ever
@@ -174,7 +176,8 @@ def read_image(image: Any, item: str) -> bytes:
     if path is not None:
         _regular_file(path, item)
         try:
-            return path.read_bytes()
+            with open(path, "rb") as file:
+                return file.read()
         except OSError as error:
             raise BadImage(item, error.strerror or str(error)) from error
     data = image.get("bytes") if isinstance(image, dict) else image
@@ -200,7 +203,7 @@ def _refuse_other_files(data: bytes, item: str) -> None:
         raise BadImage(item, "holds only zero bytes")
 
 
-def _open(data: bytes | Path, item: str, max_pixels: int) -> Image.Image:
+def _open(data: bytes | str, item: str, max_pixels: int) -> Image.Image:
     try:
         try:
             opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
@@ -218,14 +221,14 @@ def _open(data: bytes | Path, item: str, max_pixels: int) -> Image.Image:
     return opened
 
 
-def _register_plugin(data: bytes | Path, item: str) -> bool:
+def _register_plugin(data: bytes | str, item: str) -> bool:
     """Make Pillow read HEIC and JPEG XL where their plugins are installed; whether the image is of such a kind.
 
     Raises:
         BadImage: it is, and the plugin is not there; names the package.
     """
-    if isinstance(data, Path):
-        with data.open("rb") as file:
+    if isinstance(data, str):
+        with open(data, "rb") as file:
             head = file.read(12)
     else:
         head = data[:12]

@@ -19,7 +19,7 @@ from captune.errors import CaptionFileError
 from captune.utils.files import decode_row, replacing
 from captune.utils.ids import Ids, digests, numbers
 
-PIECE = 2**21  # bytes
+PIECE = 2**18  # bytes; the rows of one take some thirty times that in memory
 
 
 class Lines(NamedTuple):

@@ -16,12 +16,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
 from datasets import Dataset, IterableDataset
 from pydantic import Field
 from tqdm.auto import tqdm
 
 from captune.data.columns import ImageSource, column, decoded
-from captune.data.folders import add_references, files_below, listed
+from captune.data.folders import files_below, listed, references_beside
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.readers import HALF, TEXT_SUFFIXES, Entry, find_image_folder, image_paths, is_utf8, nfc, read_entries
 from captune.data.schemes import Scheme, scheme_of
@@ -131,14 +133,16 @@ def load_images(
     parsed = Source.parse(source)
     if (scheme := parsed.scheme) is not None:
         return _by_scheme(parsed, scheme, limit)
-    entries = _entries(parsed, limit, with_images=True, references=references)
-    if entries is not None:
+    if (folder := _folder(parsed, limit, references)) is not None:
+        dataset = _dataset(_of_names(*folder))
+    elif (entries := _entries(parsed, limit, with_images=True)) is not None:
         rows, paths = entries
         try:
-            table = _arrow(rows, paths)
-        except UnicodeEncodeError:  # rare, so it is looked for only then
-            table = _arrow(_whole_text(parsed.where, rows), paths)
-        dataset = Dataset(table)
+            files = pa.array(paths, pa.string())
+        except UnicodeEncodeError:
+            broken = next(path for path in paths if not is_utf8(path))
+            raise SourceError(f"{parsed.where}: {broken!a} is no text in UTF-8; rename what is named so") from None
+        dataset = _dataset(_arrow(parsed.where, rows, files))
     else:
         dataset = _table(parsed, limit, stream, with_images=True)
     return decoded(dataset) if decode else dataset
@@ -153,8 +157,10 @@ def load_references(source: str, *, limit: int | None = None) -> dict[str, list[
     parsed = Source.parse(source)
     if (scheme := parsed.scheme) is not None:
         return _by_id(_by_scheme(parsed, scheme, limit), "references")
-    entries = _entries(parsed, limit, with_images=False)
-    if entries is not None:
+    if (folder := _folder(parsed, limit, references=True)) is not None:
+        _, names, beside = folder
+        return {nfc(name): beside.get(name, []) for name in names.to_pylist()}
+    if (entries := _entries(parsed, limit, with_images=False)) is not None:
         return {row.image_id: row.references for row in entries[0]}
     return _by_id(_table(parsed, limit, stream=False, with_images=False), "references")
 
@@ -171,13 +177,47 @@ def load_scenes(source: str, *, limit: int | None = None) -> dict[str, str]:
     return _by_id(dataset, "scene")
 
 
-def _arrow(rows: list[Entry], paths: list[str]) -> pa.Table:
-    columns = [
-        pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]),
-        pa.array((row.image_id for row in rows), pa.string(), size=len(rows)),
-        pa.array((row.references for row in rows), pa.list_(pa.string()), size=len(rows)),
-    ]
-    return pa.Table.from_arrays(columns, schema=FEATURES.arrow_schema)
+def _dataset(table: pa.Table) -> Dataset:
+    """The table as a dataset, with a digest of its rows as fingerprint: `datasets` would copy them all to hash them."""
+    digest = xxhash.xxh64()
+    for batch in table.to_batches(max_chunksize=2**12):
+        digest.update(batch.serialize())
+    pa.default_memory_pool().release_unused()  # of what was sorted, which Arrow would keep for later
+    return Dataset(table, fingerprint=digest.hexdigest())
+
+
+def _of_names(folder: Path, names: pa.StringArray, beside: dict[str, list[str]]) -> pa.Table:
+    """Images of a folder: columns of their names alone, where no references lie beside them."""
+    where = os.path.join(folder, "")
+    if not is_utf8(where):
+        raise SourceError(f"the path of the folder {where!a} is no text in UTF-8; rename it")
+    paths = pc.binary_join_element_wise(pa.scalar(where), names, "")
+    if beside:
+        return _arrow(str(folder), [Entry(nfc(name), name, beside.get(name, [])) for name in names.to_pylist()], paths)
+    ids = names if _is_ascii(names) else pa.array(map(nfc, names.to_pylist()), pa.string(), size=len(names))
+    starts = pa.array(np.zeros(len(names) + 1, np.int32))
+    return _columns(ids, paths, pa.ListArray.from_arrays(starts, pa.array([], pa.string())))
+
+
+def _arrow(where: str, rows: list[Entry], paths: pa.StringArray) -> pa.Table:
+    try:
+        return _of_entries(rows, paths)
+    except UnicodeEncodeError:  # rare, so it is looked for only then
+        return _of_entries(_whole_text(where, rows), paths)
+
+
+def _of_entries(rows: list[Entry], paths: pa.StringArray) -> pa.Table:
+    ids = pa.array((row.image_id for row in rows), pa.string(), size=len(rows))
+    return _columns(ids, paths, pa.array((row.references for row in rows), pa.list_(pa.string()), size=len(rows)))
+
+
+def _columns(ids: pa.Array, paths: pa.Array, references: pa.Array) -> pa.Table:
+    images = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
+    return pa.Table.from_arrays([images, ids, references], schema=FEATURES.arrow_schema)
+
+
+def _is_ascii(names: pa.StringArray) -> bool:
+    return bool(pc.all(pc.string_is_ascii(names), min_count=0).as_py())
 
 
 def _whole_text(where: str, rows: list[Entry]) -> list[Entry]:
@@ -293,6 +333,17 @@ def sharded(source: str, shard: str) -> str:
     return f"{source}{'?' if parsed.where == source else '&'}shard={shard}"
 
 
+def whole_of(source: str) -> str | None:
+    """Return the source without what chooses some of its images; None where it is the whole one, or draws them."""
+    parsed = Source.parse(source)
+    if parsed.scheme is not None or all(getattr(parsed, key) is None for key in ("n", "skip", "part", "shard")):
+        return None
+    where, _, query = source.rpartition("?")
+    chosen = ("n=", "seed=", "skip=", "part=", "shard=")
+    rest = "&".join(setting for setting in query.split("&") if not setting.startswith(chosen))
+    return f"{where}?{rest}" if rest else where
+
+
 def folder_of(source: str | Path) -> Path | None:
     """Return the folder that a source's images are named in: its own, or that of ?images=; None for other sources."""
     parsed = Source.parse(str(source))
@@ -318,32 +369,40 @@ def _by_scheme(source: Source, scheme: Scheme, limit: int | None) -> Dataset:
     return dataset if limit is None or limit >= len(dataset) else dataset.select(range(limit))
 
 
-def _entries(
-    source: Source, limit: int | None, with_images: bool, references: bool = True
-) -> tuple[list[Entry], list[str]] | None:
-    """Rows and image paths of an image folder or a caption file; None for everything that `datasets` reads."""
+def _folder(
+    source: Source, limit: int | None, references: bool
+) -> tuple[Path, pa.StringArray, dict[str, list[str]]] | None:
+    """A folder of images: it, the names that are taken, and the references of those that have any.
+
+    None for any other source.
+    """
     path = Path(source.where).expanduser()
-    if path.is_dir():
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+    if not path.is_dir() or (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return None
+    names, beside = listed(path)
+    if not len(names):
+        if _shards(source.where):
             return None
-        names, beside = listed(path)
-        if not names:
-            if _shards(source.where):
-                return None
-            kinds = sorted(files_below(path, ())[1].items())
-            others = ", ".join(f"{len(paths)} {suffix or 'suffixless'}" for suffix, paths in kinds[:10])
-            raise SourceError(
-                f"no image files in {path} or below{f', only {others}' * bool(others)} (looked for "
-                f"{' '.join(sorted(IMAGE_SUFFIXES))})"
-            )
-        if source.split or source.images or source.columns:
-            raise SourceError(f"{path} is a folder of images; it takes only ?n=, ?seed=, ?skip=, ?part= and ?shard=")
-        rows = [Entry(nfc(name), name, []) for name in names]
-        _distinct(path, rows)
-        if references:
-            add_references(path, rows, beside)
-        folder = path
-    elif path.is_file() and path.suffix.lower() in {".json", ".jsonl", ".ndjson", *TEXT_SUFFIXES}:
+        kinds = sorted(files_below(path, ())[1].items())
+        others = ", ".join(f"{len(paths)} {suffix or 'suffixless'}" for suffix, paths in kinds[:10])
+        raise SourceError(
+            f"no image files in {path} or below{f', only {others}' * bool(others)} (looked for "
+            f"{' '.join(sorted(IMAGE_SUFFIXES))})"
+        )
+    if source.split or source.images or source.columns:
+        raise SourceError(f"{path} is a folder of images; it takes only ?n=, ?seed=, ?skip=, ?part= and ?shard=")
+    _distinct(path, names)
+    found = references_beside(path, names, beside) if references else {}
+    rows = choose(len(names), source, limit)
+    chosen = names if rows == range(len(names)) else names.take(pa.array(rows, pa.int64()))
+    return path, chosen, found
+
+
+def _entries(source: Source, limit: int | None, with_images: bool) -> tuple[list[Entry], list[str]] | None:
+    """Rows and image paths of a caption file or of one image; None for everything that `datasets` reads."""
+    path = Path(source.where).expanduser()
+    folder: Path | None = None
+    if path.is_file() and path.suffix.lower() in {".json", ".jsonl", ".ndjson", *TEXT_SUFFIXES}:
         if source.columns:
             raise SourceError(
                 f"{path} takes ?n=, ?seed=, ?skip=, ?part=, ?shard=, ?split= and ?images=, not "
@@ -352,7 +411,6 @@ def _entries(
         rows = read_entries(path, source.split)
         if not rows:
             raise SourceError(f"{path} names no image")
-        folder = None
     elif path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         rows, folder = [Entry(nfc(path.name), path.name, [])], path.parent
     else:
@@ -360,16 +418,16 @@ def _entries(
     rows = [rows[index] for index in choose(len(rows), source, limit)]
     if not with_images:
         return rows, []
-    if folder is not None:  # its own files
+    if folder is not None:  # its own file
         return rows, [os.path.join(folder, row.name or "") for row in rows]
     return rows, image_paths(path, find_image_folder(path, rows, source.images), rows)
 
 
-def _distinct(folder: Path, rows: list[Entry]) -> None:
+def _distinct(folder: Path, names: pa.StringArray) -> None:
     """Refuse two file names that differ in their Unicode form only: they would be one image."""
-    known: dict[str, str | None] = {}
-    for image_id, name, *_ in rows:
-        if not image_id.isascii() and (other := known.setdefault(image_id, name)) != name:
+    known: dict[str, str] = {}
+    for name in names.filter(pc.invert(pc.string_is_ascii(names))).to_pylist():
+        if (other := known.setdefault(image_id := nfc(name), name)) != name:
             raise SourceError(
                 f"{folder} has two files of the name {image_id!r}, in two Unicode forms ({other!a} and {name!a}); "
                 "rename one"
@@ -428,7 +486,7 @@ def _shards(where: str) -> list[str]:
     """
     path = Path(where).expanduser()
     if path.is_dir():
-        below = sorted(path / name for name in files_below(path, _SHARD_SUFFIXES)[0])
+        below = sorted(path / name for name in files_below(path, _SHARD_SUFFIXES)[0].to_pylist())
     elif path.is_file() or not _BRACES.search(str(path)):
         if path.suffix.lower() not in _SHARD_SUFFIXES:
             return []

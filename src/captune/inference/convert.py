@@ -9,7 +9,7 @@ from pathlib import Path
 from captune.data import load_images, read_captions
 from captune.data.caption_formats import output_format, write_captions
 from captune.data.columns import undecoded
-from captune.data.sources import folder_of
+from captune.data.sources import folder_of, whole_of
 from captune.errors import CaptionFileError
 from captune.inference.outputs import SidecarOutput, StreamOutput, images_of
 from captune.utils.skipped import skip
@@ -46,7 +46,9 @@ def convert(
         if dataset is None:
             raise CaptionFileError("sidecars need the images that they stand beside: name --images")
         folder = None if _same_folder(output, images) else Path(output)
-        writer = SidecarOutput(dataset, ".txt", folder, root=folder_of(str(images)), overwrite=overwrite)
+        whole = whole_of(str(images))
+        among = None if whole is None else undecoded(load_images(whole, decode=False, references=False))
+        writer = SidecarOutput(dataset, ".txt", folder, root=folder_of(str(images)), overwrite=overwrite, among=among)
         known = {key: text for key, text in read.items() if key in writer.files}
         _say_unknown(read, known, str(images))
         new = {key: text for key, text in known.items() if key not in writer.done}

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from captune.data import ImageSource, load_images, open_image
 from captune.data.caption_formats import output_format
 from captune.data.images import BATCH_PIXELS, LARGE_PIXELS, read_image
-from captune.data.sources import count_images, folder_of
+from captune.data.sources import count_images, folder_of, whole_of
 from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, CaptuneError, MissingColumn, ServerError, SettingError, SourceError
 from captune.inference.contents import content_of
@@ -243,7 +243,10 @@ def caption_source(
     if output is None:
         folder = None if output_folder is None else Path(output_folder)
         root = folder_of(source) if isinstance(source, str | Path) else None
-        writer, name = SidecarOutput(dataset, str(sidecar), folder, root=root, overwrite=not resume), f"{sidecar} files"
+        whole = whole_of(str(source)) if isinstance(source, str | Path) else None
+        among = None if whole is None else select_images(whole, None)
+        writer = SidecarOutput(dataset, str(sidecar), folder, root=root, overwrite=not resume, among=among)
+        name = f"{sidecar} files"
     elif not isinstance(output, str | Path):
         writer, name = output, "memory"
     elif chosen is None:

@@ -9,6 +9,7 @@ resumed.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
@@ -26,8 +27,10 @@ from captune.data.sidecars import SIDECARS, as_file, sidecar_line
 from captune.errors import CaptionFileError, SettingError, SourceError
 from captune.inference.contents import Content, Contents
 from captune.inference.settings import beside, write_settings
-from captune.utils.files import jsonl_line, read_json, replacing
+from captune.utils.files import jsonl_line, read_json, remove_stale, replacing
 from captune.utils.ids import Ids, as_values, digests, numbers
+
+logger = logging.getLogger(__name__)
 
 ImageOf = Callable[[int], Any]  # the image of a row, undecoded
 
@@ -93,6 +96,8 @@ class FileOutput:
         except BaseException:
             self.writer.close()
             raise
+        companions = (self.journal, *(beside(path, end) for end in ("settings.json", "images.jsonl")))
+        remove_stale(path.parent, {path.name, *(file.name for file in companions)})
         self.contents = Contents(beside(path, "images.jsonl"), resume=resume)
 
     def _check_unchanged(self) -> None:
@@ -170,6 +175,7 @@ class SidecarOutput:
         folder: where to put them instead, in the images' tree; None: beside the images.
         root: the folder that this tree begins at, of all images or of a few; None: the deepest that holds all of these.
         overwrite: replace those that are there, which are kept otherwise.
+        among: all images of the source, where `images` are some of them: one of the others may share a sidecar.
 
     Raises:
         SettingError: another suffix than .txt or .caption.
@@ -184,12 +190,23 @@ class SidecarOutput:
         *,
         root: Path | None = None,
         overwrite: bool = False,
+        among: ImageSource | None = None,
     ) -> None:
         suffix = suffix if suffix.startswith(".") else f".{suffix}"
         if suffix not in SIDECARS:
             raise SettingError(f"a sidecar ends with {' or '.join(SIDECARS)}, not with {suffix}")
-        self.files = sidecars(images, suffix, folder, root)
-        self.done = set() if overwrite else {image_id for image_id, file in self.files.items() if file.exists()}
+        self.files = sidecars(images if among is None else among, suffix, folder, root)
+        if among is not None:
+            ids = [nfc(str(one)) for one in column(images, "image_id")]
+            if gone := next((one for one in ids if one not in self.files), None):
+                raise SourceError(f"image {gone!r} is gone since the source was listed: run the same command again")
+            self.files = {one: self.files[one] for one in ids}
+        names: dict[str, set[str]] = {}
+        for file in self.files.values():
+            names.setdefault(os.path.dirname(file), set()).add(os.path.basename(file))
+        if stale := sum(remove_stale(Path(place), those) for place, those in names.items()):
+            logger.info("%d files that a killed run had not finished are removed", stale)
+        self.done = set() if overwrite else {one for one, file in self.files.items() if os.path.exists(file)}
 
     def have(self, ids: Sequence[str], image: ImageOf | None) -> np.ndarray:
         """Return which images have a sidecar."""
@@ -202,7 +219,7 @@ class SidecarOutput:
     def write(self, rows: Iterable[Mapping[str, Any]], contents: Mapping[str, Content] | None = None) -> None:
         """Write each caption into its file, in one step."""
         for row in rows:
-            file, line = self.files[row["image_id"]], sidecar_line(row["image_id"], row["caption"])
+            file, line = Path(self.files[row["image_id"]]), sidecar_line(row["image_id"], row["caption"])
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with replacing(file) as temporary:
@@ -308,7 +325,7 @@ class _Images(Mapping[str, Any]):
         return iter(self.rows)
 
 
-def sidecars(images: ImageSource, suffix: str, folder: Path | None = None, root: Path | None = None) -> dict[str, Path]:
+def sidecars(images: ImageSource, suffix: str, folder: Path | None = None, root: Path | None = None) -> dict[str, str]:
     """Return {image_id: its sidecar's path}.
 
     Args:
@@ -320,7 +337,7 @@ def sidecars(images: ImageSource, suffix: str, folder: Path | None = None, root:
     Raises:
         SourceError: an image that is no file of a folder, or two images with one sidecar.
     """
-    files: dict[str, Path] = {}
+    files: dict[str, str] = {}
     for row in images.select_columns(["image_id", "image"]):
         image, image_id = row["image"], nfc(str(row["image_id"]))
         path = image.get("path") if isinstance(image, dict) and image.get("bytes") is None else None
@@ -329,18 +346,18 @@ def sidecars(images: ImageSource, suffix: str, folder: Path | None = None, root:
                 f"image {image_id!r} is no file of its own, so that nothing can stand beside it; write --output "
                 "captions.jsonl, or a .tar with the images"
             )
-        files[image_id] = Path(path)
+        files[image_id] = path
     root = root.absolute() if root else None
-    if folder and files and not (root and all(file.absolute().is_relative_to(root) for file in files.values())):
-        root = Path(os.path.commonpath([file.parent.absolute() for file in files.values()]))
-    taken: dict[Path, str] = {}
-    made: dict[str, Path] = {}
-    for image_id, file in files.items():
+    if folder and files and not (root and all(Path(file).absolute().is_relative_to(root) for file in files.values())):
+        root = Path(os.path.commonpath([Path(file).parent.absolute() for file in files.values()]))
+    taken: dict[str, str] = {}
+    for image_id, path in files.items():
+        file = Path(path)
         if folder is not None and root is not None:
             file = folder / file.absolute().relative_to(root)
-        made[image_id] = file.with_name(file.stem + suffix)
-        if (other := taken.setdefault(made[image_id], image_id)) != image_id:
+        made = files[image_id] = str(file.with_name(file.stem + suffix))
+        if (other := taken.setdefault(made, image_id)) != image_id:
             raise SourceError(
-                f"{other!r} and {image_id!r} would share the sidecar {made[image_id].name}: rename one of the images"
+                f"{other!r} and {image_id!r} would share the sidecar {os.path.basename(made)}: rename one of the images"
             )
-    return made
+    return files

@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +29,7 @@ except ImportError:  # Windows has no advisory locks: `lock` always succeeds the
 logger = logging.getLogger(__name__)
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of an address; a Path has lost its second slash
+_TEMPORARY = re.compile(r"\.(.+)\.([0-9]+)\.tmp", re.DOTALL)  # of `replacing`
 STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 DEEPEST = 100  # brackets of YAML inside one another
 LARGEST_CONFIG = 2**20  # bytes of a file of settings
@@ -302,6 +303,39 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path, names: Collection[str]) -> int:
+    """Remove what killed processes of this machine left of `replacing` files of these names; returns how many.
+
+    Args:
+        folder: theirs; it need not be there.
+        names: of the files that the caller alone writes. One that a running process writes is left to it.
+    """
+    removed = 0
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found and found[1] in names and not _runs(int(found[2])):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.path)
+                    removed += 1
+    return removed
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this number is running; where that cannot be asked (Windows): yes."""
+    if process == os.getpid():  # of an earlier container, where the number is always the same
+        return False
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def sync(path: Path) -> None:
