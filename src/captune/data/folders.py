@@ -155,7 +155,11 @@ def files_below(folder: Path, suffixes: Collection[str]) -> tuple[pa.StringArray
                 seen.add(real)
                 pending.append((f"{prefix}{name}/", path))
     column = pa.concat_arrays([*found, pa.array(some, pa.string())])
-    return column.sort(), others
+    found.clear()
+    names = column.sort()
+    del column
+    pa.default_memory_pool().release_unused()  # which Arrow would keep for later
+    return names, others
 
 
 def _utf8(path: str) -> str:

@@ -182,7 +182,7 @@ def _dataset(table: pa.Table) -> Dataset:
     digest = xxhash.xxh64()
     for batch in table.to_batches(max_chunksize=2**12):
         digest.update(batch.serialize())
-    pa.default_memory_pool().release_unused()  # of what was sorted, which Arrow would keep for later
+    pa.default_memory_pool().release_unused()
     return Dataset(table, fingerprint=digest.hexdigest())
 
 
