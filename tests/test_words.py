@@ -24,7 +24,8 @@ GLOSSARY = {
     r"\bsick(ness)?\b|\bill captioner": "degenerate",
 }
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("studies/*/README.md")])
-LEXICONS = {"phrases.py", "tagger.py", "bias.py", "chair.py", "openchair.py"}  # their strings list words of captions
+#: Their strings list words of captions.
+LEXICONS = {"phrases.py", "tagger.py", "bias.py", "vocabulary.py", "openchair.py"}
 MODULES = [file for file in sorted((ROOT / "src" / "captune").rglob("*.py")) if file.name not in LEXICONS]
 
 

@@ -92,6 +92,10 @@ class EncoderError(CaptuneError, ValueError):
     """An encoder that cannot be loaded or used; the message says which, why and what to do."""
 
 
+class DetectorError(CaptuneError, ValueError):
+    """A detector that cannot be loaded or used; the message says which, why and what to do."""
+
+
 class CorpusError(CaptuneError, ValueError):
     """A corpus that cannot be built, opened or searched as asked; the message says why and what to do."""
 

@@ -20,12 +20,12 @@ SPECS = {
 }
 WIDTHS = {"bleu": 10, "meteor": 23, "spice": 15, "storybook": 25, "health": 5, "diversity": 6, "bertscore": 3,
           "chair": 5, "capture": 10, "objects": 7, "attributes": 7, "relations": 7, "relation_qa": 6, "species": 4,
-          "clip": 2, "self_retrieval": 3, "bias": 3, "dnli": 6, "dcscore": 9, "openchair": 4,
+          "clip": 2, "detected": 4, "self_retrieval": 3, "bias": 3, "dnli": 6, "dcscore": 9, "openchair": 4,
           "preference": 6, "qa": 3, "caption_qa": 18}  # fmt: skip
 #: Figures that more of is neither better nor worse.
 NEITHER = {"length", "vocabulary", "mentions", "mentioned", "stated", "species_stated", "breed_stated",
            "objects_left_out", "units", "unsure", "nouns", "tie_rate", "length_ratio",
-           "position_bias", "answered"}  # fmt: skip
+           "position_bias", "answered", "nothing_found"}  # fmt: skip
 
 
 @pytest.fixture

@@ -223,7 +223,7 @@ def _java() -> Iterator[Check]:
 
 
 def _optional() -> Iterator[Check]:
-    """What some commands need: the extras `scorers` and `annotate`, and 4-bit weights."""
+    """What some commands need: the extras `scorers`, `annotate` and `detect`, and 4-bit weights."""
     scorers, pages = "'captune[scorers]'", "'captune[annotate]'"
     for name, what, package in (
         ("sentence-transformers", "sbert, bertscore's and capture's default encoder, corpora", scorers),
@@ -232,6 +232,7 @@ def _optional() -> Iterator[Check]:
         ("pycocoevalcap", "the programs of meteor and spice", scorers),
         ("starlette", "the pages of arena and review", pages),
         ("uvicorn", "the pages of arena and review", pages),
+        ("onnxruntime", "detectors in ONNX files (detect, the scorer detected)", "'captune[detect]'"),
         ("bitsandbytes", "weights in 4 bits (--load-in-4bit)", "bitsandbytes"),
     ):
         found = _library(name)

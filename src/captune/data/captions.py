@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from captune.data.caption_formats import FORMATS, format_of
-from captune.data.lines import copy_lines, read_caption_lines
+from captune.data.lines import CAPTIONS, Kind, copy_lines, read_caption_lines
 from captune.data.readers import nfc
 from captune.errors import CaptionFileError
 from captune.utils.files import jsonl_line, lock, read_file, read_jsonl, torn_line, uncollected
@@ -117,6 +117,7 @@ class CaptionWriter:
     Args:
         path: the file; only one writer can hold it.
         resume: keep what the file holds (a torn last line is removed and logged); False: start an empty file.
+        kind: what each row holds besides its id.
 
     Attributes:
         done: the ids that the file holds: what is in it, and how many.
@@ -126,8 +127,8 @@ class CaptionWriter:
         CaptionFileError: if another process writes to the file, or it is not a caption file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, resume: bool = True) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = True, kind: Kind = CAPTIONS) -> None:
+        self.path, self.kind = Path(path), kind
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.done = Ids()
         self.last: str | None = None
@@ -139,7 +140,7 @@ class CaptionWriter:
                 raise CaptionFileError(f"{self.path}: another process is writing to it; wait for it to end")
             if resume:
                 if self._load() or self.path.with_name(self.path.name + EDITS).is_file():
-                    read_captions(self.path)  # which refuses different captions of one image, and tells of edits
+                    self._look_through()
                 self._repair()
             else:
                 self._file.truncate(0)
@@ -151,12 +152,23 @@ class CaptionWriter:
         """Read which ids the file holds; returns whether one stands twice."""
 
         def pieces() -> Iterator[tuple[np.ndarray, None]]:
-            for lines in read_caption_lines(self.path):
+            for lines in read_caption_lines(self.path, self.kind):
                 self.last = lines.ids[-1] if lines.ids else self.last
                 yield digests(lines.ids), None
 
         self.done = Ids()
         return self.done.load(pieces())
+
+    def _look_through(self) -> None:
+        if self.kind is CAPTIONS:
+            read_captions(self.path)  # which refuses different captions of one image, and tells of edits
+            return
+        seen: set[str] = set()
+        for lines in read_caption_lines(self.path, self.kind):
+            for image_id in lines.ids:
+                if image_id in seen:
+                    raise CaptionFileError(f"{self.path}: a second {self.kind.noun} for image {image_id!r}")
+                seen.add(image_id)
 
     def _repair(self) -> None:
         start, line = torn_line(self.path)
@@ -171,12 +183,14 @@ class CaptionWriter:
         elif not line.startswith((b"{", b"\0")):
             raise CaptionFileError(f"{self.path} is not a caption file; name another output")
         else:
-            logger.warning("%s: the last line is cut off; it is removed and its image captioned again", self.path)
+            logger.warning(
+                "%s: the last line is cut off; it is removed and its image %s again", self.path, self.kind.done
+            )
             self._file.truncate(start)
         self._flush()
 
     def write(self, rows: Iterable[Mapping[str, Any]], *, wait: bool = True) -> None:
-        """Append rows, each with at least ``image_id`` and ``caption``, and wait until they are on the disk.
+        """Append rows, each with at least ``image_id`` and ``caption`` (of the kind), and wait for the disk.
 
         Args:
             rows: what is written.
@@ -188,12 +202,13 @@ class CaptionWriter:
         """
         rows = list(rows)
         for row in rows:
-            if not isinstance(row.get("image_id"), str) or not isinstance(row.get("caption"), str):
-                raise CaptionFileError(f"a row needs an image_id and a caption, both strings; got {dict(row)!r}")
+            if not isinstance(row.get("image_id"), str) or not isinstance(row.get(self.kind.column), self.kind.type):
+                both = "both strings" if self.kind is CAPTIONS else f"under {self.kind.column!r}"
+                raise CaptionFileError(f"a row needs an image_id and a {self.kind.noun}, {both}; got {dict(row)!r}")
         keys = digests([row["image_id"] for row in rows])
         if (known := self.done.known(keys)).any():
             first = rows[int(known.argmax())]["image_id"]
-            raise CaptionFileError(f"{self.path}: image {first!r} has a caption already")
+            raise CaptionFileError(f"{self.path}: image {first!r} has a {self.kind.noun} already")
         self._synced()
         self._file.write("".join(jsonl_line(row) for row in rows).encode("utf-8"))
         self._flush(wait=wait)
@@ -204,7 +219,7 @@ class CaptionWriter:
         gone = Ids()
         gone.add(digests(image_ids))
         kept = [np.empty((0, 2), np.int64)]
-        for lines in read_caption_lines(self.path):
+        for lines in read_caption_lines(self.path, self.kind):
             left = ~gone.known(digests(lines.ids))
             kept.append(np.stack([lines.starts[left], lines.ends[left]], axis=1))
         places = np.concatenate(kept)

@@ -22,6 +22,31 @@ from captune.utils.ids import Ids, digests, numbers
 PIECE = 2**18  # bytes; the rows of one take some thirty times that in memory
 
 
+class Kind(NamedTuple):
+    """What the lines of a file hold of their images.
+
+    Attributes:
+        column: under which key.
+        type: of the value there, in Python.
+        arrow: the same in Arrow.
+        noun: what the value is called in messages.
+        nouns: several of them.
+        done: what happened to an image that has one.
+    """
+
+    column: str
+    type: type
+    arrow: pa.DataType
+    noun: str
+    nouns: str
+    done: str
+
+
+CAPTIONS = Kind("caption", str, pa.string(), "caption", "captions", "captioned")
+_OBJECT = pa.struct({"label": pa.string(), "score": pa.float64(), "box": pa.list_(pa.float64())})
+OBJECTS = Kind("objects", list, pa.list_(_OBJECT), "list of objects", "lists of objects", "searched for objects")
+
+
 class Lines(NamedTuple):
     """Whole lines of a file.
 
@@ -38,13 +63,17 @@ class Lines(NamedTuple):
     columns: dict[str, list[Any]]
 
 
-def read_caption_lines(path: Path) -> Iterator[Lines]:
+def read_caption_lines(path: Path, kind: Kind = CAPTIONS) -> Iterator[Lines]:
     """Yield the lines of a caption file, about `PIECE` bytes at a time; a torn last line is left out.
+
+    Args:
+        path: the file.
+        kind: what each line must hold.
 
     Raises:
         CaptionFileError: for a line that is no object with an id and a caption; names it.
     """
-    return _read(path, pa.schema({"image_id": pa.string(), "caption": pa.string()}), strict=True)
+    return _read(path, pa.schema({"image_id": pa.string(), kind.column: kind.arrow}), kind)
 
 
 def read_lines(path: Path, columns: dict[str, pa.DataType]) -> Iterator[Lines]:
@@ -54,10 +83,10 @@ def read_lines(path: Path, columns: dict[str, pa.DataType]) -> Iterator[Lines]:
         path: the file.
         columns: what is read of each line besides its id.
     """
-    return _read(path, pa.schema({"image_id": pa.string(), **columns}), strict=False)
+    return _read(path, pa.schema({"image_id": pa.string(), **columns}), None)
 
 
-def _read(path: Path, schema: pa.Schema, *, strict: bool) -> Iterator[Lines]:
+def _read(path: Path, schema: pa.Schema, strict: Kind | None) -> Iterator[Lines]:
     number, start = 1, 0
     with path.open("rb") as file:
         while piece := file.read(PIECE):
@@ -68,7 +97,7 @@ def _read(path: Path, schema: pa.Schema, *, strict: bool) -> Iterator[Lines]:
             number += piece.count(b"\n")
 
 
-def _quick(piece: bytes, start: int, schema: pa.Schema, strict: bool) -> Lines | None:
+def _quick(piece: bytes, start: int, schema: pa.Schema, strict: Kind | None) -> Lines | None:
     array = np.frombuffer(piece, dtype=np.uint8)
     ends = np.flatnonzero(array == ord("\n")) + 1
     if not len(ends) or ends[-1] != len(piece):
@@ -91,7 +120,7 @@ def _quick(piece: bytes, start: int, schema: pa.Schema, strict: bool) -> Lines |
     return Lines([nfc(one) for one in ids], starts + start, ends + start, columns)
 
 
-def _one_by_one(path: Path, piece: bytes, start: int, number: int, schema: pa.Schema, strict: bool) -> Lines:
+def _one_by_one(path: Path, piece: bytes, start: int, number: int, schema: pa.Schema, strict: Kind | None) -> Lines:
     rows: list[dict[str, Any]] = []
     places: list[tuple[int, int]] = []
     lines = piece.split(b"\n")
@@ -103,8 +132,9 @@ def _one_by_one(path: Path, piece: bytes, start: int, number: int, schema: pa.Sc
                 image_id = row.get("image_id")
                 if image_id in (None, "") or isinstance(image_id, bool | list | dict):
                     raise ValueError("needs an image_id (a string or a number)")
-                if strict and not isinstance(row.get("caption"), str):
-                    raise ValueError(f"image {image_id!r} needs one caption, a string")
+                if strict and not isinstance(row.get(strict.column), strict.type):
+                    kind = "a string" if strict.type is str else f"under {strict.column!r}"
+                    raise ValueError(f"image {image_id!r} needs one {strict.noun}, {kind}")
                 rows.append(row)
                 places.append((start, end))
         except (ValueError, RecursionError) as error:

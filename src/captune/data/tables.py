@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIX_COLUMNS = tuple(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))  # webdataset names columns after suffixes
 FEATURES = Features({"image": Image(decode=False), "image_id": Value("string"), "references": List(Value("string"))})
-KEPT = ("scene", "alt_text")
+KEPT = ("scene", "alt_text", "objects")
 
 
 def load_saved(path: Path, split: str | None) -> Dataset:

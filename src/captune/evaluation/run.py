@@ -289,6 +289,8 @@ def _columns(
         by_id["references"] = load_references(references)
     if "scene" in needed:
         by_id["scene"] = load_scenes(str(pictures))
+    if "objects" in needed:
+        by_id["objects"] = _objects(pictures, needed["objects"], judges)
     dataset = load_images(str(pictures)) if "image" in needed else None
     if dataset is not None:
         if not isinstance(dataset, Dataset):
@@ -307,6 +309,19 @@ def _columns(
         empty = next(i for i, texts in zip(ids, columns["references"], strict=True) if not texts)
         raise EvaluationError(f"image {empty!r} has no reference in {references}")
     return ids, columns, expected
+
+
+def _objects(pictures: str | None, name: str, judges: Sequence[Scorer]) -> dict[str, Any]:
+    """{image_id: objects} of a source that has such a column."""
+    dataset = None if pictures is None else load_images(pictures, decode=False)
+    if dataset is None or "objects" not in (dataset.column_names or []):
+        usage = next(judge.usage for judge in judges if judge.name == name)
+        lacking = f"; {pictures} has none" if pictures else ""
+        raise EvaluationError(
+            f"scorer {name!r} needs the objects of each image: name a detector, as in {usage!r}, a file of captune "
+            f"detect, {name}:?detections=FILE, or a source with a column objects{lacking}"
+        )
+    return dict(zip(column(dataset, "image_id"), column(dataset, "objects"), strict=True))
 
 
 def _warnings(systems: Mapping[str, Mapping[str, str]], matched: int, expected: Sequence[str]) -> list[str]:

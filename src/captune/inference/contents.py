@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from captune.data.images import image_path, read_image
-from captune.data.lines import read_lines, reorder
+from captune.data.lines import CAPTIONS, Kind, read_lines, reorder
 from captune.errors import BadImage
 from captune.utils.files import cut_torn_line, jsonl_line
 from captune.utils.ids import Ids, digests
@@ -113,18 +113,22 @@ class Contents:
         self.replaced += changed
         return changed
 
-    def say(self) -> int:
-        """Log what was found; returns how many images were replaced."""
+    def say(self, kind: Kind = CAPTIONS) -> int:
+        """Log what was found, in the words of what the file holds; returns how many images were replaced."""
         if self.replaced:
             logger.warning(
-                "%d images were replaced since they were captioned (the first: %s); they are captioned again",
+                "%d images were replaced since they were %s (the first: %s); they are %s again",
                 len(self.replaced),
+                kind.done,
                 self.replaced[0],
+                kind.done,
             )
         if self.unknown:
             logger.warning(
-                "of %d images it is not known what they were when they were captioned; their captions are kept",
+                "of %d images it is not known what they were when they were %s; their %s are kept",
                 self.unknown,
+                kind.done,
+                kind.nouns,
             )
         return len(self.replaced)
 

@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 from captune.data import ImageSource, load_images, open_image
 from captune.data.caption_formats import output_format
 from captune.data.images import BATCH_PIXELS, LARGE_PIXELS, read_image
+from captune.data.lines import CAPTIONS, Kind
 from captune.data.sources import count_images, folder_of, whole_of
 from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, CaptuneError, MissingColumn, ServerError, SettingError, SourceError
@@ -58,6 +59,7 @@ class CaptionReport(NamedTuple):
         output: where the captions are: a file, or in words.
         replaced: captions made again, since their images were replaced.
         others: captions in the file of images that the source does not name, or not any more.
+        kind: what was made of each image: captions, or lists of objects.
     """
 
     done: int
@@ -68,18 +70,19 @@ class CaptionReport(NamedTuple):
     output: Path | str
     replaced: int = 0
     others: int = 0
+    kind: Kind = CAPTIONS
 
     def sentence(self) -> str:
         """Return the report as one line for people."""
-        parts = [f"{self.done} images captioned into {self.output}"]
+        parts = [f"{self.done} images {self.kind.done} into {self.output}"]
         if self.done:
             parts[0] += f" in {self.seconds:.1f} s ({self.images_per_second:.1f} per second)"
         if self.skipped:
             parts.append(f"{self.skipped} were there already")
         if self.replaced:
-            parts.append(f"{self.replaced} images were replaced since and captioned again")
+            parts.append(f"{self.replaced} images were replaced since and {self.kind.done} again")
         if self.others:
-            parts.append(f"{self.others} captions of images that are not among these are in the file as well")
+            parts.append(f"{self.others} {self.kind.nouns} of images that are not among these are in the file as well")
         if self.bad:
             listed = f" (listed in {beside(self.output, 'bad.jsonl')})" if isinstance(self.output, Path) else ""
             parts.append(f"{len(self.bad)} bad images left out{listed}")
@@ -179,7 +182,8 @@ def caption_source(
 
     Args:
         captioner: has ``generate(images, **generation) -> list[str]`` (and the other attributes of `Captioner`, or
-            those of `ServerCaptioner`).
+            those of `ServerCaptioner`); or what makes something else of images, with a ``kind`` that says what
+            (`captune.inference.detect`).
         source: the images: a source as written, or a dataset.
         output: the caption file, ``-`` for standard output, what is written to by itself
             (`captune.inference.outputs.KeptOutput`), or None where `sidecar` is given.
@@ -223,6 +227,7 @@ def caption_source(
         raise SettingError("say where the captions go: an output file, or sidecars (.txt)")
     if output_folder is not None and sidecar is None:
         raise SettingError("an output folder is for sidecars (.txt); name an output file otherwise")
+    kind: Kind = getattr(captioner, "kind", CAPTIONS)
     chosen = output_format(output, format) if isinstance(output, str | Path) else None
     dataset = select_images(source, limit)
     if chosen is not None and chosen.name in ("webdataset",) and not isinstance(dataset, Dataset):
@@ -260,15 +265,17 @@ def caption_source(
                 raise SettingError(f"{companion} is no regular file: remove it, or name another output")
         settings = job_settings(captioner, source, seed if sampled else None, generation | added, decoder)
         if resume:
-            same_settings(path, settings)
-        file = FileOutput(path, chosen, resume=resume)
+            same_settings(path, settings, kind)
+        file = FileOutput(path, chosen, resume=resume, kind=kind)
         writer, name = file, path
         write_settings(path, settings | file.made)
         bad = beside(path, "bad.jsonl")
         bad.unlink(missing_ok=True)
     with contextlib.closing(writer):
         windows = Windows(dataset, window * batch_size, writer)
-        job = _Job(generate, writer, windows, bad, seed if sampled and not own else None, progress, prefix, suffix)
+        job = _Job(generate, writer, windows, bad, seed if sampled and not own else None, progress, kind)
+        if kind is CAPTIONS:
+            job.columns = lambda caption: {"caption": f"{prefix}{caption}{suffix}"}
         job.at_once, job.workers = at_once, workers
         job.attempt = None if attempt is None else partial(attempt, **generation, **own)
         job.cancel = getattr(captioner, "cancel", lambda: None)
@@ -286,19 +293,19 @@ def caption_source(
     speed = job.done / seconds if job.done else 0.0
     replaced = others = 0
     if isinstance(writer, FileOutput):
-        replaced, others = writer.contents.say(), len(writer.writer.done) - windows.skipped - job.done
-    return CaptionReport(job.done, windows.skipped, job.bad, seconds, speed, name, replaced, others)
+        replaced, others = writer.contents.say(kind), len(writer.writer.done) - windows.skipped - job.done
+    return CaptionReport(job.done, windows.skipped, job.bad, seconds, speed, name, replaced, others, kind)
 
 
 _Opened = tuple[Row, Image.Image | BadImage]
 
 
 class _Made(NamedTuple):
-    """A batch that was captioned: its rows that could be opened, and for each a caption or the error in its place."""
+    """A batch that was captioned: its rows that could be opened, and what was made of each, or the error."""
 
     batch: list[Row]
     rows: list[Row]
-    outcomes: Sequence[str | Exception]
+    outcomes: Sequence[Any]
     bad: list[tuple[str, str]]
 
 
@@ -307,17 +314,17 @@ class _Job:
 
     def __init__(
         self,
-        generate: Callable[[list[Image.Image]], list[str]],
+        generate: Callable[[list[Image.Image]], list[Any]],
         writer: Output,
         windows: Windows,
         bad_file: Path | None,
         seed: int | None,
         show: bool,
-        prefix: str = "",
-        suffix: str = "",
+        kind: Kind = CAPTIONS,
     ) -> None:
         self.generate, self.writer, self.windows, self.seed, self.show = generate, writer, windows, seed, show
-        self.bad_file, self.prefix, self.suffix = bad_file, prefix, suffix
+        self.bad_file, self.kind = bad_file, kind
+        self.columns: Callable[[Any], dict[str, Any]] = lambda made: made  # of a line, beside the id
         self.workers = 1  # threads that open images: Pillow decodes without Python's lock, so that they have cores each
         self.large = threading.Lock()  # what takes much memory until it is reduced is opened one at a time
         self.at_once = 1  # batches; where there are several, an image's caption does not depend on its batch
@@ -329,7 +336,7 @@ class _Job:
         dataset = self.windows.dataset
         total = len(dataset) if isinstance(dataset, Dataset) else total
         with (
-            tqdm(total=total, desc="captions", unit="image", disable=not self.show) as bar,
+            tqdm(total=total, desc=self.kind.nouns, unit="image", disable=not self.show) as bar,
             ThreadPoolExecutor(self.workers) as openers,  # of the next batch, while the model is busy with this one
             ThreadPoolExecutor(max_workers=self.at_once) as makers,
         ):
@@ -372,7 +379,7 @@ class _Job:
                 if not self.done:
                     raise
                 resumes = "" if isinstance(self.writer, StreamOutput) else ", and the same command resumes"
-                raise ServerError(f"{error}; {self.done} captions are kept{resumes}") from error
+                raise ServerError(f"{error}; {self.done} {self.kind.nouns} are kept{resumes}") from error
             except BaseException:
                 self.cancel()
                 raise
@@ -418,9 +425,7 @@ class _Job:
         except ValueError as error:
             return _Made(batch, rows, self._one_by_one(rows, images, error), bad)
 
-    def _keep(
-        self, batch: list[Row], rows: list[Row], outcomes: Sequence[str | Exception], bad: list[tuple[str, str]]
-    ) -> None:
+    def _keep(self, batch: list[Row], rows: list[Row], outcomes: Sequence[Any], bad: list[tuple[str, str]]) -> None:
         """Write the captions of a batch, and note its bad images.
 
         When all are refused it is the settings that are wrong, not the images, and the error stands.
@@ -431,12 +436,8 @@ class _Job:
         refused = [(row.image_id, problem) for row, problem in zip(rows, outcomes, strict=True) if _is_bad(problem)]
         if refused and len(refused) == len(rows) and (len(rows) > 1 or not (self.done or self.windows.skipped)):
             raise refused[0][1]
-        made = [(row, text) for row, text in zip(rows, outcomes, strict=True) if isinstance(text, str)]
-        new = [
-            {"image_id": row.image_id, "caption": f"{self.prefix}{caption}{self.suffix}"}
-            for row, caption in made
-            if not row.done
-        ]
+        made = [(row, one) for row, one in zip(rows, outcomes, strict=True) if not isinstance(one, Exception)]
+        new = [{"image_id": row.image_id, **self.columns(one)} for row, one in made if not row.done]
         self.writer.write(new, {row.image_id: row.content for row, _ in made if row.content is not None})
         self.done += len(new)
         for item, problem in refused:
@@ -444,7 +445,7 @@ class _Job:
         if failed is not None:
             raise failed
 
-    def _generate(self, rows: list[Row], images: list[Image.Image]) -> list[str]:
+    def _generate(self, rows: list[Row], images: list[Image.Image]) -> list[Any]:
         torch = sys.modules.get("torch")  # a captioner that is elsewhere needs none
         if self.seed is not None and torch is not None:
             mark = hashlib.sha256(f"{self.seed} {rows[0].image_id}".encode("utf-8", "backslashreplace")).digest()
@@ -458,20 +459,20 @@ class _Job:
                 error.add_note("Try a smaller batch size; the captions so far are kept.")
             raise
 
-    def _one_by_one(self, rows: list[Row], images: list[Image.Image], error: ValueError) -> Sequence[str | ValueError]:
+    def _one_by_one(self, rows: list[Row], images: list[Image.Image], error: ValueError) -> Sequence[Any]:
         """Caption the images of a batch that failed each by itself.
 
         A processor may refuse one image (Qwen2-VL: an aspect ratio over 200); the others are captioned all the same.
         """
         if len(rows) == 1:
             return [error]
-        outcomes: list[str | ValueError] = []
+        outcomes: list[Any] = []
         for row, image in zip(rows, images, strict=True):
             try:
                 outcomes.extend(self._generate([row], [image]))
             except ValueError as problem:
                 outcomes.append(problem)
-        return outcomes if any(isinstance(outcome, str) for outcome in outcomes) else [error] * len(rows)
+        return outcomes if not all(isinstance(outcome, Exception) for outcome in outcomes) else [error] * len(rows)
 
     def _note(self, item: str, why: str) -> None:
         logger.info("bad image %s: %s", item, why)

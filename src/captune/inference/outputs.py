@@ -21,7 +21,7 @@ import numpy as np
 from captune.data import CaptionWriter, ImageSource, read_captions
 from captune.data.caption_formats import Format, write_captions
 from captune.data.columns import column, undecoded
-from captune.data.lines import CaptionsOfFile, read_caption_lines, reorder
+from captune.data.lines import CAPTIONS, CaptionsOfFile, Kind, read_caption_lines, reorder
 from captune.data.readers import nfc
 from captune.data.sidecars import SIDECARS, as_file, sidecar_line
 from captune.errors import CaptionFileError, SettingError, SourceError
@@ -74,6 +74,7 @@ class FileOutput:
         path: the file.
         format: its format.
         resume: keep what it holds; False: start it again.
+        kind: what it holds of each image; others than captions are written as JSON lines only.
 
     Attributes:
         made: what the settings beside the file say of it: the digest of the bytes that were made of the journal.
@@ -82,14 +83,14 @@ class FileOutput:
         CaptionFileError: the file was changed since it was made of its journal, which would be written over it.
     """
 
-    def __init__(self, path: Path, format: Format, *, resume: bool) -> None:
-        self.path, self.format = path, format
+    def __init__(self, path: Path, format: Format, *, resume: bool, kind: Kind = CAPTIONS) -> None:
+        self.path, self.format, self.kind = path, format, kind
         self.journal = path if format.name == "jsonl" else beside(path, "jsonl")
         if not resume and self.journal != path:
             self.journal.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         self.made: dict[str, str] = {}
-        self.writer = CaptionWriter(self.journal, resume=resume)
+        self.writer = CaptionWriter(self.journal, resume=resume, kind=kind)
         try:
             if self.journal != path and path.exists():
                 self._check_unchanged()
@@ -141,7 +142,7 @@ class FileOutput:
     def finish(self, places: Ids, images: ImageSource) -> None:
         """Sort the captions by place, those of images that the source no longer has last; write the format."""
         last = 2**62
-        for lines in read_caption_lines(self.journal):
+        for lines in read_caption_lines(self.journal, self.kind):
             keys = digests(lines.ids)
             others = keys[~places.known(keys)]
             places.add(others, as_values(np.arange(last, last + len(others))))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from captune.data.lines import CAPTIONS, Kind
 from captune.data.sources import Source
 from captune.decoding import Decoder
 from captune.errors import CaptionFileError, redact
@@ -41,6 +42,7 @@ def job_settings(
         "decoder": None if decoder is None else redact(decoder.signature),
         "seed": seed,
         "source": _source_name(source),
+        **({"classes": list(captioner.classes)} if hasattr(captioner, "classes") else {}),  # of a detector
     }
 
 
@@ -62,7 +64,7 @@ def beside(output: Path, suffix: str) -> Path:
     return output.with_name(f"{output.name}.{suffix}")
 
 
-def same_settings(output: Path, settings: dict[str, Any]) -> None:
+def same_settings(output: Path, settings: dict[str, Any], kind: Kind = CAPTIONS) -> None:
     """Check that the captions in a file, or in the journal that it is made of, were made with these settings.
 
     Raises:
@@ -75,7 +77,7 @@ def same_settings(output: Path, settings: dict[str, Any]) -> None:
     path = beside(output, "settings.json")
     if not path.exists():
         raise CaptionFileError(
-            f"{output} holds captions, but {path.name} that says how they were made is missing; {remedy}"
+            f"{output} holds {kind.nouns}, but {path.name} that says how they were made is missing; {remedy}"
         )
     try:
         old = json.loads(path.read_text(encoding="utf-8"))

@@ -55,6 +55,7 @@ SCORERS = Registry(
         "pmi": "captune.scorers.image.pmi:PMI",
         "vizer": "captune.scorers.image.vizer_mapper:ViZerScorer",
         "bias": "captune.scorers.image.bias:Bias",
+        "detected": "captune.scorers.image.detected:Detected",
         "qa": "captune.scorers.questions.qa:QA",
         "caption_qa": "captune.scorers.questions.caption_qa:CaptionQA",
         "relation_qa": "captune.scorers.questions.relation_qa:RelationQA",

@@ -9,7 +9,8 @@ import pytest
 from captune.errors import MissingColumn, ScorerError
 from captune.evaluation.statistics import evaluate
 from captune.scorers import check_needs, load_scorer
-from captune.scorers.reference.chair import COCO, Chair, singular
+from captune.scorers._support.vocabulary import COCO, singular
+from captune.scorers.reference.chair import Chair
 
 # What the authors' program says (its words singularised by pattern's rules), checked by hand.
 ORIGINAL = [
@@ -139,6 +140,47 @@ def test_truth_from_a_file_and_from_references(tmp_path: Path) -> None:
             scorer.rows(["a dog"], image_id=["43"])
     by_name = load_scorer(f"chair:{tmp_path / 'instances.json'}").rows(["a dog"], image_id=["a.jpg"])
     np.testing.assert_array_equal(by_name, [[0, 1, 0, 1, 2]])
+
+
+def detections(folder: Path, classes: list[str] | None = None) -> Path:
+    rows = [{"image_id": 43, "objects": [{"label": "dog", "score": 0.9}, {"label": "sofa", "score": 0.5}]}]
+    rows += [{"image_id": "42", "objects": [{"label": "cat", "score": 0.9}]}, {"image_id": "44", "objects": []}]
+    file = folder / "found.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if classes:
+        file.with_name("found.jsonl.settings.json").write_text(json.dumps({"classes": classes}))
+    return file
+
+
+def test_detections_where_there_is_no_annotation(tmp_path: Path) -> None:
+    plain = files(tmp_path)[1]
+    scorer = load_scorer(f"chair:{plain}?detections={detections(tmp_path)}")
+    assert scorer.required_columns == ("image_id",)
+    captions, ids = ["a dog and a cat", "a dog on a couch by a bench", "a dog"], ["42", "000000000043", "44"]
+    rows = scorer.rows(captions, image_id=ids)
+    # of image 42 the file says dog and person, so that the detected cat does not count
+    np.testing.assert_array_equal(rows, [[1, 2, 1, 1, 2, 0], [1, 3, 1, 2, 2, 1], [1, 1, 1, 0, 0, 1]])
+    figures = scorer.corpus(rows)
+    assert figures["by_detections"] == pytest.approx(2 / 3) and figures["chair_i"] == 0.5
+    assert f"|truth:{plain.name}@" in scorer.signature and "+detections:found.jsonl@" in scorer.signature
+    with pytest.raises(
+        ScorerError, match="says nothing about image '45'; .*plain.json has 2 .*found.jsonl has 3 images"
+    ):
+        scorer.rows(["a dog"], image_id=["45"])
+
+
+def test_detections_alone_and_with_references(tmp_path: Path) -> None:
+    scorer = load_scorer(f"chair:?detections={detections(tmp_path, ['dog', 'couch', 'cat'])}")
+    assert scorer.required_columns == ("image_id",) and scorer.optional_columns == ("references",)
+    # the detector knows no benches: they are not held against a caption
+    np.testing.assert_array_equal(scorer.rows(["a dog, a cat, a bench"], image_id=["43"]), [[1, 2, 1, 1, 2, 1]])
+    both = scorer.rows(["a dog, a cat, a bench"], image_id=["43"], references=[["a bench", "a cat"]])
+    np.testing.assert_array_equal(both, [[0, 3, 0, 3, 4, 1]])
+    assert "+references|" in scorer.signature
+    with pytest.raises(ScorerError, match="there is no file of detections"):
+        load_scorer(f"chair:?detections={tmp_path}/no.jsonl").check()
+    with pytest.raises(ScorerError, match=r"found.jsonl holds detections: write chair:\?detections="):
+        load_scorer(f"chair:{tmp_path}/found.jsonl").rows(["a dog"], image_id=["43"])
 
 
 def test_needs_references_without_a_file() -> None:

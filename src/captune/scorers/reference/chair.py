@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -16,10 +14,10 @@ from pydantic import Field
 from captune.errors import ScorerError
 from captune.scorers import Scorer, check_references, safe_ratio
 from captune.scorers._support import ptb
+from captune.scorers._support.detections import DetectionFile, image_key
 from captune.scorers._support.objects import read_by_image
+from captune.scorers._support.vocabulary import COCO, Vocabulary
 from captune.utils.hashing import fingerprint
-
-COCO = Path(__file__).with_name("coco_objects.json")
 
 
 class Chair(Scorer):
@@ -36,7 +34,12 @@ class Chair(Scorer):
         chair                               an image shows what its references mention
         chair:instances_val2014.json        and what COCO's instance annotations say
         chair:objects.jsonl                 and what a file of {image id: [objects]} says, JSON or a line per image
+        chair:?detections=found.jsonl       and what a detector finds (`captune detect`); with a file of objects,
+                                            in those images only that the file says nothing about
         chair:FILE?vocabulary=words.json    classes of objects with their synonyms, {"sofa": ["couch"], ...}
+
+    An object that is named and that the detector misses counts as hallucinated, unless its list of labels lacks the
+    class; `by_detections` is the share of captions that were judged by detections.
 
     The default vocabulary is the original's: COCO's 80 classes, their synonyms, and its rules for pairs of words. In a
     vocabulary, the class "" holds phrases that name no object, so that their words do not ("train track", "baby
@@ -56,6 +59,7 @@ class Chair(Scorer):
         "chair_s": "CHAIRs",
         "recall": "object recall",
         "mentions": "objects mentioned",
+        "by_detections": "judged by detections",
     }
     source = "Rohrbach et al., EMNLP 2018"
     cost = "0.1 ms"
@@ -73,6 +77,10 @@ class Chair(Scorer):
                 description="objects of the images: COCO annotations, or JSON; default: those that references mention"
             ),
         ] = ""
+        detections: Annotated[
+            str,
+            Field(description="a file of captune detect, for the images that the file of objects says nothing about"),
+        ] = ""
         vocabulary: Annotated[
             str, Field(description="classes of objects with their synonyms, JSON; default: COCO's 80")
         ] = ""
@@ -81,9 +89,11 @@ class Chair(Scorer):
         settings = self.read(argument)
         self.file = Path(settings.file).expanduser() if settings.file else None
         self.vocabulary_file = Path(settings.vocabulary or COCO).expanduser()
-        if self.file:
+        detections = settings.detections
+        self.detections = DetectionFile(Path(detections).expanduser(), self.mentions) if detections else None
+        if self.file or self.detections:
             self.required_columns, self.optional_columns = ("image_id",), ("references",)  # of this object
-        self._referenced = not self.file
+        self._referenced = not (self.file or self.detections)
 
     def check(self) -> None:
         """Raise ScorerError where what it runs on is missing."""
@@ -91,17 +101,18 @@ class Chair(Scorer):
             if file and not file.is_file():
                 raise ScorerError(f"scorer {self.name!r} needs the {what} in {file}, and there is no such file; write "
                                   "one with a JSON object of lists of names in it")  # fmt: skip
+        if self.detections:
+            self.detections.check()
 
     @cached_property
-    def classes(self) -> dict[str, str]:
-        """{phrase in the singular: class}; "" is the class of phrases that name no object."""
+    def vocabulary(self) -> Vocabulary:
+        """The classes of objects with their synonyms."""
         self.check()
-        return _vocabulary(self.vocabulary_file)
+        return Vocabulary(self.vocabulary_file)
 
-    @cached_property
-    def longest(self) -> int:
-        """Words in the vocabulary's longest phrase."""
-        return max((phrase.count(" ") + 1 for phrase in self.classes), default=1)
+    def mentions(self, text: str) -> list[str]:
+        """The class of each object that a text mentions, in order, repetitions included."""
+        return self.vocabulary.mentions(text)
 
     @cached_property
     def truth(self) -> dict[str, frozenset[str]]:
@@ -111,21 +122,6 @@ class Chair(Scorer):
         found = _objects_by_image(self.file)
         return {key: frozenset(c for name in names for c in self.mentions(name)) for key, names in found.items()}
 
-    def mentions(self, text: str) -> list[str]:
-        """The class of each object that a text mentions, in order, repetitions included."""
-        words = [singular(word) for word in ptb.words(text)]
-        found: list[tuple[str, str]] = []
-        place = 0
-        while place < len(words):
-            phrases = (" ".join(words[place : place + n]) for n in range(min(self.longest, len(words) - place), 0, -1))
-            phrase = next((p for p in phrases if p in self.classes), "")
-            if phrase:
-                found.append((phrase, self.classes[phrase]))
-            place += phrase.count(" ") + 1
-        said = {phrase for phrase, _ in found}
-        on_toilet = not said.isdisjoint({"toilet", "toilet seat"})
-        return [name for phrase, name in found if name and not (on_toilet and phrase == "seat")]
-
     def rows(
         self,
         captions: Sequence[str],
@@ -134,36 +130,54 @@ class Chair(Scorer):
         image_id: Sequence[str] | None = None,
         **columns: Any,
     ) -> np.ndarray:
-        """(N, 5): hallucinated mentions, mentions, whether any is hallucinated, objects recalled, objects there."""
-        if self.file is None:
+        """(N, 5): hallucinated mentions, mentions, whether any is hallucinated, objects recalled, objects there.
+
+        With detections (N, 6): whether these judged the caption.
+        """
+        if self._from_references:
             check_references(self.name, references or [[]] * len(captions))
         self._referenced = references is not None and any(references)
-        rows = np.zeros((len(captions), 5))
+        rows = np.zeros((len(captions), 6 if self.detections else 5))
         for i, caption in enumerate(captions):
             there = {name for text in (references[i] if references else ()) for name in self.mentions(text)}
-            if image_id is not None and self.file is not None:
-                there |= self._of_image(image_id[i])
-            mentioned = self.mentions(caption)
+            mentioned, detected = self.mentions(caption), False
+            if image_id is not None and not self._from_references:
+                objects, detected = self._of_image(image_id[i])
+                there |= objects
+            if detected and self.detections and self.detections.classes is not None:
+                mentioned = [name for name in mentioned if name in self.detections.classes | there]
             false = sum(name not in there for name in mentioned)
-            rows[i] = false, len(mentioned), false > 0, len(there & set(mentioned)), len(there)
+            rows[i, :5] = false, len(mentioned), false > 0, len(there & set(mentioned)), len(there)
+            rows[i, 5:] = detected
         return rows
 
-    def _of_image(self, image_id: str) -> frozenset[str]:
-        key = _key(image_id)
-        if key not in self.truth:
-            known = next(iter(self.truth), "none")
-            raise ScorerError(f"scorer {self.name!r}: {self.file} says nothing about image {image_id!r}; it has "
-                              f"{len(self.truth)} images with ids like {known!r}")  # fmt: skip
-        return self.truth[key]
+    @property
+    def _from_references(self) -> bool:
+        return self.file is None and self.detections is None
+
+    def _of_image(self, image_id: str) -> tuple[frozenset[str], bool]:
+        """What an image shows, and whether a detector says so."""
+        key = image_key(image_id)
+        if self.file and key in self.truth:
+            return self.truth[key], False
+        found = self.detections.of(image_id) if self.detections else None
+        if found is not None:
+            return found, True
+        files: dict[str, Mapping[str, Any]] = {str(self.file): self.truth} if self.file else {}
+        files |= {str(self.detections.path): self.detections.found} if self.detections else {}
+        known = "; ".join(f"{file} has {len(ids)} images with ids like {next(iter(ids), 'none')!r}"
+                          for file, ids in files.items())  # fmt: skip
+        raise ScorerError(f"scorer {self.name!r}: {' and '.join(files)} says nothing about image {image_id!r}; {known}")
 
     def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
         """Return the corpus figures, the primary one first, from the sums over n rows."""
-        return {
+        figures = {
             "chair_i": safe_ratio(totals[..., 0], totals[..., 1]),
             "chair_s": totals[..., 2] / n,
             "recall": safe_ratio(totals[..., 3], totals[..., 4]),
             "mentions": totals[..., 1] / n,
         }
+        return figures | ({"by_detections": totals[..., 5] / n} if self.detections else {})
 
     def per_caption(self, rows: np.ndarray) -> np.ndarray:
         """Return (N,): the score of each caption by itself."""
@@ -174,6 +188,7 @@ class Chair(Scorer):
         """Everything that decides the figure: settings, model, version."""
         self.check()
         truth = [f"{self.file.name}@{fingerprint(self.file.read_bytes())}"] if self.file else []
+        truth += [f"detections:{self.detections.digest}"] if self.detections else []
         truth += ["references"] if self._referenced else []
         own = self.vocabulary_file != COCO
         vocabulary = (
@@ -182,27 +197,14 @@ class Chair(Scorer):
         return f"chair|truth:{'+'.join(truth)}|vocabulary:{vocabulary}|tok:{ptb.VERSION}"
 
 
-def _vocabulary(file: Path) -> dict[str, str]:
-    content = _json(file, file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()
-    ):
-        raise ScorerError(f'vocabulary {file} must be a JSON object {{"class": ["synonym", ...], ...}}')
-    classes: dict[str, str] = {}
-    for name, synonyms in content.items():
-        for phrase in [name, *synonyms] if name else synonyms:
-            key = " ".join(singular(word) for word in ptb.words(phrase))
-            if classes.setdefault(key, name) != name:
-                raise ScorerError(f"vocabulary {file}: {phrase!r} is in two classes, {classes[key]!r} and {name!r}")
-    return classes
-
-
 def _objects_by_image(file: Path) -> dict[str, list[str]]:
     """{image id: names of objects} from COCO's instance annotations, {id: [names]}, or such objects line by line."""
     try:
         content = read_by_image(file)
     except ValueError as error:
         raise ScorerError(f"{file} is not JSON: {error}") from error
+    if isinstance(content, dict) and {"image_id", "objects"} <= content.keys():
+        raise ScorerError(f"{file} holds detections: write chair:?detections={file}")
     if isinstance(content, dict) and {"annotations", "categories"} <= content.keys():
         try:
             return _coco(content)
@@ -214,7 +216,7 @@ def _objects_by_image(file: Path) -> dict[str, list[str]]:
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()
     ):
         raise ScorerError(f'{file} is neither COCO instance annotations nor {{"image id": ["object", ...]}}')
-    return {_key(key): names for key, names in content.items()}
+    return {image_key(key): names for key, names in content.items()}
 
 
 def _coco(content: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -222,64 +224,9 @@ def _coco(content: Mapping[str, Any]) -> dict[str, list[str]]:
     names = {category["id"]: category["name"] for category in content["categories"]}
     objects: dict[str, list[str]] = {}
     for image in content.get("images", []):
-        shared = objects.setdefault(_key(image["id"]), [])
+        shared = objects.setdefault(image_key(image["id"]), [])
         if "file_name" in image:
-            objects[_key(image["file_name"])] = shared
+            objects[image_key(image["file_name"])] = shared
     for annotation in content["annotations"]:
-        objects.setdefault(_key(annotation["image_id"]), []).append(names[annotation["category_id"]])
+        objects.setdefault(image_key(annotation["image_id"]), []).append(names[annotation["category_id"]])
     return objects
-
-
-def _key(image_id: Any) -> str:
-    """COCO's 42, "42" and "000000000042" are one image."""
-    text = str(image_id)
-    return str(int(text)) if text.isascii() and text.isdecimal() else text
-
-
-def _json(file: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ScorerError(f"{file} is not JSON: {error}") from error
-
-
-# Plurals, as far as names of things go. First the words that have no rule, or that a rule would get wrong.
-_SAME = """series species news lens gas canvas christmas atlas pajamas pyjamas was has as its always perhaps
-    specimen omen abdomen ramen semen regimen stamen amen"""
-_IRREGULAR = {
-    "people": "person", "peoples": "person", "children": "child", "grandchildren": "grandchild", "mice": "mouse",
-    "geese": "goose", "teeth": "tooth", "feet": "foot", "oxen": "ox", "dice": "die", "lice": "louse", "lenses": "lens",
-    "gases": "gas", "skis": "ski", "taxis": "taxi", "kiwis": "kiwi", "bikinis": "bikini", "zucchinis": "zucchini",
-    "safaris": "safari", "axes": "axe", "aches": "ache", "headaches": "headache", "moustaches": "moustache",
-    "mustaches": "mustache", "caches": "cache", "avalanches": "avalanche", "quiches": "quiche", "quizzes": "quiz",
-    "cacti": "cactus", "irises": "iris", "cookies": "cookie", "movies": "movie", "selfies": "selfie",
-    "hoodies": "hoodie", "brownies": "brownie", "smoothies": "smoothie", "zombies": "zombie", "rookies": "rookie",
-    "birdies": "birdie", "collies": "collie", **{word: word for word in _SAME.split()},
-}  # fmt: skip
-_PLURALS = [  # the first that fits
-    (re.compile(plural), ending)
-    for plural, ending in (
-        (r"men$", "man"),
-        (r"^([dlptv])ies$", r"\1ie"),  # ties
-        (r"ies$", "y"),
-        (r"(cal|hal|lea|loa|thie|shel|sel|wol|hoo|scar|dwar|whar|^el)ves$", r"\1f"),
-        (r"(kni|wi|^li)ves$", r"\1fe"),  # not gloves, sleeves, olives
-        (r"(ss|sh|ch|zz|x)es$", r"\1"),
-        (r"([bcmnprtl]us)es$", r"\1"),  # buses, not houses
-        (r"((?:sh|can|ob|ipt|^t|^h)oe)s$", r"\1"),  # shoes, canoes
-        (r"oes$", "o"),
-        (r"(?<![sui'])s$", ""),  # not glass, bus, tennis, 's
-    )
-]
-
-
-@lru_cache(maxsize=2**16)
-def singular(word: str) -> str:
-    """The singular of an English noun in lower case; a word that is no plural comes back as it is, nearly always."""
-    if word in _IRREGULAR or len(word) < 3:
-        return _IRREGULAR.get(word, word)
-    for plural, ending in _PLURALS:
-        changed, times = plural.subn(ending, word)
-        if times:
-            return changed
-    return word

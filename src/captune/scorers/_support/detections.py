@@ -1,0 +1,142 @@
+"""What a detector found, in the classes of a vocabulary: from the files of ``captune detect``, or from a column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from captune.errors import ScorerError
+from captune.utils.files import jsonl_rows, read_json
+from captune.utils.hashing import fingerprint
+from captune.utils.loads import few
+from captune.utils.skipped import skip
+
+Found = list[tuple[str, float]]  # labels with scores
+Mentions = Callable[[str], list[str]]  # the classes that a text names
+
+
+class Labels:
+    """A detector's labels in a vocabulary's classes: "sofa" is a couch where a caption's sofa is.
+
+    Args:
+        mentions: names the classes in a text.
+        who: whose labels, for messages.
+    """
+
+    def __init__(self, mentions: Mentions, who: str) -> None:
+        self.mentions, self.who = mentions, who
+        self._known: dict[str, frozenset[str]] = {}
+
+    def classes(self, label: str) -> frozenset[str]:
+        """Return the class of a label; a label that names none is left out, and counted."""
+        if label not in self._known:
+            self._known[label] = frozenset(self.mentions(label.replace("_", " ")))
+            if not self._known[label]:
+                skip(f"labels of {self.who} that name no object of the vocabulary", label)
+        return self._known[label]
+
+    def all(self, labels: Iterable[str]) -> frozenset[str]:
+        """Return the classes of all labels.
+
+        Raises:
+            ScorerError: there are labels, and not one has a class.
+        """
+        labels = list(labels)
+        made = frozenset[str]().union(*map(self.classes, labels))
+        if labels and not made:
+            raise ScorerError(f"{self.who}: none of its {len(labels)} labels ({few(labels)}) names an object of the "
+                              "vocabulary, so that no caption can be judged by it")  # fmt: skip
+        return made
+
+
+class DetectionFile:
+    """The detections of ``captune detect``.
+
+    Args:
+        path: the file, a line {"image_id": ..., "objects": [{"label": ..., "score": ...}]} an image.
+        mentions: names the classes in a text.
+    """
+
+    def __init__(self, path: Path, mentions: Mentions) -> None:
+        self.path, self.labels = path, Labels(mentions, path.name)
+
+    def check(self) -> None:
+        """Raise ScorerError where there is no such file."""
+        if not self.path.is_file():
+            raise ScorerError(f"there is no file of detections {self.path}; make it with captune detect --output "
+                              f"{self.path}")  # fmt: skip
+
+    @cached_property
+    def found(self) -> dict[str, Found]:
+        """Labels with scores by image id."""
+        self.check()
+        found: dict[str, Found] = {}
+        for number, row in jsonl_rows(self.path):
+            where = f"{self.path}, line {number}"
+            if row.get("image_id") in (None, "") or "objects" not in row:
+                raise ScorerError(f"{where} is no detections of an image: it needs image_id and objects")
+            key = image_key(row["image_id"])
+            if key in found:
+                raise ScorerError(f"{where}: a second line for image {row['image_id']!r}")
+            found[key] = read_objects(row["objects"], where)
+        if not found:
+            raise ScorerError(f"{self.path} holds no detections")
+        self.labels.all({label for one in found.values() for label, _ in one})
+        return found
+
+    @cached_property
+    def settings(self) -> tuple[Sequence[str] | None, float | None]:
+        """The labels that the detector has, and the score from which it kept objects; None where nothing says so."""
+        path = self.path.with_name(f"{self.path.name}.settings.json")
+        kept = read_json(path, error=ScorerError) if path.is_file() else {}
+        kept = kept if isinstance(kept, dict) else {}
+        labels, generation = kept.get("classes"), kept.get("generation")
+        threshold = generation.get("threshold") if isinstance(generation, dict) else None
+        return labels if isinstance(labels, list) else None, threshold
+
+    @cached_property
+    def classes(self) -> frozenset[str] | None:
+        """The classes that the detector can find; None: nothing says, so all."""
+        labels = self.settings[0]
+        return None if labels is None else self.labels.all(map(str, labels))
+
+    def of(self, image_id: Any, threshold: float = 0.0) -> frozenset[str] | None:
+        """Return the classes found in an image; None where the file has no such image."""
+        found = self.found.get(image_key(image_id))
+        return None if found is None else seen(found, threshold, self.labels)
+
+    @property
+    def digest(self) -> str:
+        """The file's name and a digest of what decides what it says."""
+        said = repr((sorted(self.classes) if self.classes is not None else None, self.settings[1]))
+        return f"{self.path.name}@{fingerprint(self.path.read_bytes() + said.encode())}"
+
+
+def seen(found: Found, threshold: float, labels: Labels) -> frozenset[str]:
+    """Return the classes of the objects that score enough."""
+    return frozenset[str]().union(*(labels.classes(label) for label, score in found if score >= threshold))
+
+
+def read_objects(entry: Any, where: str) -> Found:
+    """Read one image's objects: names, {"label", "score"}, or one object of such lists; without a score it is 1.
+
+    Raises:
+        ScorerError: it is something else.
+    """
+    if isinstance(entry, Mapping) and all(isinstance(values, list) for values in entry.values()):
+        entry = [dict(zip(entry, values, strict=False)) for values in zip(*entry.values(), strict=False)]
+    found: Found = []
+    for one in entry if isinstance(entry, list | tuple) else [entry]:
+        label, score = (one.get("label"), one.get("score", 1.0)) if isinstance(one, Mapping) else (one, 1.0)
+        if not isinstance(label, str) or isinstance(score, bool) or not isinstance(score, int | float):
+            raise ScorerError(f'{where}: {str(one)[:80]!r} is no object such as {{"label": "dog", "score": 0.8}}')
+        found.append((label, float(score)))
+    return found
+
+
+def image_key(image_id: Any) -> str:
+    """Return what stands for an image: COCO's 42, "42" and "000000000042" are one."""
+    text = str(image_id)
+    return str(int(text)) if text.isascii() and text.isdecimal() else text

@@ -1,0 +1,65 @@
+"""A detector of transformers answers as its own image processor says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from captune.errors import DetectorError
+from captune.models.detectors import load_detector
+
+pytest.importorskip("onnx")  # tiny_detectors
+from tiny_detectors import save_yolos
+
+IMAGES = [tiny.picture(0), tiny.picture(1, (80, 50))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_yolos(tmp_path_factory.mktemp("yolos") / "model")
+
+
+def test_it_answers_as_its_image_processor(folder: Path) -> None:
+    detector = load_detector(folder, device="cpu")
+    assert detector.classes == ("cat", "dog", "sofa") and detector.nms == 1.0
+    found = detector.detect(IMAGES, threshold=0.3)
+    assert sum(len(one.labels) for one in found) > 2
+    with torch.inference_mode():
+        outputs = detector.model(**detector.processor(images=IMAGES, return_tensors="pt"))
+        theirs = detector.processor.post_process_object_detection(
+            outputs, threshold=0.3, target_sizes=[(image.height, image.width) for image in IMAGES]
+        )
+    for image, one, other in zip(IMAGES, found, theirs, strict=True):
+        order = np.argsort(-other["scores"].numpy(), kind="stable")
+        assert one.size == image.size
+        assert one.labels == tuple(detector.names[i] for i in other["labels"].numpy()[order])
+        np.testing.assert_allclose(one.scores, other["scores"].numpy()[order], rtol=1e-6)
+        inside = np.clip(other["boxes"].numpy()[order], 0, np.tile(image.size, 2))
+        np.testing.assert_allclose(one.boxes, inside, rtol=1e-5, atol=1e-4)
+    overlapping = detector.detect(IMAGES, threshold=0.0, nms=0.0)
+    assert sum(len(one.labels) for one in overlapping) < 2 * 6
+    assert detector.detect([], threshold=0.3) == []
+
+
+def test_the_digest_is_of_the_weights(folder: Path, tmp_path: Path) -> None:
+    detector = load_detector(folder, device="cpu")
+    before = detector.digest
+    assert load_detector(folder, device="cpu").digest == before
+    other = load_detector(folder, device="cpu")
+    next(other.model.parameters()).data += 1
+    assert other.digest != before
+
+
+def test_what_cannot_be_loaded_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(DetectorError, match=r"detector '.*' cannot be loaded"):
+        load_detector(tmp_path)
+    broken = load_detector(folder, device="cpu")
+    torch.nn.init.constant_(broken.model.class_labels_classifier.layers[-1].bias, float("nan"))
+    with pytest.raises(DetectorError, match="what detector .* says of an image"):
+        broken.detect(IMAGES, threshold=0.3)
