@@ -60,7 +60,7 @@ def train(
     parts_folder = Path(stage.model)
     if not (parts_folder / "processor_config.json").is_file():
         set_seed(seed)
-        names = ("image_encoder", "language_model", "num_prefix_tokens", "image_feature", "whole_image")
+        names = ("image_encoder", "language_model", "num_prefix_tokens", "image_feature", "whole_image", "begin_token")
         model, processor = assemble(**{name: getattr(config, name) for name in names})
         with replacing_folder(parts_folder) as folder:
             model.save_pretrained(folder)

@@ -13,7 +13,7 @@ import tiny_prefix
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging
 
 from captune.errors import CaptionerError
@@ -265,6 +265,24 @@ def test_the_embedding_and_a_grid_together_and_the_whole_image(make: Make, image
     siglip = make("siglip", "gpt2", "patches")
     with pytest.raises(CaptionerError, match="crops nothing: leave whole_image out"):
         assemble(siglip / "encoder", siglip / "lm", whole_image=True)
+
+
+def test_texts_begin_with_the_bos_token(make: Make, images: list, tmp_path: Path) -> None:
+    parts = make("clip", "gpt2", "pooled")
+    with pytest.raises(CaptionerError, match="has no BOS token: leave begin_token out"):
+        assemble(parts / "encoder", parts / "lm", begin_token=True)
+    tokenizer = AutoTokenizer.from_pretrained(parts / "lm")
+    tokenizer.bos_token = tokenizer.eos_token
+    AutoModelForCausalLM.from_pretrained(parts / "lm").save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    model, processor = assemble(parts / "encoder", tmp_path / "lm", begin_token=True)
+    model.save_pretrained(tmp_path / "whole"), processor.save_pretrained(tmp_path / "whole")
+    captioner = Captioner.load(tmp_path / "whole", device="cpu")
+    for texts in (None, ["a ball", "two green fish"]):
+        batch = captioner.prepare(images[:2], texts)
+        firsts = batch["attention_mask"].argmax(1)
+        for row, first in zip(batch["input_ids"].tolist(), firsts.tolist(), strict=True):
+            assert row[first : first + 2] == [tokenizer.bos_token_id, captioner.core.config.image_token_id]
 
 
 def test_a_convolutional_encoder_may_pool_to_a_map_of_one_place(make: Make, images: list) -> None:

@@ -30,6 +30,7 @@ def assemble(
     num_prefix_tokens: int = 16,
     image_feature: Literal["pooled", "patches", "both"] = "pooled",
     whole_image: bool = False,
+    begin_token: bool = False,
     projector_width: int | None = None,
     projector_depth: int = 2,
     image_token: str = "<image>",
@@ -44,6 +45,8 @@ def assemble(
         num_prefix_tokens: k; see `PrefixConfig`.
         image_feature: "pooled", "patches" or "both"; see `PrefixConfig`.
         whole_image: squeeze the whole image into the encoder's square, where its own processor crops the center.
+        begin_token: begin each text with the language model's BOS token, where attention rests that is needed nowhere
+            else (Xiao et al., 2024); without it it rests on the prefix, and the first gradients are many times larger.
         projector_width: see `PrefixConfig`.
         projector_depth: see `PrefixConfig`.
         image_token: a token of the tokenizer, such as a reserved one, or the name of a new one. The model's tables
@@ -86,6 +89,10 @@ def assemble(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     # the line break: a prompt must end in a token from which a cache can continue without the image
     template = PLAIN_TEMPLATE.replace("<image>", image_token + "\n")
+    if begin_token:
+        if tokenizer.bos_token is None:
+            raise CaptionerError(f"the tokenizer of {str(language_model)!r} has no BOS token: leave begin_token out")
+        template = tokenizer.bos_token + template
     processor = PrefixProcessor(image_processor, tokenizer, num_prefix_tokens, image_token, chat_template=template)
     _check(model.eval(), lm.eval(), processor, (str(image_encoder), str(language_model)))
     return model, processor

@@ -40,6 +40,11 @@ class HARConfig(RunConfig):
         False,
         group="model",
     )
+    begin_token: bool = setting(
+        "begin each text with the language model's BOS token: steadier gradients with pretrained ones",
+        False,
+        group="model",
+    )
     mle_steps: Count = setting("optimiser steps of stage 1", 600, group="stage 1")
     mle_batch_size: Several = setting("images per step of stage 1", 32, group="stage 1")
     mle_learning_rate: Rate = setting("peak learning rate of stage 1", 1e-3, group="stage 1")

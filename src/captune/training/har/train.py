@@ -54,6 +54,7 @@ def run(config: HARConfig) -> RunDir:
             num_prefix_tokens=config.num_prefix_tokens,
             image_feature=config.image_feature,
             whole_image=config.whole_image,
+            begin_token=config.begin_token,
         )
     run_dir.begin()
     if model is not None:
