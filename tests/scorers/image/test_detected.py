@@ -109,7 +109,7 @@ def test_a_model_looks_at_each_image_once_and_alone(tmp_path: Path) -> None:
     assert list(left_out) == ["labels of fake.onnx that name no object of the vocabulary"]
     assert list(next(iter(left_out.values()))) == ["wheelbarrow"]
     assert sorted(fake.looked) == list(range(6))
-    scorer.rows(CAPTIONS, image=images())
+    assert scorer(CAPTIONS, image=images(), prompts=[""] * 6) == pytest.approx([2 / 3, 2 / 3, 0, 0, 0, 0])
     assert len(fake.looked) == 6
     assert scorer.signature.startswith("detected|model:fake.onnx@abcd1234|nms:0.5|threshold:0.3|vocabulary:coco80")
     assert Detected("?threshold=0.1", detector=fake).rows(["a cat"], image=[images()[1]])[0, 0] == 1
@@ -126,6 +126,7 @@ def test_a_file_that_knows_its_detector(tmp_path: Path) -> None:
     scorer = load_scorer(f"detected:?detections={file}&threshold=0.5")
     rows = scorer.rows(CAPTIONS, image_id=IDS)
     np.testing.assert_array_equal(rows[0], [1, 1, 1, 0])  # a bench cannot be found; the person scores less
+    assert "|threshold:0.2|" in load_scorer(f"detected:?detections={file}").signature
     assert "|detections:found.jsonl@" in scorer.signature and "|threshold:0.5|" in scorer.signature
     before = scorer.signature
     save(tmp_path / "found.jsonl", classes=["person"], threshold=0.2)
@@ -181,8 +182,8 @@ def test_what_is_missing_is_said_before_it_works(tmp_path: Path) -> None:
         load_scorer(f"detected:?detections={tmp_path}/no.jsonl").check()
     with pytest.raises(DetectorError, match="there is no detector"):
         load_scorer(f"detected:{tmp_path}/no.onnx").check()
-    with pytest.raises(DetectorError, match="is no detector: name an .onnx file"):
-        load_scorer(f"detected:{save(tmp_path / 'found.jsonl')}").check()
+    with pytest.raises(SpecError, match=r"a file of captune detect is named detected:\?detections=.*found.jsonl"):
+        load_scorer(f"detected:{save(tmp_path / 'found.jsonl')}")
     with pytest.raises(SpecError, match="name a model or a file of detections, not both"):
         load_scorer("detected:x.onnx?detections=found.jsonl")
     with pytest.raises(SpecError, match="unknown setting 'treshold'"):

@@ -19,7 +19,8 @@ def check_detector(name_or_path: str | Path) -> None:
         return check(Path(name).expanduser())
     if name.endswith((".json", ".jsonl")):
         raise DetectorError(f"{name} is no detector: name an .onnx file, a model folder or a hub name")
-    if Path(name).expanduser().is_dir() and (files := sorted(Path(name).expanduser().glob("*.onnx"))):
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file() and (files := sorted(folder.glob("*.onnx"))):
         raise DetectorError(f"{name} is a folder: name the ONNX file in it, such as {files[0]}")
     from captune.models import hub
 

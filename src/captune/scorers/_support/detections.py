@@ -94,7 +94,8 @@ class DetectionFile:
         kept = kept if isinstance(kept, dict) else {}
         labels, generation = kept.get("classes"), kept.get("generation")
         threshold = generation.get("threshold") if isinstance(generation, dict) else None
-        return labels if isinstance(labels, list) else None, threshold
+        known = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        return labels if isinstance(labels, list) else None, threshold if known else None
 
     @cached_property
     def classes(self) -> frozenset[str] | None:

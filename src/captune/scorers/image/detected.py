@@ -88,6 +88,9 @@ class Detected(Scorer):
     ) -> None:
         self.settings = self.read(argument)
         model, detections = self.settings.model, self.settings.detections
+        if model.endswith((".jsonl", ".json")):
+            raise SpecError(f"scorer 'detected': {model} is no detector; a file of captune detect is named "
+                            f"detected:?detections={model}")  # fmt: skip
         if detections and (model or detector is not None):
             raise SpecError("scorer 'detected': name a model or a file of detections, not both")
         self._loaded, self.device = detector, device
@@ -106,9 +109,10 @@ class Detected(Scorer):
             self.file.check()
             kept, asked = self.file.settings[1], self.settings.threshold
             if kept is not None and asked is not None and asked < kept:
-                raise ScorerError(f"scorer {self.name!r}: {self.file.path} holds objects that score {kept:g} or more, "
-                                  f"and threshold={asked:g} asks for others too: find them with captune detect "
-                                  f"--threshold {asked:g}")  # fmt: skip
+                raise ScorerError(
+                    f"{self.file.path} holds objects that score {kept:g} or more, and threshold={asked:g} asks for "
+                    f"others too: find them with captune detect --threshold {asked:g}"
+                )
         elif self._loaded is None and self.by_model:
             check_detector(self.settings.model)
 
@@ -198,11 +202,12 @@ class Detected(Scorer):
     @property
     def signature(self) -> str:
         """Everything that decides the figure: settings, model, version."""
+        threshold = self.threshold
         if self.file is not None:
             self.file.check()
-            by = f"detections:{self.file.digest}"
+            by, threshold = f"detections:{self.file.digest}", max(threshold, self.file.settings[1] or 0)
         elif self.by_model:
             by = f"model:{Path(self.detector.name).name}@{self.detector.digest}|nms:{self.detector.nms:g}"
         else:
             by = "column:objects"
-        return f"detected|{by}|threshold:{self.threshold:g}|vocabulary:coco80|tok:{ptb.VERSION}|empty:0"
+        return f"detected|{by}|threshold:{threshold:g}|vocabulary:coco80|tok:{ptb.VERSION}|empty:0"
