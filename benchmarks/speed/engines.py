@@ -3,23 +3,29 @@
     OMP_NUM_THREADS=1 python -m benchmarks.speed.engines --output benchmarks/speed/engines
 
 Everything runs with one thread of torch for each copy of the model, so that on two cores one copy leaves a core free
-(which decodes the next images). Of Ray the rate is that of the parts after the first one of every worker: starting a
-cluster and its workers takes seconds to a minute once, whatever the number of images, and is told beside it.
+(which decodes the next images). Of Ray the rate is that of the parts that are made while all workers are at work:
+starting a cluster and its workers takes seconds to a minute once, whatever the number of images, and is told beside it.
 
 - transformers: `AutoModelForImageTextToText.generate` on batches in the order of the files, nothing else.
+- two transformers at once: this loop in two processes, which start it together; no engine makes more of two cores.
 - process: `captune caption`.
+- process, photos: the same model on JPEG files of 640 x 480 and of 4000 x 3000 pixels, with `--workers` 1 and 2.
 - ray 1, ray 2: `captune caption --engine ray` with so many workers.
+
+On a machine that is not quiet the column of processor time still compares what runs in one process.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +36,11 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks import _lib
+from benchmarks.speed.opening import photos
 from captune import storybook
 from captune.data import load_images, open_image, read_captions
+from captune.inference import ray_engine
 from captune.inference.job import caption_source
-from captune.inference.ray_engine import caption_to_parts
 from captune.models.captioner import Captioner
 from captune.utils.ray_pool import cluster
 
@@ -46,7 +53,10 @@ def draw(folder: Path, number: int) -> None:
         open_image(row["image"]).save(folder / f"{index:05d}.png")
 
 
-def plain(images: Path, work: Path, captions: dict[str, str]) -> float:
+Measured = tuple[float, float | None]  # images a second, and milliseconds of processor time for each
+
+
+def plain(images: Path, captions: dict[str, str], together: Any = None) -> Measured:
     """The loop that one would write."""
     path = storybook.model_path("storybook")
     model = AutoModelForImageTextToText.from_pretrained(path).eval()
@@ -54,7 +64,9 @@ def plain(images: Path, work: Path, captions: dict[str, str]) -> float:
     processor.tokenizer.padding_side = "left"
     prompt = Captioner.load("storybook", device="cpu").prompt_text()
     files = sorted(images.iterdir())
-    started = time.perf_counter()
+    if together is not None:
+        together.wait()
+    started, spent = time.perf_counter(), time.process_time()
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
         opened = [[Image.open(file).convert("RGB")] for file in part]
@@ -63,37 +75,76 @@ def plain(images: Path, work: Path, captions: dict[str, str]) -> float:
             output = model.generate(**inputs, do_sample=False)
         texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         captions.update((file.name, text.strip()) for file, text in zip(part, texts, strict=True))
-    return len(files) / (time.perf_counter() - started)
+    return len(files) / (time.perf_counter() - started), 1000 * (time.process_time() - spent) / len(files)
 
 
-def process(images: Path, work: Path, captions: dict[str, str]) -> float:
-    output = work / "caps.jsonl"
-    captioner = Captioner.load("storybook", device="cpu")
-    report = caption_source(captioner, str(images), output, batch_size=BATCH, resume=False, progress=False)
-    captions.update(read_captions(output))
-    return report.images_per_second
+def _one_of_two(images: Path, together: Any, answer: Any) -> None:
+    torch.set_num_threads(1)
+    captions: dict[str, str] = {}
+    answer.put((plain(images, captions, together), captions))
+
+
+def two(images: Path, captions: dict[str, str]) -> Measured:
+    """Two of these loops, each over all images."""
+    spawned = multiprocessing.get_context("spawn")
+    together, answer = spawned.Barrier(2), spawned.Queue()
+    both = [spawned.Process(target=_one_of_two, args=(images, together, answer)) for _ in range(2)]
+    for one in both:
+        one.start()
+    found = [answer.get() for _ in both]
+    for one in both:
+        one.join()
+    captions.update(found[0][1])
+    return sum(rate for (rate, _), _ in found), statistics.mean(spent for (_, spent), _ in found)
+
+
+class Process:
+    """`captune caption` in this process."""
+
+    def __init__(self, work: Path, workers: int = 1) -> None:
+        self.output, self.workers = work / "caps.jsonl", workers
+
+    def __call__(self, images: Path, captions: dict[str, str]) -> Measured:
+        captioner = Captioner.load("storybook", device="cpu")
+        spent = time.process_time()
+        report = caption_source(
+            captioner, str(images), self.output, batch_size=BATCH, workers=self.workers, resume=False, progress=False
+        )
+        captions.update(read_captions(self.output))
+        return report.images_per_second, 1000 * (time.process_time() - spent) / report.done
 
 
 class Ray:
-    """The rate of the parts that come after each worker's first."""
+    """The rate of the parts that are made while all workers are at work."""
 
-    def __init__(self, workers: int) -> None:
-        self.workers, self.starts = workers, list[float]()
+    def __init__(self, work: Path, workers: int) -> None:
+        self.output, self.workers, self.starts = work / f"ray{workers}", workers, list[float]()
 
-    def __call__(self, images: Path, work: Path, captions: dict[str, str]) -> float:
-        output = work / f"ray{self.workers}"
-        started = time.time()
-        caption_to_parts(
-            "storybook", str(images), output, workers=self.workers, batch_size=BATCH, device="cpu",
-            overwrite=output.exists(), progress=False,
-        )  # fmt: skip
-        captions.update(read_captions(output))
-        records = sorted(
-            (file.stat().st_mtime, json.loads(file.read_text())["images"]) for file in (output / "records").iterdir()
-        )
-        first = records[self.workers - 1][0]
-        self.starts.append(records[0][0] - started)
-        return sum(count for _, count in records[self.workers :]) / (records[-1][0] - first)
+    def __call__(self, images: Path, captions: dict[str, str]) -> Measured:
+        found: dict[str, list[tuple[float, int]]] = defaultdict(list)  # of each worker: when, and how many images
+        started, answers = time.perf_counter(), ray_engine.answers
+
+        def watched(*args: Any, **settings: Any) -> Iterator[Any]:
+            for record in answers(*args, **settings):
+                found[record["worker"]].append((time.perf_counter(), record["images"]))
+                yield record
+
+        ray_engine.answers = watched
+        try:
+            ray_engine.caption_to_parts(
+                "storybook", str(images), self.output, workers=self.workers, batch_size=BATCH, device="cpu",
+                overwrite=self.output.exists(), progress=False,
+            )  # fmt: skip
+        finally:
+            ray_engine.answers = answers
+        captions.update(read_captions(self.output))
+        self.starts.append(min(times[0][0] for times in found.values()) - started)
+        begin, end = max(times[0][0] for times in found.values()), min(times[-1][0] for times in found.values())
+        rate = 0.0
+        for times in found.values():
+            inside = [one for one in times if begin <= one[0] <= end]
+            rate += sum(count for _, count in inside[1:]) / (inside[-1][0] - inside[0][0])
+        return rate, None
 
 
 def main() -> None:
@@ -103,41 +154,65 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rays = {f"ray {count}": Ray(count) for count in (1, 2)}
-    engines: dict[str, Callable[[Path, Path, dict[str, str]], float]] = {"transformers": plain, "process": process}
-    engines |= rays
-    rates: dict[str, list[float]] = {name: [] for name in engines}
-    loads, said = [], {name: dict[str, str]() for name in engines}
+    loads: list[float] = []
+    measured: dict[str, list[Measured]] = defaultdict(list)
+    said: dict[str, dict[str, str]] = defaultdict(dict)
     with tempfile.TemporaryDirectory() as scratch, cluster(None, 2):
         work = Path(scratch)
         draw(work / "images", args.images)
+        photos(work / "small", (640, 480), args.images // 4)
+        photos(work / "large", (4000, 3000), args.images // 32)
+        rays = {f"ray {count}": Ray(work, count) for count in (1, 2)}
+        engines: dict[str, tuple[str, Callable[[Path, dict[str, str]], Measured]]] = {
+            "transformers": ("images", plain),
+            "two transformers at once": ("images", two),
+            "process": ("images", Process(work)),
+            **{name: ("images", engine) for name, engine in rays.items()},
+        }
+        for (folder, size), count in itertools.product((("small", "640 x 480"), ("large", "4000 x 3000")), (1, 2)):
+            engines[f"process, photos of {size}, workers {count}"] = (folder, Process(work, count))
         for _ in range(args.repeats):
-            for name, engine in engines.items():
+            for name, (folder, engine) in engines.items():
                 loads.append(round(os.getloadavg()[0], 1))
-                rates[name].append(engine(work / "images", work, said[name]))
+                measured[name].append(engine(work / folder, said[name]))
+    rates = {name: [rate for rate, _ in values] for name, values in measured.items()}
+    spent = {name: [one for _, one in values if one is not None] for name, values in measured.items()}
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    pairs = [two / one for one, two in zip(rates["ray 1"], rates["ray 2"], strict=True)]
+
+    def over(one: str, other: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True)), 3)
+
+    equal = {}
+    for name, (folder, _) in engines.items():
+        first = next(one for one, (other, _) in engines.items() if other == folder and one.startswith("process"))
+        equal[name] = f"{sum(said[name].get(key) == text for key, text in said[first].items())} of {len(said[first])}"
     result: dict[str, Any] = {
         "images": args.images, "batch_size": BATCH, "repeats": args.repeats, "machine": _lib.machine(), "loads": loads,
         "images_per_second": {name: [round(value, 2) for value in values] for name, values in rates.items()},
         "median": {name: round(value, 2) for name, value in medians.items()},
-        "ray 2 over ray 1": round(statistics.median(pairs), 3),
+        "processor_ms_per_image": {name: [round(value, 2) for value in values] for name, values in spent.items()},
+        "process over transformers": over("process", "transformers"),
+        "two transformers at once over one": over("two transformers at once", "transformers"),
+        "ray 2 over ray 1": over("ray 2", "ray 1"),
         "seconds to the first part": {name: round(statistics.median(ray.starts), 1) for name, ray in rays.items()},
-        "captions equal to those of process": {
-            name: sum(said[name].get(key) == text for key, text in said["process"].items()) for name in engines
-        },
+        "captions equal to those of process": equal,
     }  # fmt: skip
+    alone = " of others, before which this had the cores" if os.sched_getscheduler(0) != os.SCHED_OTHER else ""
     lines = [
         "# Engines", "",
-        f"{args.images} images of storybook, batches of {BATCH}, one thread for each copy of the model, "
-        f"{result['machine']['cores']} cores, load {min(loads)} to {max(loads)}; medians of {args.repeats}.", "",
-        "| engine | images a second | of process | captions equal |", "|---|---:|---:|---:|",
+        f"{args.images} images of storybook, {args.images // 4} and {args.images // 32} photos, batches of {BATCH}, "
+        f"one thread for each copy of the model, {result['machine']['cores']} cores, load {min(loads)} to {max(loads)}"
+        f"{alone}; medians of {args.repeats}.", "",
+        "| engine | images a second | processor ms an image | captions equal |", "|---|---:|---:|---:|",
     ]  # fmt: skip
     for name, value in medians.items():
-        equal = result["captions equal to those of process"][name]
-        lines.append(f"| {name} | {value:.1f} | {value / medians['process']:.2f} | {equal} of {args.images} |")
-    lines += ["", f"Ray with 2 workers over 1, median of pairs: {result['ray 2 over ray 1']:.2f}. Until the first part "
-              f"is there: {result['seconds to the first part']['ray 2']} s."]  # fmt: skip
+        processor = f"{statistics.median(spent[name]):.2f}" if spent[name] else ""
+        lines.append(f"| {name} | {value:.1f} | {processor} | {equal[name]} |")
+    lines += ["", f"Medians of pairs: process over transformers {result['process over transformers']:.2f}; two "
+              f"transformers at once over one, which is what two cores give, "
+              f"{result['two transformers at once over one']:.2f}; Ray with 2 workers over 1 "
+              f"{result['ray 2 over ray 1']:.2f}. Until Ray's first part is there: "
+              f"{result['seconds to the first part']['ray 2']} s."]  # fmt: skip
     _lib.write(result, "\n".join(lines) + "\n", args.output)
 
 

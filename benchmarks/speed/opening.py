@@ -102,8 +102,8 @@ def main() -> None:
     lines = [
         "# Opening images", "",
         f"JPEG, {' and '.join(f'{number} of {size[0]} x {size[1]}' for size, number in SIZES.items())}; "
-        f"{_lib.machine()['cores']} cores, load {min(loads)} to {max(loads)}{alone}; medians of {args.repeats}. In brackets: "
-        "milliseconds of the process that captions, for each image.", "",
+        f"{_lib.machine()['cores']} cores, load {min(loads)} to {max(loads)}{alone}; medians of {args.repeats}. "
+        "In brackets: milliseconds of the process that captions, for each image.", "",
         f"| opened in | {' | '.join(f'{size}, images a second' for size in rows)} |", "|---|" + "---:|" * len(rows),
     ]  # fmt: skip
     for what in next(iter(medians.values())):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,25 @@ def test_log_probabilities_are_the_models_own(captioner: Captioner, images: list
         assert total[i].item() == pytest.approx(logp[i, :length].sum().item(), abs=1e-3)
         assert mean[i].item() == pytest.approx(logp[i, :length].mean().item(), abs=1e-3)
     assert opening is None or all(caption.startswith(opening) for caption in captions)
+
+
+def test_a_caption_holds_no_image(captioner: Captioner, images: list) -> None:
+    image = captioner.core.config.image_token_id
+    head = captioner.core.get_output_embeddings()
+
+    def likes_images(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, torch.tensor([image]), 1e4)
+
+    settings: dict[str, Any] = {"max_new_tokens": 6, "return_logprob": True}
+    expected, *_ = captioner.generate(images, **settings)
+    hook = head.register_forward_hook(likes_images)
+    try:
+        suppressed = captioner.generate(images, repetition_penalty=1.0, **settings)  # at every step
+        looked_for = captioner.generate(images, **settings)
+    finally:
+        hook.remove()
+    assert looked_for[0] == suppressed[0] == expected
+    assert all(torch.equal(one, other) for one, other in zip(looked_for[1:], suppressed[1:], strict=True))
 
 
 def test_generate_leaves_the_training_mode(captioner: Captioner, images: list) -> None:

@@ -446,21 +446,27 @@ class Captioner:
             max_new_tokens=max_new_tokens or min(default, (self.positions or math.inf) - width),
             eos_token_id=self.eos_ids,
             pad_token_id=self.tokenizer.pad_token_id,
-            suppress_tokens=[self.core.config.image_token_id],  # a caption holds no image
             return_dict_in_generate=True,
             output_logits=return_logprob,
         )
+        image = self.core.config.image_token_id
+        without = {"suppress_tokens": [image]}  # a caption holds no image
+        likeliest = (
+            not do_sample and num_beams == 1 and not kwargs
+        )  # what is suppressed matters where it comes first alone
         training = self.model.training
         switch = any(module.training for module in self.model.modules())  # to switch costs more than to look
         if switch:
             self.model.eval()
         try:
             model: Any = self.model
-            output = model.generate(**inputs, **settings)
+            output = model.generate(**inputs, **settings, **({} if likeliest else without))
+            if likeliest and bool((output.sequences[:, width:] == image).any()):
+                output = model.generate(**inputs, **settings, **without)
         finally:
             if switch:
                 self.model.train(training)
-        generated = output.sequences[:, batch["input_ids"].shape[1] :]
+        generated = output.sequences[:, width:]
         ids = [[*opening, *row] for row in generated.tolist()]
         captions = self.decode(ids)
         if not return_logprob:
