@@ -82,6 +82,10 @@ def save_yolos(folder: Path, labels: Sequence[str] = ("cat", "dog", "N/A", "sofa
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[32, 32],
         patch_size=8, num_detection_tokens=6, id2label=dict(enumerate(labels)), initializer_range=1.0,
     )  # fmt: skip
-    YolosForObjectDetection(config).save_pretrained(folder)
+    model = YolosForObjectDetection(config)
+    torch.nn.init.normal_(model.vit.embeddings.detection_tokens)  # zeros otherwise, and all queries answer alike
+    model.bbox_predictor.layers[-1].weight.data *= 0.1  # boxes of some size, inside the image
+    model.class_labels_classifier.layers[-1].weight.data *= 0.1  # scores that are not all 1
+    model.save_pretrained(folder)
     YolosImageProcessorPil(size={"height": 32, "width": 32}, do_pad=False).save_pretrained(folder)
     return folder

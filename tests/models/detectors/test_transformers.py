@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,36 @@ def test_it_answers_as_its_image_processor(folder: Path) -> None:
     overlapping = detector.detect(IMAGES, threshold=0.0, nms=0.0)
     assert sum(len(one.labels) for one in overlapping) < 2 * 6
     assert detector.detect([], threshold=0.3) == []
+
+
+def test_the_same_model_as_an_onnx_file_answers_the_same(tmp_path: Path) -> None:
+    """Exported as optimum lays it: onnx/model.onnx in the folder with its config and its image processor."""
+    pytest.importorskip("onnxruntime")
+    folder = save_yolos(tmp_path / "model", ("cat", "dog", "cow", "sofa"))
+    detector = load_detector(folder, device="cpu")
+
+    class Plain(torch.nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            made = detector.model(pixel_values)
+            return made.logits, made.pred_boxes
+
+    (folder / "onnx").mkdir()
+    file, names = folder / "onnx" / "model.onnx", ["logits", "pred_boxes"]
+    axes = {name: {0: "n"} for name in ("pixel_values", *names)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Plain(), (torch.zeros(1, 3, 32, 32),), str(file), input_names=["pixel_values"], output_names=names,
+            dynamic_axes=axes, dynamo=False,
+        )  # fmt: skip
+    exported = load_detector(file)
+    assert exported.layout.name == "DETR" and exported.classes == detector.classes
+    images = [*IMAGES, tiny.picture(2)]
+    for one, other in zip(detector.detect(images, threshold=0.3), exported.detect(images, threshold=0.3), strict=True):
+        assert len(one.labels) > 2 and len({tuple(box) for box in one.boxes.round(1).tolist()}) > 2
+        assert one.labels == other.labels
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=0.05)
 
 
 def test_the_digest_is_of_the_weights(folder: Path, tmp_path: Path) -> None:
