@@ -276,7 +276,8 @@ class Trial:
             self.compare(output)
             failed = failed + 1 if code > 0 else 0
             if failed == 10:
-                self.wrong.append(f"{output.name}: 10 drivers one after the other ended with an error: see driver.log")
+                said = (output.parent / "driver.log").read_text(errors="replace").strip().splitlines()
+                self.wrong.append(f"{output.name}: 10 drivers one after the other ended with an error: {said[-1]}")
             if code == 0 or self.wrong:
                 break
         if not self.wrong and self.engine.whole(output) != self.whole:
@@ -307,10 +308,11 @@ class Trial:
             return self.wait(pid, output)
         os.kill(number, signal.SIGKILL)
         self.done[victim] += 1
+        print(f"{self.done.total()} of {self.kills} kills, round {self.rounds}", file=sys.stderr, flush=True)
         if victim == "driver":
             return self.wait(pid, output)
         self.engine.killed(victim)
-        return self.wait(pid, output)
+        return self.disturb(pid, output)
 
     def ended(self, pid: int) -> int | None:
         found, status = os.waitpid(pid, os.WNOHANG)
