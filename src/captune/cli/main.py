@@ -27,6 +27,7 @@ from captune.cli import (
     demo,
     detect,
     doctor,
+    encoder,
     evaluate,
     merge,
     pairs,
@@ -41,7 +42,7 @@ from captune.utils import environment, processes
 from captune.utils.registry import nearest
 from captune.utils.skipped import counting, sentences
 
-#: The verbs by the heading they stand under; the methods of `captune.cli.train` stand between the two.
+#: The verbs by the heading they stand under; the methods of `captune.cli.train` begin the second.
 JUDGE = {
     "caption": caption.COMMAND,
     "evaluate": evaluate.COMMAND,
@@ -55,13 +56,14 @@ JUDGE = {
     "review": review.COMMAND,
     "pairs": pairs.COMMAND,
 }
+TRAIN = {"encoder": encoder.COMMAND}
 OTHERS = {
     "demo": demo.COMMAND,
     "merge": merge.COMMAND,
     "doctor": doctor.COMMAND,
     "build-storybook": build_storybook.COMMAND,
 }
-COMMANDS = JUDGE | OTHERS
+COMMANDS = JUDGE | TRAIN | OTHERS
 ALIASES = {"storybook": "build-storybook"}
 
 
@@ -81,7 +83,7 @@ class _Parser(argparse.ArgumentParser):
 
 def verbs() -> list[str]:
     """List the verbs in the order of the help."""
-    return [*JUDGE, *train.METHODS, *OTHERS]
+    return [*JUDGE, *train.METHODS, *TRAIN, *OTHERS]
 
 
 def command(verb: str, load: bool = True) -> Command:
@@ -129,7 +131,7 @@ def _listing() -> str:
     lines = []
     for heading, names in (
         ("caption and measure", JUDGE),
-        ("train", train.METHODS),
+        ("train", [*train.METHODS, *TRAIN]),
         ("other", OTHERS),
     ):
         lines += [f"{heading}:", *(f"  {name:<16} {command(name, load=False).summary}" for name in names), ""]

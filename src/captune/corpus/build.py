@@ -83,8 +83,8 @@ def build(
         "complete": False,
         "source": redact(source) if isinstance(source, str) else f"a dataset of {_count(dataset) or 'unknown'} rows",
         "rows": _count(dataset),
-        "text_encoder": {"name": text_model.name, "digest": text_model.digest},
-        "image_encoder": {"name": image_model.name, "digest": image_model.digest},
+        "text_encoder": _named(text_model),
+        "image_encoder": _named(image_model),
         "shard_size": shard_size,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +102,12 @@ def build(
         shutil.rmtree(folder / files.SHARDS, ignore_errors=True)
         if index not in EXACT:
             make_index(folder, index, progress=progress)
+
+
+def _named(encoder: Any) -> dict[str, str]:
+    """What the corpus says of an encoder, with the note of one whose figures need one."""
+    note = getattr(encoder, "note", "")
+    return {"name": encoder.name, "digest": encoder.digest} | ({"note": note} if note else {})
 
 
 def _count(dataset: ImageSource) -> int | None:

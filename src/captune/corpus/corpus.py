@@ -193,11 +193,14 @@ class Corpus:
     @property
     def signature(self) -> str:
         """What figures from this corpus depend on, as a text."""
-        text, image = (self.config[slot] for slot in ("text_encoder", "image_encoder"))
+        slots = (self.config[slot] for slot in ("text_encoder", "image_encoder"))
+        text, image = (
+            f"{made['name']}@{made['digest']}" + (f" ({made['note']})" if made.get("note") else "") for made in slots
+        )
         index = self.index + (f"-{self.search_effort}" if self.search_effort else "")
         return (
             f"corpus:{self.digest}|entries:{len(self)}|images:{len(self.image_ids)}|index:{index}"
-            f"|text:{text['name']}@{text['digest']}|image:{image['name']}@{image['digest']}"
+            f"|text:{text}|image:{image}"
         )
 
     @cached_property

@@ -48,7 +48,7 @@ from transformers.cache_utils import DynamicLayer
 from captune.errors import CaptionerError, first_line
 from captune.models import hub
 from captune.models.captioner import NEUTRAL, check_length, check_room, neutral, positions_of
-from captune.models.encoders.clip import Encoder
+from captune.models.encoders import EncodesBoth, load_encoder
 from captune.utils.device import pick_device
 from captune.utils.loads import check_model
 
@@ -62,7 +62,9 @@ class ZeroCapModel:
     text that it continues, "Image of a" in the paper; it is no part of the caption.
     """
 
-    def __init__(self, language_model: Any, tokenizer: Any, encoder: Encoder, *, name: str, prompt: str = "") -> None:
+    def __init__(
+        self, language_model: Any, tokenizer: Any, encoder: EncodesBoth, *, name: str, prompt: str = ""
+    ) -> None:
         self.language_model = language_model.eval().requires_grad_(False)
         language_model.generation_config = neutral(language_model.generation_config)
         self.tokenizer, self.encoder, self.name, self.prompt = tokenizer, encoder, name, prompt
@@ -102,7 +104,7 @@ class ZeroCapModel:
         model, info = loaded
         check_model(model, info, what=f"language model {name!r}", error=CaptionerError)
         device = pick_device(device)
-        encoder = Encoder.load(image_encoder, device=device)
+        encoder = load_encoder(image_encoder, device)
         return cls(
             cast(nn.Module, model).to(device), tokenizer, encoder, name=f"{name} + {image_encoder}", prompt=prompt or ""
         )

@@ -18,7 +18,19 @@ from captune.utils.hashing import weights_digest
 #: CIM used laion/CLIP-ViT-H-14-laion2B-s32B-b79K; this one needs no download
 DEFAULT_IMAGE_ENCODER = "storybook-clip"
 
-__all__ = ["DEFAULT_IMAGE_ENCODER", "DEFAULT_TEXT_ENCODER", "EncodesImages", "EncodesTexts", "unit_vectors"]
+#: in config.json: a pair of `captune.models.encoders.pair`
+PAIR = "captune_pair"
+
+__all__ = [
+    "DEFAULT_IMAGE_ENCODER",
+    "DEFAULT_TEXT_ENCODER",
+    "PAIR",
+    "EncodesBoth",
+    "EncodesImages",
+    "EncodesTexts",
+    "described",
+    "unit_vectors",
+]
 
 
 class LoadedEncoder:
@@ -65,6 +77,37 @@ class EncodesImages(Protocol):
 
     def encode_images(self, images: Sequence[Any]) -> Any:
         """Encode images: (N, D) unit vectors."""
+
+
+class EncodesBoth(Protocol):
+    """Images and texts in one space: `Encoder`, `PairEncoder`, or anything of this shape."""
+
+    name: str
+    model: Any
+
+    @property
+    def digest(self) -> str:
+        """8 hex digits of all that decides the vectors (`captune.utils.hashing.identity`)."""
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens of a text."""
+
+    @property
+    def truncated(self) -> int:
+        """How many of the texts encoded so far were longer, and cut."""
+
+    def encode_images(self, images: Sequence[Any], *, batch_size: int = 32) -> Any:
+        """Encode images: (N, D) unit vectors."""
+
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Any:
+        """Encode texts: (N, D) unit vectors."""
+
+
+def described(encoder: Any) -> str:
+    """Return an encoder's name and digest for signatures, with what has to be known of its figures, if anything."""
+    note = getattr(encoder, "note", "")
+    return f"{encoder.name}@{encoder.digest}" + (f" ({note})" if note else "")
 
 
 def unit_vectors(vectors: Any, names: Sequence[str]) -> np.ndarray:

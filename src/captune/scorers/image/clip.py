@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from captune.models.encoders.base import described
 from captune.models.encoders.features import ImageFeatureCache
 from captune.scorers import Scorer
 
 if TYPE_CHECKING:
-    from captune.models.encoders.clip import Encoder
+    from captune.models.encoders import EncodesBoth
 
 _log = logging.getLogger(__name__)
 DEFAULT_MODEL = "storybook-clip"
@@ -55,11 +56,13 @@ class ClipScore(Scorer):
     class Settings:
         """What a spec sets."""
 
-        model: Annotated[str, Field(description="a CLIP's or SigLIP's folder or hub name")] = DEFAULT_MODEL
+        model: Annotated[
+            str, Field(description="a CLIP's or SigLIP's folder or hub name, or an encoder pair's folder")
+        ] = DEFAULT_MODEL
         w: Annotated[float, Field(description="the factor of the cosine")] = 2.5
         prefix: Annotated[str, Field(description="what is put before every caption and reference")] = "A photo depicts"
 
-    def __init__(self, argument: str | None = None, *, encoder: Encoder | None = None, w: float = 2.5,
+    def __init__(self, argument: str | None = None, *, encoder: EncodesBoth | None = None, w: float = 2.5,
                  prefix: str = "A photo depicts", device: str | None = None, batch_size: int = 32) -> None:  # fmt: skip
         settings = self.read(argument, w=w, prefix=prefix)
         self.w, self.prefix = settings.w, settings.prefix.strip()
@@ -68,12 +71,12 @@ class ClipScore(Scorer):
         self._cut, self._warned = 0.0, False
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> EncodesBoth:
         """Loaded at first use."""
         if self._encoder is None:
-            from captune.models.encoders.clip import Encoder
+            from captune.models.encoders import load_encoder
 
-            self._encoder = Encoder.load(self._model, device=self._device)
+            self._encoder = load_encoder(self._model, self._device)
         return self._encoder
 
     def forget(self) -> None:
@@ -116,7 +119,7 @@ class ClipScore(Scorer):
         """Everything that decides the figure: settings, model, version."""
         encoder = self.encoder
         return (
-            f"clipscore|model:{encoder.name}@{encoder.digest}|w:{self.w:g}|prefix:{self.prefix or 'none'}"
+            f"clipscore|model:{described(encoder)}|w:{self.w:g}|prefix:{self.prefix or 'none'}"
             f"|empty:0|context:{encoder.context_length}|truncated:{self._cut:.1%}"
         )
 

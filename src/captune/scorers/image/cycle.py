@@ -16,6 +16,7 @@ from pydantic import Field
 from captune.data.schemes import SOURCES, Scheme
 from captune.errors import ScorerError, SpecError, first_line
 from captune.models import hub
+from captune.models.encoders.base import described
 from captune.scorers import Scorer
 from captune.scorers._support.encoders import check_encoder
 from captune.utils.device import pick_device
@@ -168,7 +169,7 @@ class Cycle(Scorer):
             options = "|".join(f"{key}:{value:g}" for key, value in sorted(self.options.items()))
             drawer = f"{self.model}@{self._weights}|{options or 'options:default'}|diffusers:{_version('diffusers')}"
             drawer += f"|dtype:{getattr(self.pipeline, 'dtype', 'unknown')}"
-        return f"cycle|t2i:{drawer}|seed:{self.seed}|encoder:{self.encoder.name}@{self.encoder.digest}|cosine|empty:0"
+        return f"cycle|t2i:{drawer}|seed:{self.seed}|encoder:{described(self.encoder)}|cosine|empty:0"
 
     def _source(self) -> str:
         return hub.resolve(

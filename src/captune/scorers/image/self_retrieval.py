@@ -12,11 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from captune.errors import ScorerError
+from captune.models.encoders.base import described
 from captune.scorers import Scorer
 from captune.scorers._support.encoders import check_encoder
 
 if TYPE_CHECKING:
-    from captune.models.encoders.clip import Encoder
+    from captune.models.encoders import EncodesBoth
 
 _log = logging.getLogger(__name__)
 DEFAULT_MODEL = "storybook-clip"
@@ -65,14 +66,16 @@ class SelfRetrieval(Scorer):
     class Settings:
         """What a spec sets."""
 
-        model: Annotated[str, Field(description="a CLIP's or SigLIP's folder or hub name")] = DEFAULT_MODEL
+        model: Annotated[
+            str, Field(description="a CLIP's or SigLIP's folder or hub name, or an encoder pair's folder")
+        ] = DEFAULT_MODEL
         k: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="ranks that count as found")] = (1, 5)
         n: Annotated[
             Annotated[int, Field(ge=1)] | Literal["all"], Field(description="distractors, or all other images")
         ] = "all"
         seed: Annotated[int, Field(ge=0, description="of the circle in which the images stand")] = 0
 
-    def __init__(self, argument: str | None = None, *, encoder: Encoder | None = None, device: str | None = None,
+    def __init__(self, argument: str | None = None, *, encoder: EncodesBoth | None = None, device: str | None = None,
                  batch_size: int = 32) -> None:  # fmt: skip
         settings = self.read(argument)
         self.k, self.seed, self.batch_size = settings.k, settings.seed, batch_size
@@ -87,14 +90,14 @@ class SelfRetrieval(Scorer):
             check_encoder(self._model)
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> EncodesBoth:
         """Loaded at first use."""
         if self._encoder is None:
             from captune.errors import EncoderError
-            from captune.models.encoders.clip import Encoder
+            from captune.models.encoders import load_encoder
 
             try:
-                self._encoder = Encoder.load(self._model, device=self._device)
+                self._encoder = load_encoder(self._model, self._device)
             except EncoderError as error:
                 raise ScorerError(f"scorer 'self_retrieval': {error}") from error
         return self._encoder
@@ -163,6 +166,6 @@ class SelfRetrieval(Scorer):
         """Everything that decides the figure: settings, model, version."""
         encoder = self.encoder
         return (
-            f"self_retrieval|model:{encoder.name}@{encoder.digest}|distractors:{self.n or 'all'}|images:{self._pool}"
+            f"self_retrieval|model:{described(encoder)}|distractors:{self.n or 'all'}|images:{self._pool}"
             f"|seed:{self.seed}|ties:against|empty:0|context:{encoder.context_length}|truncated:{self._cut:.1%}"
         )

@@ -1,0 +1,206 @@
+"""The frozen side of an encoder pair, computed once: vectors of images and captions in files that a killed run keeps.
+
+    <digest>/images/vectors.npy  (N, V, S) float32, V views of each image
+    <digest>/texts/vectors.npy   (M, S) float32                              each beside an index.json
+
+The digest is of the encoders and of the items (their ids, not their pixels); index.json says the same in full, and how
+many rows are done. Rows are made in chunks that do not depend on where an earlier run stopped, so the bytes are the
+same. One process at a time works in such a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captune.data.images import open_image
+from captune.data.views import view
+from captune.errors import EncoderError, RunError
+from captune.models.encoders.base import EncodesImages, EncodesTexts
+from captune.models.encoders.pair import frozen_vectors
+from captune.utils.files import discard, lock_folder, read_json, replace_file
+from captune.utils.hashing import fingerprint
+
+CHUNK = 32  # images encoded together
+TEXTS = 512  # captions encoded together
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Captioned images.
+
+    Attributes:
+        source: as written.
+        rows: a dataset with the column `image`.
+        ids: of the images.
+        captions: of each image, one at least.
+    """
+
+    source: str
+    rows: Any
+    ids: list[str]
+    captions: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: Sequence[int]) -> Captioned:
+        """Return some of them."""
+        return Captioned(
+            self.source,
+            self.rows.select(list(rows)),
+            [self.ids[row] for row in rows],
+            [self.captions[row] for row in rows],
+        )
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What the frozen encoders make of captioned images.
+
+    Attributes:
+        ids: of the N images.
+        images: (N, V, S) unit vectors.
+        texts: (M, S') unit vectors, an image's captions after each other.
+        captions: the M captions.
+        owners: of each caption, the number of its image.
+    """
+
+    ids: list[str]
+    images: Tensor
+    texts: Tensor
+    captions: list[str]
+    owners: list[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: Sequence[int]) -> Vectors:
+        """Return those of some images, in the order given."""
+        place = {row: i for i, row in enumerate(rows)}
+        kept = sorted((place[owner], text) for text, owner in enumerate(self.owners) if owner in place)
+        texts = [text for _, text in kept]
+        return replace(
+            self,
+            ids=[self.ids[row] for row in rows],
+            images=self.images[list(rows)],
+            texts=self.texts[texts],
+            captions=[self.captions[text] for text in texts],
+            owners=[owner for owner, _ in kept],
+        )
+
+
+def vectors_of(
+    folder: Path,
+    data: Captioned,
+    image_encoder: EncodesImages,
+    text_encoder: EncodesTexts,
+    *,
+    whole: bool,
+    views: int = 1,
+) -> Vectors:
+    """Encode captioned images, or take from the folder what an earlier run encoded.
+
+    Args:
+        folder: keeps the vectors of this and other data.
+        data: what is encoded.
+        image_encoder: frozen.
+        text_encoder: frozen.
+        whole: squeeze each image into a square first.
+        views: V, of each image.
+
+    Raises:
+        EncoderError: an encoder gives a vector that is not finite.
+        RunError: a file of the folder cannot be read, or another process is working on it.
+    """
+    captions = [text for own in data.captions for text in own]
+    about = {
+        "image_encoder": image_encoder.digest,
+        "text_encoder": text_encoder.digest,
+        "whole": whole,
+        "views": views,
+        "chunk": [CHUNK, TEXTS],
+        "items": fingerprint(json.dumps([data.source, data.ids, data.captions])),
+    }
+
+    def encode_images(start: int) -> np.ndarray:
+        stop = min(start + CHUNK, len(data))
+        opened = [open_image(data.rows[row]["image"], data.ids[row]) for row in range(start, stop)]
+        made = []
+        for number in range(views):
+            seen = [
+                view(image, number, data.ids[row], " ".join(data.captions[row]))
+                for row, image in zip(range(start, stop), opened, strict=True)
+            ]
+            made.append(frozen_vectors(image_encoder, seen, whole=whole, batch_size=CHUNK))
+        return torch.stack(made, dim=1).numpy()
+
+    def encode_texts(start: int) -> np.ndarray:
+        return torch.as_tensor(text_encoder.encode_texts(captions[start : start + TEXTS])).numpy()
+
+    own = folder / fingerprint(json.dumps(about, sort_keys=True))
+    with _alone(own):
+        images = _kept(own / "images", about, len(data), CHUNK, encode_images, f"images of {data.source}")
+        texts = _kept(own / "texts", about, len(captions), TEXTS, encode_texts, f"captions of {data.source}")
+    owners = [row for row, own in enumerate(data.captions) for _ in own]
+    return Vectors(data.ids, images, texts, captions, owners)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process works in a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = lock_folder(folder)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror or error}") from error
+    if held is None:
+        raise RunError(f"another process is encoding into {folder}: wait for it, or name another --features")
+    try:
+        yield
+    finally:
+        if held >= 0:
+            os.close(held)
+
+
+def _kept(
+    folder: Path, about: dict[str, Any], total: int, chunk: int, encode: Callable[[int], np.ndarray], what: str
+) -> Tensor:
+    """The rows of a folder, those that it lacks encoded; (total, ...)."""
+    file, index = folder / "vectors.npy", folder / INDEX
+    done = 0
+    if index.is_file() and file.is_file():
+        known = read_json(index, error=RunError)
+        done = known.pop("done")
+        if known != about:
+            done = 0
+    if not done:
+        discard(folder)
+        folder.mkdir(parents=True)
+    vectors: Any = np.load(file, mmap_mode="r+") if done else None
+    with tqdm(total=total, initial=done, desc=f"encoding {what}", disable=None) as bar:
+        while done < total:
+            made = encode(done)
+            if not np.isfinite(made).all():
+                raise EncoderError(
+                    f"the encoder gives a vector that is not finite among the {what}, from row {done} on"
+                )
+            if vectors is None:
+                vectors = np.lib.format.open_memmap(file, "w+", dtype=np.float32, shape=(total, *made.shape[1:]))
+            vectors[done : done + len(made)] = made
+            vectors.flush()
+            done += len(made)
+            replace_file(index, json.dumps(about | {"done": done}) + "\n")
+            bar.update(len(made))
+    return torch.from_numpy(np.array(vectors))

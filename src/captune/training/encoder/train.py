@@ -1,0 +1,400 @@
+"""Training of an encoder pair: contrastive, on vectors of the frozen encoders that are computed once.
+
+Each step draws B different images and a caption (and a view) of each; what it draws, and dropout, depend on the seed
+and the number of the step alone, so that a run that resumes from its last checkpoint gives the same bytes. The step
+with the best mean recall on the choice images is kept; recall is stated on images that neither trained nor chose.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from captune.data import column, load_images, without_bad
+from captune.data.sources import held_out_number
+from captune.errors import RunError, SourceError, TrainingError, redact
+from captune.models.encoders import check_frozen, load_image_encoder, load_text_encoder
+from captune.models.encoders.pair import CONFIG, WEIGHTS, Frozen, Heads, PairConfig, Recall, save_pair
+from captune.runs import checkpoints
+from captune.runs.card import cell, code, one_line
+from captune.runs.run_dir import RunDir
+from captune.training.encoder.config import EncoderConfig
+from captune.training.encoder.features import Captioned, Vectors, vectors_of
+from captune.training.encoder.objective import RANKS, info_nce, mean_recall, recall
+from captune.utils.files import discard
+from captune.utils.hashing import fingerprint
+from captune.utils.skipped import skip
+
+logger = logging.getLogger(__name__)
+FEATURES = "features"
+PARTS = (CONFIG, WEIGHTS, FEATURES)  # config.json first: without it an earlier pair is none
+_SAME = 1 - 1e-5  # cosine from which two images are one
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def captioned(source: str, limit: int | None = None) -> Captioned:
+    """Load captioned images; bad ones are left out, blank captions too, each counted.
+
+    Raises:
+        SourceError: it streams, or an image has no caption.
+    """
+    from datasets import IterableDataset
+
+    images = load_images(source, limit=limit)
+    if isinstance(images, IterableDataset):
+        raise SourceError(f"{source}: training reads each image several times, a stream cannot; leave streaming=1 out")
+    rows, _ = without_bad(images)
+    if "references" not in rows.column_names or not len(rows):
+        raise SourceError(f"{source}: {'its images have no captions' if len(rows) else 'no image can be used'}")
+    ids, captions = [str(image_id) for image_id in column(rows, "image_id")], []
+    for image_id, texts in zip(ids, column(rows, "references"), strict=True):
+        own = [text for text in texts or () if text.strip()]
+        if blank := len(texts or ()) - len(own):
+            skip("blank captions", image_id, blank)
+        captions.append(own)
+    lacking = [image_id for image_id, own in zip(ids, captions, strict=True) if not own]
+    if lacking:
+        tables = sorted(Path(source).glob("captions.*")) if Path(source).is_dir() else []
+        hint = f"; their captions may stand in {tables[0]}, which is a source, too" if tables else ""
+        raise SourceError(
+            f"{source}: {len(lacking)} of {len(ids)} images have no caption to learn from, the first is "
+            f"{lacking[0]!r}{hint}"
+        )
+    return Captioned(source, rows, ids, captions)
+
+
+def three_parts(config: EncoderConfig) -> tuple[Captioned, Captioned, Captioned]:
+    """Return what trains, what chooses the step, and what recall is stated on.
+
+    Raises:
+        SourceError: too few images.
+    """
+    whole = captioned(config.images, config.limit)
+    given = [captioned(source) if source else None for source in (config.choice_images, config.eval_images)]
+    wanted = given.count(None)
+    held = np.random.default_rng(0).permutation(len(whole))[: held_out_number(len(whole)) if wanted else 0].tolist()
+    if len(held) < 2 * wanted:
+        raise SourceError(
+            f"{config.images}: of {len(whole)} images too few can be held out to choose a step and to state recall on; "
+            "name others with --choice-images and --eval-images, or give more"
+        )
+    cut = len(held) // 2 if wanted == 2 else (0 if given[0] else len(held))
+    choice = given[0] or whole.select(sorted(held[:cut]))
+    unseen = given[1] or whole.select(sorted(held[cut:]))
+    train = whole.select([row for row in range(len(whole)) if row not in set(held)])
+    for part, use in ((choice, "to choose a step"), (unseen, "to state recall on")):
+        if len(part) < 2:
+            raise SourceError(f"{part.source}: {len(part)} image {use}; recall needs 2 at least")
+    return train, choice, unseen
+
+
+def without_shared(part: Vectors, use: str, *others: Vectors) -> Vectors:
+    """Return a part without the images that also stand in others, by id or by pixels; each is counted.
+
+    Args:
+        part: what is left of it is returned.
+        use: what it is for, for the count.
+        others: whose images it may not share.
+    """
+    shared = torch.zeros(len(part), dtype=torch.bool)
+    for other in others:
+        shared |= (part.images[:, 0] @ other.images[:, 0].T).amax(dim=1) >= _SAME
+        known = set(other.ids)
+        shared |= torch.tensor([image_id in known for image_id in part.ids], dtype=torch.bool)
+    for row in shared.nonzero().flatten().tolist():
+        skip(f"images {use} that also stand among those held out from it", part.ids[row])
+    return part.select((~shared).nonzero().flatten().tolist()) if bool(shared.any()) else part
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+class Batches:
+    """The batches of a run, each by the number of its step.
+
+    Args:
+        data: what trains.
+        config: the run's settings.
+    """
+
+    def __init__(self, data: Vectors, config: EncoderConfig) -> None:
+        self.data, self.config = data, config
+        self.texts_of: list[list[int]] = [[] for _ in range(len(data))]
+        for text, owner in enumerate(data.owners):
+            self.texts_of[owner].append(text)
+        self.owner = torch.tensor(data.owners)
+        wording: dict[str, int] = {}
+        self.wording = torch.tensor(
+            [wording.setdefault(" ".join(t.lower().split()), len(wording)) for t in data.captions]
+        )
+        self.said = [set(self.wording[own].tolist()) for own in self.texts_of]
+        self.nearest = self._nearest(config.hard_negatives) if config.hard_negatives else None
+
+    def _nearest(self, number: int) -> Tensor:
+        """The captions of other images nearest to each in the frozen text encoder, (M, number)."""
+        most = min(number, len(self.data.captions) - max(map(len, self.texts_of)))
+        rows = []
+        for start in range(0, len(self.owner), 1024):
+            similarity = self.data.texts[start : start + 1024] @ self.data.texts.T
+            own = self.owner[start : start + 1024, None] == self.owner[None]
+            rows.append(similarity.masked_fill(own, -math.inf).topk(most, dim=1).indices)
+        return torch.cat(rows)
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the vectors of a step's images (B, S) and texts (B + M, S'), and which are excused (B, B + M)."""
+        chance = np.random.default_rng((self.config.seed, step))
+        rows = chance.permutation(len(self.data))[: self.config.batch_size]
+        texts = torch.tensor([self.texts_of[row][chance.integers(len(self.texts_of[row]))] for row in rows])
+        views = torch.from_numpy(chance.integers(self.data.images.shape[1], size=len(rows)))
+        if self.nearest is not None:
+            further = self.nearest[texts].flatten().unique()
+            texts = torch.cat([texts, further[~torch.isin(further, texts)]])
+        words = self.wording[texts].tolist()
+        excused = torch.tensor([[word in self.said[row] for word in words] for row in rows])
+        excused[torch.arange(len(rows)), torch.arange(len(rows))] = False
+        return self.data.images[torch.from_numpy(rows), views], self.data.texts[texts], excused
+
+
+class Training:
+    """The heads and all that a checkpoint holds of them.
+
+    Attributes:
+        step: how many are done.
+        best: (mean recall, step) of the best look so far.
+        waited: looks since.
+        data: a digest of what trains.
+
+    Args:
+        heads: as they begin.
+        config: the run's settings.
+    """
+
+    def __init__(self, heads: Heads, config: EncoderConfig) -> None:
+        self.heads, self.config = heads, config
+        weights = [p for name, p in heads.named_parameters() if name != "log_scale"]
+        groups: list[dict[str, Any]] = [{"params": weights}, {"params": [heads.log_scale], "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.step, self.waited, self.data = 0, 0, ""
+        self.best: tuple[float, int] = (-1.0, 0)
+        self.kept = self._weights()
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.step >= self.config.max_steps or self.waited >= self.config.patience
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.heads.state_dict().items()}
+
+    def advance(self, images: Tensor, texts: Tensor, excused: Tensor) -> float:
+        """Take a step; return its loss.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        config = self.config
+        warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
+        rate = config.learning_rate * warm * (1 + math.cos(math.pi * self.step / config.max_steps)) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(int(np.random.default_rng((config.seed, self.step, 1)).integers(2**31)))  # of dropout
+        self.heads.train()
+        loss = info_nce(self.heads.image(images), self.heads.text(texts), self.heads.log_scale, excused)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"training stopped at step {self.step + 1}: the loss is {value}; a lower --learning-rate may help"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        return value
+
+    def look(self, choice: Vectors) -> float:
+        """Measure the choice images; keep the heads if they are the best so far. Returns the mean recall."""
+        found = mean_recall(measured(self.heads, choice, "the choice images"))
+        if found > self.best[0]:
+            self.best, self.waited, self.kept = (found, self.step), 0, self._weights()
+        else:
+            self.waited += 1
+        return found
+
+    def save(self, run_dir: RunDir) -> None:
+        """Write a checkpoint, and remove the one before."""
+        folder = run_dir.path / f"checkpoint-{self.step}"
+        try:
+            discard(folder)
+            folder.mkdir(parents=True)
+            save_file(self._weights(), folder / "heads.safetensors")
+            save_file(self.kept, folder / "best.safetensors")
+            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+            state = {"global_step": self.step, "best": self.best, "waited": self.waited, "data": self.data}
+            (folder / checkpoints.STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+            checkpoints.complete(folder, lines=run_dir.lines())
+        except OSError as error:
+            raise RunError(
+                f"{folder} could not be saved: {error.strerror or error}; the same command resumes"
+            ) from error
+        checkpoints.rotate(run_dir.path, 1, None)
+
+    def restore(self, folder: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            RunError: it was trained on other data.
+        """
+        state = checkpoints.trainer_state(folder)
+        if state["data"] != self.data:
+            raise RunError(
+                f"{folder} was trained on other images or captions than those that the same source holds now; pass "
+                "--overwrite, or name another --output"
+            )
+        self.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+        self.kept = load_file(folder / "best.safetensors")
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        self.step, self.waited = state["global_step"], state["waited"]
+        self.best = (state["best"][0], state["best"][1])
+
+
+@torch.no_grad()
+def measured(heads: Heads, data: Vectors, source: str) -> Recall:
+    """Return the recall of heads on what they have not trained on."""
+    heads.eval()
+    return recall(heads.image(data.images[:, 0]), heads.text(data.texts), data.owners, source)
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def run(config: EncoderConfig) -> RunDir:
+    """Train a pair, state its recall, save it; a run that was stopped resumes, a finished one is left as it is."""
+    run_dir = RunDir(config.output, PARTS)
+    resume = (run_dir.path / "config.yaml").is_file() and not config.overwrite
+    settings = {name: value for name, value in asdict(config).items() if name != "features"}  # which decides no figure
+    run_dir.claim({"method": "encoder", **settings}, resume=resume, overwrite=config.overwrite)
+    if run_dir.done:
+        logger.warning("%s is already finished: --overwrite trains it again", run_dir.path)
+        return run_dir
+    if run_dir.resumes:
+        run_dir.when_begun(run_dir.recover)
+    parts = three_parts(config)
+    if len(parts[0]) < config.batch_size:
+        raise SourceError(
+            f"{config.images}: {len(parts[0])} images to learn from, fewer than a batch of {config.batch_size}; give "
+            "more, or lower --batch-size"
+        )
+    check_frozen(config.image_encoder, config.text_encoder)
+    image_encoder = load_image_encoder(config.image_encoder, config.device)
+    text_encoder = load_text_encoder(config.text_encoder, config.device)
+    run_dir.begin()
+    train, choice, unseen = (
+        vectors_of(
+            config.features or run_dir.path / FEATURES,
+            part,
+            image_encoder,
+            text_encoder,
+            whole=config.whole_image,
+            views=config.image_views if name == "train" else 1,
+        )
+        for name, part in zip(("train", "choice", "unseen"), parts, strict=True)
+    )
+    choice = without_shared(choice, "to choose a step", unseen)
+    if len(choice) < 2:
+        raise SourceError(
+            f"{parts[1].source}: its images are those that recall is stated on, {parts[2].source}; choose the step on "
+            "others, or leave --choice-images out"
+        )
+    train = without_shared(train, "to learn from", choice, unseen)
+    if len(train) < config.batch_size:
+        raise SourceError(
+            f"{config.images}: {len(train)} images are left to learn from, fewer than a batch of {config.batch_size}"
+        )
+    training = Training(fresh_heads(train, config), config)
+    fit(training, train, choice, run_dir)
+    training.heads.load_state_dict(training.kept)
+    found = measured(training.heads, unseen, redact(parts[2].source))
+    sizes = train.images.shape[-1], train.texts.shape[-1]
+    pair = PairConfig(
+        image_encoder=Frozen(name=config.image_encoder, digest=image_encoder.digest, size=sizes[0]),
+        text_encoder=Frozen(name=config.text_encoder, digest=text_encoder.digest, size=sizes[1]),
+        width=config.width,
+        whole_image=config.whole_image,
+        recall=found,
+    )
+    save_pair(run_dir.path, training.heads, pair)
+    discard(run_dir.path / FEATURES)
+    for folder in run_dir.checkpoints():
+        discard(folder)
+    return run_dir.finish(card(run_dir, config, found, training.best[1], len(train)))
+
+
+def fresh_heads(train: Vectors, config: EncoderConfig) -> Heads:
+    """Return untrained heads that know mean and spread of the frozen vectors."""
+    torch.manual_seed(config.seed)
+    heads = Heads(train.images.shape[-1], train.texts.shape[-1], config.width, config.dropout)
+    heads.image.measure(train.images.flatten(0, 1))
+    heads.text.measure(train.texts)
+    return heads
+
+
+def fit(training: Training, train: Vectors, choice: Vectors, run_dir: RunDir) -> None:
+    """Train to the end, or until recall on the choice images has not risen for a while; resumes from a checkpoint."""
+    config, last = training.config, checkpoints.newest(run_dir.path)
+    training.data = fingerprint(json.dumps([train.ids, train.captions]))
+    if last is not None:
+        training.restore(last)
+        logger.warning("%s is resumed after step %d", run_dir.path, training.step)
+    batches = Batches(train, config)
+    with tqdm(total=config.max_steps, initial=training.step, desc="training", unit="step", disable=None) as bar:
+        while not training.over:
+            loss = training.advance(*batches.draw(training.step))
+            bar.update()
+            if training.step % config.eval_steps == 0 or training.step == config.max_steps:
+                found = training.look(choice)
+                scale = float(training.heads.log_scale.detach().exp())
+                run_dir.log(step=training.step, loss=loss, scale=scale, recall=found)
+                bar.set_postfix(loss=f"{loss:.3f}", recall=f"{found:.1%}")
+                training.save(run_dir)
+
+
+def card(run_dir: RunDir, config: EncoderConfig, found: Recall, step: int, images: int) -> str:
+    """Return the README of a pair: what it is, what it was measured to do, how to use and remake it."""
+    name = one_line(run_dir.path.resolve().name)
+    rows = [
+        f"| {what} | " + " | ".join(f"{by_rank[str(k)]:.1%} (random {chance[str(k)]:.1%})" for k in RANKS) + " |"
+        for what, by_rank, chance in (
+            ("text to image", found.text_to_image, found.random_text_to_image),
+            ("image to text", found.image_to_text, found.random_image_to_text),
+        )
+    ]
+    own = "its own choice of held-out images" if config.choice_images is None else code(one_line(config.choice_images))
+    spec = shlex.quote(f"clip:{name}")
+    return "\n".join([
+        f"# {cell(name)}", "",
+        f"Heads on two frozen encoders, {code(config.image_encoder)} and {code(config.text_encoder)}, trained with "
+        f"captune on {images} captioned images of {code(one_line(config.images))}. The encoders are not here: "
+        "`config.json` names them, and others are refused. Read its scores beside its recall.", "",
+        "## Recall", "",
+        f"On {found.images} images with {found.captions} captions of {code(one_line(found.source))}, which neither "
+        f"trained it nor chose its step (step {step}, by {own}):", "",
+        "| | R@1 | R@5 | R@10 |", "|---|---|---|---|", *rows, "",
+        "## Use it", "",
+        "```", f"captune evaluate captions.jsonl --images ./photos --scorers {spec}", "```", "",
+        "## Make it again", "",
+        "```", str(run_dir.versions.get("command", "")), "```", "",
+        "`config.yaml` holds every setting. The licences of both encoders and of the training data apply.", "",
+    ])  # fmt: skip
