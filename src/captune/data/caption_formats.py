@@ -76,8 +76,8 @@ def format_of(path: str | os.PathLike[str], name: str | None = None, *, reading:
     path = Path(path)
     if name is not None:
         if name not in FORMATS:
-            known = [one for one in FORMATS if reading or one != "parts"]
-            raise UsageError(f"--format: {nearest(name, known, 'format')}")
+            offered = [one for one in FORMATS if reading or one != "parts"]
+            raise UsageError(f"--format: {nearest(name, offered, 'format')}")
         return FORMATS[name]
     if path.name.lower() in METADATA:
         return FORMATS["metadata"]
