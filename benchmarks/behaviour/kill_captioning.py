@@ -8,8 +8,8 @@
 
 A driver captions 2,000 images into caps.jsonl and gets SIGKILL, then the same command again, and so on. A third of the
 kills come at a random time of its first second (while it loads, reads what is there, opens images), the others once it
-has made a random number of captions, and a little later. Where the engine has processes of its own (the server, Ray's
-workers), a third of the kills are theirs. When all images have a caption, another round begins with a new file, until
+has made a random number of captions, and a little later. Where the engine has processes of its own, a third of the
+kills are the server's, two thirds those of Ray's workers. When all images have a caption, another round begins with a new file, until
 the kills are done.
 
 After every kill the whole lines of the file are compared with those of a run that nobody disturbed: each is one of
@@ -57,6 +57,8 @@ class Engine:
         images: a folder.
         work: a folder for what it needs.
     """
+
+    others = 1 / 3  # of the kills, where there are processes beside the driver
 
     def __init__(self, images: Path, work: Path) -> None:
         self.images, self.work = images, work
@@ -176,6 +178,7 @@ class RayLocal(Engine):
     """Two workers of a local cluster, which the driver starts and which ends with it; parts of 32 images."""
 
     MARK = "CAPTUNE_KILL_MARK"
+    others = 2 / 3  # a worker starts in a third of the time that a driver takes
     address: str | None = None
 
     def caption(self, output: Path) -> Any:
@@ -288,7 +291,7 @@ class Trial:
         if self.done.total() >= self.kills:
             return self.wait(pid, output)
         others = self.engine.victims()
-        victim = self.random.choice(list(others)) if others and self.random.random() < 1 / 3 else "driver"
+        victim = self.random.choice(list(others)) if others and self.random.random() < self.engine.others else "driver"
         if self.random.random() < 1 / 3:
             end, growth = self.random.uniform(0, 1), None
         else:
