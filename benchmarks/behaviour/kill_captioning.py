@@ -9,8 +9,8 @@
 A driver captions 2,000 images into caps.jsonl and gets SIGKILL, then the same command again, and so on. A third of the
 kills come at a random time of its first second (while it loads, reads what is there, opens images), the others once it
 has made a random number of captions, and a little later. Where the engine has processes of its own, a third of the
-kills are the server's, two thirds those of Ray's workers. When all images have a caption, another round begins with a new file, until
-the kills are done.
+kills are the server's, two thirds those of Ray's workers. When all images have a caption, another round begins with a
+new file, until the kills are done.
 
 After every kill the whole lines of the file are compared with those of a run that nobody disturbed: each is one of
 these, and none is there twice. At the end of a round the file has to be the same to the byte.
