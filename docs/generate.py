@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from captune.cli.main import SECOND, verbs
 from captune.cli.main import parser as cli_parser
-from captune.cli.main import verbs
 from captune.cli.train import METHODS
 from captune.data.sources import Source
 from captune.decoding import DECODERS
@@ -90,7 +90,8 @@ def decoders() -> str:
 def cli() -> str:
     """The help of every verb."""
     pages = ["# Command line\n", "```\n" + cli_parser().format_help().rstrip() + "\n```\n"]
-    for verb in verbs():
+    every = [one for verb in verbs() for one in (verb, *(f"{verb} {name}" for name in SECOND.get(verb, ((),))[0]))]
+    for verb in every:
         chosen = next(iter(cli_parser(verb)._subparsers._group_actions)).choices[verb]  # type: ignore[union-attr]
         text = chosen.format_help().rstrip()
         if verb in METHODS:

@@ -52,11 +52,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_parse(page: str, command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command of the docs is one that captune understands today, without a former name."""
     from captune.cli.config import build
-    from captune.cli.main import parser
+    from captune.cli.main import joined, parser
     from captune.cli.train import METHODS
 
     monkeypatch.chdir(desk)
-    verb, *rest = shlex.split(command, comments=True)[1:]
+    verb, *rest = joined(shlex.split(command, comments=True)[1:])
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         args = parser(verb).parse_args([verb, *rest])

@@ -17,7 +17,7 @@ LAYERS = (
     "scorers",
     "evaluation decoding storybook",
     "inference report verl",
-    "training annotation",
+    "training annotation curation",
     "cli",
     "__main__",
 )

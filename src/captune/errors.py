@@ -139,6 +139,10 @@ class ReportError(CaptuneError, NotADirectoryError, ValueError):
     """A report that cannot be made: a folder that is not there, or none named."""
 
 
+class CurationError(CaptuneError, ValueError):
+    """A set that cannot be curated as asked; the message says why and what to do."""
+
+
 class AnnotationError(CaptuneError, RuntimeError):
     """A page for judging or correcting captions that cannot be served, or data that it cannot take; says why."""
 

@@ -24,6 +24,7 @@ from captune.cli import (
     convert,
     corpus,
     correlate,
+    curate,
     demo,
     detect,
     doctor,
@@ -52,6 +53,7 @@ JUDGE = {
     "convert": convert.COMMAND,
     "detect": detect.COMMAND,
     "corpus": corpus.COMMAND,
+    "curate": curate.COMMAND,
     "report": report.COMMAND,
     "review": review.COMMAND,
     "pairs": pairs.COMMAND,
@@ -64,6 +66,8 @@ OTHERS = {
     "build-storybook": build_storybook.COMMAND,
 }
 COMMANDS = JUDGE | TRAIN | OTHERS
+#: verbs of two words: what follows the first, and the command of both
+SECOND = {"curate": (curate.OPERATIONS, curate.operation)}
 ALIASES = {"storybook": "build-storybook"}
 
 
@@ -88,7 +92,17 @@ def verbs() -> list[str]:
 
 def command(verb: str, load: bool = True) -> Command:
     """Return a verb's command; unless `load`, a method's has its summary only."""
+    first, _, second = verb.partition(" ")
+    if second:
+        return SECOND[first][1](second)
     return COMMANDS[verb] if verb in COMMANDS else train.command(verb, load)
+
+
+def joined(words: list[str]) -> list[str]:
+    """Return the words from a verb on, of which a verb of two words is one."""
+    if words[0] in SECOND and words[1:] and words[1] in SECOND[words[0]][0]:
+        return [f"{words[0]} {words[1]}", *words[2:]]
+    return words
 
 
 def parser(verb: str | None = None) -> argparse.ArgumentParser:
@@ -188,6 +202,9 @@ def _run(argv: list[str]) -> int:
     if verb is not None and verb not in COMMANDS and verb not in train.METHODS:
         raise UsageError(nearest(verb, verbs(), "verb"))
     _refuse_empty(argv)
+    if verb is not None and place is not None:
+        argv[place:] = joined(argv[place:])
+        verb = argv[place]
     whole = parser(verb)
     args, strange = whole.parse_known_args(argv)
     if strange:

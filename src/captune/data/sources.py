@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, List, Value
 from pydantic import Field
 from tqdm.auto import tqdm
 
@@ -353,9 +353,12 @@ def folder_of(source: str | Path) -> Path | None:
 
 def _by_scheme(source: Source, scheme: Scheme, limit: int | None) -> Dataset:
     """The dataset of ``scheme:name``; its split is its name."""
+    if source.caption is not None:
+        return _captioned_by(source.caption, _by_scheme(replace(source, caption=None), scheme, limit), source.where)
     if source.columns or any(value is not None for value in (source.skip, source.split, source.images)):
         raise SourceError(
-            f"{source.where} takes only ?n=, ?seed=, ?part= and ?shard= (the split is the name: {scheme.name}:test)"
+            f"{source.where} takes only ?n=, ?seed=, ?part=, ?shard= and ?caption= (the split is the name: "
+            f"{scheme.name}:test)"
         )
     name = source.where.partition(":")[2]
     if source.shard is not None:
@@ -367,6 +370,17 @@ def _by_scheme(source: Source, scheme: Scheme, limit: int | None) -> Dataset:
     first = source.n if limit is None or source.n is None else min(source.n, limit)  # no more is made than is used
     dataset = scheme.load(name, n=first, seed=source.seed)
     return dataset if limit is None or limit >= len(dataset) else dataset.select(range(limit))
+
+
+def _captioned_by(name: str, dataset: Dataset, where: str) -> Dataset:
+    """The dataset with another column of texts as its references."""
+    texts = [key for key, feature in dataset.features.items() if feature == Value("string") and key != "image_id"]
+    if name not in texts:
+        raise SourceError(f"{where} has no column {name!r} of captions; it has {', '.join(['references', *texts])}")
+    said = [[text] for text in column(dataset, name)]
+    names = dataset.column_names
+    changed = dataset.remove_columns("references").add_column("references", said, feature=List(Value("string")))
+    return changed.select_columns(names)
 
 
 def _folder(

@@ -1,0 +1,297 @@
+"""A source as a table of captions on the disk.
+
+Tables (parquet) are read a few thousand rows at a time and without their images, so that memory does not grow with
+them; every other source is read as everywhere in captune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from captune.data.columns import column
+from captune.data.readers import BLANK, ID_KEYS, IMAGE_KEYS, MISSING, REFERENCE_KEYS, as_id, first_key, references_at
+from captune.data.sources import Source, _shards, choose, load_images, load_references
+from captune.data.tables import _line
+from captune.errors import CurationError, SourceError
+from captune.utils.files import replacing
+from captune.utils.skipped import skip
+
+SCHEMA = pa.schema({"row": pa.int64(), "number": pa.int64(), "entry": pa.int64(), "text": pa.large_string()})
+AT_ONCE = 65_536  # captions that are in memory together
+
+
+def read_source(source: str, limit: int | None, captions: Path, images: Path) -> dict[str, Any]:
+    """Write the captions of a source, and the ids of its images, as Arrow files, each in one step.
+
+    Args:
+        source: as written.
+        limit: the first so many images only.
+        captions: the file of the captions; see `Captions.table`.
+        images: the file of the image ids.
+
+    Returns:
+        What the record says about it: images, captions, images without a caption, blank captions left out; why its
+        images cannot be looked at, where that is so.
+    """
+    files = _parquet_files(source)
+    ids, table, about = _of_tables(source, files, limit) if files else _of_rows(source, limit)
+    if not len(ids):
+        raise CurationError(f"{source} holds no images")
+    if not table.num_rows:
+        raise CurationError(f"no image of {source} has a caption; there is nothing to curate")
+    write_table(pa.table({"image_id": ids}), images)
+    write_table(table, captions)
+    with_captions = len(np.unique(table["row"].to_numpy()))
+    return {
+        "images": len(ids),
+        "captions": table.num_rows,
+        "images without a caption": len(ids) - with_captions,
+        **about,
+    }
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table as an Arrow file in one step."""
+    with table_writer(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=AT_ONCE)
+
+
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema) -> Iterator[Any]:
+    """Yield what writes tables into an Arrow file, which appears whole or not at all."""
+    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
+        yield writer
+
+
+def read_table(path: Path) -> pa.Table:
+    """Return a table, which stays on the disk."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def images_of(source: str, count: int) -> Dataset:
+    """Return the images of a source that was read before, decoded on access.
+
+    Raises:
+        CurationError: it streams, or has another number of images now.
+    """
+    dataset = load_images(source, limit=None)
+    if not isinstance(dataset, Dataset):
+        raise CurationError(f"{source} streams, and curation looks images up by row: leave ?streaming= out")
+    if len(dataset) < count:
+        raise CurationError(f"{source} has {len(dataset)} images, and had {count} when its captions were read")
+    return dataset
+
+
+def read_vectors(source: str, name: str, entries: np.ndarray, path: Path) -> np.ndarray:
+    """Copy a column of vectors out of the tables of a source, as unit vectors; return them as an array on the disk.
+
+    Args:
+        source: as written: parquet files.
+        name: the column: lists of numbers.
+        entries: (N,) rows of the tables.
+        path: an .npy file that the vectors are kept in.
+
+    Raises:
+        CurationError: there is no such column, or one vector is missing, of another length, or has no direction.
+    """
+    if path.is_file():
+        return np.load(path, mmap_mode="r")
+    files = _parquet_files(source)
+    if not files:
+        raise CurationError(
+            f"embeddings: {name} is a column of parquet files, which {source} does not name; name an encoder"
+        )
+    order = np.argsort(entries, kind="stable")
+    wanted = entries[order]
+    out: np.ndarray | None = None
+    done, before = 0, 0
+    with replacing(path) as temporary:
+        for batch in _batches(files, [name]):
+            last = int(np.searchsorted(wanted, before + batch.num_rows))
+            if last > done:
+                vectors = _matrix(batch.column(0), name, files[0])
+                if out is None:
+                    shape = (len(entries), vectors.shape[1])
+                    out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+                if vectors.shape[1] != out.shape[1]:
+                    raise CurationError(f"{files[0]}: the vectors of {name} have several lengths")
+                out[order[done:last]] = vectors[wanted[done:last] - before]
+            done, before = last, before + batch.num_rows
+        if out is None or done < len(entries):
+            raise CurationError(f"{files[0]} has fewer rows than when its captions were read")
+        del out  # flushes it
+    return np.load(path, mmap_mode="r")
+
+
+def _matrix(values: Any, name: str, where: str) -> np.ndarray:
+    lists = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+    if not (lists or pa.types.is_fixed_size_list(values.type)):
+        raise CurationError(f"{where}: the column {name} holds {values.type}, not vectors")
+    lengths = pc.unique(pc.list_value_length(values)).to_pylist()
+    if len(lengths) != 1 or not lengths[0]:
+        raise CurationError(f"{where}: the vectors of {name} have several lengths, or one is missing")
+    matrix = np.asarray(values.flatten().to_numpy(zero_copy_only=False), dtype=np.float32).reshape(-1, lengths[0])
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    if not bool(np.isfinite(norms).all() and (norms > 0).all()):
+        raise CurationError(f"{where}: a vector of {name} is zero, or holds what is no number")
+    return matrix / norms
+
+
+def _parquet_files(source: str) -> list[str]:
+    parsed = Source.parse(source)
+    if parsed.scheme is not None or parsed.streaming:
+        return []
+    files = _shards(parsed.where)
+    return files if files and files[0].lower().endswith(".parquet") else []
+
+
+def _batches(files: list[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    for name in files:
+        try:
+            with pq.ParquetFile(name) as file:
+                if missing := [one for one in columns if one not in file.schema_arrow.names]:
+                    raise SourceError(
+                        f"{name} has no column {missing[0]!r}; it has {', '.join(file.schema_arrow.names)}"
+                    )
+                yield from file.iter_batches(batch_size=AT_ONCE // 4, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(f"{name} cannot be read as parquet: {_line(error)}") from error
+
+
+def _of_tables(source: str, files: list[str], limit: int | None) -> tuple[pa.ChunkedArray, pa.Table, dict[str, Any]]:
+    parsed = Source.parse(source)
+    schema = pq.read_schema(files[0])
+    names = schema.names
+    said = parsed.caption or first_key(names, REFERENCE_KEYS)
+    if said is None:
+        raise CurationError(
+            f"{files[0]} has no column of captions; it has {', '.join(names)}; name it: ?caption=COLUMN"
+        )
+    image = parsed.image or first_key(names, IMAGE_KEYS)
+    own = parsed.id or first_key([name for name in names if name != image], ID_KEYS)
+    listed = any(check(schema.field(said).type) for check in (pa.types.is_list, pa.types.is_large_list))
+    numbers = [
+        field.name
+        for field in schema
+        if field.name not in (said, own, image, *SCHEMA.names) and _numeric(field.type, listed)
+    ]
+    parts: list[pa.Table] = []
+    ids: list[Any] = []
+    blanks, first_blank, before = 0, "", 0
+    for batch in _batches(files, [*([own] if own else []), said, *numbers]):
+        texts, parents = _texts(batch.column(said), files[0], before)
+        if own:
+            ids.append(_as_ids(batch.column(own), files[0], before, own))
+        else:
+            ids.append(pa.array([f"{before + i:06d}" for i in range(batch.num_rows)], pa.string()))
+        columns = {
+            "entry": pa.array(parents + before),
+            "text": texts,
+            **{name: _flat(batch.column(name), len(texts), name, files[0]) for name in numbers},
+        }
+        part = pa.table(columns)
+        blank = pc.or_(
+            pc.equal(texts, ""), pc.is_in(pc.utf8_lower(texts), pa.array(sorted(MISSING), pa.large_string()))
+        )
+        if (count := pc.sum(blank).as_py()) or False:
+            first_blank = first_blank or f"{files[0]}, row {before + int(parents[pc.index(blank, True).as_py()]) + 1}"
+            blanks += count
+            part = part.filter(pc.invert(blank))
+        parts.append(part)
+        before += batch.num_rows
+    if blanks:
+        skip(BLANK, first_blank, blanks)
+    if not before:
+        raise SourceError(f"{files[0]} holds no rows")
+    table = pa.concat_tables(parts)
+    coded = pa.chunked_array(ids).dictionary_encode().unify_dictionaries()
+    known = coded.chunk(0).dictionary
+    owner = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks]).astype(np.int64)
+    rows = owner[table["entry"].to_numpy()]
+    chosen = np.asarray(choose(len(known), parsed, limit), dtype=np.int64)
+    place = np.full(len(known), -1, dtype=np.int64)
+    place[chosen] = np.arange(len(chosen))
+    rows = place[rows]
+    order = np.argsort(rows, kind="stable")
+    order = order[rows[order] >= 0]
+    if len(order) < len(rows) or bool((np.diff(order) != 1).any()):
+        table, rows = table.take(pa.array(order)), rows[order]
+    table = table.append_column("row", pa.array(rows)).append_column("number", pa.array(np.arange(len(rows))))
+    about = {} if image else {"no images": f"{files[0]} has no column of images"}
+    ids_chosen = pa.chunked_array([known.take(pa.array(chosen)).cast(pa.string())])
+    return ids_chosen, table.select([*SCHEMA.names, *numbers]), about
+
+
+def _numeric(kind: pa.DataType, listed: bool) -> bool:
+    """Whether it holds a number for each caption."""
+    if listed:
+        return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _numeric(kind.value_type, False)
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+
+
+def _flat(values: Any, count: int, name: str, where: str) -> pa.Array:
+    values = values.flatten() if pa.types.is_list(values.type) or pa.types.is_large_list(values.type) else values
+    if len(values) != count:
+        raise CurationError(f"{where}: the column {name} does not have a number for each caption")
+    return values.cast(pa.float64())
+
+
+def _texts(values: Any, where: str, before: int) -> tuple[pa.Array, np.ndarray]:
+    """The captions of a batch, and the row of each in it."""
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        texts, parents = values.cast(pa.large_string()), np.arange(len(values))
+    elif (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)) and (
+        pa.types.is_string(values.type.value_type) or pa.types.is_large_string(values.type.value_type)
+    ):
+        texts, parents = values.flatten().cast(pa.large_string()), pc.list_parent_indices(values).to_numpy()
+    else:
+        found = [references_at(one, f"{where}, row {before + i + 1}") for i, one in enumerate(values.to_pylist())]
+        texts = pa.array([text for one in found for text in one], pa.large_string())
+        parents = np.repeat(np.arange(len(found)), [len(one) for one in found])
+    return pc.utf8_trim_whitespace(pc.fill_null(texts, "")), parents.astype(np.int64)
+
+
+def _as_ids(values: Any, where: str, before: int, name: str) -> pa.Array:
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        ids = values.cast(pa.string())
+        if not ids.null_count and pc.all(pc.greater(pc.binary_length(pc.utf8_trim_whitespace(ids)), 0)).as_py():
+            return ids if pc.all(pc.string_is_ascii(ids)).as_py() else pc.utf8_normalize(ids, "NFC")
+    elif pa.types.is_integer(values.type) and not values.null_count:
+        return values.cast(pa.string())
+    return pa.array(
+        [as_id(one, f"{where}, row {before + i + 1} ({name})") for i, one in enumerate(values.to_pylist())], pa.string()
+    )
+
+
+def _of_rows(source: str, limit: int | None) -> tuple[pa.ChunkedArray, pa.Table, dict[str, Any]]:
+    about: dict[str, Any] = {}
+    try:
+        dataset = load_images(source, limit=limit, decode=False)
+    except SourceError as error:
+        try:
+            texts = load_references(source, limit=limit)
+        except SourceError:
+            raise error from None
+        about["no images"] = str(error)
+        ids, lists = list(texts), pa.array(texts.values(), pa.list_(pa.string()))
+    else:
+        if not isinstance(dataset, Dataset):
+            raise CurationError(f"{source} streams, and curation looks images up by row: leave ?streaming= out")
+        ids = column(dataset, "image_id")
+        parts = dataset.select_columns(["references"]).with_format("arrow")
+        made = [parts[start : start + AT_ONCE]["references"].combine_chunks() for start in range(0, len(ids), AT_ONCE)]
+        lists = pa.concat_arrays(made) if made else pa.array([], pa.list_(pa.string()))
+    rows = pc.list_parent_indices(lists).cast(pa.int64())
+    texts_of = lists.flatten().cast(pa.large_string())
+    numbers = pa.array(np.arange(len(rows)))
+    table = pa.table([rows, numbers, rows, texts_of], schema=SCHEMA)
+    return pa.chunked_array([pa.array(ids, pa.string())]), table, about

@@ -1,0 +1,351 @@
+"""Run the steps of a curation: each whole or not at all, every caption accounted for.
+
+    <output>/captions.jsonl           the curated set, or .parquet, .tar and the like; see `captune.curation.outputs`
+             curation.json            what was done: settings, counts by verdict and reason
+             decisions/1-filter.parquet   a row for each caption that the step decided about
+             .work/                   while it is made: the set after each step, and costly parts; removed at the end
+
+A killed run resumes where it was and ends with the same bytes. What decides the result (source, limit, steps) is kept
+in ``.work/settings.json`` and in ``curation.json``; a run with another is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from captune.curation.base import CHANGE, DROP, KEEP, MOVE, SPLIT, VERDICTS, Captions, Verdicts, Work, as_settings
+from captune.curation.outputs import check_format, write_set
+from captune.curation.reading import AT_ONCE, SCHEMA, read_source, read_table, table_writer
+from captune.curation.registry import Step, read_steps
+from captune.data.sources import Source
+from captune.errors import CurationError, UsageError, redact
+from captune.utils.files import lock_folder, output_path, parse_json, remove_leftovers, replace_file, replacing
+
+KIND, FORMAT = "curation", 1
+REPORT, DECISIONS, WORK = "curation.json", "decisions", ".work"
+DECISION = pa.schema(
+    {
+        "image_id": pa.string(),
+        "number": pa.int64(),
+        "verdict": pa.dictionary(pa.int8(), pa.string()),
+        "reason": pa.dictionary(pa.int32(), pa.string()),
+        "score": pa.float64(),
+        "other": pa.string(),
+        "before": pa.large_string(),
+        "after": pa.list_(pa.large_string()),
+        "moved_to": pa.string(),
+    }
+)
+
+
+def curate(
+    source: str,
+    output: str | os.PathLike[str],
+    steps: Sequence[Step | Mapping[str, Any]] | str | Path,
+    *,
+    limit: int | None = None,
+    format: str | None = None,
+    workers: int = 1,
+    device: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Curate a captioned set; see the module for what is written.
+
+    Args:
+        source: images with captions, as written; captions without images, where no step looks at one.
+        output: the folder.
+        steps: a YAML file, or a list; see `captune.curation.registry.read_steps`.
+        limit: the first so many images only.
+        format: of the curated set; default: jsonl, and parquet where images are not files.
+        workers: processes that share scorers which read texts alone.
+        device: where models run; default: the best there is.
+        overwrite: replace another curation in the folder.
+        progress: show bars.
+
+    Returns:
+        What `curation.json` holds.
+
+    Raises:
+        UsageError: unknown steps or settings, or a folder that holds another curation.
+        CurationError: a set that a step cannot be applied to, or of which nothing is left.
+    """
+    chosen = read_steps(steps)
+    check_format(format)
+    folder = output_path(output, what="curated sets", folder=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(folder)
+    if lock is None:
+        raise UsageError(f"another process is curating into {folder}: wait for it, or name another folder")
+    try:
+        settings = {
+            "source": _absolute(source),
+            "limit": limit,
+            "steps": [{name: as_settings(operation)} for name, operation in chosen],
+        }
+        done = _begin(folder, settings, overwrite)
+        if done is not None:
+            return done
+        work = folder / WORK
+        remove_leftovers(folder)
+        captions, about = _source(source, limit, work)
+        records = []
+        for number, (name, operation) in enumerate(chosen, start=1):
+            own = Work(work / f"{number}-{name}", workers, device, progress)
+            captions, record = _step(number, name, operation, captions, own, folder)
+            records.append(record)
+        result = write_set(captions, folder, format, about.get("no images"))
+        report = {
+            "kind": KIND,
+            "format": FORMAT,
+            **settings,
+            "in": about,
+            "records": records,
+            "out": {"images": _images(captions), "captions": len(captions), **result},
+        }
+        replace_file(folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        shutil.rmtree(work)
+        return report
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+def _absolute(source: str) -> str:
+    where = Source.parse(source).where
+    path = os.path.expanduser(where)
+    return redact(source.replace(where, os.path.abspath(path), 1) if os.path.exists(path) else source)
+
+
+def _mark(source: str) -> list[int] | None:
+    """The size and time of a source that is a file: it must not change while it is curated."""
+    try:
+        status = os.stat(os.path.expanduser(Source.parse(source).where))
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns] if os.path.isfile(Source.parse(source).where) else None
+
+
+def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Make the folder ready; return the report of a curation that is done."""
+    for place, done in ((folder / REPORT, True), (folder / WORK / "settings.json", False)):
+        if not place.is_file():
+            continue
+        kept = parse_json(place.read_bytes(), str(place), error=UsageError)
+        changed = [key for key in settings if not isinstance(kept, dict) or kept.get(key) != settings[key]]
+        if not changed and not overwrite:
+            if done:
+                shutil.rmtree(folder / WORK, ignore_errors=True)
+                return dict(kept)
+            if kept.get("mark") != _mark(settings["source"]):
+                raise UsageError(
+                    f"{settings['source']} has changed since its curation in {folder} began: pass --overwrite to begin "
+                    "again"
+                )
+            return None
+        if not overwrite:
+            what = ", ".join(changed) if isinstance(kept, dict) and kept.get("kind", KIND) == KIND else "everything"
+            raise UsageError(
+                f"{folder} holds a curation with other settings ({what}): name another folder, or pass --overwrite to "
+                "replace it"
+            )
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if others and not ((folder / REPORT).is_file() or (folder / WORK).is_dir()):
+        raise UsageError(f"{folder} holds something else ({', '.join(others[:3])}): name another folder")
+    (folder / REPORT).unlink(missing_ok=True)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    shutil.rmtree(folder / DECISIONS, ignore_errors=True)
+    for path in folder.glob("captions.*"):
+        path.unlink()
+    (folder / WORK).mkdir()
+    replace_file(folder / WORK / "settings.json", json.dumps({**settings, "mark": _mark(settings["source"])}))
+    return None
+
+
+def _source(source: str, limit: int | None, work: Path) -> tuple[Captions, dict[str, Any]]:
+    captions, images, about = work / "0.arrow", work / "images.arrow", work / "source.json"
+    if not about.is_file():
+        replace_file(about, json.dumps(read_source(source, limit, captions, images)))
+    found = parse_json(about.read_bytes(), str(about), error=CurationError)
+    return Captions(source, read_table(captions), read_table(images)["image_id"]), found
+
+
+def _images(captions: Captions) -> int:
+    return len(captions.starts) - 1
+
+
+def _step(
+    number: int, name: str, operation: Any, captions: Captions, work: Work, folder: Path
+) -> tuple[Captions, dict[str, Any]]:
+    """Apply one step, unless it was applied; return what is left and the step's record."""
+    path, mark = (work.folder.parent / f"{number}.{suffix}" for suffix in ("arrow", "json"))
+    if not mark.is_file():
+        verdicts = operation.decide(captions, work)
+        verdicts.check()
+        record = _record(number, name, captions, verdicts)
+        decisions = folder / DECISIONS / f"{number}-{name}.parquet"
+        decisions.parent.mkdir(exist_ok=True)
+        _write_decisions(captions, verdicts, decisions)
+        images, fresh = _apply(captions, verdicts, path)
+        replace_file(mark, json.dumps({"record": {**record, "images out": images}, "fresh": fresh}))
+    kept = parse_json(mark.read_bytes(), str(mark), error=CurationError)
+    record = kept["record"]
+    left = Captions(captions.source, read_table(path), captions.image_ids, kept["fresh"])
+    if "images" in captions.__dict__:  # they are loaded already
+        left.__dict__["images"] = captions.images
+    if not len(left):
+        raise CurationError(
+            f"step {number}, {name}, leaves no caption ({'; '.join(record['reasons'])}): see "
+            f"{folder / DECISIONS / f'{number}-{name}.parquet'}, and run with other steps and --overwrite"
+        )
+    shutil.rmtree(work.folder, ignore_errors=True)
+    return left, record
+
+
+def _record(number: int, name: str, captions: Captions, verdicts: Verdicts) -> dict[str, Any]:
+    counts = np.bincount(verdicts.verdict, minlength=len(VERDICTS)).tolist()
+    made = sum(len(texts) for index, texts in verdicts.texts.items() if verdicts.verdict[index] == SPLIT)
+    left = counts[KEEP] + counts[CHANGE] + counts[MOVE] + made
+    if sum(counts) != len(captions):
+        raise ValueError("a caption is lost")  # a bug: `Verdicts.check` has passed
+    pairs = Counter(zip(verdicts.verdict.tolist(), verdicts.reason.tolist(), strict=True))
+    reasons = {
+        f"{VERDICTS[verdict]}: {verdicts.reasons[reason]}": count
+        for (verdict, reason), count in sorted(pairs.items())
+        if reason
+    }
+    return {
+        "step": f"{number}-{name}",
+        "operation": name,
+        "captions in": len(captions),
+        "images in": _images(captions),
+        **{VERDICTS[verdict]: counts[verdict] for verdict in range(len(VERDICTS))},
+        "captions out": left,
+        "reasons": reasons,
+        **({"notes": verdicts.notes} if verdicts.notes else {}),
+    }
+
+
+def _spans(count: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, AT_ONCE):
+        yield start, min(start + AT_ONCE, count)
+
+
+def _write_decisions(captions: Captions, verdicts: Verdicts, path: Path) -> None:
+    """Write a row for each caption, in one step."""
+    schema = DECISION
+    for column in verdicts.columns:
+        if column not in DECISION.names:
+            schema = schema.append(pa.field(column, pa.float64()))
+    words, reasons = pa.array(VERDICTS), pa.array(verdicts.reasons)
+    numbers = captions.table["number"]
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for start, stop in _spans(len(captions)):
+            rows = captions.rows[start:stop]
+            texts = captions.table["text"].slice(start, stop - start).combine_chunks()
+            verdict = verdicts.verdict[start:stop]
+            others = [captions.name(int(i)) if i >= 0 else None for i in verdicts.other[start:stop]]
+            batch = {
+                "image_id": captions.image_ids.take(pa.array(rows)).combine_chunks(),
+                "number": numbers.slice(start, stop - start).combine_chunks(),
+                "verdict": pa.DictionaryArray.from_arrays(pa.array(verdict.astype(np.int8)), words),
+                "reason": pa.DictionaryArray.from_arrays(
+                    pa.array(verdicts.reason[start:stop], mask=verdicts.reason[start:stop] == 0), reasons
+                ),
+                "score": pa.array(verdicts.score[start:stop], from_pandas=True),
+                "other": pa.array(others, pa.string()),
+                "before": texts,
+                "after": pa.array([verdicts.texts.get(i) for i in range(start, stop)], DECISION.field("after").type),
+                "moved_to": pa.array(
+                    [
+                        captions.image_ids[verdicts.rows[i]].as_py() if i in verdicts.rows else None
+                        for i in range(start, stop)
+                    ],
+                    pa.string(),
+                ),
+            }
+            for name, values in verdicts.columns.items():
+                if name not in batch:
+                    batch[name] = pa.array(values[start:stop], pa.float64(), from_pandas=True)
+            writer.write_table(pa.table(batch, schema=schema))
+
+
+def _apply(captions: Captions, verdicts: Verdicts, path: Path) -> tuple[int, int]:
+    """Write what the verdicts leave, in one step; return its number of images, and that of the next new caption."""
+    names = list(dict.fromkeys([*captions.columns, *verdicts.columns]))
+    schema = pa.schema([*SCHEMA, *(pa.field(name, pa.float64()) for name in names)])
+    fresh, left, made = captions.fresh, 0, []
+    rows: list[np.ndarray] = []
+    moves = bool((verdicts.verdict == MOVE).any())
+    with table_writer(path, schema) as writer:
+        for start, stop in _spans(len(captions)):
+            part, fresh = _left(captions, verdicts, start, stop, names, schema, fresh)
+            left += part.num_rows
+            rows.append(np.unique(part["row"].to_numpy()))
+            if moves:
+                made.append(part)
+            else:
+                writer.write_table(part)
+        if moves:
+            whole = pa.concat_tables(made)
+            writer.write_table(whole.take(pa.array(np.argsort(whole["row"].to_numpy(), kind="stable"))))
+    counts = np.bincount(verdicts.verdict, minlength=len(VERDICTS))
+    expected = len(verdicts) - counts[DROP] - counts[SPLIT] + fresh - captions.fresh
+    if left != expected:
+        raise ValueError(f"{expected} captions should be left, and {left} are")  # a bug
+    return len(np.unique(np.concatenate(rows))) if rows else 0, fresh
+
+
+def _left(
+    captions: Captions, verdicts: Verdicts, start: int, stop: int, names: list[str], schema: pa.Schema, fresh: int
+) -> tuple[pa.Table, int]:
+    """What is left of some captions, and the next number of a new one."""
+    table = captions.table.slice(start, stop - start)
+    verdict = verdicts.verdict[start:stop]
+    columns: dict[str, Any] = {name: table[name] for name in SCHEMA.names}
+    other_text = np.isin(verdict, (CHANGE, SPLIT, MOVE))  # what steps before said of it, they said of another pair
+    for name in names:
+        old = captions.column(name)[start:stop] if name in captions.columns else np.full(stop - start, np.nan)
+        columns[name] = np.where(other_text, np.nan, old)
+        if name in verdicts.columns:
+            columns[name] = verdicts.columns[name][start:stop]
+    if (verdict == KEEP).all():
+        return pa.table({**columns, **{n: pa.array(columns[n]) for n in names}}, schema=schema), fresh
+    places: list[int] | np.ndarray
+    if not other_text.any():
+        places = np.flatnonzero(verdict != DROP)
+        kept = pa.table({**columns, **{n: pa.array(columns[n]) for n in names}}, schema=schema)
+        return kept.take(pa.array(places)), fresh
+    places, texts, numbers, rows = [], [], [], []
+    old_texts, old_numbers = table["text"].to_pylist(), table["number"].to_pylist()
+    for place, said in enumerate(verdict.tolist()):
+        if said == DROP:
+            continue
+        index = start + place
+        parts = verdicts.texts.get(index) or [old_texts[place]]
+        for text in parts:
+            places.append(place)
+            texts.append(text)
+            rows.append(verdicts.rows.get(index, int(captions.rows[index])))
+            numbers.append(fresh if said == SPLIT else old_numbers[place])
+            fresh += said == SPLIT
+    at = np.array(places, dtype=np.int64)
+    made = {
+        "row": pa.array(rows, pa.int64()),
+        "number": pa.array(numbers, pa.int64()),
+        "entry": pc.take(table["entry"], pa.array(at)),
+        "text": pa.array(texts, pa.large_string()),
+        **{name: pa.array(np.asarray(columns[name])[at]) for name in names},
+    }
+    return pa.table(made, schema=schema), fresh

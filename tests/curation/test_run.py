@@ -1,0 +1,360 @@
+"""Every caption is accounted for, a killed run ends with the same bytes, and what comes out is a source again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from broken_images import encode, photo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from captune.curation import curate
+from captune.curation.base import Captions, Verdicts, Work
+from captune.curation.registry import OPERATIONS
+from captune.data import load_images, load_references, read_captions
+from captune.errors import CurationError, UsageError
+
+TEXTS = [
+    ["a red ball", "a blue ball on sand", "A red  ball."],
+    ["a dog. it runs fast today. it is very happy"],
+    [],
+    ["a cat", "a dog"],
+]
+
+
+def write(path: Path, texts: list[list[str]], **columns: Any) -> str:
+    path.write_text("".join(json.dumps({"image_id": f"i{n}", "references": t}) + "\n" for n, t in enumerate(texts)))
+    return str(path)
+
+
+def run(source: str, output: Path, *steps: Any, **options: Any) -> dict[str, Any]:
+    return curate(source, output, list(steps), progress=False, **options)
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return list(pq.read_table(folder / "decisions" / f"{name}.parquet").to_pylist())
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return write(tmp_path / "set.jsonl", TEXTS)
+
+
+# -- every caption is accounted for ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arbitrary:
+    """Do to each caption what is said."""
+
+    what: tuple[int, ...] = ()
+    example = ""
+
+    def decide(self, captions: Captions, work: Work) -> Verdicts:
+        verdicts = Verdicts(len(captions))
+        for index in range(len(captions)):
+            said = self.what[index % len(self.what)]
+            if said == 1:
+                verdicts.drop(index, "unwanted")
+            elif said == 2:
+                verdicts.change(index, f"changed {captions.texts(index, index + 1)[0]}", "better")
+            elif said == 3:
+                verdicts.move(index, (int(captions.rows[index]) + 1) % len(captions.image_ids), "fits there")
+            elif said > 3:
+                verdicts.split(index, [f"part {n}" for n in range(said - 2)], "parts")
+        verdicts.columns["place"] = np.arange(len(captions), dtype=np.float64)
+        return verdicts
+
+
+texts = st.lists(st.lists(st.sampled_from(["a", "b c", "d"]), max_size=3), min_size=1, max_size=6).filter(any)
+orders = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=5), min_size=1, max_size=3)
+
+
+@settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@given(texts, orders)
+def test_nothing_is_lost(tmp_path: Path, given: list[list[str]], orders: list[list[int]]) -> None:
+    folder = tmp_path / "out"
+    shutil.rmtree(folder, ignore_errors=True)
+    source = write(tmp_path / "any.jsonl", given)
+    OPERATIONS.targets["arbitrary"] = Arbitrary
+    try:
+        report = run(source, folder, *[("arbitrary", Arbitrary(what=tuple(what))) for what in orders])
+    except CurationError as error:
+        assert "leaves no caption" in str(error)
+        return
+    finally:
+        del OPERATIONS.targets["arbitrary"]
+    # followed by hand, from the decisions alone
+    held = {}
+    number = 0
+    for n, captions in enumerate(given):
+        for text in captions:
+            held[number] = (f"i{n}", text)
+            number += 1
+    assert report["in"]["captions"] == number
+    for record in report["records"]:
+        decided = rows(folder, record["step"])
+        assert Counter(row["number"] for row in decided) == Counter(list(held))  # each caption once
+        assert record["captions in"] == len(held) == sum(record[v] for v in ("keep", "drop", "change", "move", "split"))
+        assert sum(record["reasons"].values()) == len(held) - record["keep"]
+        for row in decided:
+            assert held.pop(row["number"]) == (row["image_id"], row["before"])
+            assert (row["reason"] is None) == (row["verdict"] == "keep")
+            if row["verdict"] == "keep":
+                held[row["number"]] = (row["image_id"], row["before"])
+            elif row["verdict"] == "change":
+                held[row["number"]] = (row["image_id"], row["after"][0])
+            elif row["verdict"] == "move":
+                held[row["number"]] = (row["moved_to"], row["before"])
+            for text in row["after"] if row["verdict"] == "split" else ():
+                held[number] = (row["image_id"], text)
+                number += 1
+        assert record["captions out"] == len(held)
+        assert record["images out"] == len({image for image, _ in held.values()})
+    left = load_references(str(folder / "captions.jsonl"))
+    assert Counter((i, text) for i, said in left.items() for text in said) == Counter(held.values())
+
+
+def test_an_operation_that_decides_too_little_is_a_bug(source: str, tmp_path: Path) -> None:
+    class Half(Arbitrary):
+        def decide(self, captions: Captions, work: Work) -> Verdicts:
+            return Verdicts(len(captions) - 1) if len(captions) > 1 else Verdicts(1)
+
+    OPERATIONS.targets["half"] = Half
+    try:
+        with pytest.raises(ValueError):
+            run(source, tmp_path / "out", ("half", Half()))
+    finally:
+        del OPERATIONS.targets["half"]
+
+
+def test_scores_of_a_former_text_do_not_stay(source: str, tmp_path: Path) -> None:
+    run(source, tmp_path / "out", {"filter": {"by": "length", "min": 0}}, {"split": {}})
+    lines = [json.loads(line) for line in (tmp_path / "out/captions.jsonl").read_text().splitlines()]
+    split = next(line for line in lines if line["image_id"] == "i1")
+    assert split["references"] == ["a dog. it runs fast today.", "it is very happy"] and split["score"] == [None, None]
+    assert lines[0]["score"] == [3, 5, 3]
+
+
+# -- kills -------------------------------------------------------------------------------------------------------------
+
+
+def in_child(work: Callable[[], Any], event: int | None = None) -> tuple[bool, int]:
+    """Run in a fork that ends, without any cleanup, at its n-th file event; whether it ended so, and the events."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def watch(name: str) -> None:
+            real = getattr(os, name)
+
+            def watched(*args: Any, **options: Any) -> Any:
+                nonlocal count
+                count += 1
+                try:
+                    return None if name == "fsync" else real(*args, **options)
+                finally:
+                    if count == event:
+                        os._exit(9)
+
+            setattr(os, name, watched)
+
+        for name in ("replace", "fsync", "unlink", "mkdir", "rmdir"):
+            watch(name)
+        try:
+            work()
+            os.write(writing, str(count).encode())
+            os._exit(0)
+        except BaseException as error:
+            os.write(2, repr(error).encode())
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9, int(said or 0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_any_file_event(source: str, tmp_path: Path) -> None:
+    steps = [{"filter": {"by": "length", "min": 2}}, {"split": {}}, {"dedup": {}}]
+
+    def job(folder: Path) -> None:
+        run(source, folder, *steps)
+
+    job(tmp_path / "expected")
+    expected = contents(tmp_path / "expected")
+    assert set(expected) == {
+        "captions.jsonl", "curation.json", "decisions/1-filter.parquet", "decisions/2-split.parquet",
+        "decisions/3-dedup.parquet",
+    }  # fmt: skip
+    ended, events = in_child(lambda: job(tmp_path / "counted"))
+    assert not ended and events > 20
+    for event in range(1, events + 1):
+        folder = tmp_path / f"killed-{event}"
+        ended, _ = in_child(lambda folder=folder: job(folder), event)  # type: ignore[misc]
+        assert ended
+        job(folder)
+        assert contents(folder) == expected, event
+        shutil.rmtree(folder)
+
+
+def test_scores_that_are_made_are_not_made_again(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captune.curation.scoring.TEXTS", 2)
+    calls = tmp_path / "calls"
+    (tmp_path / "counting.py").write_text(
+        f"def score(completions, **columns):\n"
+        f"    with open({str(calls)!r}, 'a') as file:\n"
+        f"        file.writelines(text + '\\n' for text in completions)\n"
+        f"    if 'a cat' in completions and not __import__('os').path.exists({str(tmp_path / 'go')!r}):\n"
+        f"        raise RuntimeError('killed')\n"
+        f"    return [float(len(text)) for text in completions]\n"
+    )
+    step = {"filter": {"by": f"{tmp_path / 'counting.py'}:score", "keep": 0.5}}
+    with pytest.raises(RuntimeError, match="killed"):
+        run(source, tmp_path / "out", step)
+    (tmp_path / "go").touch()
+    report = run(source, tmp_path / "out", step)
+    assert Counter(calls.read_text().splitlines())["a red ball"] == 1
+    assert Counter(calls.read_text().splitlines())["a cat"] == 2
+    assert report["out"]["captions"] == 3
+
+
+def test_workers_change_nothing(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captune.curation.scoring.TEXTS", 2)
+    run(source, tmp_path / "one", {"filter": {"by": "length", "best": 1}})
+    run(source, tmp_path / "two", {"filter": {"by": "length", "best": 1}}, workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+# -- resuming and refusing ---------------------------------------------------------------------------------------------
+
+
+def test_other_settings_are_refused(source: str, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    first = run(source, folder, {"dedup": {}})
+    before = contents(folder)
+    assert run(source, folder, {"dedup": {}}) == first
+    with pytest.raises(UsageError, match=r"other settings \(steps\).*--overwrite"):
+        run(source, folder, {"dedup": {"most": 2}})
+    with pytest.raises(UsageError, match=r"other settings \(limit\)"):
+        run(source, folder, {"dedup": {}}, limit=2)
+    assert contents(folder) == before
+    assert run(source, folder, {"dedup": {"most": 2}}, overwrite=True)["out"]["captions"] == 6
+
+
+def test_a_source_that_changed_is_refused_while_it_is_curated(source: str, tmp_path: Path) -> None:
+    with pytest.raises(CurationError, match="leaves no caption"):
+        run(source, tmp_path / "out", {"filter": {"by": "length", "min": 99}})
+    write(Path(source), [["a new one"]])
+    with pytest.raises(UsageError, match="has changed"):
+        run(source, tmp_path / "out", {"filter": {"by": "length", "min": 99}})
+
+
+def test_a_folder_with_something_else_is_refused(source: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").touch()
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="thesis.tex"):
+            run(source, tmp_path / "out", {"dedup": {}}, overwrite=overwrite)
+
+
+def test_nothing_to_curate(tmp_path: Path) -> None:
+    with pytest.raises(CurationError, match="no image of .* has a caption"):
+        run(write(tmp_path / "empty.jsonl", [[], []]), tmp_path / "out", {"dedup": {}})
+
+
+# -- what comes out ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"i{number}.jpg").write_bytes(encode(photo(30 + number, 20, number), "JPEG"))
+    return folder
+
+
+def test_images_that_are_files_are_named(source: str, photos: Path, tmp_path: Path) -> None:
+    report = run(f"{source}?images={photos}", tmp_path / "out", {"dedup": {}})
+    assert report["out"] == {
+        "images": 3, "captions": 5, "file": "captions.jsonl", "image folder": str(photos)
+    }  # fmt: skip
+    again = load_images(f"{tmp_path / 'out/captions.jsonl'}?images={photos}")
+    assert [row["image_id"] for row in again] == ["i0", "i1", "i3"]
+    assert [row["image"].width for row in again] == [30, 31, 33]
+    assert report["in"]["images without a caption"] == 1
+
+
+def test_parquet_holds_the_images_and_is_curated_again(source: str, photos: Path, tmp_path: Path) -> None:
+    run(f"{source}?images={photos}", tmp_path / "out", {"filter": {"by": "length", "min": 0}}, format="parquet")
+    held = str(tmp_path / "out/captions.parquet")
+    assert [row["image"].width for row in load_images(held)] == [30, 31, 33]
+    assert load_references(held) == {f"i{n}": TEXTS[n] for n in (0, 1, 3)}
+    report = run(held, tmp_path / "again", {"filter": {"by": "column:score", "best": 1}})
+    assert report["out"]["file"] == "captions.parquet"
+    assert load_references(str(tmp_path / "again/captions.parquet")) == {
+        "i0": [TEXTS[0][1]],
+        "i1": TEXTS[1],
+        "i3": ["a cat"],
+    }
+
+
+@pytest.mark.parametrize("format", ["coco", "csv", "metadata", "webdataset"])
+def test_formats_of_one_caption_per_image(format: str, source: str, photos: Path, tmp_path: Path) -> None:
+    where = f"{source}?images={photos}"
+    steps = [{"filter": {"by": "length", "best": 1}}]
+    report = run(where, tmp_path / "out", *steps, format=format)
+    file = tmp_path / "out" / report["out"]["file"]
+    assert list(read_captions(file, format=format).values()) == ["a blue ball on sand", TEXTS[1][0], "a cat"]
+    with pytest.raises(CurationError, match="one caption per image, and 1 images have more, such as 'i0'"):
+        run(where, tmp_path / "more", {"filter": {"by": "length", "min": 3}}, format=format)
+    report = run(where, tmp_path / "more", {"filter": {"by": "length", "min": 3}})  # the steps are kept
+    assert report["out"]["file"] == "captions.jsonl"
+
+
+def test_formats_are_known(source: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'parquet'"):
+        run(source, tmp_path / "out", {"dedup": {}}, format="parket")
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("query", ["", "?n=3&seed=4", "?skip=1", "?shard=2/2"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_tables_are_read_as_everywhere(query: str, listed: bool, tmp_path: Path) -> None:
+    ids = ["b", "a", "b", "c", "e\u0301", "d", "a"]
+    texts = ["one", " two ", "NaN", "", "five", "six", "seven"]
+    said = [[text, "more"] for text in texts] if listed else texts
+    pq.write_table(
+        pa.table({"image_id": ids, "caption": said, "weight": [float(n) for n in range(7)]}), tmp_path / "t.parquet"
+    )
+    where = f"{tmp_path / 't.parquet'}{query}"
+    known = {key: value for key, value in load_references(where).items() if value}
+    report = run(where, tmp_path / "out", {"filter": {"by": "length", "min": 0}})
+    assert load_references(str(tmp_path / "out/captions.jsonl")) == known
+    assert report["in"]["images"] == len(load_references(where))
+    lines = [json.loads(line) for line in (tmp_path / "out/captions.jsonl").read_text().splitlines()]
+    assert list(known) == [line["image_id"] for line in lines]
+    weights = {key: line["weight"] for line in lines for key in [line["image_id"]] if not listed}
+    if not query and not listed:
+        assert weights == {"b": [0], "a": [1, 6], "\u00e9": [4], "d": [5]}
