@@ -71,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("generation")
     text.add_argument("--prompt", metavar="TEXT", help="the text beside the image (default: the model family's)")
     text.add_argument(
+        "--condition",
+        metavar="COLUMN=VALUE",
+        help="of an adapter that was trained with captune sft --condition: what to caption under, such as level=7 "
+        "(default: the highest)",
+    )
+    text.add_argument(
         "--max-new-tokens",
         type=number(int, 1, 32_768),
         metavar="N",
@@ -113,6 +119,12 @@ def run(args: argparse.Namespace) -> int:
     by_ray, args.engine = ray_engine(args.engine)
     output, format = _parts(args) if by_ray else _output(args)
     _engine(args)
+    if args.condition is not None:
+        from captune.models.condition import prompt_under
+
+        if args.prompt is not None:
+            raise UsageError("--condition brings the prompt that the adapter was trained with: leave --prompt out")
+        args.prompt = prompt_under(args.adapter, args.condition)
     if args.shard is not None:
         from captune.data.sources import sharded
 

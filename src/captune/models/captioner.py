@@ -6,6 +6,7 @@ ViZer's symbols: F_I is `Captioner.image_features`, f_psi(.) is `Captioner.capti
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -25,11 +26,13 @@ from captune.errors import CaptionerError, SettingError, first_line
 from captune.models import hub, image_inputs, loading
 from captune.models import inputs as batches
 from captune.models.caching import vision
+from captune.models.condition import Condition, read_condition
 from captune.models.families import Family, attribute, family_for, lora_targets
 from captune.utils import hashing
 from captune.utils.device import pick_device
 from captune.utils.skipped import skip
 
+logger = logging.getLogger(__name__)
 #: What transformers takes for settings that nobody named is not always neutral (top_k=50).
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 _KEPT = (
@@ -97,6 +100,7 @@ class Captioner:
         prompt: the text beside the image.
         eos_ids: the tokens that end a caption; training appends the first.
         vision_cache: what `share_vision` installed last, if anything.
+        condition: what its adapter was trained under, if anything.
 
     Args:
         model: of `AutoModelForImageTextToText`.
@@ -117,6 +121,7 @@ class Captioner:
         self.positions = positions_of(model.config)
         self._check_prompt()
         self.vision_cache: vision.VisionCache | None = None
+        self.condition: Condition | None = None
         self.eos_ids = self._eos_ids()
         model.generation_config = neutral(model.generation_config)
         if self.tokenizer.pad_token_id is None:
@@ -165,6 +170,17 @@ class Captioner:
         if adapter is not None:
             captioner.model = loading.load_adapter(captioner.core, adapter, trainable=adapter_trainable)
             captioner.model.eval()
+            captioner.condition = read_condition(adapter)
+            if captioner.condition is not None and prompt is None:
+                captioner.prompt = captioner.condition.prompts[captioner.condition.highest]
+                logger.warning(
+                    "%s was trained under a condition: captions are asked for %s=%s, the highest; another with "
+                    "--condition (known: %s)",
+                    adapter,
+                    captioner.condition.column,
+                    captioner.condition.highest,
+                    ", ".join(captioner.condition.prompts),
+                )
         if not load_in_4bit:  # which places the weights itself
             cast(nn.Module, captioner.core).to(device)
         return captioner
@@ -198,18 +214,20 @@ class Captioner:
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
-    def conversation(self) -> list[dict[str, Any]]:
-        """Return the prompt as messages, with a place for the image: what TRL's GRPOTrainer takes as `prompt`."""
-        text = [{"type": "text", "text": self.prompt}] if self.prompt else []
+    def conversation(self, prompt: str | None = None) -> list[dict[str, Any]]:
+        """Return the prompt, or another, as messages, with a place for the image: what TRL's GRPOTrainer takes."""
+        prompt = self.prompt if prompt is None else prompt
+        text = [{"type": "text", "text": prompt}] if prompt else []
         return [{"role": "user", "content": [{"type": "image"}, *text]}]
 
-    def prompt_text(self, *, image: bool = True) -> str:
+    def prompt_text(self, *, image: bool = True, prompt: str | None = None) -> str:
         """Return the prompt as the chat template writes it, up to where the caption starts.
 
         Args:
             image: whether the image's place is part of it.
+            prompt: another text beside the image.
         """
-        messages = self.conversation()
+        messages = self.conversation(prompt)
         if not image:
             messages[0]["content"] = [part for part in messages[0]["content"] if part["type"] != "image"]
         return self._render(messages, True)
@@ -319,7 +337,13 @@ class Captioner:
         )
         return batch.to(self.device, dtype=self.dtype)
 
-    def prepare(self, images: Sequence[Image.Image], captions: Sequence[str] | None = None) -> BatchFeature:
+    def prepare(
+        self,
+        images: Sequence[Image.Image],
+        captions: Sequence[str] | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+    ) -> BatchFeature:
         """Return model inputs: the prompt for each image, LEFT padded, or with captions, RIGHT padded.
 
         An image object that occurs several times in the list is preprocessed once.
@@ -327,6 +351,7 @@ class Captioner:
         Args:
             images: PIL images of any mode and size.
             captions: one for each image; see `append`.
+            prompts: the text beside each image; default: the captioner's.
 
         Returns:
             `input_ids` and `attention_mask` (B, P) and the images' tensors, on the captioner's device and dtype.
@@ -336,11 +361,13 @@ class Captioner:
         """
         if not images:
             raise CaptionerError("prepare() was given no images")
-        distinct = list({id(image): image for image in images}.values())
-        index = {id(image): i for i, image in enumerate(distinct)}
-        batch = self.encode([self.prompt_text()] * len(distinct), distinct)
+        said = [self.prompt] * len(images) if prompts is None else list(prompts)
+        distinct = {(id(image), prompt): image for image, prompt in zip(images, said, strict=True)}
+        index = {key: i for i, key in enumerate(distinct)}
+        texts = {prompt: self.prompt_text(prompt=prompt) for prompt in dict.fromkeys(said)}
+        batch = self.encode([texts[prompt] for _, prompt in distinct], list(distinct.values()))
         if len(distinct) < len(images):
-            rows = [index[id(image)] for image in images]
+            rows = [index[id(image), prompt] for image, prompt in zip(images, said, strict=True)]
             batch = batches.repeat(batch, rows, self._image_tokens(batch))
         return batch if captions is None else self.append(batch, captions)
 
@@ -757,6 +784,8 @@ class Captioner:
         # False: "auto" would ask the hub about the base model's vocabulary
         self.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         loading.write_base_record(Path(folder), getattr(self.model, "base_record", None))
+        if self.condition is not None:
+            self.condition.save(Path(folder))
         return Path(folder)
 
     def load_adapter_weights(self, folder: str | Path) -> None:

@@ -21,6 +21,7 @@ from captune.data.sources import Source
 from captune.decoding import Decoder
 from captune.errors import RunError, SourceError
 from captune.models.captioner import Captioner
+from captune.models.condition import read_condition
 from captune.runs.checkpoints import newest
 from captune.runs.run_dir import RunDir, plain
 from captune.training.config import DEFAULT_SHOWN, RunConfig, TrainingConfig, flag
@@ -210,6 +211,10 @@ def make_trainable(captioner: Captioner, config: TrainingConfig, *, connector: b
         config: the run's settings.
         connector: train the part between vision tower and language model as well.
     """
+    if captioner.condition is None and (condition := read_condition(config.adapter)) is not None:
+        captioner.condition = condition
+        if config.prompt is None:
+            captioner.prompt = condition.prompts[condition.highest]
     captioner.make_trainable(
         adapter=config.adapter,
         full=config.train_all_weights,
@@ -303,6 +308,8 @@ def _finish(config: TrainingConfig, run_dir: RunDir, captioner: Captioner, row: 
     seen: dict[str, Any] = {"trained_on": True} if measured_on_training(config) else {}
     with captioner.disable_adapter():
         caption_and_score(captioner, source, run_dir, "base", role="base", limit=limit, **seen)
+    if captioner.condition is not None:  # it never saw the prompt alone
+        captioner.prompt = captioner.condition.prompts[captioner.condition.highest]
     caption_and_score(captioner, source, run_dir, row, role=role, limit=limit, **seen)
     if config.train_all_weights:
         with replacing_folder(run_dir.path / "model") as folder:

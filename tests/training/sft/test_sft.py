@@ -130,7 +130,7 @@ def test_every_reference_has_its_turn(
     """An image's captions are drawn by lot, also when every step holds the same images."""
     seen: list[tuple[str, ...]] = []
 
-    def spy(captioner: Captioner, images: list, captions: list[str]) -> torch.Tensor:
+    def spy(captioner: Captioner, images: list, captions: list[str], **_: Any) -> torch.Tensor:
         seen.append(tuple(captions))
         return supervised_loss(captioner, images, captions)
 
@@ -151,7 +151,7 @@ def test_image_dropout_shows_nothing_now_and_then(
     captioner.add_lora(4, 8, 0.0)
     for share, shown in seen.items():
 
-        def spy(captioner: Captioner, images: list, captions: list[str], shown: list = shown) -> torch.Tensor:
+        def spy(captioner: Any, images: list, captions: list[str], shown: list = shown, **_: Any) -> torch.Tensor:
             shown += [(image.tobytes() == grey, text) for image, text in zip(images, captions, strict=True)]
             return supervised_loss(captioner, images[:1], captions[:1])
 
@@ -179,9 +179,9 @@ def test_the_first_steps_read_texts_without_images(
     for name in ("text_loss", "supervised_loss"):
         original = getattr(sft, name)
 
-        def spy(captioner: Captioner, *parts: Any, name: str = name, original: Any = original) -> torch.Tensor:
+        def spy(captioner: Any, *parts: Any, name: str = name, original: Any = original, **how: Any) -> torch.Tensor:
             seen.append((name, tuple(parts[-1])))
-            return original(captioner, *parts)
+            return original(captioner, *parts, **how)
 
         monkeypatch.setattr(sft, name, spy)
     texts = {"texts": str(tmp_path / "texts.csv"), "text_steps": 4}

@@ -35,6 +35,11 @@ class SFTConfig(TrainingConfig):
         "says left or right; the same ones at every visit, so that --cache-features holds",
         1,
     )
+    condition: str | None = setting(
+        "the column of --images, such as level, whose value is put before the prompt, for captune caption --condition",
+        None,
+    )
+    weights: str | None = setting("the column of --images whose numbers weigh the captions in the loss", None)
     texts: str | None = setting(
         "captions without images, from which the first --text-steps learn how captions are worded: a caption file",
         None,

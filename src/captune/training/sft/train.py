@@ -8,15 +8,19 @@ between vision tower and language model (HAR's projector W_proj) as well. The vi
 
 With `image_dropout` p, an image is replaced by a blank one with probability p, which trains the branch of
 classifier-free guidance without an image (Kornblith et al., section 3.1). An image with several references trains on
-one of them per visit, sampled; with `image_views` it is seen in one of several views (`captune.data.views`); with
-`group_by_length` the data are the single pairs of image and reference, and those of similar length share a batch. The
-first `text_steps` read captions that come without images, after the prompt without its image. See docs/methods/sft.md.
+one of them per visit, sampled; with `condition` the value of a column of its stands before the prompt (NoC), with
+`weights` a column's numbers w_i weigh the captions: L = - sum_i w_i sum_t log p / sum_i w_i T_i, T_i its tokens. With
+`image_views` an image is seen in one of several views (`captune.data.views`); with `group_by_length` the data are the
+single pairs of image and reference, and those of similar length share a batch. The first `text_steps` read captions
+that come without images, after the prompt without its image. See docs/methods/sft.md.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,9 +32,11 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from captune.data.images import blank
 from captune.data.readers import read_entries
+from captune.data.values import load_values
 from captune.data.views import view
 from captune.errors import SettingError, SourceError
 from captune.models.captioner import Captioner
+from captune.models.condition import Condition, as_written
 from captune.runs.run_dir import RunDir
 from captune.training.lifecycle import claim_run, finish_run, load_captioner, load_training_images, make_trainable
 from captune.training.sft.config import SFTConfig
@@ -50,16 +56,17 @@ class Pairs(torch.utils.data.Dataset):
 
     def __init__(self, rows: Any, captioner: Captioner) -> None:
         self.rows = rows
-        self.pairs = [(i, text) for i, refs in enumerate(rows["references"]) for text in refs]
-        texts = [text for _, text in self.pairs]
+        self.pairs = [(i, place) for i, refs in enumerate(rows["references"]) for place in range(len(refs))]
+        texts = [text for refs in rows["references"] for text in refs]
         self.lengths = [len(ids) for ids in captioner.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, text = self.pairs[index]
-        return {**self.rows[row], "references": [text]}
+        row, place = self.pairs[index]
+        example = self.rows[row]
+        return {**example, "references": [example["references"][place]], "place": place}
 
 
 class ByLength(LengthGroupedSampler):
@@ -84,6 +91,8 @@ class SFTTrainer(CaptionerTrainer):
         image_views: how many views of an image there are.
         texts: captions without images.
         text_steps: the first steps, which read these.
+        prompts: {image_id: the text beside the image for each of its references}; None: the captioner's for all.
+        weights: {image_id: the weight of each of its references}; None: all weigh the same.
         kwargs: those of `CaptionerTrainer`.
     """
 
@@ -94,9 +103,12 @@ class SFTTrainer(CaptionerTrainer):
         image_views: int = 1,
         texts: Sequence[str] = (),
         text_steps: int = 0,
+        prompts: Mapping[str, Sequence[str]] | None = None,
+        weights: Mapping[str, Sequence[float]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.prompts, self.weights = prompts, weights
         self.image_dropout, self.image_views = image_dropout, image_views
         self.texts, self.text_steps = texts, text_steps
 
@@ -120,7 +132,10 @@ class SFTTrainer(CaptionerTrainer):
                 for image, number, example, caption in zip(images, numbers, examples, captions, strict=True)
             ]
         images = [blank() if empty else image for image, empty in zip(images, blanked, strict=False)]
-        return self._weighed(supervised_loss(self.captioner, images, captions), captions)
+        places = [example.get("place", index) for example, index in zip(examples, chosen, strict=False)]
+        prompts, weights = (_of_captions(own, examples, places) for own in (self.prompts, self.weights))
+        loss = supervised_loss(self.captioner, images, captions, prompts=prompts, weights=weights)
+        return self._weighed(loss, captions, weights)
 
     def _reads_texts(self) -> bool:
         return self.state.global_step < self.text_steps
@@ -129,9 +144,11 @@ class SFTTrainer(CaptionerTrainer):
         """Random numbers of an image at a step, whichever process it is on."""
         return random.Random(f"{self.args.seed}/{self.state.global_step}/{what}/{example['image_id']}")
 
-    def _weighed(self, loss: Tensor, captions: Sequence[str]) -> Tensor:
-        several = processes.number() > 1  # alone, no share has to be weighed
-        return self.weigh(loss, sum(len(self.captioner.caption_ids(text)) + 1 for text in captions) if several else 1)
+    def _weighed(self, loss: Tensor, captions: Sequence[str], weights: Sequence[float] | None = None) -> Tensor:
+        if processes.number() == 1:  # no share has to be weighed
+            return loss
+        sizes = [len(self.captioner.caption_ids(text)) + 1 for text in captions]
+        return self.weigh(loss, sum(map(operator.mul, sizes, weights or [1] * len(sizes))))
 
     def follow(self) -> None:
         """Take part in what the processes exchange in `caption_loss`, without an image."""
@@ -147,11 +164,39 @@ class SFTTrainer(CaptionerTrainer):
         return super()._get_train_sampler(dataset)
 
 
-def supervised_loss(captioner: Captioner, images: Sequence[Any], captions: Sequence[str]) -> Tensor:
-    """Return the loss of the module, averaged over the tokens of the batch; a scalar."""
-    batch = captioner.prepare(images, captions)
-    batch.pop("caption_mask")
-    return captioner.model(**batch, use_cache=False).loss
+def _of_captions(values: Mapping[str, Sequence[Any]] | None, examples: Any, places: Sequence[int]) -> Any:
+    """The value of each example's caption, the one at that place among its references; None without values."""
+    if values is None:
+        return None
+    return [values[example["image_id"]][place] for example, place in zip(examples, places, strict=True)]
+
+
+def supervised_loss(
+    captioner: Captioner,
+    images: Sequence[Any],
+    captions: Sequence[str],
+    *,
+    prompts: Sequence[str] | None = None,
+    weights: Sequence[float] | None = None,
+) -> Tensor:
+    """Return the loss of the module, averaged over the tokens of the batch; a scalar.
+
+    Args:
+        captioner: what learns.
+        images: B images.
+        captions: one for each.
+        prompts: the text beside each; default: the captioner's.
+        weights: of the captions, each weighing its tokens; default: all tokens weigh the same.
+    """
+    batch = captioner.prepare(images, captions, prompts=prompts)
+    mask = batch.pop("caption_mask")
+    if weights is None:
+        return captioner.model(**batch, use_cache=False).loss
+    labels = batch.pop("labels")
+    logits = captioner.model(**batch, use_cache=False).logits[:, :-1].float()
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
+    share = mask[:, 1:] * torch.tensor(weights, device=mask.device, dtype=losses.dtype)[:, None]
+    return (losses * share).sum() / share.sum().clamp(min=1e-12)
 
 
 def text_loss(captioner: Captioner, captions: Sequence[str]) -> Tensor:
@@ -182,6 +227,30 @@ def read_texts(source: str | None) -> list[str]:
     return texts
 
 
+def read_values(config: SFTConfig, name: str, rows: Any) -> dict[str, list[Any]]:
+    """Return {image_id: the value of a column for each of its references} of the training images.
+
+    Raises:
+        SourceError: the source has no such column, or a caption has no value.
+    """
+    values = load_values(config.images, name, rows["image_id"], rows["references"])
+    return dict(zip(rows["image_id"], values, strict=True))
+
+
+def check_weights(config: SFTConfig, weights: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """Return weights that are numbers.
+
+    Raises:
+        SourceError: one is no number, or negative, or all are 0.
+    """
+    for image_id, own in weights.items():
+        if not all(isinstance(one, int | float) and 0 <= one < math.inf for one in own):
+            raise SourceError(f"{config.images}: a weight of image {image_id!r} is no number from 0 on: {own}")
+    if not any(any(own) for own in weights.values()):
+        raise SourceError(f"{config.images}: all weights are 0, so that nothing would be learned")
+    return weights
+
+
 def run(config: SFTConfig) -> RunDir:
     """Train, save `adapter/`, evaluate, write the report."""
     run_dir = claim_run(config, "sft")
@@ -190,6 +259,14 @@ def run(config: SFTConfig) -> RunDir:
     texts = read_texts(config.texts)
     captioner = load_captioner(config)
     dataset = load_training_images(config, references=True)
+    prompts = weights = None
+    if config.condition is not None:
+        values = read_values(config, config.condition, dataset)
+        condition = Condition.of(config.condition, {one for own in values.values() for one in own}, captioner.prompt)
+        prompts = {image_id: [condition.prompts[as_written(one)] for one in own] for image_id, own in values.items()}
+        captioner.condition = condition
+    if config.weights is not None:
+        weights = check_weights(config, read_values(config, config.weights, dataset))
     make_trainable(captioner, config, connector=config.train_connector)
     # a trainable connector changes every step: only its input can be cached, where the family exposes that
     cacheable = not config.train_connector or captioner.family.tower_features
@@ -201,7 +278,7 @@ def run(config: SFTConfig) -> RunDir:
     with captioner.share_vision(alone=config.cache_features) if cacheable else nullcontext():
         data = Pairs(dataset, captioner) if config.group_by_length else dataset
         settings = {name: getattr(config, name) for name in ("image_dropout", "image_views", "text_steps")}
-        SFTTrainer.fit(captioner, data, config, run_dir, texts=texts, **settings)
+        SFTTrainer.fit(captioner, data, config, run_dir, texts=texts, prompts=prompts, weights=weights, **settings)
     captioner.freeze_vision()
     what = "all weights of the language model" if config.train_all_weights else "LoRA"
     method = f"supervised fine-tuning ({what}{' and the connector' if config.train_connector else ''})"

@@ -1,0 +1,108 @@
+"""A condition that an adapter was trained under, such as NoC's alignment level, as words before the prompt.
+
+NoC (Kang et al., ICCV 2023) gives its decoder an embedding per level; in words (`level 7`) every vision-language model
+can be told, and LoRA learns what they mean. What was seen in training lies beside the adapter, in ``condition.json``: a
+level that was not is refused. Asked for nothing, an adapter with a condition captions under the highest one, as in
+NoC's figure 3: under none it would be asked for what it never learned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from captune.errors import CaptionerError, UsageError
+from captune.utils.files import read_json, replace_file
+
+FILE = "condition.json"
+MOST = 100  # values: a number that differs from caption to caption is no condition
+
+
+class Condition(NamedTuple):
+    """What a captioner was told in training.
+
+    Attributes:
+        column: of the captions that it was trained on.
+        prompts: {value: the text beside the image}, the highest value last.
+    """
+
+    column: str
+    prompts: Mapping[str, str]
+
+    @classmethod
+    def of(cls, column: str, values: Any, prompt: str) -> Condition:
+        """Make the condition of some values.
+
+        Args:
+            column: where they stand.
+            values: numbers or texts.
+            prompt: the text beside the image without them.
+
+        Raises:
+            UsageError: there is one value, or there are more than can be told apart.
+        """
+        named = {as_written(value): value for value in values}
+        if not 2 <= len(named) <= MOST:
+            raise UsageError(
+                f"--condition {column}: the column has {len(named)} values, and a condition has 2 to {MOST}; "
+                "captune curate levels sorts scores into levels"
+            )
+        try:
+            order = sorted(named, key=lambda name: float(named[name]))
+        except (TypeError, ValueError):
+            order = sorted(named)
+        return cls(column, {name: f"{column} {name}{f'. {prompt}' if prompt else ''}" for name in order})
+
+    @property
+    def highest(self) -> str:
+        """The highest value."""
+        return list(self.prompts)[-1]
+
+    def save(self, folder: Path) -> None:
+        """Write it beside an adapter."""
+        replace_file(folder / FILE, json.dumps(self._asdict(), indent=1, ensure_ascii=False) + "\n")
+
+
+def as_written(value: Any) -> str:
+    """Return a value as a prompt has it: 7 for 7.0."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def read_condition(adapter: str | os.PathLike[str] | None) -> Condition | None:
+    """Return the condition that an adapter's folder names; None for adapters without one.
+
+    Raises:
+        CaptionerError: the file is not one.
+    """
+    file = Path(adapter) / FILE if adapter is not None else None
+    if file is None or not file.is_file():
+        return None
+    found = read_json(file, error=CaptionerError)
+    prompts = found.get("prompts") if isinstance(found, dict) else None
+    if not (isinstance(prompts, dict) and prompts and all(isinstance(prompt, str) for prompt in prompts.values())):
+        raise CaptionerError(f"{file} does not say which conditions the adapter knows; train it again")
+    return Condition(str(found.get("column")), prompts)
+
+
+def prompt_under(adapter: str | os.PathLike[str] | None, asked: str) -> str:
+    """Return the prompt of what is asked, ``level=7``.
+
+    Raises:
+        UsageError: the adapter has no condition, another one, or has not seen that value.
+    """
+    condition = read_condition(adapter)
+    if condition is None:
+        raise UsageError(
+            f"--condition {asked}: {adapter or 'the model'} was not trained under a condition; train an adapter with "
+            "captune sft --condition COLUMN, and name it with --adapter"
+        )
+    column, equals, value = asked.partition("=")
+    seen = ", ".join(condition.prompts)
+    if column.strip() != condition.column or not equals:
+        raise UsageError(f"--condition {asked}: this adapter's condition is {condition.column}=N, N one of {seen}")
+    if value.strip() not in condition.prompts:
+        raise UsageError(f"--condition {asked}: the adapter has never seen {condition.column} {value}; it knows {seen}")
+    return condition.prompts[value.strip()]
