@@ -192,3 +192,16 @@ def test_a_file_that_lacks_its_last_corrections_says_so_when_it_is_resumed(
     with CaptionWriter(file) as writer:
         writer.write([{"image_id": "b", "caption": "cat"}])
     assert "corrections of 1 captions, such as that of 'a'" in caplog.text
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: bool) -> None:
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = CaptionWriter(tmp_path / "caps.jsonl")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        writer.write([{"image_id": "a", "caption": "a dog"}], wait=wait)
+        writer.close()
+    assert error.value.filename == str(tmp_path / "caps.jsonl")

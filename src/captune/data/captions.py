@@ -20,7 +20,7 @@ from captune.data.caption_formats import FORMATS, format_of
 from captune.data.lines import CAPTIONS, Kind, copy_lines, read_caption_lines
 from captune.data.readers import nfc
 from captune.errors import CaptionFileError
-from captune.utils.files import jsonl_line, lock, read_file, read_jsonl, torn_line, uncollected
+from captune.utils.files import jsonl_line, lock, naming, read_file, read_jsonl, torn_line, uncollected
 from captune.utils.ids import Ids, digests
 
 logger = logging.getLogger(__name__)
@@ -210,8 +210,9 @@ class CaptionWriter:
             first = rows[int(known.argmax())]["image_id"]
             raise CaptionFileError(f"{self.path}: image {first!r} has a {self.kind.noun} already")
         self._synced()
-        self._file.write("".join(jsonl_line(row) for row in rows).encode("utf-8"))
-        self._flush(wait=wait)
+        with naming(self.path):
+            self._file.write("".join(jsonl_line(row) for row in rows).encode("utf-8"))
+            self._flush(wait=wait)
         self.done.add(keys)
 
     def leave_out(self, image_ids: Sequence[str]) -> None:
@@ -244,7 +245,8 @@ class CaptionWriter:
         """Wait until what was written is on the disk."""
         syncing, self._syncing = self._syncing, None
         if syncing is not None:
-            syncing.result()
+            with naming(self.path):
+                syncing.result()
 
     def close(self) -> None:
         """Close the file, which releases it for other writers; what was written is on the disk then."""
@@ -252,7 +254,8 @@ class CaptionWriter:
             self._synced()
         finally:
             self._syncer.shutdown()
-            self._file.close()
+            with naming(self.path):  # which writes what is left
+                self._file.close()
 
     def __enter__(self) -> CaptionWriter:
         return self

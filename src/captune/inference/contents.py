@@ -20,7 +20,7 @@ import pyarrow as pa
 from captune.data.images import image_path, read_image
 from captune.data.lines import CAPTIONS, Kind, read_lines, reorder
 from captune.errors import BadImage
-from captune.utils.files import cut_torn_line, jsonl_line
+from captune.utils.files import cut_torn_line, jsonl_line, naming
 from captune.utils.ids import Ids, digests
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Contents:
         """Append the contents of images that are about to get their captions."""
         if contents:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            with naming(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.writelines(_line(image_id, content) for image_id, content in contents.items())
 
     def close(self, places: Ids, captioned: Ids) -> None:

@@ -42,7 +42,7 @@ from captune.inference.engines import check_engine, load_captioner, pick_engine
 from captune.inference.order import Row, Windows, cost, decoded, select_images, split
 from captune.inference.outputs import FileOutput, Output, SidecarOutput, StreamOutput
 from captune.inference.settings import beside, job_settings, same_settings, write_settings
-from captune.utils.files import STDOUT, jsonl_line, open_stream
+from captune.utils.files import STDOUT, jsonl_line, naming, open_stream
 
 logger = logging.getLogger(__name__)
 
@@ -478,7 +478,7 @@ class _Job:
         logger.info("bad image %s: %s", item, why)
         self.bad.append((item, why))
         if self.bad_file is not None:
-            with self.bad_file.open("a", encoding="utf-8", newline="\n") as file:
+            with naming(self.bad_file), self.bad_file.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(jsonl_line({"image_id": item, "why": why}))
 
 

@@ -28,6 +28,7 @@ from captune.utils.files import (
     cut_torn_line,
     discard,
     lock_folder,
+    naming,
     read_jsonl,
     refuse_pipes,
     remove_leftovers,
@@ -373,7 +374,7 @@ class RunDir:
         path = self.path / "metrics.jsonl"
         if path.exists():
             cut_torn_line(path)
-        with path.open("a", encoding="utf-8", newline="\n") as file:
+        with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(plain({"step": step, **numbers}), ensure_ascii=False, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ only then an older one is removed. What their trainers keep in memory between tw
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shutil
@@ -24,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from captune.errors import RunError, first_line
 from captune.runs import checkpoints
 from captune.runs.run_dir import RunDir
-from captune.utils.files import discard, sync
+from captune.utils.files import discard, disk_failed, sync
 from captune.utils.memory import forget
 from captune.utils.processes import TERMINATED, on_sigterm
 
@@ -195,11 +194,3 @@ def training_is_over(checkpoint: Path, max_steps: int) -> bool:
     control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
     early = bool(control.get("should_training_stop")) and state["max_steps"] == last
     return state["global_step"] >= last or early
-
-
-def disk_failed(error: BaseException) -> bool:
-    """Whether an error is the disk's: full, over its quota, or a file too large for it."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-    text = str(error)
-    return any(sign in text for sign in ("inline_container", "PytorchStreamWriter", "No space left", "os error 28"))

@@ -239,6 +239,29 @@ def parse_yaml(text: str | bytes, where: str, *, error: type[CaptuneError] = Usa
 
 
 @contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, an error of the disk that names no file (one of `write`, `fsync`, torch) gets the name of this one."""
+    try:
+        yield
+    except Exception as error:
+        if not disk_failed(error):
+            raise
+        if not isinstance(error, OSError):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def disk_failed(error: BaseException) -> bool:
+    """Whether an error is the disk's: full, over its quota, or a file too large for it."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    text = str(error)
+    return any(sign in text for sign in ("inline_container", "PytorchStreamWriter", "No space left", "os error 28"))
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, name: str | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on leaving, what was written there replaces `path` in one step.
 
@@ -252,9 +275,10 @@ def replacing(path: str | os.PathLike[str], *, name: str | None = None) -> Itera
     path = Path(path)
     temporary = path.with_name(name or f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        with naming(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -345,9 +369,10 @@ def sync(path: Path) -> None:
     except OSError:  # Windows opens no folders
         return
     try:
-        os.fsync(number)
+        with naming(path):
+            os.fsync(number)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if disk_failed(error):
             raise
     finally:
         os.close(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,9 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 import tiny_pair
 import torch
 
@@ -274,6 +277,53 @@ def test_other_data_under_the_same_name_is_refused_when_a_run_resumes(
     tiny_pair.source(tmp_path / "own", 1)
     with pytest.raises(RunError, match="other images or captions"):
         run(config)
+
+
+def test_an_image_that_was_replaced_under_its_name_is_encoded_again(folder: Path, tmp_path: Path) -> None:
+    source, kept = tiny_pair.source(tmp_path / "own"), tmp_path / "vectors"
+    before = result(run(tiny_pair.config(folder, tmp_path / "a", images=source, features=kept)).path)
+    tiny.picture(900, (60, 64)).save(tmp_path / "own" / "3.png")
+    after = result(run(tiny_pair.config(folder, tmp_path / "b", images=source, features=kept)).path)
+    assert after["model.safetensors"] != before["model.safetensors"]
+    assert after == result(run(tiny_pair.config(folder, tmp_path / "c", images=source)).path)
+
+
+def test_an_image_that_was_replaced_is_no_image_of_the_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_pair.config(folder, tmp_path / "run", images=tiny_pair.source(tmp_path / "own"))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_pair", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    tiny.picture(900, (60, 64)).save(tmp_path / "own" / "3.png")
+    with pytest.raises(RunError, match="other images or captions"):
+        run(config)
+
+
+@pytest.mark.parametrize("what", ["vectors.npy", "checkpoint-4"])
+def test_a_full_disk_is_said_with_the_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def failed(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:664] unexpected pos 64 vs 0")
+
+    from captune.training.encoder import features
+
+    config = tiny_pair.config(folder, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        if what == "vectors.npy":
+            patch.setattr(features, "os", SimpleNamespace(**{**vars(os), "fsync": full}))
+        else:
+            patch.setattr(torch, "save", failed)
+        with pytest.raises((OSError, RunError)) as error:
+            run(config)
+    assert what in str(error.value)
+    assert "No space left" in str(error.value)
+    assert result(run(config).path) == result(run(tiny_pair.config(folder, tmp_path / "whole")).path)
 
 
 def test_images_that_are_held_out_too_are_not_trained_on(folder: Path, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
     <digest>/images/vectors.npy  (N, V, S) float32, V views of each image
     <digest>/texts/vectors.npy   (M, S) float32                              each beside an index.json
 
-The digest is of the encoders and of the items (their ids, not their pixels); index.json says the same in full, and how
-many rows are done. Rows are made in chunks that do not depend on where an earlier run stopped, so the bytes are the
-same. One process at a time works in such a folder.
+The digest is of the encoders and of the items (ids, captions, and the bytes of the images' files, so that an image that
+was replaced under its name is encoded again); index.json says the same in full, and how many rows are done. Rows are
+made in chunks that do not depend on where an earlier run stopped, so the bytes are the same. One process at a time
+works in such a folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +25,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captune.data.images import open_image
+from captune.data.columns import undecoded
+from captune.data.images import open_image, read_image
 from captune.data.views import view
 from captune.errors import EncoderError, RunError
 from captune.models.encoders.base import EncodesImages, EncodesTexts
 from captune.models.encoders.pair import frozen_vectors
-from captune.utils.files import discard, lock_folder, read_json, replace_file
+from captune.utils.files import discard, lock_folder, naming, read_json, replace_file
 from captune.utils.hashing import fingerprint
 
 CHUNK = 32  # images encoded together
@@ -75,6 +78,7 @@ class Vectors:
         texts: (M, S') unit vectors, an image's captions after each other.
         captions: the M captions.
         owners: of each caption, the number of its image.
+        contents: of each image, a digest of its bytes.
     """
 
     ids: list[str]
@@ -82,6 +86,7 @@ class Vectors:
     texts: Tensor
     captions: list[str]
     owners: list[int]
+    contents: list[str]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,6 +103,7 @@ class Vectors:
             texts=self.texts[texts],
             captions=[self.captions[text] for text in texts],
             owners=[owner for owner, _ in kept],
+            contents=[self.contents[row] for row in rows],
         )
 
 
@@ -124,14 +130,14 @@ def vectors_of(
         EncoderError: an encoder gives a vector that is not finite.
         RunError: a file of the folder cannot be read, or another process is working on it.
     """
-    captions = [text for own in data.captions for text in own]
+    captions, contents = [text for own in data.captions for text in own], contents_of(data)
     about = {
         "image_encoder": image_encoder.digest,
         "text_encoder": text_encoder.digest,
         "whole": whole,
         "views": views,
         "chunk": [CHUNK, TEXTS],
-        "items": fingerprint(json.dumps([data.source, data.ids, data.captions])),
+        "items": fingerprint(json.dumps([data.source, data.ids, data.captions, contents])),
     }
 
     def encode_images(start: int) -> np.ndarray:
@@ -154,7 +160,20 @@ def vectors_of(
         images = _kept(own / "images", about, len(data), CHUNK, encode_images, f"images of {data.source}")
         texts = _kept(own / "texts", about, len(captions), TEXTS, encode_texts, f"captions of {data.source}")
     owners = [row for row, own in enumerate(data.captions) for _ in own]
-    return Vectors(data.ids, images, texts, captions, owners)
+    return Vectors(data.ids, images, texts, captions, owners, contents)
+
+
+def contents_of(data: Captioned) -> list[str]:
+    """Return a digest of each image's bytes; of images that a program draws nothing, as their source decides them."""
+    from datasets import Image
+
+    if not isinstance((data.rows.features or {}).get("image"), Image):
+        return [""] * len(data)
+    raw = undecoded(data.rows)
+    return [
+        hashlib.blake2b(read_image(raw[row]["image"], image_id), digest_size=16).hexdigest()
+        for row, image_id in enumerate(data.ids)
+    ]
 
 
 @contextmanager
@@ -182,13 +201,12 @@ def _kept(
     done = 0
     if index.is_file() and file.is_file():
         known = read_json(index, error=RunError)
-        done = known.pop("done")
+        done = known.pop("done", 0)
         if known != about:
             done = 0
     if not done:
         discard(folder)
         folder.mkdir(parents=True)
-    vectors: Any = np.load(file, mmap_mode="r+") if done else None
     with tqdm(total=total, initial=done, desc=f"encoding {what}", disable=None) as bar:
         while done < total:
             made = encode(done)
@@ -196,11 +214,26 @@ def _kept(
                 raise EncoderError(
                     f"the encoder gives a vector that is not finite among the {what}, from row {done} on"
                 )
-            if vectors is None:
-                vectors = np.lib.format.open_memmap(file, "w+", dtype=np.float32, shape=(total, *made.shape[1:]))
-            vectors[done : done + len(made)] = made
-            vectors.flush()
+            _put(file, made, done, total)
             done += len(made)
             replace_file(index, json.dumps(about | {"done": done}) + "\n")
             bar.update(len(made))
-    return torch.from_numpy(np.array(vectors))
+    return torch.from_numpy(np.load(file))
+
+
+def _put(file: Path, rows: np.ndarray, first: int, total: int) -> None:
+    """Write some of a file's rows, and put them on the disk.
+
+    Not through a map of the file into memory: where the disk is full, writing to one kills the process without a word.
+    """
+    with naming(file), open(file, "rb+" if first else "wb") as target:
+        if not first:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (total, *rows.shape[1:])}
+            np.lib.format.write_array_header_1_0(target, header)
+        else:
+            np.lib.format.read_magic(target)
+            np.lib.format.read_array_header_1_0(target)
+            target.seek(first * rows[0].size * 4, os.SEEK_CUR)
+        target.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+        target.flush()
+        os.fsync(target.fileno())

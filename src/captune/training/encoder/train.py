@@ -32,7 +32,7 @@ from captune.runs.run_dir import RunDir
 from captune.training.encoder.config import EncoderConfig
 from captune.training.encoder.features import Captioned, Vectors, vectors_of
 from captune.training.encoder.objective import RANKS, info_nce, mean_recall, recall
-from captune.utils.files import discard
+from captune.utils.files import discard, naming
 from captune.utils.hashing import fingerprint
 from captune.utils.skipped import skip
 
@@ -237,19 +237,23 @@ class Training:
         """Write a checkpoint, and remove the one before."""
         folder = run_dir.path / f"checkpoint-{self.step}"
         try:
-            discard(folder)
-            folder.mkdir(parents=True)
-            save_file(self._weights(), folder / "heads.safetensors")
-            save_file(self.kept, folder / "best.safetensors")
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-            state = {"global_step": self.step, "best": self.best, "waited": self.waited, "data": self.data}
-            (folder / checkpoints.STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
-            checkpoints.complete(folder, lines=run_dir.lines())
+            with naming(folder):
+                self._write(folder, run_dir)
         except OSError as error:
             raise RunError(
                 f"{folder} could not be saved: {error.strerror or error}; the same command resumes"
             ) from error
         checkpoints.rotate(run_dir.path, 1, None)
+
+    def _write(self, folder: Path, run_dir: RunDir) -> None:
+        discard(folder)
+        folder.mkdir(parents=True)
+        save_file(self._weights(), folder / "heads.safetensors")
+        save_file(self.kept, folder / "best.safetensors")
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        state = {"global_step": self.step, "best": self.best, "waited": self.waited, "data": self.data}
+        (folder / checkpoints.STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+        checkpoints.complete(folder, lines=run_dir.lines())
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint.
@@ -354,7 +358,7 @@ def fresh_heads(train: Vectors, config: EncoderConfig) -> Heads:
 def fit(training: Training, train: Vectors, choice: Vectors, run_dir: RunDir) -> None:
     """Train to the end, or until recall on the choice images has not risen for a while; resumes from a checkpoint."""
     config, last = training.config, checkpoints.newest(run_dir.path)
-    training.data = fingerprint(json.dumps([train.ids, train.captions]))
+    training.data = fingerprint(json.dumps([train.ids, train.captions, train.contents]))
     if last is not None:
         training.restore(last)
         logger.warning("%s is resumed after step %d", run_dir.path, training.step)
