@@ -65,6 +65,16 @@ def test_a_caption_is_no_reference_of_itself(by: str, source: str, tmp_path: Pat
     assert report["records"][0]["drop"] == 1
 
 
+def test_captions_of_an_image_are_compared_with_each_other(source: str, tmp_path: Path) -> None:
+    _, rows = run(source, tmp_path / "out", {"filter": {"by": "consensus", "best": 1}})
+    texts, ids = [text for texts in SETS for text in texts], [f"i{n}" for n, texts in enumerate(SETS) for _ in texts]
+    several = [place for place, image_id in enumerate(ids) if image_id != "i1"]
+    scorer = load_scorer("consensus")
+    made = scorer.rows([texts[i] for i in several], image_id=[ids[i] for i in several])
+    assert [rows[i]["score"] for i in several] == pytest.approx(scorer.per_caption(made).tolist())
+    assert rows[2]["score"] is None and "no other caption" in rows[2]["reason"]
+
+
 def test_unscored_captions_are_kept_on_request_and_named(source: str, tmp_path: Path) -> None:
     report, rows = run(source, tmp_path / "out", {"filter": {"by": "rouge", "keep": 0.2, "unscored": "keep"}})
     assert rows[2]["verdict"] == "keep" and "no other caption" in rows[2]["reason"]

@@ -216,6 +216,27 @@ def test_any_file_event(source: str, tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_any_file_event_of_an_overwriting_run(source: str, tmp_path: Path) -> None:
+    def job(folder: Path) -> None:
+        run(source, folder, {"filter": {"by": "length", "min": 3}}, overwrite=True)
+
+    run(source, tmp_path / "start", {"dedup": {}}, {"split": {}}, format="parquet")
+    job(tmp_path / "expected")
+    expected = contents(tmp_path / "expected")
+    shutil.copytree(tmp_path / "start", tmp_path / "counted")
+    _, events = in_child(lambda: job(tmp_path / "counted"))
+    assert contents(tmp_path / "counted") == expected
+    for event in range(1, events + 1):
+        folder = tmp_path / f"killed-{event}"
+        shutil.copytree(tmp_path / "start", folder)
+        ended, _ = in_child(lambda folder=folder: job(folder), event)  # type: ignore[misc]
+        assert ended
+        job(folder)
+        assert contents(folder) == expected, event
+        shutil.rmtree(folder)
+
+
 def test_scores_that_are_made_are_not_made_again(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("captune.curation.scoring.TEXTS", 2)
     calls = tmp_path / "calls"

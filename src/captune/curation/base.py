@@ -111,12 +111,12 @@ class Captions:
         """The source's images, row by row as `rows` counts them, decoded when they are read.
 
         Raises:
-            CurationError: the source streams.
+            CurationError: the source streams, or has other images now.
             SourceError: it has no images.
         """
         from captune.curation.reading import images_of
 
-        return images_of(self.source, len(self.image_ids))
+        return images_of(self.source, self.image_ids)
 
 
 class Verdicts:

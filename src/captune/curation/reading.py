@@ -77,17 +77,21 @@ def read_table(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def images_of(source: str, count: int) -> Dataset:
+def images_of(source: str, image_ids: pa.ChunkedArray) -> Dataset:
     """Return the images of a source that was read before, decoded on access.
 
+    Args:
+        source: as written.
+        image_ids: what its first images were then.
+
     Raises:
-        CurationError: it streams, or has another number of images now.
+        CurationError: it streams, or has other images now.
     """
-    dataset = load_images(source, limit=None)
+    dataset = load_images(source)
     if not isinstance(dataset, Dataset):
         raise CurationError(f"{source} streams, and curation looks images up by row: leave ?streaming= out")
-    if len(dataset) < count:
-        raise CurationError(f"{source} has {len(dataset)} images, and had {count} when its captions were read")
+    if not pa.chunked_array([column(dataset, "image_id")[: len(image_ids)]], pa.string()).equals(image_ids):
+        raise CurationError(f"{source} has other images than when its captions were read: begin again with --overwrite")
     return dataset
 
 

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captune.curation.base import CHANGE, DROP, KEEP, MOVE, SPLIT, VERDICTS, Captions, Verdicts, Work, as_settings
-from captune.curation.outputs import check_format, write_set
+from captune.curation.outputs import NAMES, check_format, write_set
 from captune.curation.reading import AT_ONCE, SCHEMA, read_source, read_table, table_writer
 from captune.curation.registry import Step, read_steps
 from captune.data.sources import Source
@@ -163,12 +163,15 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
     others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if others and not ((folder / REPORT).is_file() or (folder / WORK).is_dir()):
         raise UsageError(f"{folder} holds something else ({', '.join(others[:3])}): name another folder")
+    (folder / WORK).mkdir(exist_ok=True)  # from here on the folder is a curation's, wherever this process is killed
+    (folder / WORK / "settings.json").unlink(missing_ok=True)
     (folder / REPORT).unlink(missing_ok=True)
-    shutil.rmtree(folder / WORK, ignore_errors=True)
     shutil.rmtree(folder / DECISIONS, ignore_errors=True)
-    for path in folder.glob("captions.*"):
-        path.unlink()
-    (folder / WORK).mkdir()
+    for path in [*(folder / WORK).iterdir(), *(folder / name for name in NAMES.values())]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     replace_file(folder / WORK / "settings.json", json.dumps({**settings, "mark": _mark(settings["source"])}))
     return None
 

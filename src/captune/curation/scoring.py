@@ -177,7 +177,7 @@ class _Judge:
         _, start, stop = job
         texts, rows = captions.texts(start, stop), captions.rows[start:stop]
         part: dict[str, Any] = {"texts": texts, "rows": rows}
-        if "image_id" in self.needs:
+        if "image_id" in {*self.needs, *self.scorer.optional_columns}:
             part["image_id"] = captions.image_ids.take(rows).to_pylist()
         if "references" in self.needs:
             own = captions.starts[(captions.starts >= start) & (captions.starts <= stop)] - start
@@ -194,6 +194,9 @@ def _score(scorer: Scorer, part: Mapping[str, Any], captions: Captions | None = 
     made[:, 1] = 0
     if "references" in part:
         made[[not others for others in part["references"]], 1] = 1
+    if any(one.grouped for one, _ in getattr(scorer, "parts", [(scorer, 1.0)])):
+        _, place, sizes = np.unique(rows, return_inverse=True, return_counts=True)
+        made[sizes[place.reshape(-1)] < 2, 1] = 1
     columns = {name: part[name] for name in ("references", "image_id") if name in part}
     others = set(scorer.required_columns) - {"references", "image_id"}
     if captions is not None and others:
