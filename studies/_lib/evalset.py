@@ -13,7 +13,7 @@ from transformers import set_seed
 from captune.data import CaptionWriter, load_images
 from captune.decoding import load_decoder
 from captune.evaluation.run import as_dict
-from captune.evaluation.statistics import evaluate
+from captune.evaluation.statistics import Result, evaluate
 from captune.scorers import Scorer, load_scorer
 
 NO_REFERENCES = ("storybook", "clip", "health")  # what judges the references themselves
@@ -49,12 +49,16 @@ class Exam:
     def figures(self, captions: list[str], columns: dict[str, list[Any]] | None = None) -> dict[str, float]:
         """{figure: value} of every scorer: cider, fact_f1, ...; those of the scorer `held_out` begin with its name."""
         figures: dict[str, float] = {}
-        for name, scorer in self.scorers.items():
-            (result,) = evaluate(captions, columns or self.columns, [scorer], bootstrap=0).values()
+        for name, result in self.results(captions, columns).items():
             prefix = "held_out_" if name == "held_out" else ""
             for key, value in result.values.items():
                 figures.setdefault(f"{prefix}{key}", round(float(value), 5))
         return figures
+
+    def results(self, captions: list[str], columns: dict[str, list[Any]] | None = None) -> dict[str, Result]:
+        """{scorer: its result} without intervals, by the names of the set's scorers."""
+        judged, columns = self.scorers.items(), columns or self.columns
+        return {name: evaluate(captions, columns, [scorer], bootstrap=0)[scorer.name] for name, scorer in judged}
 
     def captions(self, captioner: Any, *, decoder: str = "", batch_size: int = 64, **settings: Any) -> list[str]:
         """Captions in the order of the images, by a decoder or as `Captioner.generate` makes them."""
@@ -62,7 +66,7 @@ class Exam:
         return [
             text
             for batch in batches(self.columns["image"], batch_size, decoder or "captions")
-            for text in (decode(captioner, batch) if decode else captioner.generate(batch, **settings))
+            for text in (decode(captioner, batch, **settings) if decode else captioner.generate(batch, **settings))
         ]
 
     def samples(self, captioner: Any, n: int, seed: int, *, batch_size: int) -> dict[str, list[Any]]:

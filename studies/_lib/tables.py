@@ -16,6 +16,8 @@ import yaml
 Record = dict[str, Any]
 GAPS = ("CIDEr-D", "fact F1")
 FIGURES = yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text())  # {heading: (scorer, figure)}
+#: what a row's role is called in tables; others by their own name
+ROLES = {"zero": "zero-label", "outside": "zero-label, outside judge", "oracle": "truth as the reward"}
 FACT_TYPES = ("object", "attribute", "size", "subkind", "relation", "background")
 
 
@@ -206,3 +208,14 @@ class Seeds:
     def more(self, a: str, b: str, split: str, key: str) -> Estimate | None:
         """What a has more than b."""
         return Estimate.of(self.over([a, b], split, key, lambda own, other: own - other))
+
+    def mean(self, name: str, split: str, key: str) -> Estimate | None:
+        return Estimate.of(self.over([name], split, key))
+
+    def share(self, name: str, low: str, high: str, split: str, key: str) -> Estimate | None:
+        """The share of the gap from the row `low` to the row `high` that a row closes, seed by seed."""
+
+        def share(value: float, bottom: float, top: float) -> float | None:
+            return (value - bottom) / (top - bottom) if top != bottom else None
+
+        return Estimate.of(self.over([name, low, high], split, key, share))

@@ -15,7 +15,7 @@ from captune.models.hub import resolve
 from captune.training.sft.train import SFTTrainer
 from captune.utils.files import replace_file
 
-from .evalset import Exam, best
+from .evalset import Exam, batches, best
 
 Reward = Callable[..., list[float]]
 UNSAVED = {"save_steps": 10**6, "overwrite": True}  # no checkpoint, and what an unfinished run left is removed
@@ -80,6 +80,18 @@ def supervise(captioner: Any, images: Any, config: Any, run_dir: Any) -> None:
     """As `captune sft` does."""
     with captioner.share_vision():
         SFTTrainer.fit(captioner, images, config, run_dir)
+
+
+def picked(
+    captioner: Captioner, images: Any, judge: Any, samples: int, *, batch_size: int = 64, **settings: Any
+) -> list[str]:
+    """The captioner's own caption of each image: of some samples the one that a scorer of images likes best."""
+    chosen: list[str] = []
+    for batch in batches(images, batch_size, "own captions"):
+        texts = captioner.generate(batch, do_sample=True, num_return_sequences=samples, **settings)
+        scores = judge(texts, image=[image for image in batch for _ in range(samples)])
+        chosen += best(texts, scores, samples)
+    return chosen
 
 
 def clean(folder: Path, *patterns: str) -> None:

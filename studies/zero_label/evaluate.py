@@ -15,14 +15,15 @@ import torch
 from captune.models.captioner import Captioner
 from captune.utils.files import replace_file
 from captune.utils.hashing import fingerprint, weights_digest
-from studies._lib import evalset, runner
-from studies._lib.evalset import Exam, best
+from studies._lib import controls, evalset, runner
+from studies._lib.evalset import Exam
 
 from . import plots, tables, train
 from .experiments import OPENINGS, PACE, REPETITION, ROWS, SCALES, SHOWN, Contender, read_pace
 
 SCORERS = ("cider", "storybook", "clip", "health")
 PACE_STEPS = 12
+CONTROLS = ("opening", "best_of", "guidance")
 
 
 def sources(seed: int, *, quick: bool = False) -> dict[str, str]:
@@ -31,31 +32,23 @@ def sources(seed: int, *, quick: bool = False) -> dict[str, str]:
     return evalset.sources(84 + seed, quick=quick, test=500, ood=500, val=300)
 
 
-def likeliest(exam: Exam, captioner: Captioner, seed: int, n: int = 8) -> dict[str, list[str]]:
-    """One of n samples per image: that of the highest mean, or total, log-likelihood under the captioner."""
-    made = exam.samples(captioner, n, seed, batch_size=64)
-    return {name: best(made["captions"], made[name], n) for name in ("mean", "total")}
-
-
 def measure(
     row: Contender, model: str, adapter: Path | None, exams: dict[str, Exam], splits: Sequence[str]
 ) -> dict[str, Any]:
     """{scores: {split: figures}, captions: {split: the first few}, chosen: what a control chose on val}"""
     captioner = Captioner.load(model, adapter=adapter)
     record: dict[str, Any] = {}
-    if row.kind in ("opening", "best_of", "guidance"):
-        record["chosen"] = chosen = choose(row, captioner, exams["val"])
+    if row.kind in CONTROLS:
+        record["chosen"] = choose(row, captioner, exams["val"])
     record |= {"scores": {}, "captions": {}}
     for split in splits:
         exam = exams[split]
         if row.kind == "references":  # the first as the caption, judged by all that does not read references
             captions = [refs[0] for refs in exam.columns["references"]]
-        elif row.kind == "opening":
-            captions = exam.captions(captioner, forced_opening=chosen)
-        elif row.kind == "best_of":
-            captions = likeliest(exam, captioner, row.seed)[chosen]
+        elif row.kind in CONTROLS:
+            captions = controls.captions(row.kind, record["chosen"], captioner, exam, row.seed)
         else:
-            captions = exam.captions(captioner, decoder=chosen if row.kind == "guidance" else "")
+            captions = exam.captions(captioner)
         figures = exam.figures(captions)
         if row.kind == "references":
             figures = {key: value for key, value in figures.items() if key not in ("cider", "ref_clip")}
@@ -65,15 +58,9 @@ def measure(
 
 
 def choose(row: Contender, captioner: Captioner, val: Exam) -> str:
-    """The opening, the likelihood, or the scale of guidance, whose captions have the highest CIDEr-D on val."""
-    if row.kind == "guidance":
-        decoders = [f"cfg:{scale:g}" for scale in SCALES]
-        written = {decoder: val.captions(captioner, decoder=decoder) for decoder in decoders}
-    elif row.kind == "opening":
-        written = {text: val.captions(captioner, forced_opening=text) for text in OPENINGS}
-    else:
-        written = likeliest(val, captioner, row.seed)
-    return max(written, key=lambda name: val.figures(written[name])["cider"])
+    """What a control says or does, chosen on val."""
+    assert row.kind in CONTROLS
+    return controls.choose(row.kind, captioner, val, row.seed, openings=OPENINGS, scales=SCALES)
 
 
 class Study(runner.Study):

@@ -10,9 +10,10 @@ import matplotlib.pyplot as plt
 
 from captune.report.truth import Truth, highlight, image_uri, load_truth
 from studies._lib.plots import SPLITS, gap_axes, save
+from studies._lib.tables import ROLES
 
 from .experiments import SHOWN, SUPERVISED, Contender
-from .tables import GAPS, ROLES, TITLES, Results
+from .tables import GAPS, TITLES, Results
 
 PAGE = (Path(__file__).parent / "page.html").read_text()
 

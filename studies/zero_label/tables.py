@@ -13,7 +13,7 @@ from statistics import fmean
 
 from studies._lib.rows import shared
 from studies._lib.store import Store
-from studies._lib.tables import Estimate, Seeds, markdown, page
+from studies._lib.tables import ROLES, Estimate, Seeds, markdown, page
 
 from .experiments import BASE, BUDGET, ROWS, SUPERVISED, Contender
 
@@ -22,7 +22,6 @@ GAPS = {"CIDEr-D": "cider", "fact F1": "fact_f1"}
 FACTS = {"facts": "fact_f1", "relations": "relation_f1", "sub-kinds": "subkind_f1"}
 FALSE = "hallucinated_per_fact"
 COLUMNS = shared(Path(__file__).with_name("experiments.yaml"), "columns")
-ROLES = {"zero": "zero-label", "outside": "zero-label, outside judge", "oracle": "truth as the reward"}
 
 INTRODUCTION = (
     "Made by `python -m studies zero_label --tables`. Means over the seeds {seeds}; in brackets 95% t intervals "
@@ -35,16 +34,9 @@ INTRODUCTION = (
 class Results(Seeds):
     """The records of finished rows, by name and seed."""
 
-    def mean(self, row: Contender, split: str, key: str) -> Estimate | None:
-        return Estimate.of(self.over([row.name], split, key))
-
     def gap(self, row: Contender, split: str, key: str) -> Estimate | None:
         """The share of the gap from base to supervision of the same budget."""
-
-        def share(value: float, low: float, high: float) -> float | None:
-            return (value - low) / (high - low) if high != low else None
-
-        return Estimate.of(self.over([row.name, BASE, ceiling(row)], split, key, share))
+        return self.share(row.name, BASE, ceiling(row), split, key)
 
     def beyond(self, row: Contender, split: str, key: str) -> Estimate | None:
         """The row's figure minus that of supervision."""
@@ -61,7 +53,7 @@ def scores_table(results: Results, split: str) -> str:
     for row in results.rows:
         cells = []
         for keys, digits in COLUMNS.values():
-            means = [results.mean(row, split, key) for key in keys]
+            means = [results.mean(row.name, split, key) for key in keys]
             cells.append(" / ".join("-" if mean is None else f"{mean.mean:.{digits}f}" for mean in means))
         gaps = [str(results.gap(row, split, key) or "-") if row.name != BASE else "0" for key in GAPS.values()]
         lines.append([row.name, ROLES.get(row.role, row.role), *cells, *gaps])
@@ -115,7 +107,7 @@ def cost_table(results: Results) -> str:
 def choice_table(results: Results) -> str:
     lines = []
     for row in results.rows:
-        means = [results.mean(row, "val", key) for key in ("cider", "fact_f1", FALSE, "length", "repetition")]
+        means = [results.mean(row.name, "val", key) for key in ("cider", "fact_f1", FALSE, "length", "repetition")]
         steps = results.of(row.name)[0]["steps"][1]
         lines.append([row.name, str(steps), *("-" if mean is None else f"{mean.mean:.3f}" for mean in means)])
     return markdown(["", "steps", "CIDEr-D", "fact F1", "false / stated", "length", "repetition"], lines)

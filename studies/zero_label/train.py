@@ -28,8 +28,7 @@ from captune.training.sft.train import SFTConfig
 from captune.training.vizer.config import PRESETS, ViZerConfig
 from captune.training.vizer.objectives import ViZerTrainer
 from captune.training.vizer.train import build_mapper
-from studies._lib.evalset import batches, best
-from studies._lib.train import UNSAVED, Reward, clean, on_wrong_image, once, supervise
+from studies._lib.train import UNSAVED, Reward, clean, on_wrong_image, once, picked, supervise
 
 from .experiments import LABELLED, REPETITION, Contender
 
@@ -131,14 +130,8 @@ class Trial:
 
 def best_own(captioner: Captioner, images: Any, config: ViZerConfig) -> list[str]:
     """The captioner's own caption of each image: of `SAMPLES` samples the one of the highest CLIPScore."""
-    clip, chosen = load_scorer("clip"), list[str]()
     torch.manual_seed(config.seed)
-    for batch in batches(images["image"], 64, "own captions"):
-        texts = captioner.generate(
-            batch, do_sample=True, num_return_sequences=SAMPLES, max_new_tokens=config.max_new_tokens
-        )
-        chosen += best(texts, clip(texts, image=[image for image in batch for _ in range(SAMPLES)]), SAMPLES)
-    return chosen
+    return picked(captioner, images["image"], load_scorer("clip"), SAMPLES, max_new_tokens=config.max_new_tokens)
 
 
 def trained(trial: Trial, folder: Path) -> tuple[Path, dict[str, float]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from studies._lib import controls
 from studies._lib.evalset import Exam
 from studies._lib.tables import Estimate
 from studies.zero_label import evaluate, experiments, plots, tables, train
@@ -237,8 +238,8 @@ def test_a_control_is_chosen_on_val(captioner: Any, monkeypatch: pytest.MonkeyPa
 
 def test_likelihood_chooses_among_the_samples(captioner: Any, images: list) -> None:
     exam = Exam("four", {"image": images}, {})
-    chosen = evaluate.likeliest(exam, captioner, 7, n=3)
-    assert chosen == evaluate.likeliest(exam, captioner, 7, n=3)
+    chosen = controls.likeliest(exam, captioner, 7, n=3)
+    assert chosen == controls.likeliest(exam, captioner, 7, n=3)
     assert {name: len(captions) for name, captions in chosen.items()} == {"mean": 4, "total": 4}
 
 
