@@ -1,46 +1,233 @@
-"""From the rows' files to results/tables.md: `python -m studies photos --tables`."""
+"""From the rows' files to results/tables.md: `python -m studies photos --tables`. Nothing is run.
+
+Figures are means over seeds. An interval in brackets is a 95% bootstrap over the test images of the figure, or of the
+difference to another row, averaged over seeds: for it, the scorer's rows of an image are averaged over the seeds first.
+A share of the gap has a 95% t interval over seeds, as in `studies/zero_label`.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
+import numpy as np
+
+from captune.data import read_jsonl
+from captune.evaluation.statistics import Comparison, bootstrap_interval, paired
+from captune.scorers import Scorer, load_scorer
 from studies._lib.rows import shared
 from studies._lib.store import Store
-from studies._lib.tables import Seeds, markdown, page, spread
+from studies._lib.tables import ROLES, Seeds, markdown, page, spread
+from studies.scorers import tables as scorer_study
 
-from .experiments import BAR, ROWS
+from .experiments import BAR, FILE, ROWS, SHARE, System
 
-COLUMNS = shared(Path(__file__).with_name("experiments.yaml"), "columns")
+COLUMNS = shared(FILE, "columns")
+BASES = {"refine": "stage 1", "zero": "base", "decoders": "greedy"}
+SUPERVISED = "supervised"
+GAPS = {"CIDEr-D": "cider", "detected F1": "detected"}
+SCORERS: dict[str, Scorer] = {name: load_scorer(name) for name in ("cider", "detected")}  # which sum up rows
+ENDINGS, DISTINCT = 0.02, 0.6  # bars
+RANKING = Path(scorer_study.__file__).parent / "results"
+
+INTRODUCTION = (
+    "Made by `python -m studies photos --tables`. Means over the seeds; in brackets 95% intervals: of figures and of "
+    "differences to the section's base a bootstrap over the test images (seeds' scores of an image averaged first), of "
+    "shares of the gap a t interval over seeds. They are not corrected for the number of comparisons. *clip* is "
+    "weak: {recall}. It judges rows that were rewarded by it, too."
+)
 
 
-def table(results: Seeds, split: str) -> str:
+class Results(Seeds):
+    """The records of finished rows, with what scorers made of each image."""
+
+    def __init__(self, records: list[dict[str, Any]], rows: list[System], folder: Path) -> None:
+        super().__init__(records, rows)
+        self.folder = folder / "captions"
+        self._kept: dict[Path, list[dict[str, Any]]] = {}
+
+    def by_image(self, name: str, scorer: str, seeds: list[int]) -> np.ndarray:
+        """The scorer's rows (N, D) of a row of the study, averaged over seeds."""
+        return np.mean([[line[scorer] for line in self._lines(self.records[name, seed])] for seed in seeds], axis=0)
+
+    def _lines(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        file = self.folder / record["captions_file"]
+        if file not in self._kept:
+            self._kept[file] = read_jsonl(file)
+        return self._kept[file]
+
+    def both(self, *names: str) -> list[int]:
+        return [seed for seed in self.seeds if all((name, seed) in self.records for name in names)]
+
+    def interval(self, name: str, scorer: str, figure: str) -> str:
+        own = self.by_image(name, scorer, self.both(name))
+        found = bootstrap_interval(SCORERS[scorer], own, [figure], resamples=2000, seed=0)
+        return bracket(found.get(figure))
+
+    def against(self, name: str, base: str, scorer: str) -> Comparison | None:
+        """A row against another on the seeds that both have."""
+        seeds = self.both(name, base)
+        if not seeds or name == base:
+            return None
+        rows = (self.by_image(own, scorer, seeds) for own in (name, base))
+        return paired(*rows, SCORERS[scorer], resamples=2000)
+
+
+def bracket(interval: tuple[float, float] | list[float] | None, digits: int = 3) -> str:
+    return "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+
+
+def change(found: Comparison | None, figure: str) -> str:
+    """A difference with its interval."""
+    return "-" if found is None else f"{found.difference[figure]:+.3f}{bracket(found.interval.get(figure))}"
+
+
+def above(found: Comparison | None, figure: str, bound: float = 0.0) -> str:
+    """Whether the interval of a difference lies above a bound."""
+    if found is None or figure not in found.interval:
+        return "-"
+    low, high = found.interval[figure]
+    return "yes" if low > bound else "no" if high <= bound else "open"
+
+
+def figures_table(results: Results, split: str) -> str:
     lines = []
     for row in results.rows:
+        cells = []
+        for key, digits in COLUMNS.values():
+            scorer = {"cider": "cider", "detected": "detected"}.get(key)
+            interval = results.interval(row.name, scorer, key) if scorer and split == "test" else ""
+            cells.append(spread(results.over([row.name], split, key), digits) + interval)
         records = results.of(row.name)
-        if records:
-            cells = [spread(results.over([row.name], split, key), digits) for key, digits in COLUMNS.values()]
-            seconds = fmean(record["training_seconds"] for record in records)
-            lines.append([row.name, *cells, f"{seconds / 60:.0f}"])
-    return markdown(["", *COLUMNS, "processor minutes"], lines)
+        minutes = fmean(record["training_seconds"] for record in records) / 60
+        chosen = ", ".join(sorted({record["chosen"] for record in records if "chosen" in record}))
+        name = f"{row.name} ({chosen})" if chosen else row.name
+        lines.append([name, role(row), *cells, str(len(records)), f"{minutes:.0f}"])
+    return markdown(["", "", *COLUMNS, "seeds", "processor minutes"], lines)
 
 
-def bar(results: Seeds) -> str:
+def role(row: System) -> str:
+    return ROLES.get(row.role, "" if row.role == "other" else row.role)
+
+
+def differences_table(results: Results, base: str, *, gaps: bool = False) -> str:
+    """What each row has more than the base, and the share of the gap to supervision."""
     lines = []
     for row in results.rows:
-        found = results.over([row.name], "test", "cider")
-        if found:
-            lines.append([row.name, f"{median(found):.3f}", f"{BAR}", "yes" if median(found) >= BAR else "no"])
-    return markdown(["", "CIDEr-D on test, median of the seeds", "bar", "reached"], lines)
+        if row.name == base:
+            continue
+        words, objects = (results.against(row.name, base, scorer) for scorer in ("cider", "detected"))
+        cells = [change(words, "cider"), *(change(objects, key) for key in ("precision", "recall", "detected"))]
+        if gaps:
+            shares = [results.share(row.name, base, SUPERVISED, "test", key) for key in GAPS.values()]
+            cells += ["-" if share is None else str(share) for share in shares]
+        lines.append([row.name, role(row), *cells])
+    head = ["CIDEr-D", "detected P", "R", "F1", *(f"share of the {name} gap" for name in GAPS if gaps)]
+    return markdown([f"more than {base}", "", *head], lines)
+
+
+def bar_1(results: Results) -> str:
+    lines = []
+    for row in results.rows:
+        words, endings, distinct = (results.over([row.name], "test", k) for k in ("cider", "bad_endings", "distinct"))
+        reached = median(words) >= BAR and median(endings) <= ENDINGS and median(distinct) >= DISTINCT
+        cells = [f"{median(values):.3f}" for values in (words, endings, distinct)]
+        lines.append([row.name, *cells, "yes" if reached else "no"])
+    head = [f"CIDEr-D (bar: {BAR})", f"bad endings ({ENDINGS})", f"distinct captions / images ({DISTINCT})", "reached"]
+    return markdown(["median of the seeds", *head], lines)
+
+
+def bar_2(results: Results) -> str:
+    base, lines = BASES["refine"], []
+    for row in results.rows:
+        if row.kind == "scst":
+            words, objects = (results.against(row.name, base, scorer) for scorer in ("cider", "detected"))
+            endings = fmean(results.over([row.name], "test", "bad_endings"))
+            down = "-" if objects is None else "no" if objects.interval["precision"][1] >= 0 else "yes"
+            lines.append([row.name, above(words, "cider"), "yes" if endings <= ENDINGS else "no", down])
+    head = ["CIDEr-D up (interval above 0)", f"bad endings <= {ENDINGS}", "detected precision down (interval below 0)"]
+    return markdown(["", *head], lines)
+
+
+def bar_3(results: Results) -> str:
+    base, lines = BASES["zero"], []
+    for row in results.rows:
+        if row.role in ("zero", "outside", "control"):
+            words, objects = (results.against(row.name, base, scorer) for scorer in ("cider", "detected"))
+            share = results.share(row.name, base, SUPERVISED, "test", "cider")
+            closed = "-" if share is None else "yes" if share.mean >= SHARE else "no"
+            lines.append([row.name, role(row), above(words, "cider"), above(objects, "detected"), closed])
+    return markdown(["", "", "CIDEr-D up", "detected F1 up", f"closes {SHARE} of the CIDEr-D gap"], lines)
+
+
+def scorers_table(results: Results) -> str:
+    """The scorers by tau, beside their rank in the scorer study."""
+    facts = json.loads((RANKING / "truth.json").read_text())["truth"]
+    runs = json.loads((RANKING / "storybook.json").read_text())
+    known = {name: scorer_study.ranking(run["scores"], facts)["pairs"] for name, run in runs.items()}
+    places = {name: place for place, name in enumerate(sorted(known, key=lambda name: -known[name]), start=1)}
+
+    def figure(row: System, key: str) -> float:
+        return fmean(results.over([row.name], "test", key))
+
+    lines = []
+    for row in sorted(results.rows, key=lambda row: -figure(row, "tau_b")):
+        record = results.of(row.name)[0]
+        name = row.name.partition(",")[0]
+        intervals, keys = record["interval"]["test"], ("tau_b", "pairwise_accuracy")
+        cells = [f"{figure(row, key):.3f}{bracket(intervals.get(key))}" for key in keys]
+        there = [f"{known[name]:.3f}", f"{places[name]} of {len(places)}"] if name in known else ["-", "-"]
+        judged = record["judged"]
+        lines.append([row.name, *cells, f"{judged['captions']} of {judged['images']}", *there])
+    head = ["tau-b with CIDEr-D", "right pairs", "captions of images", "right pairs on storybook", "rank there"]
+    return markdown(["scorer", *head], lines)
+
+
+def watch_table(parts: list[Results]) -> str:
+    """What the runs' gates and monitors said."""
+    lines = []
+    for results in parts:
+        for row in results.rows:
+            for record in results.of(row.name):
+                if watch := record.get("watch"):
+                    gate = watch.get("gate")
+                    verdict = "-" if gate is None else "passed" if gate["passed"] else "; ".join(gate["problems"])
+                    alerts = [f"step {alert['step']}: {alert['text']}" for alert in watch["alerts"]]
+                    seen = [verdict, str(watch["evaluations"]), "; ".join(alerts) or "none"]
+                    lines.append([f"{row.section}: {row.name}", str(record["seed"]), *seen])
+    return markdown(["", "seed", "gate", "evaluations", "alerts"], lines, align="---")
 
 
 def write(folder: Path) -> list[Path]:
     """Tables of what is there."""
-    results, chosen = (Seeds(Store(folder, [section]).rows, ROWS[section]) for section in ("rows", "choices"))
-    parts = []
-    if results.rows:
-        parts += [("The bar", bar(results)), ("On the test images", table(results, "test"))]
-    if chosen.rows:
-        parts.append(("Choices, on images of their own", table(chosen, "choices")))
-    seeds = f"Seeds: {', '.join(map(str, results.seeds)) or 'none yet'}."
-    return [page("Tables of the photo study", seeds, parts, folder / "tables.md")]
+    found = {section: Results(Store(folder, [section]).rows, rows, folder) for section, rows in ROWS.items()}
+    parts: list[tuple[str, str]] = []
+
+    def add(section: str, heading: str, make: Any, *given: Any, **more: Any) -> None:
+        if found[section].rows:
+            parts.append((heading, make(found[section], *given, **more)))
+
+    add("rows", "Bar 1: stage 1", bar_1)
+    add("rows", "Stage 1 on the test images", figures_table, "test")
+    add("refine", "Bar 2: SCST", bar_2)
+    add("refine", "Stage 2", figures_table, "test")
+    add("refine", "Stage 2, differences", differences_table, BASES["refine"])
+    add("zero", "Bar 3: without labels", bar_3)
+    add("zero", "Without labels", figures_table, "test")
+    add("zero", "Without labels, differences", differences_table, BASES["zero"], gaps=True)
+    add("decoders", "Decoders", figures_table, "test")
+    add("decoders", "Decoders, differences", differences_table, BASES["decoders"])
+    add("scorers", "Scorers that need no label, and CIDEr-D", scorers_table)
+    rewarded = [found[section] for section in ("refine", "sums", "zero")]
+    if any("watch" in record for results in rewarded for record in results.records.values()):
+        parts.append(("What gates and monitors said", watch_table(rewarded)))
+    add("choices", "Choices, on images of their own", figures_table, "choices")
+    add("sums", "Sums of rewards, on the images for choices", figures_table, "choices")
+    recalls = [record["recall"] for own in found.values() for record in own.records.values() if "recall" in record]
+    recall = "not measured" if not recalls else (
+        f"R@1 on the images for choices {recalls[-1]['text_to_image']:.0%} text to image, "
+        f"{recalls[-1]['image_to_text']:.0%} image to text"
+    )  # fmt: skip
+    return [page("Tables of the photo study", INTRODUCTION.format(recall=recall), parts, folder / "tables.md")]
