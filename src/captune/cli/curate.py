@@ -120,7 +120,7 @@ def operation(name: str) -> Command:
 
 
 COMMAND = Command(
-    summary="filter, de-duplicate, level and split the captions of a set",
+    summary="filter, de-duplicate, reassign, rewrite, level and split the captions of a set",
     description="Applies a list of steps to the captions of a source and writes what is left as a source again, with "
     "a record of what became of every caption and why. The same command resumes what was stopped. Each operation is a "
     "verb of its own, `captune curate OPERATION SOURCE`: "

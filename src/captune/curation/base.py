@@ -56,7 +56,8 @@ class Captions:
     Attributes:
         source: the source of the images, as written.
         table: a row for each caption: ``row`` of its image in the source, ``number``, ``entry`` (the row of the
-            source's table that it stands in), ``text``, and the columns that steps before have made.
+            source's table that image and text stand in; -1 once either is another), ``text``, and the columns that
+            steps before have made.
         image_ids: (images,) of the source's images, in order.
         fresh: the number that the next new caption gets.
     """
@@ -130,6 +131,8 @@ class Verdicts:
         other: (N,) int64: the caption that a caption was dropped for, such as the one that it repeats; -1: none.
         texts: {caption: its new text, or those that it was split into}.
         rows: {caption: the row of the image that it was moved to}.
+        images: the set of another source, to whose images all captions that are not dropped are moved; None: they stay
+            with the images of their own.
         columns: {name: (N,) numbers that stay with the captions}.
         notes: what the record says about the step besides, such as thresholds and signatures.
     """
@@ -142,6 +145,7 @@ class Verdicts:
         self.reasons = [""]
         self.texts: dict[int, list[str]] = {}
         self.rows: dict[int, int] = {}
+        self.images: Captions | None = None
         self.columns: dict[str, np.ndarray] = {}
         self.notes: dict[str, Any] = {}
 
@@ -197,6 +201,8 @@ class Verdicts:
         lengths = {len(part) for part in (self.reason, self.score, self.other, *self.columns.values())}
         if lengths != {n} or self.texts.keys() != said or self.rows.keys() != moved:
             raise ValueError("an operation did not decide about every caption, or said more than it decided")
+        if self.images is not None and not np.isin(self.verdict, (DROP, MOVE)).all():
+            raise ValueError("an operation left captions with images of another source than the rest")
         if bool((self.reason[self.verdict != KEEP] == 0).any()):
             raise ValueError("an operation gave no reason")
 

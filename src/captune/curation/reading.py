@@ -105,10 +105,16 @@ def read_vectors(source: str, name: str, entries: np.ndarray, path: Path) -> np.
         path: an .npy file that the vectors are kept in.
 
     Raises:
-        CurationError: there is no such column, or one vector is missing, of another length, or has no direction.
+        CurationError: there is no such column, or one vector is missing, of another length, or has no direction; or
+            the captions are not those of the tables any more.
     """
     if path.is_file():
         return np.load(path, mmap_mode="r")
+    if bool((entries < 0).any()):
+        raise CurationError(
+            f"embeddings: a step before gave captions another text or image, and the vectors of {name} are of what "
+            "they were: put that step behind, or name an encoder"
+        )
     files = _parquet_files(source)
     if not files:
         raise CurationError(

@@ -29,6 +29,10 @@ OPERATIONS = Registry(
         "dedup": "captune.curation.dedup:Dedup",
         "levels": "captune.curation.levels:Levels",
         "split": "captune.curation.split:Split",
+        "reassign": "captune.curation.reassign:Reassign",
+        "consensus": "captune.curation.consensus:Consensus",
+        "rewrite": "captune.curation.rewrite:Rewrite",
+        "fuse": "captune.curation.fuse:Fuse",
     },
     error=UsageError,
 )
@@ -39,6 +43,10 @@ SUMMARIES = {
     "dedup": "Drop captions that say the same again, images that are there again, or what another set holds, too.",
     "levels": "Sort captions into levels of a score, a condition to train and to caption under (NoC).",
     "split": "Split long captions into their sentences, each a caption of its own (DreamLIP).",
+    "reassign": "Give captions the images that fit them best, or images the captions that do (SynC).",
+    "consensus": "Choose of several captions of one thing the one that they agree on (embodied captioning).",
+    "rewrite": "Caption images again with a captioner, all of them or a share of them (RECAP).",
+    "fuse": "Fuse each caption with those of models and with what experts found, by a language model (CapsFusion).",
 }
 
 Step = tuple[str, Any]

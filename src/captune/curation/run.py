@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captune.curation.base import CHANGE, DROP, KEEP, MOVE, SPLIT, VERDICTS, Captions, Verdicts, Work, as_settings
 from captune.curation.outputs import NAMES, check_format, write_set
-from captune.curation.reading import AT_ONCE, SCHEMA, read_source, read_table, table_writer
+from captune.curation.reading import AT_ONCE, SCHEMA, read_source, read_table, table_writer, write_table
 from captune.curation.registry import Step, read_steps
 from captune.data.sources import Source
 from captune.errors import CurationError, UsageError, redact
@@ -103,8 +102,11 @@ def curate(
         records = []
         for number, (name, operation) in enumerate(chosen, start=1):
             own = Work(work / f"{number}-{name}", workers, device, progress)
+            before = captions.source
             captions, record = _step(number, name, operation, captions, own, folder)
             records.append(record)
+            if captions.source != before:  # with images of its own
+                about.pop("no images", None)
         result = write_set(captions, folder, format, about.get("no images"))
         report = {
             "kind": KIND,
@@ -201,12 +203,20 @@ def _step(
         decisions.parent.mkdir(exist_ok=True)
         _write_decisions(captions, verdicts, decisions)
         images, fresh = _apply(captions, verdicts, path)
-        replace_file(mark, json.dumps({"record": {**record, "images out": images}, "fresh": fresh}))
+        kept = {"record": {**record, "images out": images}, "fresh": fresh, "images of": None}
+        if verdicts.images is not None:
+            write_table(pa.table({"image_id": verdicts.images.image_ids}), path.with_suffix(".images"))
+            kept["images of"] = verdicts.images.source
+        replace_file(mark, json.dumps(kept))
     kept = parse_json(mark.read_bytes(), str(mark), error=CurationError)
     record = kept["record"]
-    left = Captions(captions.source, read_table(path), captions.image_ids, kept["fresh"])
-    if "images" in captions.__dict__:  # they are loaded already
-        left.__dict__["images"] = captions.images
+    if kept["images of"] is None:
+        left = Captions(captions.source, read_table(path), captions.image_ids, kept["fresh"])
+        if "images" in captions.__dict__:  # they are loaded already
+            left.__dict__["images"] = captions.images
+    else:
+        ids = read_table(path.with_suffix(".images"))["image_id"]
+        left = Captions(kept["images of"], read_table(path), ids, kept["fresh"])
     if not len(left):
         raise CurationError(
             f"step {number}, {name}, leaves no caption ({'; '.join(record['reasons'])}): see "
@@ -248,6 +258,7 @@ def _spans(count: int) -> Iterator[tuple[int, int]]:
 def _write_decisions(captions: Captions, verdicts: Verdicts, path: Path) -> None:
     """Write a row for each caption, in one step."""
     schema = DECISION
+    moved_to = (captions if verdicts.images is None else verdicts.images).image_ids
     for column in verdicts.columns:
         if column not in DECISION.names:
             schema = schema.append(pa.field(column, pa.float64()))
@@ -271,10 +282,7 @@ def _write_decisions(captions: Captions, verdicts: Verdicts, path: Path) -> None
                 "before": texts,
                 "after": pa.array([verdicts.texts.get(i) for i in range(start, stop)], DECISION.field("after").type),
                 "moved_to": pa.array(
-                    [
-                        captions.image_ids[verdicts.rows[i]].as_py() if i in verdicts.rows else None
-                        for i in range(start, stop)
-                    ],
+                    [moved_to[verdicts.rows[i]].as_py() if i in verdicts.rows else None for i in range(start, stop)],
                     pa.string(),
                 ),
             }
@@ -347,7 +355,7 @@ def _left(
     made = {
         "row": pa.array(rows, pa.int64()),
         "number": pa.array(numbers, pa.int64()),
-        "entry": pc.take(table["entry"], pa.array(at)),
+        "entry": pa.array(np.where(other_text, -1, table["entry"].to_numpy())[at]),
         "text": pa.array(texts, pa.large_string()),
         **{name: pa.array(np.asarray(columns[name])[at]) for name in names},
     }

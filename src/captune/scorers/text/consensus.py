@@ -18,7 +18,7 @@ references: they depend on the batch, and with one image all are 0.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -60,7 +60,7 @@ class Consensus(Scorer):
                 f"scorer 'consensus' compares captions by a scorer of captions and references, and "
                 f"{self.similarity.name!r} {what}: write 'consensus:rouge', 'consensus:cider' or 'consensus:sbert'"
             )
-        self._refits = self.similarity.needs_fit
+        self._refits, self._fitted = self.similarity.needs_fit, False
 
     def check(self) -> None:
         """Raise ScorerError where what it runs on is missing."""
@@ -69,6 +69,16 @@ class Consensus(Scorer):
     def forget(self) -> None:
         """Warn again of what was warned of once."""
         self.similarity.forget()
+
+    def fit(self, references: Iterable[Sequence[str]]) -> Consensus:
+        """Freeze the document frequencies of the scorer that compares, which else are of the captions judged together.
+
+        Args:
+            references: the captions of each image.
+        """
+        self.similarity.fit(references)
+        self._refits, self._fitted = False, self._refits
+        return self
 
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
         """Return (N, 1): the score of each caption.
@@ -125,5 +135,5 @@ class Consensus(Scorer):
     @property
     def signature(self) -> str:
         """Everything that decides the figure: settings, model, version."""
-        own = "|df:judged-captions" if self._refits else ""
+        own = "|df:judged-captions" if self._refits else "|df:fitted" if self._fitted else ""
         return f"consensus|pairs:mean|empty:0{own}|by:[{self.similarity.signature}]"
