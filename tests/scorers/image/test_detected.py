@@ -159,6 +159,27 @@ def test_other_forms_of_the_column() -> None:
     for wrong in ([7], [{"name": "dog"}], [{"label": "dog", "score": "much"}], 3):
         with pytest.raises(ScorerError, match=r"row 1: .* is no object such as"):
             scorer.rows(["a dog"], objects=[wrong])
+    with pytest.raises(ScorerError, match=r"lists of objects have different lengths: \[1, 2\]"):
+        scorer.rows(["a dog"], objects=[{"label": ["dog", "cow"], "score": [0.9]}])
+    with pytest.raises(ScorerError, match="is no object such as"):
+        scorer.rows(["a dog"], objects=[{}])
+
+
+@pytest.mark.parametrize(("score", "said"), [("NaN", "nan"), ("Infinity", "inf"), ("87", "87"), ("-0.1", "-0.1")])
+def test_a_score_that_no_threshold_fits_is_refused(tmp_path: Path, score: str, said: str) -> None:
+    """An object whose score is NaN would be left out at every threshold, one in percent be kept, without a word."""
+    (tmp_path / "found.jsonl").write_text(f'{{"image_id": "a", "objects": [{{"label": "dog", "score": {score}}}]}}\n')
+    with pytest.raises(ScorerError, match=f"line 1: the score of 'dog' is {said}; it must be between 0 and 1"):
+        load_scorer(f"detected:?detections={tmp_path}/found.jsonl").rows(["a dog"], image_id=["a"])
+
+
+def test_a_file_without_settings_does_not_claim_a_threshold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = save(tmp_path / "found.jsonl")
+    assert "|threshold:0 or the file's, unknown|" in load_scorer(f"detected:?detections={file}").signature
+    assert "found.jsonl.settings.json is not there" in caplog.text
+    assert (
+        "|threshold:0.5 or the file's, unknown|" in load_scorer(f"detected:?detections={file}&threshold=0.5").signature
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +14,8 @@ from captune.utils.files import jsonl_rows, read_json
 from captune.utils.hashing import fingerprint
 from captune.utils.loads import few
 from captune.utils.skipped import skip
+
+logger = logging.getLogger(__name__)
 
 Found = list[tuple[str, float]]  # labels with scores
 Mentions = Callable[[str], list[str]]  # the classes that a text names
@@ -90,6 +94,11 @@ class DetectionFile:
     def settings(self) -> tuple[Sequence[str] | None, float | None]:
         """The labels that the detector has, and the score from which it kept objects; None where nothing says so."""
         path = self.path.with_name(f"{self.path.name}.settings.json")
+        if not path.is_file():
+            logger.warning(
+                "%s is not there: which labels the detector of %s has, and from which score it kept objects, is not "
+                "known; what a caption names counts as if it could have found everything", path, self.path.name
+            )  # fmt: skip
         kept = read_json(path, error=ScorerError) if path.is_file() else {}
         kept = kept if isinstance(kept, dict) else {}
         labels, generation = kept.get("classes"), kept.get("generation")
@@ -124,15 +133,19 @@ def read_objects(entry: Any, where: str) -> Found:
     """Read one image's objects: names, {"label", "score"}, or one object of such lists; without a score it is 1.
 
     Raises:
-        ScorerError: it is something else.
+        ScorerError: it is something else, or a score is not between 0 and 1.
     """
-    if isinstance(entry, Mapping) and all(isinstance(values, list) for values in entry.values()):
-        entry = [dict(zip(entry, values, strict=False)) for values in zip(*entry.values(), strict=False)]
+    if isinstance(entry, Mapping) and entry and all(isinstance(values, list) for values in entry.values()):
+        if len(numbers := {len(values) for values in entry.values()}) > 1:
+            raise ScorerError(f"{where}: the lists of objects have different lengths: {sorted(numbers)}")
+        entry = [dict(zip(entry, values, strict=True)) for values in zip(*entry.values(), strict=True)]
     found: Found = []
     for one in entry if isinstance(entry, list | tuple) else [entry]:
         label, score = (one.get("label"), one.get("score", 1.0)) if isinstance(one, Mapping) else (one, 1.0)
         if not isinstance(label, str) or isinstance(score, bool) or not isinstance(score, int | float):
             raise ScorerError(f'{where}: {str(one)[:80]!r} is no object such as {{"label": "dog", "score": 0.8}}')
+        if not (math.isfinite(score) and 0 <= score <= 1):
+            raise ScorerError(f"{where}: the score of {label!r} is {score:g}; it must be between 0 and 1")
         found.append((label, float(score)))
     return found
 

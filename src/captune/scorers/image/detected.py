@@ -202,12 +202,13 @@ class Detected(Scorer):
     @property
     def signature(self) -> str:
         """Everything that decides the figure: settings, model, version."""
-        threshold = self.threshold
+        threshold = f"{self.threshold:g}"
         if self.file is not None:
             self.file.check()
-            by, threshold = f"detections:{self.file.digest}", max(threshold, self.file.settings[1] or 0)
+            by, kept = f"detections:{self.file.digest}", self.file.settings[1]
+            threshold = f"{max(self.threshold, kept):g}" if kept is not None else f"{threshold} or the file's, unknown"
         elif self.by_model:
             by = f"model:{Path(self.detector.name).name}@{self.detector.digest}|nms:{self.detector.nms:g}"
         else:
             by = "column:objects"
-        return f"detected|{by}|threshold:{threshold:g}|vocabulary:coco80|tok:{ptb.VERSION}|empty:0"
+        return f"detected|{by}|threshold:{threshold}|vocabulary:coco80|tok:{ptb.VERSION}|empty:0"
