@@ -284,9 +284,8 @@ def _said(key: str, value: Any, where: str) -> str:
         return ""
     if isinstance(value, str):
         return f"{key}: {value}" if value.strip() else ""
-    labels = (
-        [one.get("label") if isinstance(one, dict) else one for one in value] if isinstance(value, list) else [None]
-    )
-    if not all(isinstance(label, str) for label in labels):
+    labels = [one.get("label") if isinstance(one, dict) else one for one in value] if isinstance(value, list) else []
+    words = Counter(label for label in labels if isinstance(label, str))
+    if not labels or words.total() < len(labels):
         raise CurationError(f"{where}: {key} holds no text, list of texts, or list of objects with a label")
-    return f"{key}: " + ", ".join(f"{n} x {label}" if n > 1 else label for label, n in Counter(labels).items())
+    return f"{key}: " + ", ".join(f"{n} x {label}" if n > 1 else label for label, n in words.items())

@@ -132,7 +132,8 @@ class Reassign:
     ) -> None:  # fmt: skip
         new = np.full(len(captions), -1, dtype=np.int64)
         place_of = {row: place for place, row in enumerate(rows.tolist())}
-        unplaced, unusable = [], []
+        unplaced: list[int] = []
+        unusable: list[int] = []
         for start, stop in zip(captions.starts[:-1].tolist(), captions.starts[1:].tolist(), strict=True):
             place = place_of.get(int(captions.rows[start]))
             if place is None:

@@ -119,7 +119,9 @@ class Rewrite:
                 prompt=self.prompt,
                 requests=self.requests,
             )
-            sampling = {} if self.temperature is None else {"do_sample": True, "temperature": self.temperature}
+            sampling: dict[str, Any] = (
+                {} if self.temperature is None else {"do_sample": True, "temperature": self.temperature}
+            )
             done = caption_source(
                 captioner,
                 captions.images.select(rows.tolist()),
