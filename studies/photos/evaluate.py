@@ -61,6 +61,9 @@ class Study(runner.Study):
         ):
             if needing and not given:
                 raise SystemExit(f"{', '.join(sorted(needing))}: name {flag}")
+        for path in (args.data, args.texts, args.detector, args.unlabelled):
+            if path and not path.exists():
+                raise SystemExit(f"there is no {path}")
         self.photos = Photos(args.data, args.work, args.unlabelled, args.detector, args.quick)
         self.workshop = Workshop(self.photos, args.texts, self.chosen)
 
@@ -208,8 +211,9 @@ class Study(runner.Study):
         scores = np.asarray(scorer.per_caption(scorer.measure(captions, columns)), dtype=float)
         used, image = np.unique(image, return_inverse=True)
         found = rated(image, np.arange(len(image)), ratings, scores, resamples=1000, seed=0)
+        defined = {name: round(value, 5) for name, value in found.values.items() if np.isfinite(value)}
         return {
-            "scores": {"test": {name: round(value, 5) for name, value in found.values.items()}},
+            "scores": {"test": defined},  # without a tau where a scorer says the same of all
             "interval": {"test": {name: [round(x, 5) for x in own] for name, own in found.interval().items()}},
             "judged": {"rows": len(files), "captions": len(captions), "images": len(used)},
         }

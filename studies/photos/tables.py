@@ -21,6 +21,7 @@ from studies._lib.rows import shared
 from studies._lib.store import Store
 from studies._lib.tables import ROLES, Seeds, markdown, page, spread
 from studies.scorers import tables as scorer_study
+from studies.scorers.evaluate import named
 
 from .experiments import BAR, FILE, ROWS, SHARE, System
 
@@ -169,15 +170,18 @@ def scorers_table(results: Results) -> str:
     known = {name: scorer_study.ranking(run["scores"], facts)["pairs"] for name, run in runs.items()}
     places = {name: place for place, name in enumerate(sorted(known, key=lambda name: -known[name]), start=1)}
 
-    def figure(row: System, key: str) -> float:
-        return fmean(results.over([row.name], "test", key))
+    def figure(row: System, key: str) -> float | None:
+        found = results.over([row.name], "test", key)
+        return fmean(found) if found else None  # a scorer that says the same of all captions has none
 
     lines = []
-    for row in sorted(results.rows, key=lambda row: -figure(row, "tau_b")):
+    tau = {row.name: figure(row, "tau_b") for row in results.rows}
+    for row in sorted(results.rows, key=lambda row: (tau[row.name] is None, -(tau[row.name] or 0.0))):
         record = results.of(row.name)[0]
-        name = row.name.partition(",")[0]
+        name = named(row.reward)
         intervals, keys = record["interval"]["test"], ("tau_b", "pairwise_accuracy")
-        cells = [f"{figure(row, key):.3f}{bracket(intervals.get(key))}" for key in keys]
+        figures = [(figure(row, key), bracket(intervals.get(key))) for key in keys]
+        cells = ["-" if value is None else f"{value:.3f}{interval}" for value, interval in figures]
         there = [f"{known[name]:.3f}", f"{places[name]} of {len(places)}"] if name in known else ["-", "-"]
         judged = record["judged"]
         lines.append([row.name, *cells, f"{judged['captions']} of {judged['images']}", *there])

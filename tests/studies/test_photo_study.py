@@ -21,7 +21,7 @@ EVERY = {
     "sums": tuple(row.name for row in ROWS["sums"]),
     "zero": ("base", "supervised", "CIM, own captions", "best sum", "vizer on the wrong image", "best forced opening"),
     "decoders": ("greedy", "beam 3", "best of 8, likelihood", "best of 8, clip"),
-    "scorers": ("vizer", "consensus", "qir, captioned corpus"),
+    "scorers": ("vizer", "consensus", "qir, captioned corpus", "repetition"),
 }
 
 
@@ -134,6 +134,8 @@ def test_what_is_missing_is_said(given: list[str], tmp_path: Path) -> None:
         evaluate.main(["--quick", "--work", str(tmp_path)])
     with pytest.raises(SystemExit, match="refine: name --detector"):
         evaluate.main([*given, "--only", "refine"])
+    with pytest.raises(SystemExit, match="there is no .*nowhere.onnx"):
+        evaluate.main([*given, "--only", "refine", "--detector", str(tmp_path / "nowhere.onnx")])
     captions, name = tmp_path / "captions.txt", photos.SPLITS["test"][0]
     captions.write_text("".join(line for line in captions.read_text().splitlines(True) if not line.startswith(name)))
     with pytest.raises(SystemExit, match=f"lacks 1 images of the split test, the first is {name}"):
@@ -195,3 +197,14 @@ def test_a_bar_says_what_it_needs(tmp_path: Path) -> None:
     text = tables.write(tmp_path)[0].read_text()
     assert "| HAR stage 1 | 0.280 | 0.000 | 1.000 | yes |" in text
     assert "| SCST: cider | yes | yes | yes |" in text  # CIDEr-D up, captions end, but precision is down
+
+
+def test_scorers_stand_beside_their_rank_on_storybook(tmp_path: Path) -> None:
+    for name, figures in (("clip", {"tau_b": 0.1}), ("pmi", {"tau_b": 0.3}), ("repetition", {})):
+        content = {"name": name, "seed": 7, "scores": {"test": figures}, "interval": {"test": {"tau_b": [0.0, 0.5]}}}
+        (tmp_path / "scorers").mkdir(exist_ok=True)
+        judged = {"judged": {"rows": 4, "captions": 300, "images": 100}}
+        (tmp_path / "scorers" / f"7-{name}.json").write_text(json.dumps(content | judged))
+    lines = [line for line in tables.write(tmp_path)[0].read_text().splitlines() if line.endswith("of 31 |")]
+    assert [line.split(" | ")[0] for line in lines] == ["| pmi", "| clip", "| repetition"]
+    assert "| 0.300 [0.000, 0.500] | - | 300 of 100 | 0.907 | 15 of 31 |" in lines[0] and "| - | - |" in lines[2]
