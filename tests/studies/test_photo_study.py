@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from captune import storybook
+from captune.training.sft import train as sft
 from studies.photos import data as photos
-from studies.photos import evaluate, experiments, tables
+from studies.photos import evaluate, experiments, tables, train
 from studies.photos.experiments import ROWS
 
 SHOWN = [name for split in ("test", "choices", "train", "few") for name in photos.SPLITS[split][: photos.FEW]]
@@ -127,6 +129,31 @@ def test_choices_need_neither_detector_nor_more_photos(given: list[str], tmp_pat
     assert json.loads(file.read_text())["scores"]["choices"]["cider"] >= 0
     assert not list((tmp_path / "work" / "runs").glob("*/captioner"))  # half a gigabyte
     assert f"| {name} |" in (tmp_path / "results" / "tables.md").read_text()
+
+
+def test_a_training_that_was_cut_goes_on(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = [*given, "--only", "choices", "--rows", "pooled"]
+    assert evaluate.main(argv) == 0
+    (file,) = (tmp_path / "results" / "choices").glob("*.json")
+    whole = json.loads(file.read_text())
+    file.unlink()
+    shutil.rmtree(tmp_path / "work" / "runs")
+    monkeypatch.setattr(train, "SAVE_STEPS", 1)
+    finish, steps = sft.finish_run, []
+
+    def cut(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft, "finish_run", cut)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(argv)
+    assert len(list((tmp_path / "work" / "runs").glob("*/mle/checkpoint-2"))) == 1 and not file.exists()
+    monkeypatch.setattr(sft, "finish_run", finish)
+    step = sft.SFTTrainer.training_step
+    monkeypatch.setattr(sft.SFTTrainer, "training_step", lambda *own, **more: steps.append(1) or step(*own, **more))
+    assert evaluate.main(argv) == 0
+    again = json.loads(file.read_text())
+    assert not steps and all(again[key] == whole[key] for key in ("scores", "captions", "settings", "hash"))
 
 
 def test_what_is_missing_is_said(given: list[str], tmp_path: Path) -> None:
