@@ -37,6 +37,10 @@ def test_folders_and_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             hub.resolve(name)
     with pytest.raises(CaptionerError, match="encoder folder 'gpt2' does not exist.*storybook"):
         hub.resolve("gpt2", what="encoder", bare=False)
+    (tmp_path / "model.csv").write_text("image,caption\n")
+    for name in ("model.csv", "./model.csv"):
+        with pytest.raises(CaptionerError, match=r"model.csv is a file and no detector: .* or an .onnx file"):
+            hub.resolve(name, what="detector", instead="an .onnx file", bare=False)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,9 @@ def resolve(
         return str(path)
     if name in PACKAGED:
         return PACKAGED[name].resolve(error)
+    if path.is_file():
+        also = f", or {instead}" if instead else ""
+        raise error(f"{name} is a file and no {what}: give a folder saved with save_pretrained, a hub name{also}")
     if is_local(name, bare=bare):
         others = [f"a hub name such as {example}", *([instead] if instead else [])]
         shipped = f", or one of: {', '.join(MODELS)}" if len(MODELS) else ""

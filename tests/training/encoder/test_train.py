@@ -216,6 +216,7 @@ def test_killed_anywhere_and_resumed_gives_the_same_bytes(
         assert 0 < json.loads(index.read_text())["done"] < 24
     assert not (config.output / "config.json").exists()
     assert result(run(config).path) == in_fives
+    assert not list(config.output.glob("*checkpoint-*"))
 
 
 def test_a_killed_process_resumes(folder: Path, tmp_path: Path) -> None:

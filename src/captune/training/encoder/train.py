@@ -341,7 +341,7 @@ def run(config: EncoderConfig) -> RunDir:
     )
     save_pair(run_dir.path, training.heads, pair)
     discard(run_dir.path / FEATURES)
-    for folder in run_dir.checkpoints():
+    for folder in (*run_dir.checkpoints(), *run_dir.path.glob(f"{checkpoints.ASIDE}checkpoint-*")):
         discard(folder)
     return run_dir.finish(card(run_dir, config, found, training.best[1], len(train)))
 
