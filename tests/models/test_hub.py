@@ -61,3 +61,8 @@ def test_what_an_offline_machine_lacks_is_said(tmp_path: Path) -> None:
         hub.check("some/model", what="answering model", example="a/b", error=ScorerError)
     hub.check("storybook", what="judge", example="a/b")
     assert hub.how_to_get("a/b", str(tmp_path)) == "" and "hf download a/b" in hub.how_to_get("a/b", "a/b")
+
+
+def test_a_name_that_is_nearly_one_of_ours_is_said() -> None:
+    assert hub.how_to_get("efficient-lite2", "efficient-lite2") == "; did you mean 'efficientnet-lite2'?"
+    assert "hf download facebook/dinov2-base" in hub.how_to_get("facebook/dinov2-base", "facebook/dinov2-base")

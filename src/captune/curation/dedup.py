@@ -21,6 +21,7 @@ from pydantic import Field
 
 from captune.curation.base import Captions, Verdicts, Work, setting
 from captune.errors import BadImage, CurationError, UsageError
+from captune.utils.progress import Bar
 
 _PART = 4096
 _SPACES = re.compile(r"\s+")
@@ -328,13 +329,11 @@ def _near_groups(vectors: np.ndarray, least: float, work: Work, notes: dict[str,
 
 def _encoded(which: np.ndarray, part: Any, path: Any, work: Work, what: str, digest: str, size: int) -> np.ndarray:
     """Vectors in one file, made of parts that are each kept."""
-    from tqdm.auto import tqdm
-
     mark = _digest(f"{digest} {len(which)} {path.stem}".encode())
     whole = path.with_name(f"{path.stem}-{mark:016x}.npy")
     if not whole.is_file():
         starts = range(0, len(which), size)
-        bar = tqdm(starts, desc=what, unit="part", disable=None if work.progress else True, delay=2)
+        bar = Bar(starts, desc=what, unit="part", show=work.progress, delay=2)
         names = [f"{whole.stem}-{start:09d}" for start in starts]
         for name, start in zip(names, bar, strict=False):
             work.kept(name, lambda start=start: part(which[start : start + size]))  # type: ignore[misc]

@@ -25,6 +25,7 @@ from pydantic import Field
 from captune.curation.base import Captions, Verdicts, Work, setting
 from captune.errors import CurationError, UsageError, redact
 from captune.utils.files import LARGEST_CONFIG, read_file, read_jsonl, replace_file
+from captune.utils.progress import Bar
 
 _PART = 64  # captions
 _FIELDS = ("{raw}", "{captions}", "{facts}")
@@ -143,13 +144,11 @@ class Fuse:
         self, writer: Any, number: int, todo: list[int], asked: Callable[[int], str], work: Work
     ) -> dict[int, str]:
         """{caption: what a writer says}, part by part."""
-        from tqdm.auto import tqdm
-
         from captune.models.answerers import Prompt
 
         written: dict[int, str] = {}
         starts = range(0, len(todo), _PART)
-        bar = tqdm(starts, desc="writing", unit="part", disable=None if work.progress else True, delay=2)
+        bar = Bar(starts, desc="writing", unit="part", show=work.progress, delay=2)
         for start in bar:
             path, part = work.path(f"written-{number}-{start:09d}.json"), todo[start : start + _PART]
             if not path.is_file():

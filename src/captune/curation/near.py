@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from tqdm.auto import tqdm
+
+from captune.utils.progress import Bar
 
 WHOLE = 8_192  # vectors that are compared all with all
 _CELLS, _PROBES = 4_096, 3
@@ -39,7 +40,7 @@ def near_pairs(vectors: np.ndarray, least: float, *, own: int | None = None, pro
         return
     places, cells = _cells(vectors, progress)
     starts = np.searchsorted(cells, np.arange(int(cells[-1]) + 2))
-    bar = tqdm(range(len(starts) - 1), desc="comparing", unit="cell", disable=None if progress else True, delay=2)
+    bar = Bar(range(len(starts) - 1), desc="comparing", unit="cell", show=progress, delay=2)
     for cell in bar:
         members = np.sort(places[starts[cell] : starts[cell + 1]])
         if len(members) > 1:
@@ -52,7 +53,7 @@ def _cells(vectors: np.ndarray, progress: bool) -> tuple[np.ndarray, np.ndarray]
     cells = min(_CELLS, count // 100)
     centres = np.array(vectors[np.sort(np.random.default_rng(0).permutation(count)[:cells])])
     nearest = np.empty((count, _PROBES), dtype=np.int32)
-    bar = tqdm(range(0, count, _BLOCK), desc="cells", unit="block", disable=None if progress else True, delay=2)
+    bar = Bar(range(0, count, _BLOCK), desc="cells", unit="block", show=progress, delay=2)
     for start in bar:
         products = np.asarray(vectors[start : start + _BLOCK]) @ centres.T
         nearest[start : start + _BLOCK] = np.argpartition(-products, _PROBES - 1, axis=1)[:, :_PROBES]

@@ -38,6 +38,7 @@ from pydantic import Field
 
 from captune.curation.base import Captions, Verdicts, Work, setting
 from captune.errors import CurationError, UsageError
+from captune.utils.progress import Bar
 
 logger = logging.getLogger(__name__)
 _CELLS = 2**22  # numbers that are gathered at once
@@ -284,10 +285,8 @@ def best_by_cycle(
 
 def _blocks(name: str, count: int, width: int, make: Any, work: Work) -> np.ndarray:
     """Results of blocks of rows, each kept."""
-    from tqdm.auto import tqdm
-
     size = max(1, min(_QUERIES, _CELLS // max(1, width)))
-    bar = tqdm(range(0, count, size), desc="retrieving", unit="block", disable=None if work.progress else True, delay=2)
+    bar = Bar(range(0, count, size), desc="retrieving", unit="block", show=work.progress, delay=2)
     parts = [work.kept(f"{name}-{start:09d}", lambda start=start: make(slice(start, start + size))) for start in bar]  # type: ignore[misc]
     return np.concatenate(parts)
 

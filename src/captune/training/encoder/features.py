@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from captune.data.columns import undecoded
 from captune.data.images import open_image, read_image
@@ -33,6 +32,7 @@ from captune.models.encoders.base import EncodesImages, EncodesTexts
 from captune.models.encoders.pair import frozen_vectors
 from captune.utils.files import discard, lock_folder, naming, read_json, replace_file
 from captune.utils.hashing import fingerprint
+from captune.utils.progress import Bar
 
 CHUNK = 32  # images encoded together
 TEXTS = 512  # captions encoded together
@@ -207,7 +207,7 @@ def _kept(
     if not done:
         discard(folder)
         folder.mkdir(parents=True)
-    with tqdm(total=total, initial=done, desc=f"encoding {what}", disable=None) as bar:
+    with Bar(total=total, initial=done, desc=f"encoding {what}") as bar:
         while done < total:
             made = encode(done)
             if not np.isfinite(made).all():

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from captune.data import column, load_images, without_bad
 from captune.data.sources import held_out_number
@@ -34,9 +33,11 @@ from captune.training.encoder.features import Captioned, Vectors, vectors_of
 from captune.training.encoder.objective import RANKS, info_nce, mean_recall, recall
 from captune.utils.files import discard, naming
 from captune.utils.hashing import fingerprint
+from captune.utils.progress import Bar
 from captune.utils.skipped import skip
 
 logger = logging.getLogger(__name__)
+FEW = 50  # images among which recall says little
 FEATURES = "features"
 PARTS = (CONFIG, WEIGHTS, FEATURES)  # config.json first: without it an earlier pair is none
 _SAME = 1 - 1e-5  # cosine from which two images are one
@@ -331,6 +332,10 @@ def run(config: EncoderConfig) -> RunDir:
     fit(training, train, choice, run_dir)
     training.heads.load_state_dict(training.kept)
     found = measured(training.heads, unseen, redact(parts[2].source))
+    if len(unseen) < FEW:
+        logger.warning(
+            "recall among %d images is high by chance and coarse: name %d or more with --eval-images", len(unseen), FEW
+        )
     sizes = train.images.shape[-1], train.texts.shape[-1]
     pair = PairConfig(
         image_encoder=Frozen(name=config.image_encoder, digest=image_encoder.digest, size=sizes[0]),
@@ -363,7 +368,7 @@ def fit(training: Training, train: Vectors, choice: Vectors, run_dir: RunDir) ->
         training.restore(last)
         logger.warning("%s is resumed after step %d", run_dir.path, training.step)
     batches = Batches(train, config)
-    with tqdm(total=config.max_steps, initial=training.step, desc="training", unit="step", disable=None) as bar:
+    with Bar(total=config.max_steps, initial=training.step, desc="training", unit="step") as bar:
         while not training.over:
             loss = training.advance(*batches.draw(training.step))
             bar.update()
