@@ -21,7 +21,6 @@ from pydantic import Field
 
 from captune.curation.base import Captions, Verdicts, Work, setting
 from captune.errors import BadImage, CurationError, UsageError
-from captune.utils.progress import Bar
 
 _PART = 4096
 _SPACES = re.compile(r"\s+")
@@ -329,18 +328,11 @@ def _near_groups(vectors: np.ndarray, least: float, work: Work, notes: dict[str,
 
 def _encoded(which: np.ndarray, part: Any, path: Any, work: Work, what: str, digest: str, size: int) -> np.ndarray:
     """Vectors in one file, made of parts that are each kept."""
+    from captune.curation.vectors import encoded
+
     mark = _digest(f"{digest} {len(which)} {path.stem}".encode())
-    whole = path.with_name(f"{path.stem}-{mark:016x}.npy")
-    if not whole.is_file():
-        starts = range(0, len(which), size)
-        bar = Bar(starts, desc=what, unit="part", show=work.progress, delay=2)
-        names = [f"{whole.stem}-{start:09d}" for start in starts]
-        for name, start in zip(names, bar, strict=False):
-            work.kept(name, lambda start=start: part(which[start : start + size]))  # type: ignore[misc]
-        work.keep(whole.stem, np.concatenate([np.load(work.path(f"{name}.npy")) for name in names]))
-        for name in names:
-            work.path(f"{name}.npy").unlink()
-    return np.asarray(np.load(whole, mmap_mode="r"))
+    name = f"{path.stem}-{mark:016x}"
+    return np.asarray(encoded(len(which), size, lambda start: part(which[start : start + size]), work, name, what))
 
 
 def _together(own: np.ndarray, theirs: np.ndarray, work: Work) -> np.ndarray:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from captune.curation.base import Work
 from captune.data.checking import without_bad
 from captune.data.columns import LazyImages
 from captune.models.encoders import EncodesImages, EncodesTexts, unit_vectors
 from captune.utils.files import replacing
+from captune.utils.progress import Bar
 
 TEXTS, IMAGES = 512, 64  # of a part
 
@@ -33,8 +33,7 @@ def text_vectors(texts: pa.ChunkedArray, encoder: EncodesTexts, work: Work, name
         said = texts.slice(start, TEXTS).to_pylist()
         return unit_vectors(encoder.encode_texts(said), said)
 
-    parts = _parts(len(texts), TEXTS, part, work, f"{name}-{encoder.digest}", f"texts by {encoder.name}")
-    return _whole(parts, work, f"{name}-{encoder.digest}")
+    return encoded(len(texts), TEXTS, part, work, f"{name}-{encoder.digest}", f"encoding texts by {encoder.name}")
 
 
 def image_vectors(
@@ -61,37 +60,46 @@ def image_vectors(
             return np.zeros((0, 0), dtype=np.float32)
         return unit_vectors(encoder.encode_images(list(LazyImages(good))), [ids[row] for row in rows])
 
-    parts = _parts(len(ids), IMAGES, part, work, mark, f"images by {encoder.name}")
+    vectors = encoded(len(ids), IMAGES, part, work, mark, f"encoding images by {encoder.name}")
     rows_of = [np.load(work.path(f"{mark}-rows-{start:09d}.npy")) for start in range(0, len(ids), IMAGES)]
-    return _whole(parts, work, mark), np.concatenate(rows_of)
+    return vectors, np.concatenate(rows_of)
 
 
-def _parts(count: int, size: int, make: Callable[[int], np.ndarray], work: Work, name: str, what: str) -> list[Path]:
-    """Make the parts that are not there; return the files of all."""
-    starts = range(0, count, size)
-    paths = [work.path(f"{name}-{start:09d}.npy") for start in starts]
-    todo = [(start, path) for start, path in zip(starts, paths, strict=True) if not path.is_file()]
-    disable = None if work.progress else True
-    with tqdm(total=count, desc=f"encoding {what}", unit="", disable=disable, delay=2) as bar:
-        bar.update(count - sum(min(size, count - start) for start, _ in todo))
-        for start, path in todo:
-            work.keep(path.stem, make(start))
-            bar.update(min(size, count - start))
-    return paths
+def encoded(count: int, size: int, make: Callable[[int], np.ndarray], work: Work, name: str, what: str) -> np.ndarray:
+    """Return the vectors of `count` things, memory-mapped; a part that is on the disk is not made again.
+
+    Args:
+        count: of the things.
+        size: of a part.
+        make: the vectors of the part that begins at a place.
+        work: keeps the parts until the whole is there.
+        name: of these vectors among those of the step.
+        what: for the bar.
+    """
+    whole = work.path(f"{name}.npy")
+    if not whole.is_file():
+        starts = range(0, count, size)
+        paths = [work.path(f"{name}-{start:09d}.npy") for start in starts]
+        todo = [(start, path) for start, path in zip(starts, paths, strict=True) if not path.is_file()]
+        with Bar(total=count, desc=what, unit="", show=work.progress, delay=2) as bar:
+            bar.update(count - sum(min(size, count - start) for start, _ in todo))
+            for start, path in todo:
+                work.keep(path.stem, make(start))
+                bar.update(min(size, count - start))
+        _join(paths, whole)
+        for path in paths:
+            path.unlink()
+    return np.load(whole, mmap_mode="r")
 
 
-def _whole(parts: list[Path], work: Work, name: str) -> np.ndarray:
-    """One array on the disk."""
-    path = work.path(f"{name}.npy")
-    if not path.is_file():
-        shapes = [np.load(part, mmap_mode="r").shape for part in parts]  # one is open at a time
-        whole = sum(length for length, _ in shapes), max((width for _, width in shapes), default=0)
-        with replacing(path) as temporary:
-            out = np.lib.format.open_memmap(temporary, "w+", np.float32, whole)
-            start = 0
-            for part, (length, _) in zip(parts, shapes, strict=True):
-                if length:
-                    out[start : start + length] = np.load(part)
-                start += length
-            del out  # flushes it
-    return np.load(path, mmap_mode="r")
+def _join(parts: list[Path], whole: Path) -> None:
+    shapes = [np.load(part, mmap_mode="r").shape for part in parts]  # one is open at a time
+    shape = sum(length for length, _ in shapes), max((width for _, width in shapes), default=0)
+    with replacing(whole) as temporary:
+        out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        start = 0
+        for part, (length, _) in zip(parts, shapes, strict=True):
+            if length:
+                out[start : start + length] = np.load(part)
+            start += length
+        del out  # flushes it

@@ -478,9 +478,7 @@ class Captioner:
         )
         image = self.core.config.image_token_id
         without = {"suppress_tokens": [image]}  # a caption holds no image
-        likeliest = (
-            not do_sample and num_beams == 1 and not kwargs
-        )  # what is suppressed matters where it comes first alone
+        likeliest = not do_sample and num_beams == 1 and not kwargs  # then it matters only where it comes first
         training = self.model.training
         switch = any(module.training for module in self.model.modules())  # to switch costs more than to look
         if switch:
