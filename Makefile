@@ -65,7 +65,7 @@ doctor: $(STAMP)  ## what is installed, what is missing, how to get it
 storybook: $(STAMP)  ## rebuild the embedded models from nothing
 	$(PY) -m captune build-storybook
 
-study: $(STAMP)  ## run what a study misses: make study NAME=vizer (cim, har, zero_label, scorers, photos)
+study: $(STAMP)  ## run what a study misses: make study NAME=vizer (cim, har, zero_label, scorers, photos, curation)
 	$(PY) -m studies $(or $(NAME),vizer) $(ARGS)
 
 resume-matrix: $(STAMP)  ## kill every method at every file event, resume, compare; an hour or two
