@@ -20,11 +20,13 @@ class Set(Row):
 
     Args:
         kind: base (nothing is trained), references, or alt_text.
+        times: as many images as other rows have.
         share: of the images, drawn without looking; scenes come in no order, so that they are the first ones.
         steps: of curation.
     """
 
     kind: Literal["base", "references", "alt_text"]
+    times: int = 1
     share: float = 1.0
     steps: list[dict[str, Any]] = field(default_factory=list)
 
@@ -36,10 +38,11 @@ class Set(Row):
     def source(self, images: int) -> str:
         """Other images for each seed, so that a spread over seeds is one over sets too."""
         column = "&caption=alt_text" if self.kind == "alt_text" else ""
-        return f"storybook:train?n={math.ceil(self.share * images - 1e-9)}&seed={300 + self.seed}{column}"
+        return f"storybook:train?n={math.ceil(self.times * self.share * images - 1e-9)}&seed={300 + self.seed}{column}"
 
     def depends(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key not in COMMON}
+        """What a result depends on beside the source."""
+        return {key: value for key, value in asdict(self).items() if key not in (*COMMON, "times")}
 
 
 ROWS = read(Path(__file__).with_suffix(".yaml"), Set)
