@@ -1,4 +1,4 @@
-"""A bar in a terminal; where there is none, a line now and then in the log."""
+"""A bar in a terminal; elsewhere a line now and then in the log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tqdm import tqdm
 EVERY = 30.0  # seconds between lines
 
 
-class Bar(tqdm):  # type: ignore[type-arg]
+class Bar(tqdm):
     """tqdm's bar. Without a terminal it writes a line every half minute, and none for what is over before.
 
     Args:
