@@ -106,7 +106,7 @@ def joined(words: list[str]) -> list[str]:
 
 
 def parser(verb: str | None = None) -> argparse.ArgumentParser:
-    """Make the parser; only `verb` gets its flags, because reading a method's settings imports torch."""
+    """Make the parser; only `verb` gets its flags: reading the settings of what trains takes seconds."""
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and logs")
     top = _Parser(
@@ -129,7 +129,8 @@ def parser(verb: str | None = None) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        chosen.add_arguments(made)
+        if name == verb:
+            chosen.add_arguments(made)
         if chosen.reads_sources:
             made.add_argument(
                 "--allow-outside",
