@@ -116,10 +116,12 @@ def few(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, st
 def ray() -> Iterator[Any]:
     """One small cluster for the module."""
     os.environ["RAY_TEST_MARK"] = str(os.getpid())
+    handler = signal.getsignal(signal.SIGTERM)
     with ray_engine.cluster(None, 2):
         import ray
 
         yield ray
+    assert signal.getsignal(signal.SIGTERM) is handler
     del os.environ["RAY_TEST_MARK"]
 
 

@@ -266,3 +266,12 @@ def test_c2_no_name_breaks_out_of_the_model_card(evil: str) -> None:
     assert headings[0] == headings[1]
     assert "license" not in yaml.safe_load(card.split("\n---\n")[0].removeprefix("---\n"))
     assert card.count("\n|") == whole.count("\n|") and not re.search(r"(?<!\\)<b>", outside(card))
+
+
+def test_a_long_name_is_cut_and_stays_its_own(run: RunDir) -> None:
+    reward = "clip:/" + "a/very/long/path/" * 30
+    files = [run.captions(f"GRPO: {reward}{end}") for end in ("x", "y", "\u00fc" * 300)]
+    assert len(set(files)) == 3 and run.captions(f"GRPO: {reward}x") == files[0]
+    for file in files:
+        file.with_name(f".{file.name}.settings.json.{2**22}.tmp").write_text("fits")
+    assert run.captions("base").name == "base.jsonl"

@@ -34,6 +34,7 @@ from captune.utils.files import (
     remove_leftovers,
     replace_file,
 )
+from captune.utils.hashing import fingerprint
 from captune.utils.versions import command_line, versions
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ FINISHED = "finished.json"
 CLEARING = ".clearing"  # there while an earlier run is being removed
 GATE = "gate.json"  # what a reward was worth on four kinds of captions before training on it
 MILESTONES = ".milestones.json"  # {what is done: lines that metrics.jsonl had then}
+LONGEST_NAME = 120  # bytes of a caption file's name, to which endings are added
 FORMAT = 2  # of a run folder, in versions.json: since 2, checkpoints and finished runs are marked
 # What a run writes besides its card and its checkpoints.
 FILES = (
@@ -122,8 +124,13 @@ class RunDir:
         return self.path / "mapper"
 
     def captions(self, name: str) -> Path:
-        """captions/<name>.jsonl; characters other than letters, digits and "._-" become "-"."""
+        """captions/<name>.jsonl; characters other than letters, digits and "._-" become "-".
+
+        A long name, such as a reward with paths in it, is cut and ends with a digest: a file's has 255 bytes at most.
+        """
         safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "captions"
+        if len(safe.encode()) > LONGEST_NAME:
+            safe = f"{safe.encode()[:LONGEST_NAME].decode(errors='ignore')}-{fingerprint(name)}"
         (self.path / "captions").mkdir(parents=True, exist_ok=True)
         return self.path / "captions" / f"{safe}.jsonl"
 

@@ -13,8 +13,10 @@ import io
 import logging
 import os
 import pickle
+import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -106,6 +108,7 @@ def cluster(address: str | None, workers: int) -> Iterator[None]:
                 "object_store_memory": OBJECT_STORE,
                 "include_dashboard": False,
             }
+        handler = signal.getsignal(signal.SIGTERM)  # which Ray replaces, and does not put back
         for tries_left in reversed(range(STARTS if address is None else 1)):
             try:
                 with _silent():
@@ -123,6 +126,8 @@ def cluster(address: str | None, workers: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
