@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from broken_images import encode, photo
+from file_events import in_child as in_child_at
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -150,42 +151,7 @@ def test_scores_of_a_former_text_do_not_stay(source: str, tmp_path: Path) -> Non
 # -- kills -------------------------------------------------------------------------------------------------------------
 
 
-def in_child(work: Callable[[], Any], event: int | None = None) -> tuple[bool, int]:
-    """Run in a fork that ends, without any cleanup, at its n-th file event; whether it ended so, and the events."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def watch(name: str) -> None:
-            real = getattr(os, name)
-
-            def watched(*args: Any, **options: Any) -> Any:
-                nonlocal count
-                count += 1
-                try:
-                    return None if name == "fsync" else real(*args, **options)
-                finally:
-                    if count == event:
-                        os._exit(9)
-
-            setattr(os, name, watched)
-
-        for name in ("replace", "fsync", "unlink", "mkdir", "rmdir"):
-            watch(name)
-        try:
-            work()
-            os.write(writing, str(count).encode())
-            os._exit(0)
-        except BaseException as error:
-            os.write(2, repr(error).encode())
-            os._exit(1)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        said = pipe.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9, int(said or 0)
+in_child = partial(in_child_at, events=("replace", "fsync", "unlink", "mkdir", "rmdir"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from broken_images import encode, photo
+from file_events import in_child
 
 from captune.data import read_captions
 from captune.inference.job import caption_source
@@ -36,44 +36,6 @@ class Plain:
 
     def generate(self, images: Any) -> list[str]:
         return [f"{image.width}x{image.height} \u2028 {image.getpixel((3, 3))}" for image in images]
-
-
-def in_child(work: Callable[[], Any], event: int | None = None) -> tuple[bool, int]:
-    """Run in a fork that ends, without any cleanup, at its n-th file event; whether it ended so, and the events."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def watch(name: str) -> None:
-            real = getattr(os, name)
-
-            def watched(*args: Any, **options: Any) -> Any:
-                nonlocal count
-                count += 1
-                try:
-                    return None if name == "fsync" else real(*args, **options)
-                finally:
-                    if count == event:
-                        os._exit(9)
-
-            setattr(os, name, watched)
-
-        for name in ("replace", "fsync", "unlink", "truncate"):
-            watch(name)
-        try:
-            work()
-            os.write(writing, str(count).encode())
-            os._exit(0)
-        except BaseException as error:
-            os.write(2, repr(error).encode())
-            os._exit(1)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        said = pipe.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9, int(said or 0)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
