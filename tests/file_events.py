@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any
 
 EVENTS = ("replace", "fsync", "unlink", "truncate")  # functions of os
@@ -14,18 +15,20 @@ def in_child(work: Callable[[], Any], event: int | None = None, *, events: Seque
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        count = 0
+        count, counting = 0, Lock()
 
         def watch(name: str) -> None:
             real = getattr(os, name)
 
             def watched(*args: Any, **options: Any) -> Any:
                 nonlocal count
-                count += 1
+                with counting:  # a sync may run in a thread
+                    count += 1
+                    own = count
                 try:
                     return None if name == "fsync" else real(*args, **options)
                 finally:
-                    if count == event:
+                    if own == event:
                         os._exit(9)
 
             setattr(os, name, watched)

@@ -108,7 +108,7 @@ def test_when_all_are_refused_it_is_the_settings(folder: Path, tmp_path: Path) -
     with serving(fault=lambda payload, number: Reply(400, b"no images here")) as server:
         with pytest.raises(CaptionerError, match="no images here"):
             job(server, folder, tmp_path / "caps.jsonl")
-        assert server.count <= 12
+        assert server.count < len(NAMES)  # those under way when the first batch had come back
 
 
 def test_an_interrupt_ends_the_job_and_the_captioner_can_be_used_again(folder: Path, tmp_path: Path) -> None:
