@@ -10,7 +10,10 @@ starting a cluster and its workers takes seconds to a minute once, whatever the 
 - two transformers at once: this loop in two processes, which start it together; no engine makes more of two cores.
 - process: `captune caption`.
 - process, photos: the same model on JPEG files of 640 x 480 and of 4000 x 3000 pixels, with `--workers` 1 and 2.
-- ray 1, ray 2: `captune caption --engine ray` with so many workers.
+- ray 1, ray 2: `captune caption --engine ray` with so many workers. The embedded captioner is so small that one worker,
+  which opens the next images beside the model, takes more than one core: two workers cannot be twice as fast.
+- 140 million parameters: process and Ray with a fresh captioner of EfficientNet-Lite2 and SmolLM2-135M, batches of 2,
+  8 tokens of each JPEG photo of 640 x 480. Nearly all time is the model's, so that one worker leaves a core free.
 
 On a machine that is not quiet the column of processor time still compares what runs in one process.
 """
@@ -42,9 +45,18 @@ from captune.data import load_images, open_image, read_captions
 from captune.inference import ray_engine
 from captune.inference.job import caption_source
 from captune.models.captioner import Captioner
+from captune.models.prefix_captioner import assemble
 from captune.utils.ray_pool import cluster
 
-BATCH = 8
+BATCH, LARGE = 8, "140 million parameters"
+
+
+def large_captioner(folder: Path) -> str:
+    torch.manual_seed(0)
+    model, processor = assemble("efficientnet-lite2", "smollm2-135m", num_prefix_tokens=9, image_feature="patches")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
 
 
 def draw(folder: Path, number: int) -> None:
@@ -101,15 +113,16 @@ def two(images: Path, captions: dict[str, str]) -> Measured:
 class Process:
     """`captune caption` in this process."""
 
-    def __init__(self, work: Path, workers: int = 1) -> None:
-        self.output, self.workers = work / "caps.jsonl", workers
+    def __init__(self, work: Path, workers: int = 1, model: str = "storybook", **generation: Any) -> None:
+        self.output, self.workers, self.model, self.generation = work / "caps.jsonl", workers, model, generation
 
     def __call__(self, images: Path, captions: dict[str, str]) -> Measured:
-        captioner = Captioner.load("storybook", device="cpu")
+        captioner = Captioner.load(self.model, device="cpu")
         spent = time.process_time()
         report = caption_source(
-            captioner, str(images), self.output, batch_size=BATCH, workers=self.workers, resume=False, progress=False
-        )
+            captioner, str(images), self.output, workers=self.workers, resume=False, progress=False,
+            **{"batch_size": BATCH, **self.generation},
+        )  # fmt: skip
         captions.update(read_captions(self.output))
         return report.images_per_second, 1000 * (time.process_time() - spent) / report.done
 
@@ -117,8 +130,9 @@ class Process:
 class Ray:
     """The rate of the parts that are made while all workers are at work."""
 
-    def __init__(self, work: Path, workers: int) -> None:
+    def __init__(self, work: Path, workers: int, model: str = "storybook", **generation: Any) -> None:
         self.output, self.workers, self.starts = work / f"ray{workers}", workers, list[float]()
+        self.model, self.generation = model, generation
 
     def __call__(self, images: Path, captions: dict[str, str]) -> Measured:
         found: dict[str, list[tuple[float, int]]] = defaultdict(list)  # of each worker: when, and how many images
@@ -132,8 +146,8 @@ class Ray:
         ray_engine.answers = watched
         try:
             ray_engine.caption_to_parts(
-                "storybook", str(images), self.output, workers=self.workers, batch_size=BATCH, device="cpu",
-                overwrite=self.output.exists(), progress=False,
+                self.model, str(images), self.output, workers=self.workers, device="cpu",
+                overwrite=self.output.exists(), progress=False, **{"batch_size": BATCH, **self.generation},
             )  # fmt: skip
         finally:
             ray_engine.answers = answers
@@ -171,6 +185,11 @@ def main() -> None:
         }
         for (folder, size), count in itertools.product((("small", "640 x 480"), ("large", "4000 x 3000")), (1, 2)):
             engines[f"process, photos of {size}, workers {count}"] = (folder, Process(work, count))
+        model, limits = large_captioner(work / "model"), {"max_new_tokens": 8, "batch_size": BATCH // 4}
+        photos(work / "few", (640, 480), args.images // 8)
+        engines[f"process, {LARGE}"] = ("few", Process(work, 1, model, **limits))
+        for count in (1, 2):
+            engines[f"ray {count}, {LARGE}"] = ("few", Ray(work, count, model, **limits))
         for _ in range(args.repeats):
             for name, (folder, engine) in engines.items():
                 loads.append(round(os.getloadavg()[0], 1))
@@ -194,6 +213,7 @@ def main() -> None:
         "process over transformers": over("process", "transformers"),
         "two transformers at once over one": over("two transformers at once", "transformers"),
         "ray 2 over ray 1": over("ray 2", "ray 1"),
+        f"ray 2 over ray 1, {LARGE}": over(f"ray 2, {LARGE}", f"ray 1, {LARGE}"),
         "seconds to the first part": {name: round(statistics.median(ray.starts), 1) for name, ray in rays.items()},
         "captions equal to those of process": equal,
     }  # fmt: skip
@@ -211,7 +231,8 @@ def main() -> None:
     lines += ["", f"Medians of pairs: process over transformers {result['process over transformers']:.2f}; two "
               f"transformers at once over one, which is what two cores give, "
               f"{result['two transformers at once over one']:.2f}; Ray with 2 workers over 1 "
-              f"{result['ray 2 over ray 1']:.2f}. Until Ray's first part is there: "
+              f"{result['ray 2 over ray 1']:.2f}, with {LARGE} "
+              f"{result[f'ray 2 over ray 1, {LARGE}']:.2f}. Until Ray's first part is there: "
               f"{result['seconds to the first part']['ray 2']} s."]  # fmt: skip
     _lib.write(result, "\n".join(lines) + "\n", args.output)
 
