@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from datasets import Dataset, Image
-from tqdm.auto import tqdm
 
 from captune.data.columns import column, undecoded
 from captune.data.images import open_image
 from captune.errors import BadImage
+from captune.utils.progress import Bar
 from captune.utils.skipped import skip
 
 
@@ -44,7 +44,7 @@ def without_bad(
     bad: dict[int, str] = {}
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(ids), desc="checking images", unit="image", disable=None if progress else True) as bar,
+        Bar(total=len(ids), desc="checking images", unit="image", show=progress) as bar,
     ):
         indices: Any = iter(range(len(ids)))
         while piece := list(itertools.islice(indices, 64 * workers)):

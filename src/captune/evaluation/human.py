@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from captune.data import load_images, without_bad
 from captune.data.columns import LazyImages, column
@@ -36,6 +35,7 @@ from captune.evaluation.statistics import holm
 from captune.scorers import Scorer, load_scorer
 from captune.scorers.registry import direction, label
 from captune.utils.files import parse_yaml, read_file, read_json
+from captune.utils.progress import Bar
 
 DEFAULT_SCORERS = ("bleu", "rouge", "cider", "length")
 FIGURES: Mapping[str, str] = {
@@ -120,7 +120,7 @@ def correlate(
     figures: dict[str, Figures] = {}
     scores: dict[str, dict[str, Any]] = {}
     arrays: dict[str, np.ndarray] = {}
-    for judge in tqdm(judges, desc="scorers", leave=False, disable=None if len(judges) > 1 else True):
+    for judge in Bar(judges, desc="scorers", leave=False, show=len(judges) > 1):
         start = time.perf_counter()
         try:
             judge.check()

@@ -60,7 +60,8 @@ def load(split: str, n: int | None = None, seed: int | None = None) -> Dataset:
         SourceError: for an unknown split, or an n out of range.
     """
     from datasets import Dataset, Features, Image, List, Value
-    from tqdm.auto import tqdm
+
+    from captune.utils.progress import Bar
 
     if split not in SPLITS:
         raise SourceError(nearest(split, SPLITS, "storybook split"))
@@ -68,7 +69,7 @@ def load(split: str, n: int | None = None, seed: int | None = None) -> Dataset:
     if not 0 <= n <= MOST:
         raise SourceError(f"storybook:{split}: n is {n}; it must be from 0 to {MOST:,}, all of which are drawn at once")
     seed = DEFAULT_SEED if seed is None else seed
-    rows = [record(split, seed, index) for index in tqdm(range(n), desc="drawing", disable=None if n >= 5000 else True)]
+    rows = [record(split, seed, index) for index in Bar(range(n), desc="drawing", show=n >= 5000)]
     text = Value("string")
     features = Features(image=Image(), image_id=text, references=List(text), scene=text, alt_text=text)
     if not rows:

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from captune.storybook import draw as drawing
 from captune.storybook.changes import (
@@ -56,6 +55,7 @@ from captune.storybook.tower import (
 )
 from captune.storybook.train import relation_only
 from captune.storybook.world import BACKGROUNDS, Scene, random_for, sample_scene
+from captune.utils.progress import Bar
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def draw_images(config: ClipConfig) -> tuple[list[Scene], np.ndarray]:
     """The training scenes, all of storybook:clip, and their images, (N, 64, 64, 3) uint8."""
     scenes = [sample_scene(SPLIT, config.seed, index) for index in range(config.num_images)]
     images = np.empty((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-    for row, scene in enumerate(tqdm(scenes, desc="drawing", disable=None)):
+    for row, scene in enumerate(Bar(scenes, desc="drawing")):
         images[row] = np.asarray(drawing.draw(scene, IMAGE_SIZE))
     return scenes, images
 

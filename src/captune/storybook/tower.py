@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from captune.storybook.parser import SUBKINDS
 from captune.storybook.world import BACKGROUNDS, COLOURS, KIND_NAMES, SIZES, Scene
+from captune.utils.progress import Bar
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def optimise(
     """A plain AdamW loop; returns the loss of every step. `probe` is called after each step with its number."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     losses = []
-    for step in (progress := tqdm(range(steps), desc=name, disable=None)):
+    for step in (progress := Bar(range(steps), desc=name)):
         for group in optimizer.param_groups:
             group["lr"] = lr * factor(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from captune.storybook import draw as drawing
 from captune.storybook.captioner_model import build_model, build_processor, build_tokenizer, prompt_ids
@@ -36,6 +35,7 @@ from captune.storybook.grammar import relation_words
 from captune.storybook.noise import alt_text, descriptive
 from captune.storybook.tower import IMAGE_SIZE, optimise, schedule, to_pixel_values, train_tower
 from captune.storybook.world import Scene, relations, sample_scene
+from captune.utils.progress import Bar
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def draw_images(config: BuildConfig) -> tuple[list[Scene], np.ndarray]:
     """The training scenes and their images, (N, 64, 64, 3) uint8."""
     tasks = [(config.seed, index) for index in range(config.num_images)]
     with ProcessPoolExecutor() as pool:
-        drawn = list(tqdm(pool.map(draw_one, tasks, chunksize=100), total=len(tasks), desc="drawing", disable=None))
+        drawn = list(Bar(pool.map(draw_one, tasks, chunksize=100), total=len(tasks), desc="drawing"))
     return [Scene.from_json(text) for text, _ in drawn], np.stack([pixels for _, pixels in drawn])
 
 

@@ -11,7 +11,6 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
 from captune.errors import SettingError, TrainingError
@@ -22,6 +21,7 @@ from captune.training.config import TrainingConfig
 from captune.training.resume import ResumableTrainer
 from captune.training.sharing import average_gradients, share, total
 from captune.utils import processes
+from captune.utils.progress import Bar
 
 
 class MetricsCallback(TrainerCallback):
@@ -42,7 +42,7 @@ class BarCallback(ProgressCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar."""
         if state.is_world_process_zero:
-            self.training_bar = tqdm(total=state.max_steps, desc="training", unit="step", disable=None)
+            self.training_bar = Bar(total=state.max_steps, desc="training", unit="step")
         self.current_step = 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from captune.data.columns import LazyImages
 from captune.data.images import opened
@@ -17,6 +16,7 @@ from captune.decoding.cfg import guided
 from captune.errors import SettingError, TrainingError
 from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper, MapperConfig
+from captune.utils.progress import Bar
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def collect(
 
 def _batches(images: Any, batch_size: int, what: str) -> Iterator[list[Any]]:
     """The images of a dataset, with a bar."""
-    with tqdm(total=len(images), desc=what, unit="image", disable=None) as bar:
+    with Bar(total=len(images), desc=what, unit="image") as bar:
         for batch in opened(LazyImages(images), batch_size):
             yield batch
             bar.update(len(batch))
@@ -141,7 +141,7 @@ def fit_mapper(
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     mapper.train()
-    for _ in tqdm(range(epochs), desc="mapper", disable=None):
+    for _ in Bar(range(epochs), desc="mapper"):
         for rows in torch.randperm(len(states), generator=generator).split(batch_size):
             hidden = nn.utils.rnn.pad_sequence([states[row] for row in rows], batch_first=True)
             lengths = torch.tensor([len(states[row]) for row in rows], device=hidden.device)
