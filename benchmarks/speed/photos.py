@@ -192,37 +192,44 @@ class Probe(TrainerCallback):
         self.last = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         now = time.perf_counter(), time.process_time()
         self.steps.append((now[0] - self.last[0], now[1] - self.last[1]))
         self.last = now
 
 
+def grpo_steps(captioner: Captioner, side: str, data: datasets.Dataset, scratch: str, **settings: Any) -> list[Timed]:
+    """The steps of a captioner with LoRA on images, by captune or by trl, but for the first."""
+    args = GRPOConfig(
+        output_dir=scratch, beta=0.0, loss_type="dapo", learning_rate=1e-5, report_to=[], gradient_checkpointing=False,
+        save_strategy="no", remove_unused_columns=False, seed=0, disable_tqdm=True, logging_steps=100, **settings,
+    )  # fmt: skip
+    reward: Any = load_scorer("length")
+    if side == "captune":
+        trainer: Any = CaptionGRPOTrainer(captioner, data, [(reward, 1.0)], args)
+    else:
+        asked = data.add_column("prompt", [[{"role": "user", "content": captioner.prompt}]] * len(data))
+        trainer = GRPOTrainer(
+            captioner.model, [reward], args, train_dataset=asked, processing_class=captioner.processor
+        )
+    probe = Probe()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(probe)
+    trainer.train()
+    return probe.steps[1:]
+
+
 def grpo(rows: list[dict[str, Any]], repeats: int, scratch: Path, size: int = 4) -> dict[str, Any]:
     columns = [{"image": row["image"], "image_id": row["image_id"]} for row in rows[: size * (repeats + 1)]]
     data = datasets.Dataset.from_list(columns)
+    settings = {"per_device_train_batch_size": size * G, "num_generations": G, "max_steps": repeats + 1,
+                "max_completion_length": TOKENS, "use_cpu": True, "bf16": False}  # fmt: skip
     times: dict[str, list[Timed]] = {}
     for side in ("captune", "trl"):
         captioner = fresh()
         captioner.add_lora(RANK, ALPHA, 0.0)
-        args = GRPOConfig(
-            output_dir=str(scratch), per_device_train_batch_size=size * G, num_generations=G, max_steps=repeats + 1,
-            max_completion_length=TOKENS, beta=0.0, loss_type="dapo", learning_rate=1e-5, report_to=[], use_cpu=True,
-            bf16=False, gradient_checkpointing=False, save_strategy="no", remove_unused_columns=False, seed=0,
-            disable_tqdm=True, logging_steps=100,
-        )  # fmt: skip
-        reward: Any = load_scorer("length")
-        if side == "captune":
-            trainer: Any = CaptionGRPOTrainer(captioner, data, [(reward, 1.0)], args)
-        else:
-            asked = data.add_column("prompt", [[{"role": "user", "content": captioner.prompt}]] * len(data))
-            trainer = GRPOTrainer(
-                captioner.model, [reward], args, train_dataset=asked, processing_class=captioner.processor
-            )
-        probe = Probe()
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(probe)
-        trainer.train()
-        times[side] = probe.steps[1:]
+        times[side] = grpo_steps(captioner, side, data, str(scratch), **settings)
     return {
         "images": size,
         "captions_per_image": G,
