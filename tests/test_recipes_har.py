@@ -33,3 +33,12 @@ def test_a_recipe_says_what_to_fetch(
     assert main(["har", "--config", str(RECIPES[0]), "--output", "run"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" not in err and ("hf download" in err or "data/" in err)
+
+
+def test_the_recipe_for_photographs_is_a_valid_config(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[1] / "recipes" / "photos" / "har.yaml"
+    config = build(HARConfig, {"output": tmp_path, "images": "photos/captions.csv"}, recipe)
+    assert config.stage_1().cache_features and config.begin_token
+    comment = recipe.read_text(encoding="utf-8").split("\n\n")[0]
+    for needle in ("captune har --config recipes/photos/har.yaml", "Hardware:", "Time, "):
+        assert needle in comment
