@@ -17,7 +17,7 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto
 from tiny_detectors import cells, save_onnx, save_yolox
 
-from captune.errors import DetectorError
+from captune.errors import DetectorError, SettingError
 from captune.models.detectors import check_detector, load_detector
 from captune.models.detectors.onnx import DEVIATION, MEAN, OnnxDetector, decode_grid
 
@@ -232,7 +232,7 @@ def test_what_is_no_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(DetectorError, match="cannot be loaded by onnxruntime"):
         load_detector(tmp_path / "bad.onnx")
     good = save_yolox(tmp_path / "tiny.onnx", {})
-    with pytest.raises(DetectorError, match="cannot run tiny.onnx on mps here"):
+    with pytest.raises(SettingError, match="cannot run tiny.onnx on mps here"):
         load_detector(good, device="mps")
     for name, said in (
         (tmp_path / "none.onnx", "there is no detector"),

@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from captune.data.images import blank
-from captune.errors import DetectorError, first_line
+from captune.errors import DetectorError, SettingError, first_line
 from captune.models.detectors.base import COCO_NAMES, Detections, chosen
 from captune.utils.files import read_file, read_json
 
@@ -91,6 +91,7 @@ class OnnxDetector:
     Raises:
         DetectorError: for a file that onnxruntime cannot read, or inputs and outputs of no layout
             above; the message has their names and shapes.
+        SettingError: onnxruntime has no such device here.
     """
 
     def __init__(self, path: Path, *, device: str | None = None) -> None:
@@ -100,8 +101,8 @@ class OnnxDetector:
         wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
         provider, available = wanted.get((device or "cpu").partition(":")[0]), onnxruntime.get_available_providers()
         if provider not in available:
-            raise DetectorError(f"onnxruntime cannot run {path.name} on {device} here (it has {', '.join(available)}): "
-                                "leave the device out, or install onnxruntime-gpu")  # fmt: skip
+            raise SettingError(f"onnxruntime cannot run {path.name} on {device} here (it has {', '.join(available)}): "
+                               "leave the device out, or install onnxruntime-gpu")  # fmt: skip
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         try:
