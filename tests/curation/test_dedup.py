@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from captune.curation import curate, near
 from captune.curation.dedup import Dedup, normalised
+from captune.data import load_references
 from captune.errors import CurationError, UsageError
 
 SETS = [["a dog", "A  dog.", "a cat"], ["a DOG", "a cow"], ["a cat", "a cow", "a cow"]]
@@ -172,6 +173,17 @@ def test_equal_images(photos: Path, tmp_path: Path) -> None:
     assert [row["number"] for row in rows if row["verdict"] == "drop"] == [0, 3, 4, 5]
 
 
+def test_captions_of_equal_images_are_merged(photos: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "set.jsonl", [["a"], ["b", "c"], ["d", "e"], ["f"], ["g"]])
+    step = {"dedup": {"of": "images", "merge": True}}
+    report, rows = run(f"{source}?images={photos}", tmp_path / "out", step)
+    assert [row["verdict"] for row in rows] == ["keep", "keep", "keep", "move", "move", "drop", "move"]
+    assert [row["moved_to"] for row in rows] == [None, None, None, "i0", "i0", None, "i1"]
+    assert report["records"][0]["reasons"]["move: repeats an equal image"] == 3
+    made = load_references(str(tmp_path / "out/captions.jsonl"))
+    assert made == {"i0": ["a", "d", "e"], "i1": ["b", "c", "g"]}
+
+
 def test_normalised() -> None:
     assert normalised(" A\u00a0Dog \n runs. ") == normalised("a dog runs") == "a dog runs"
     assert normalised("cafe\u0301") == normalised("CAF\u00c9")
@@ -186,6 +198,7 @@ def test_normalised() -> None:
         ({"near": 0.9, "by": "x", "embeddings": "y"}, "keep one"),
         ({"within": "image", "of": "images"}, "within image"),
         ({"against": "x", "most": 2}, "against drops all"),
+        ({"merge": True}, "take of images"),
     ],
 )
 def test_refused(given: dict[str, object], match: str) -> None:

@@ -197,8 +197,7 @@ def test_vectors_of_what_captions_were_are_refused(table: tuple[str, dict[str, n
 
 def test_a_kill_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended at any part that is kept, and begun again: the same bytes, and what was encoded is not encoded again."""
-    from captune.curation import vectors
-    from captune.curation.base import Work
+    from captune.curation import base, vectors
     from captune.models import encoders
 
     source, model = tiny_pair.source(tmp_path / "set", number=6), tiny_pair.encoders(tmp_path)["image_encoder"]
@@ -208,25 +207,27 @@ def test_a_kill_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(vectors, "IMAGES", 2)
     step = {"reassign": {"by": model, "alike": model, "candidates": 3}}
     run(source, tmp_path / "whole", step)
-    real, kept = Work.keep, list[str]()
+    real, kept = base.keep, list[str]()
 
-    def keep(work: Work, name: str, array: np.ndarray) -> None:
+    def keep(path: Path, array: np.ndarray) -> None:
         if len(kept) == after:
             raise RuntimeError("killed")
-        kept.append(name)
-        real(work, name, array)
+        kept.append(path.name)
+        real(path, array)
 
+    for module in (base, vectors):
+        monkeypatch.setattr(module, "keep", keep)
     for after in (0, 1, 5, 8):
         kept.clear()
-        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-            patch.setattr(Work, "keep", keep)
+        with pytest.raises(RuntimeError, match="killed"):
             run(source, tmp_path / f"out{after}", step)
         before = set(kept)
         kept.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(Work, "keep", lambda work, name, array: (kept.append(name), real(work, name, array)))
+            for module in (base, vectors):
+                patch.setattr(module, "keep", lambda path, array: (kept.append(path.name), real(path, array)))
             run(source, tmp_path / f"out{after}", step)
-        assert not {name for name in kept if "-rows-" not in name} & before
+        assert not {name for name in kept if "rows-" not in name} & before
         for name in ("curation.json", "captions.jsonl", "decisions/1-reassign.parquet"):
             assert (tmp_path / f"out{after}" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

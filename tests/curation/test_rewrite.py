@@ -106,7 +106,7 @@ def test_a_kill_loses_nothing(source: str, captioner: Wide, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"engine": "ray"}, UsageError, "captune caption --engine ray"),
+        ({"engine": "ray"}, UsageError, "captune curate --engine ray"),
         ({"engine": "proces"}, SettingError, "unknown engine"),
         ({"decoder": "cgf:2"}, UnknownDecoder, "did you mean 'cfg'"),
         ({"requests": 4}, SettingError, "the model is no server"),

@@ -224,13 +224,6 @@ def test_scores_that_are_made_are_not_made_again(source: str, tmp_path: Path, mo
     assert report["out"]["captions"] == 3
 
 
-def test_workers_change_nothing(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.curation.scoring.TEXTS", 2)
-    run(source, tmp_path / "one", {"filter": {"by": "length", "best": 1}})
-    run(source, tmp_path / "two", {"filter": {"by": "length", "best": 1}}, workers=2)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-
-
 # -- resuming and refusing ---------------------------------------------------------------------------------------------
 
 
@@ -345,3 +338,48 @@ def test_tables_are_read_as_everywhere(query: str, listed: bool, tmp_path: Path)
     weights = {key: line["weight"] for line in lines for key in [line["image_id"]] if not listed}
     if not query and not listed:
         assert weights == {"b": [0], "a": [1, 6], "\u00e9": [4], "d": [5]}
+
+
+def as_lines(table: pa.Table, path: Path) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    return str(path)
+
+
+@pytest.mark.parametrize("query", ["", "?n=3&seed=4", "?skip=1"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_columns_of_json_lines_are_those_of_a_table(query: str, listed: bool, tmp_path: Path) -> None:
+    ids = ["b", "a", "b", "c", "e\u0301", "d", "a"]
+    texts = ["one", " two ", "NaN", "", "five", "six", "seven"]
+    weights = [0.5, 1.0, 2.0, 3.0, None, 5.0, 6.0]
+    columns: dict[str, Any] = {
+        "image_id": ids,
+        "caption": [[text, "more"] for text in texts] if listed else texts,
+        "weight": [[weight, 1.0] for weight in weights] if listed else weights,
+        "note": ["not a number"] * 7,
+        "v": [[1.0, float(n), 2.0] for n in range(7)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    lines = as_lines(pa.table(columns), tmp_path / "t.jsonl")
+    steps = [
+        {"dedup": {"of": "captions", "near": 0.9, "embeddings": "v"}},
+        {"filter": {"by": "column:weight", "min": 0, "unscored": "keep"}},
+    ]
+    made = [
+        run(f"{where}{query}", tmp_path / f"{n}", *steps) for n, where in enumerate((lines, tmp_path / "t.parquet"))
+    ]
+    assert made[0]["records"] == made[1]["records"]
+    assert contents(tmp_path / "0")["captions.jsonl"] == contents(tmp_path / "1")["captions.jsonl"]
+    for name in ("decisions/1-dedup.parquet", "decisions/2-filter.parquet"):
+        assert contents(tmp_path / "0")[name] == contents(tmp_path / "1")[name]
+    with pytest.raises(CurationError, match="no column 'note' of numbers"):
+        run(lines, tmp_path / "other", {"filter": {"by": "column:note", "min": 0}})
+
+
+def test_objects_in_json_lines(source: str, photos: Path, tmp_path: Path) -> None:
+    found = [[{"label": "dog", "score": 0.9}], [{"label": "cat", "score": 0.9}], [], [{"label": "cat", "score": 0.2}]]
+    lines = [json.loads(line) | {"objects": found[n]} for n, line in enumerate(Path(source).read_text().splitlines())]
+    Path(source).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(f"{source}?images={photos}", tmp_path / "out", {"filter": {"by": "detected", "min": 0}})
+    assert {(row["before"], row["score"]) for row in rows(tmp_path / "out", "1-filter") if row["score"]} == {
+        ("a cat", 1)
+    }

@@ -118,3 +118,11 @@ def test_as_a_reward_each_part_is_asked_as_a_reward() -> None:
 )
 def test_split_specs(text: str, specs: list[str]) -> None:
     assert scorers.split_specs(text) == specs
+
+
+def test_identity_is_that_of_all_parts() -> None:
+    class Cut(Cider):
+        signature = "cut|truncated:25.0%"
+
+    sum_of_both = Expression("cut + 0.5*cider", [(Cut(), 1.0), (Cider(), 0.5)])
+    assert sum_of_both.identity == f"+1 * [cut] +0.5 * [{Cider().signature}]"

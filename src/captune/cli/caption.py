@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
 
         if args.prompt is not None:
             raise UsageError("--condition brings the prompt that the adapter was trained with: leave --prompt out")
-        args.prompt = prompt_under(args.adapter, args.condition)
+        args.prompt = prompt_under(args.adapter, args.condition, args.model)
     if args.shard is not None:
         from captune.data.sources import sharded
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from captune.cli.command import COUNT, SEVERAL, Command, echo, hide_loading_bars
 from captune.cli.config import add_fields, build
 from captune.curation.registry import OPERATIONS, SUMMARIES
 from captune.errors import UsageError
+from captune.inference.engines import ray_engine
 from captune.utils.registry import nearest
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser, *, engine: bool = True) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the curated set and its record")
     parser.add_argument("--limit", type=COUNT, metavar="N", help="use only the first N images")
     parser.add_argument(
@@ -24,8 +26,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "named and not copied, else parquet, which holds them)",
     )
     parser.add_argument(
-        "--workers", type=SEVERAL, default=1, metavar="N", help="processes for scorers that read texts (default: 1)"
+        "--workers",
+        type=SEVERAL,
+        metavar="N",
+        help="processes that share scoring, encoding and captioning (default: 1; with Ray one for each GPU, else 2)",
     )
+    if engine:
+        parser.add_argument("--engine", choices=["process", "ray"], help="ray: the workers are those of Ray")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster, or auto (default: this machine)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best available)")
     parser.add_argument("--overwrite", action="store_true", help="replace another curation in --output")
 
@@ -53,7 +61,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_operation(name: str, kind: Any, args: argparse.Namespace) -> int:
+    if getattr(args, "engine", None) is not None and _has_engine(kind):
+        by_ray, args.engine = ray_engine(args.engine)
+        step = build(kind, vars(args))
+        args.engine = "ray" if by_ray else None
+        return _curate(args.source, [(name, step)], args)
     return _curate(args.source, [(name, build(kind, vars(args)))], args)
+
+
+def _has_engine(kind: Any) -> bool:
+    """Whether an operation has an engine of its own, as `rewrite` has; its flag names Ray, too."""
+    return "engine" in {field.name for field in dataclasses.fields(kind)}
 
 
 def _curate(source: str, steps: list[tuple[str, Any]], args: argparse.Namespace) -> int:
@@ -66,7 +84,9 @@ def _curate(source: str, steps: list[tuple[str, Any]], args: argparse.Namespace)
         steps,
         limit=args.limit,
         format=args.format,
+        engine=getattr(args, "engine", None) or "process",
         workers=args.workers,
+        address=args.ray_address,
         device=args.device,
         overwrite=args.overwrite,
     )
@@ -104,7 +124,7 @@ def operation(name: str) -> Command:
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("source", metavar="SOURCE", help="images with captions (see below)")
-        _add_common(parser)
+        _add_common(parser, engine=not _has_engine(kind))
         add_fields(parser, kind)
 
     return Command(

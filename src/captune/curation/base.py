@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from captune.errors import CurationError
 from captune.utils.files import replacing
+from captune.utils.memory import forget
+from captune.utils.pool import Pool
+from captune.utils.progress import Bar
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,6 +57,8 @@ class Operation(Protocol):
 class Captions:
     """The captions of a set in the order of its images; they lie on the disk, and are read where they are asked for.
 
+    Other processes get them by the names of their files.
+
     Attributes:
         source: the source of the images, as written.
         table: a row for each caption: ``row`` of its image in the source, ``number``, ``entry`` (the row of the
@@ -60,11 +66,28 @@ class Captions:
             steps before have made.
         image_ids: (images,) of the source's images, in order.
         fresh: the number that the next new caption gets.
+        files: those of the table and of the ids, where they are on the disk.
     """
+
+    files: tuple[Path, Path] | None = None
 
     def __init__(self, source: str, table: pa.Table, image_ids: pa.ChunkedArray, fresh: int | None = None) -> None:
         self.source, self.table, self.image_ids = source, table, image_ids
         self.fresh = table.num_rows if fresh is None else fresh
+
+    @classmethod
+    def open(cls, source: str, captions: Path, images: Path, fresh: int | None = None) -> Captions:
+        """Return the captions of two Arrow files; see `captune.curation.reading.read_source`."""
+        from captune.curation.reading import read_table
+
+        made = cls(source, read_table(captions), read_table(images)["image_id"], fresh)
+        made.files = captions.absolute(), images.absolute()
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.files is None:
+            raise TypeError("captions that are on no disk")
+        return Captions.open, (self.source, *self.files, self.fresh)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -213,21 +236,38 @@ class Work:
 
     Attributes:
         folder: the step's own folder, which is removed when the set is written.
-        workers: processes that share what one core is busy with.
+        pool: the processes that share what is costly.
         device: where models run; None: the best there is.
         progress: whether bars are shown.
     """
 
     folder: Path
-    workers: int = 1
+    pool: Pool = field(default_factory=Pool)
     device: str | None = None
     progress: bool = True
-    _signs: dict[str, str] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """Return where a part lies."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / name
+
+    def share(self, make: Callable[[Path, Any], Any], parts: Sequence[tuple[str, Any, int]], what: str) -> list[Any]:
+        """Let the workers make parts, but those that are there already; return what they tell, in any order.
+
+        Args:
+            make: writes a part, whole or not at all, to a path, from an item; it can be pickled, loads what is costly
+                when it is called, and may tell something.
+            parts: (name of the file, item, how many things it is about) of each.
+            what: for the bar.
+        """
+        todo = [(self.path(name).absolute(), item, size) for name, item, size in parts if not self.path(name).is_file()]
+        told = []
+        with Bar(total=sum(size for *_, size in parts), desc=what, unit="", show=self.progress, delay=2) as bar:
+            bar.update(sum(size for *_, size in parts) - sum(size for *_, size in todo))
+            for size, one in self.pool.answers(_Part(make), todo):
+                told.append(one)
+                bar.update(size)
+        return told
 
     def kept(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Return an array that was kept under this name, or make it and keep it, whole or not at all."""
@@ -235,15 +275,34 @@ class Work:
         if path.is_file():
             return np.load(path)
         made = make()
-        self.keep(name, made)
+        keep(path, made)
         return made
 
-    def keep(self, name: str, array: np.ndarray) -> None:
-        """Keep an array."""
-        data = io.BytesIO()
-        np.save(data, array)
-        with replacing(self.path(f"{name}.npy")) as temporary:
-            temporary.write_bytes(data.getvalue())
+
+class _Part:
+    """Makes a part in a worker, and says how large it is.
+
+    What scorers remember of images is forgotten before: it would decide what is encoded together, and with it the last
+    bits of a score, and depends on which parts this process has made.
+    """
+
+    def __init__(self, make: Callable[[Path, Any], Any]) -> None:
+        self.make = make
+
+    def __call__(self, job: tuple[Path, Any, int]) -> tuple[int, Any]:
+        path, item, size = job
+        if not path.parent.is_dir():
+            raise CurationError(f"a worker does not find {path.parent}: all workers have to share the --output folder")
+        forget()
+        return size, self.make(path, item)
+
+
+def keep(path: Path, array: np.ndarray) -> None:
+    """Write an array into a file, whole or not at all."""
+    data = io.BytesIO()
+    np.save(data, array)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.getvalue())
 
 
 def as_settings(operation: Any) -> dict[str, Any]:

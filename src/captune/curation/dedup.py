@@ -3,6 +3,7 @@
 Exact: captions of equal normalised text (Unicode's NFKC, case, spaces, a full stop at the end), images of equal
 decoded pixels. Near: vectors of an encoder, or of a column of the source, whose cosine is at least `near`; what is near
 to what is near is one group. Of a group the first is kept, or with `best` the one with the highest value of a column.
+With `merge` the captions of an image that is there again are not dropped: they move to the image that is kept.
 
 `against` names another set: what this set shares with it is dropped, counted, and named in the record (`other`), and
 repetitions inside this set stay. Training captions are checked against a test set that way.
@@ -14,15 +15,17 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
-from captune.curation.base import Captions, Verdicts, Work, setting
+from captune.curation.base import Captions, Verdicts, Work, keep, setting
 from captune.errors import BadImage, CurationError, UsageError
 
-_PART = 4096
+_PART, _IMAGES = 4096, 256  # captions and images of a part
 _SPACES = re.compile(r"\s+")
 
 
@@ -38,13 +41,14 @@ class Dedup:
     )
     by: str | None = setting("the encoder for near, a sentence or an image encoder", None, metavar="MODEL")
     embeddings: str | None = setting(
-        "or a column of the source's parquet files that holds vectors", None, metavar="COLUMN"
+        "or a column of the source's parquet files or JSON lines that holds vectors", None, metavar="COLUMN"
     )
     within: Literal["set", "image"] = setting(
         "captions are compared in the whole set, or among those of an image", "set"
     )
     most: Annotated[int, Field(ge=1)] = setting("so many of a group are kept", 1)
     best: str | None = setting("the column whose highest value is kept; none: the first", None, metavar="COLUMN")
+    merge: bool = setting("of images: the captions of a repeated image move to the one that is kept", False)
     against: str | None = setting("another set: what is in it, too, is dropped here", None, metavar="SOURCE")
 
     def __post_init__(self) -> None:
@@ -58,6 +62,8 @@ class Dedup:
             raise UsageError(
                 "within image compares the captions of an image for equality; leave of, near and against out"
             )
+        if self.merge and (self.of != "images" or self.against):
+            raise UsageError("merge moves captions to the image that is kept: take of images, and leave against out")
         if self.against and (self.most > 1 or self.best):
             raise UsageError("against drops all that the other set holds; leave most and best out")
 
@@ -102,12 +108,17 @@ class Dedup:
         same = exact[repeated] == exact[kept[repeated]]
         for which, how in ((repeated[same], "equal"), (repeated[~same], "near")):
             reason = f"repeats an {how} {noun}" if how == "equal" else f"repeats a near {noun}"
-            self._drop(items, which, kept[which], verdicts, reason)
+            self._leave(items, which, kept[which], verdicts, reason)
 
-    def _drop(self, items: _Items, which: np.ndarray, kept: np.ndarray, verdicts: Verdicts, reason: str) -> None:
-        dropped, other = items.captions_with(which, kept)
-        verdicts.drop(dropped, reason)
-        verdicts.other[dropped] = other
+    def _leave(self, items: _Items, which: np.ndarray, kept: np.ndarray, verdicts: Verdicts, reason: str) -> None:
+        repeating, other = items.captions_with(which, kept)
+        verdicts.other[repeating] = other
+        if not self.merge:
+            verdicts.drop(repeating, reason)
+            return
+        rows = items.captions.rows[other]
+        for index, row in zip(repeating.tolist(), rows.tolist(), strict=True):
+            verdicts.move(index, row, reason)
 
     def _against(self, items: _Items, verdicts: Verdicts, work: Work, noun: str) -> None:
         other = _other(str(self.against), work)
@@ -143,12 +154,12 @@ class Dedup:
         }
 
     def _vectors(self, items: _Items, which: np.ndarray, work: Work, name: str) -> np.ndarray:
-        path = work.path(f"vectors-{name}.npy")
         if self.embeddings:
             from captune.curation.reading import read_vectors
 
+            path = work.path(f"vectors-{name}.npy")
             return read_vectors(items.captions.source, self.embeddings, items.entries[which], path)
-        return items.encode(str(self.by), which, path)
+        return items.encode(str(self.by), which, f"vectors-{name}")
 
 
 class _Items:
@@ -170,8 +181,8 @@ class _Items:
         """(items,) uint64: equal for equal ones."""
         raise NotImplementedError
 
-    def encode(self, by: str, which: np.ndarray, path: Any) -> np.ndarray:
-        """(n, D) unit vectors of some, kept in a file."""
+    def encode(self, by: str, which: np.ndarray, name: str) -> np.ndarray:
+        """(n, D) unit vectors of some, kept under a name."""
         raise NotImplementedError
 
     def values(self, column: str) -> np.ndarray:
@@ -205,17 +216,12 @@ class _Texts(_Items):
             made[start : start + len(texts)] = [_digest(normalised(text).encode("utf-8", "replace")) for text in texts]
         return made
 
-    def encode(self, by: str, which: np.ndarray, path: Any) -> np.ndarray:
-        from captune.models.encoders import load_text_encoder, unit_vectors
+    def encode(self, by: str, which: np.ndarray, name: str) -> np.ndarray:
+        from captune.curation.vectors import Loaded, text_vectors
+        from captune.models.encoders import load_text_encoder
 
-        encoder = load_text_encoder(by, self.work.device)
-        texts = self.captions.table["text"]
-
-        def part(at: np.ndarray) -> np.ndarray:
-            said = texts.take(at).to_pylist()
-            return unit_vectors(encoder.encode_texts(said), said)
-
-        return _encoded(which, part, path, self.work, f"encoding with {by}", encoder.digest, 512)
+        texts = pa.chunked_array([self.captions.table["text"].take(which).combine_chunks()])
+        return text_vectors(texts, Loaded(load_text_encoder, by, self.work.device), self.work, f"{name}-{len(which)}")
 
     def values(self, column: str) -> np.ndarray:
         return self.captions.column(column)
@@ -245,42 +251,22 @@ class _Images(_Items):
         return super().unusable()
 
     def digests(self, name: str) -> np.ndarray:
-        from captune.data.images import open_image
-        from captune.utils.hashing import pixels_digest
-
-        rows = self.captions.images
-        ids = self.captions.image_ids
-
-        def part(start: int) -> np.ndarray:
-            made = np.zeros((min(_PART, len(self.rows) - start), 2), dtype=np.uint64)
-            for at, row in enumerate(self.rows[start : start + _PART].tolist()):
-                try:
-                    made[at, 0] = _digest(pixels_digest(open_image(rows[row]["image"], ids[row].as_py())))
-                except BadImage:
-                    made[at, 1] = 1
-            return made
-
-        side = f"{name}-{len(self.rows)}"
-        found = [
-            self.work.kept(f"pixels-{side}-{start:09d}", lambda start=start: part(start))  # type: ignore[misc]
-            for start in range(0, len(self.rows), _PART)
+        count = len(self.rows)
+        parts = [
+            (f"pixels-{name}-{count}-{start:09d}.npy", self.rows[start : start + _IMAGES], min(_IMAGES, count - start))
+            for start in range(0, count, _IMAGES)
         ]
-        whole = np.concatenate(found)
+        self.work.share(_Pixels(self.captions), parts, "looking for equal images")
+        whole = np.concatenate([np.load(self.work.path(part)) for part, *_ in parts])
         self._bad = whole[:, 1] > 0
         return np.asarray(whole[:, 0])
 
-    def encode(self, by: str, which: np.ndarray, path: Any) -> np.ndarray:
-        from captune.data.columns import LazyImages
-        from captune.models.encoders import load_image_encoder, unit_vectors
+    def encode(self, by: str, which: np.ndarray, name: str) -> np.ndarray:
+        from captune.curation.vectors import Loaded, image_vectors
+        from captune.models.encoders import load_image_encoder
 
-        encoder = load_image_encoder(by, self.work.device)
-
-        def part(at: np.ndarray) -> np.ndarray:
-            rows = self.rows[at]
-            images = LazyImages(self.captions.images.select(rows.tolist()))
-            return unit_vectors(encoder.encode_images(list(images)), self.captions.image_ids.take(rows).to_pylist())
-
-        return _encoded(which, part, path, self.work, f"encoding with {by}", encoder.digest, 64)
+        encoder = Loaded(load_image_encoder, by, self.work.device)
+        return image_vectors(self.captions, encoder, self.work, f"{name}-{len(which)}", self.rows[which])[0]
 
     def values(self, column: str) -> np.ndarray:
         return np.fmax.reduceat(self.captions.column(column), self.starts[:-1])
@@ -296,6 +282,26 @@ class _Images(_Items):
 
     def name(self, item: int) -> str:
         return str(self.captions.image_ids[int(self.rows[item])].as_py())
+
+
+class _Pixels:
+    """Writes (n, 2) uint64: a digest of each image's pixels, and 1 where it cannot be opened."""
+
+    def __init__(self, captions: Captions) -> None:
+        self.captions = captions
+
+    def __call__(self, path: Path, rows: np.ndarray) -> None:
+        from captune.data.images import open_image
+        from captune.utils.hashing import pixels_digest
+
+        made = np.zeros((len(rows), 2), dtype=np.uint64)
+        for at, row in enumerate(rows.tolist()):
+            try:
+                image = open_image(self.captions.images[row]["image"], self.captions.image_ids[row].as_py())
+                made[at, 0] = _digest(pixels_digest(image))
+            except BadImage:
+                made[at, 1] = 1
+        keep(path, made)
 
 
 def normalised(text: str) -> str:
@@ -326,15 +332,6 @@ def _near_groups(vectors: np.ndarray, least: float, work: Work, notes: dict[str,
     return first
 
 
-def _encoded(which: np.ndarray, part: Any, path: Any, work: Work, what: str, digest: str, size: int) -> np.ndarray:
-    """Vectors in one file, made of parts that are each kept."""
-    from captune.curation.vectors import encoded
-
-    mark = _digest(f"{digest} {len(which)} {path.stem}".encode())
-    name = f"{path.stem}-{mark:016x}"
-    return np.asarray(encoded(len(which), size, lambda start: part(which[start : start + size]), work, name, what))
-
-
 def _together(own: np.ndarray, theirs: np.ndarray, work: Work) -> np.ndarray:
     """Both sets' vectors in one array on the disk."""
     if own.shape[1] != theirs.shape[1]:
@@ -347,9 +344,9 @@ def _together(own: np.ndarray, theirs: np.ndarray, work: Work) -> np.ndarray:
 
 def _other(source: str, work: Work) -> Captions:
     """The captions of another set."""
-    from captune.curation.reading import read_source, read_table
+    from captune.curation.reading import read_source
 
     captions, images = work.path("against.arrow"), work.path("against-images.arrow")
     if not captions.is_file():
         read_source(source, None, captions, images)
-    return Captions(source, read_table(captions), read_table(images)["image_id"])
+    return Captions.open(source, captions, images)

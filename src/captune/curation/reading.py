@@ -1,11 +1,14 @@
 """A source as a table of captions on the disk.
 
 Tables (parquet) are read a few thousand rows at a time and without their images, so that memory does not grow with
-them; every other source is read as everywhere in captune.
+them; every other source is read as everywhere in captune. Numbers that stand beside captions in JSON lines are read as
+those of a table are.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +21,23 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from captune.data.columns import column
-from captune.data.readers import BLANK, ID_KEYS, IMAGE_KEYS, MISSING, REFERENCE_KEYS, as_id, first_key, references_at
+from captune.data.readers import (
+    BLANK,
+    ID_KEYS,
+    IMAGE_KEYS,
+    MISSING,
+    REFERENCE_KEYS,
+    as_id,
+    first_key,
+    is_utf8,
+    nfc,
+    references_at,
+    row_entry,
+)
 from captune.data.sources import Source, _shards, choose, load_images, load_references
 from captune.data.tables import _line
 from captune.errors import CurationError, SourceError
-from captune.utils.files import replacing
+from captune.utils.files import jsonl_rows, replacing
 from captune.utils.skipped import skip
 
 SCHEMA = pa.schema({"row": pa.int64(), "number": pa.int64(), "entry": pa.int64(), "text": pa.large_string()})
@@ -99,7 +114,7 @@ def read_vectors(source: str, name: str, entries: np.ndarray, path: Path) -> np.
     """Copy a column of vectors out of the tables of a source, as unit vectors; return them as an array on the disk.
 
     Args:
-        source: as written: parquet files.
+        source: as written: parquet files, or JSON lines.
         name: the column: lists of numbers.
         entries: (N,) rows of the tables.
         path: an .npy file that the vectors are kept in.
@@ -115,10 +130,11 @@ def read_vectors(source: str, name: str, entries: np.ndarray, path: Path) -> np.
             f"embeddings: a step before gave captions another text or image, and the vectors of {name} are of what "
             "they were: put that step behind, or name an encoder"
         )
-    files = _parquet_files(source)
+    files = _parquet_files(source) or [str(path) for path in [_json_lines(source)] if path is not None]
     if not files:
         raise CurationError(
-            f"embeddings: {name} is a column of parquet files, which {source} does not name; name an encoder"
+            f"embeddings: {name} is a column of parquet files or JSON lines, which {source} does not name; name an "
+            "encoder"
         )
     order = np.argsort(entries, kind="stable")
     wanted = entries[order]
@@ -164,8 +180,18 @@ def _parquet_files(source: str) -> list[str]:
     return files if files and files[0].lower().endswith(".parquet") else []
 
 
+def _json_lines(source: str) -> Path | None:
+    parsed = Source.parse(source)
+    path = Path(parsed.where).expanduser()
+    lines = parsed.scheme is None and path.suffix.lower() in (".jsonl", ".ndjson") and path.is_file()
+    return path if lines else None
+
+
 def _batches(files: list[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
     for name in files:
+        if Path(name).suffix.lower() != ".parquet":
+            yield from _batches_of_lines(Path(name), columns[0])
+            continue
         try:
             with pq.ParquetFile(name) as file:
                 if missing := [one for one in columns if one not in file.schema_arrow.names]:
@@ -175,6 +201,69 @@ def _batches(files: list[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
                 yield from file.iter_batches(batch_size=AT_ONCE // 4, columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise SourceError(f"{name} cannot be read as parquet: {_line(error)}") from error
+
+
+def _batches_of_lines(path: Path, name: str) -> Iterator[pa.RecordBatch]:
+    """A column of vectors in JSON lines."""
+    lines = jsonl_rows(path, whole=True)
+    while part := list(itertools.islice(lines, AT_ONCE // 4)):
+        without = next((number for number, row in part if not isinstance(row.get(name), list)), None)
+        if without is not None:
+            raise CurationError(f"{path}, line {without}: {name} is no list of numbers")
+        try:
+            yield pa.record_batch([pa.array([row[name] for _, row in part], pa.list_(pa.float32()))], [name])
+        except pa.ArrowException as error:
+            raise CurationError(f"{path}: {name} does not hold vectors ({_line(error)})") from error
+
+
+def _numbers_of_lines(path: Path, ids: list[str], table: pa.Table) -> pa.Table:
+    """The table with the line that each caption stands in, and the numbers beside it.
+
+    A number belongs to all captions of its line, and of a list of them each to its own. A column that holds something
+    else in a line is no column of numbers.
+    """
+    place = {image_id: row for row, image_id in enumerate(ids)}
+    rows: list[int] = []
+    entries: list[int] = []
+    values: dict[str, list[float]] = {}
+    others: set[str] = set(SCHEMA.names)
+    for line, (number, row) in enumerate(jsonl_rows(path, whole=True)):
+        entry = row_entry(row, path, "line", number)
+        at = place.get(nfc(entry.image_id))
+        if at is None:
+            continue
+        good = [bool(text) and text.lower() not in MISSING and is_utf8(text) for text in entry.references]
+        used = {first_key(row, keys) for keys in (ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS)}
+        for name in row.keys() - used - others:
+            found = _floats(row[name], len(good))
+            if found is None:
+                others.add(name)
+                values.pop(name, None)
+                continue
+            made = values.setdefault(name, [])
+            made += [math.nan] * (len(rows) - len(made))
+            made += [value for value, there in zip(found, good, strict=True) if there]
+        rows += [at] * sum(good)
+        entries += [line] * sum(good)
+    if len(rows) != table.num_rows:
+        raise CurationError(f"{path} has other captions than a moment ago")
+    order = np.argsort(np.array(rows, dtype=np.int64), kind="stable")
+    table = table.set_column(table.schema.get_field_index("entry"), "entry", pa.array(np.array(entries)[order]))
+    for name in sorted(values):
+        column_of = np.array(values[name] + [math.nan] * (len(rows) - len(values[name])), dtype=np.float64)
+        if np.isfinite(column_of).any():
+            table = table.append_column(name, pa.array(column_of[order]))
+    return table
+
+
+def _floats(value: Any, count: int) -> list[float] | None:
+    """`count` numbers, NaN where one is missing; None where it is something else."""
+    several = value if isinstance(value, list) else [value] * count
+    if len(several) != count or any(
+        isinstance(one, bool) or not isinstance(one, int | float | None) for one in several
+    ):
+        return None
+    return [math.nan if one is None else float(one) for one in several]
 
 
 def _of_tables(source: str, files: list[str], limit: int | None) -> tuple[pa.ChunkedArray, pa.Table, dict[str, Any]]:
@@ -196,6 +285,7 @@ def _of_tables(source: str, files: list[str], limit: int | None) -> tuple[pa.Chu
     ]
     parts: list[pa.Table] = []
     ids: list[Any] = []
+    others: set[str] = set()  # that hold no number for each caption
     blanks, first_blank, before = 0, "", 0
     for batch in _batches(files, [*([own] if own else []), said, *numbers]):
         texts, parents = _texts(batch.column(said), files[0], before)
@@ -206,8 +296,11 @@ def _of_tables(source: str, files: list[str], limit: int | None) -> tuple[pa.Chu
         columns = {
             "entry": pa.array(parents + before),
             "text": texts,
-            **{name: _flat(batch.column(name), len(texts), name, files[0]) for name in numbers},
         }
+        for name in numbers:
+            if (flat := _flat(batch.column(name), len(texts))) is None:
+                others.add(name)
+            columns[name] = pa.nulls(len(texts), pa.float64()) if flat is None else flat
         part = pa.table(columns)
         blank = pc.or_(
             pc.equal(texts, ""), pc.is_in(pc.utf8_lower(texts), pa.array(sorted(MISSING), pa.large_string()))
@@ -223,6 +316,7 @@ def _of_tables(source: str, files: list[str], limit: int | None) -> tuple[pa.Chu
     if not before:
         raise SourceError(f"{files[0]} holds no rows")
     table = pa.concat_tables(parts)
+    numbers = [name for name in numbers if name not in others]
     coded = pa.chunked_array(ids).dictionary_encode().unify_dictionaries()
     known = coded.chunk(0).dictionary
     owner = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks]).astype(np.int64)
@@ -248,11 +342,10 @@ def _numeric(kind: pa.DataType, listed: bool) -> bool:
     return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
-def _flat(values: Any, count: int, name: str, where: str) -> pa.Array:
+def _flat(values: Any, count: int) -> pa.Array | None:
+    """A number for each caption; None where the lists are other ones, such as vectors."""
     values = values.flatten() if pa.types.is_list(values.type) or pa.types.is_large_list(values.type) else values
-    if len(values) != count:
-        raise CurationError(f"{where}: the column {name} does not have a number for each caption")
-    return values.cast(pa.float64())
+    return None if len(values) != count else values.cast(pa.float64())
 
 
 def _texts(values: Any, where: str, before: int) -> tuple[pa.Array, np.ndarray]:
@@ -304,4 +397,6 @@ def _of_rows(source: str, limit: int | None) -> tuple[pa.ChunkedArray, pa.Table,
     texts_of = lists.flatten().cast(pa.large_string())
     numbers = pa.array(np.arange(len(rows)))
     table = pa.table([rows, numbers, rows, texts_of], schema=SCHEMA)
+    if (path := _json_lines(source)) is not None:
+        table = _numbers_of_lines(path, ids, table)
     return pa.chunked_array([pa.array(ids, pa.string())]), table, about

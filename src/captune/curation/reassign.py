@@ -27,7 +27,6 @@ B_M, which otherwise would hold the same text M times. Retrieval is exact.
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
@@ -40,7 +39,6 @@ from captune.curation.base import Captions, Verdicts, Work, setting
 from captune.errors import CurationError, UsageError
 from captune.utils.progress import Bar
 
-logger = logging.getLogger(__name__)
 _CELLS = 2**22  # numbers that are gathered at once
 _QUERIES = 4096  # at once, at most
 _DIGITS = 6  # scores that differ by less are equal: a product's last digits depend on its shape
@@ -67,7 +65,7 @@ class Reassign:
         metavar="MODEL",
     )
     image_embeddings: str | None = setting(
-        "a column of the source's parquet files: vectors of images", None, metavar="COLUMN"
+        "a column of the source's parquet files or JSON lines: vectors of images", None, metavar="COLUMN"
     )
     text_embeddings: str | None = setting("a column of vectors of captions in the same space", None, metavar="COLUMN")
     alike_embeddings: str | None = setting("a column of vectors, in place of alike", None, metavar="COLUMN")
@@ -97,7 +95,7 @@ class Reassign:
 
     def decide(self, captions: Captions, work: Work) -> Verdicts:
         """Return the verdicts."""
-        pool = captions if self.images is None else _images(self.images)
+        pool = captions if self.images is None else _images(self.images, work)
         codes, texts, first = _distinct(captions)
         found = self._vectors(captions, pool, texts, first, work)
         to_images = self.of == "captions"
@@ -170,7 +168,7 @@ class Reassign:
 
     def _vectors(self, captions: Captions, pool: Captions, texts: pa.Array, first: np.ndarray, work: Work) -> _Vectors:
         from captune.curation.reading import read_vectors
-        from captune.curation.vectors import image_vectors, text_vectors
+        from captune.curation.vectors import Loaded, image_vectors, text_vectors
         from captune.models.encoders import (
             DEFAULT_TEXT_ENCODER,
             described,
@@ -179,7 +177,6 @@ class Reassign:
             load_text_encoder,
         )
 
-        ids: list[str] = pool.image_ids.to_pylist()
         entries = captions.column("entry")
         held = captions.starts[:-1]  # the first caption of each image that has one
         notes: dict[str, Any] = {}
@@ -190,11 +187,10 @@ class Reassign:
 
         chunks = pa.chunked_array([texts])
         if self.by:
-            encoder = load_encoder(self.by, work.device)
-            notes["retrieved by"] = described(encoder)
+            encoder = Loaded(load_encoder, self.by, work.device)
+            notes["retrieved by"] = described(encoder.it)
             of_texts = text_vectors(chunks, encoder, work, "texts")
-            of_images, rows = image_vectors(pool.images, ids, encoder, work, "images")
-            _say_cut(encoder, captions.source)
+            of_images, rows = image_vectors(pool, encoder, work, "images")
         else:
             notes["retrieved by"] = f"{self.image_embeddings} and {self.text_embeddings}"
             of_texts = read("text", first)
@@ -206,8 +202,8 @@ class Reassign:
                 )
         if not len(rows):
             raise CurationError(f"no image of {pool.source} can be opened")
-        if len(rows) < len(ids) and self.by:
-            notes["images that cannot be opened"] = len(ids) - len(rows)
+        if self.by and len(rows) < len(pool.image_ids):
+            notes["images that cannot be opened"] = len(pool.image_ids) - len(rows)
         if self.alike_embeddings:
             notes["compared by"] = self.alike_embeddings
             which = first if self.of == "captions" else np.searchsorted(captions.rows, rows)
@@ -219,16 +215,15 @@ class Reassign:
             alike = read("alike", which)
         elif self.of == "captions":
             name = self.alike or DEFAULT_TEXT_ENCODER
-            sentences = encoder if name == self.by else load_text_encoder(name, work.device)
-            notes["compared by"] = described(sentences)
+            sentences = encoder if name == self.by else Loaded(load_text_encoder, name, work.device)
+            notes["compared by"] = described(sentences.it)
             alike = of_texts if name == self.by else text_vectors(chunks, sentences, work, "alike")
-            _say_cut(sentences, captions.source)
         elif self.alike in (None, self.by):
             notes["compared by"], alike = notes["retrieved by"], of_images
         else:
-            looks = load_image_encoder(str(self.alike), work.device)
-            notes["compared by"] = described(looks)
-            alike, _ = image_vectors(pool.images, ids, looks, work, "alike")  # of those that open, as above
+            looks = Loaded(load_image_encoder, str(self.alike), work.device)
+            notes["compared by"] = described(looks.it)
+            alike, _ = image_vectors(pool, looks, work, "alike")  # of those that open, as above
         return _Vectors(of_texts, of_images, np.asarray(rows), alike, notes)
 
 
@@ -302,11 +297,11 @@ def _nearest(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(rows, order, 1)
 
 
-def _images(source: str) -> Captions:
+def _images(source: str, work: Work) -> Captions:
     """The images of another source, without captions."""
     from datasets import Dataset
 
-    from captune.curation.reading import SCHEMA
+    from captune.curation.reading import SCHEMA, write_table
     from captune.data.columns import column
     from captune.data.sources import load_images
 
@@ -314,7 +309,10 @@ def _images(source: str) -> Captions:
     if not isinstance(dataset, Dataset):
         raise CurationError(f"images: {source} streams, and they are looked up by row: leave ?streaming= out")
     ids = pa.chunked_array([pa.array(column(dataset, "image_id"), pa.string())])
-    made = Captions(source, SCHEMA.empty_table(), ids)
+    files = work.path("no-captions.arrow"), work.path("pool.arrow")
+    write_table(SCHEMA.empty_table(), files[0])
+    write_table(pa.table({"image_id": ids}), files[1])
+    made = Captions.open(source, *files)
     made.__dict__["images"] = dataset  # loaded already
     return made
 
@@ -325,8 +323,3 @@ def _distinct(captions: Captions) -> tuple[np.ndarray, pa.Array, np.ndarray]:
     coded = (coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded).dictionary_encode()
     codes = np.asarray(coded.indices.to_numpy(), dtype=np.int64)
     return codes, coded.dictionary, np.unique(codes, return_index=True)[1]
-
-
-def _say_cut(encoder: Any, source: str) -> None:
-    if cut := getattr(encoder, "truncated", 0):
-        logger.warning("%d captions of %s are longer than %s reads, and were cut", cut, source, encoder.name)

@@ -15,14 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tempfile
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from captune.curation.base import Captions, Verdicts, Work, setting
-from captune.errors import UsageError
+from captune.errors import UsageError, redact
+from captune.utils.files import replace_file
 
 _SAID = ("model", "weights", "prompt", "generation", "decoder", "seed")  # of what a caption file depends on
 
@@ -36,7 +40,12 @@ class Rewrite:
     adapter: str | None = setting("a PEFT adapter of it, such as runs/g/adapter", None, metavar="FOLDER")
     prompt: str | None = setting("the text beside the image, which sets the style (default: the model family's)", None)
     decoder: str | None = setting("how captions are made, such as cfg:2.0 or best-of:8:clip", None, metavar="SPEC")
-    engine: str | None = setting("process, server or vllm (default: what the model implies)", None, metavar="NAME")
+    engine: str | None = setting(
+        "process, server or vllm (default: what the model implies); on the command line of this verb also ray, or "
+        "ray:vllm",
+        None,
+        metavar="NAME",
+    )
     requests: Annotated[int, Field(ge=1)] | None = setting("requests at a server at once (default: 16)", None)
     batch_size: Annotated[int, Field(ge=1)] = setting("images at a time", 32)
     max_new_tokens: Annotated[int, Field(ge=1)] | None = setting(
@@ -55,8 +64,8 @@ class Rewrite:
 
         if ray_engine(self.engine)[0]:
             raise UsageError(
-                "rewrite captions in this process or at a server: for Ray, caption the images with captune caption "
-                "--engine ray and curate the captions"
+                "the engine of this step is what each worker holds; Ray shares the work of all steps: captune curate "
+                "--engine ray"
             )
         if self.decoder is not None:
             DECODERS.canonical(self.decoder.strip().partition(":")[0])
@@ -103,43 +112,89 @@ class Rewrite:
 
     def _caption(self, captions: Captions, rows: np.ndarray, work: Work, notes: dict[str, Any]) -> dict[str, str]:
         """{image_id: its new caption}, and what made them in the notes."""
+        from captune.data.parts import WINDOW
+        from captune.inference.engines import pick_engine
+
+        batches = pick_engine(self.engine, self.model) != "server"
+        size = (
+            WINDOW * self.batch_size if work.pool.shared and batches else len(rows)
+        )  # whole windows: the same batches
+        spans = [(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+        parts = [(f"recaptions-{a:09d}-{b:09d}.json", rows[a:b], b - a) for a, b in spans]
+        make = _Recaption(self, captions, work.device)
+        if work.pool.shared:
+            work.share(make, parts, f"captioning by {redact(self.model)}")
+        elif not (path := work.path(parts[0][0])).is_file():
+            make.caption(path, rows, path.with_suffix(".jsonl"), work.progress)
+        made: dict[str, str] = {}
+        bad: list[Any] = []
+        for name, *_ in parts:
+            part = json.loads(work.path(name).read_text(encoding="utf-8"))
+            made |= part["captions"]
+            bad += part["bad"]
+            notes["captioner"] = part["captioner"]
+        if bad:
+            notes["images that could not be captioned"] = bad[:1000]
+        return made
+
+
+class _Recaption:
+    """Captions parts of a set's images, in whatever process; each loads the captioner once."""
+
+    def __init__(self, settings: Rewrite, captions: Captions, device: str | None) -> None:
+        self.settings, self.captions, self.device = settings, captions, device
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Recaption, (self.settings, self.captions, self.device)
+
+    @cached_property
+    def captioner(self) -> Any:
+        from captune.inference import engines
+
+        settings = self.settings
+        return engines.load_captioner(
+            engines.pick_engine(settings.engine, settings.model),
+            settings.model,
+            adapter=settings.adapter,
+            device=self.device,
+            prompt=settings.prompt,
+            requests=settings.requests,
+        )
+
+    def __call__(self, path: Path, rows: np.ndarray) -> None:
+        """Write a part."""
+        with tempfile.TemporaryDirectory(prefix="captune-") as folder:
+            self.caption(path, rows, Path(folder) / "captions.jsonl", progress=False)
+
+    def caption(self, path: Path, rows: np.ndarray, captions: Path, progress: bool) -> None:
+        """Write a part; a caption file that is there is resumed."""
         from captune.data.captions import read_captions
         from captune.decoding import load_decoder
-        from captune.inference.engines import load_captioner, pick_engine
         from captune.inference.job import caption_source
         from captune.inference.settings import beside
 
-        path, report = work.path("recaptions.jsonl"), work.path("bad.json")
-        if not report.is_file():
-            captioner = load_captioner(
-                pick_engine(self.engine, self.model),
-                self.model,
-                adapter=self.adapter,
-                device=work.device,
-                prompt=self.prompt,
-                requests=self.requests,
-            )
-            sampling: dict[str, Any] = (
-                {} if self.temperature is None else {"do_sample": True, "temperature": self.temperature}
-            )
-            done = caption_source(
-                captioner,
-                captions.images.select(rows.tolist()),
-                path,
-                batch_size=self.batch_size,
-                workers=work.workers,
-                seed=self.seed,
-                progress=work.progress,
-                decoder=None if self.decoder is None else load_decoder(self.decoder),
-                max_new_tokens=self.max_new_tokens,
-                **sampling,
-            )
-            report.write_text(json.dumps(done.bad))
-        settings = json.loads(beside(path, "settings.json").read_text(encoding="utf-8"))
-        notes["captioner"] = {key: settings[key] for key in _SAID}
-        if bad := json.loads(report.read_text(encoding="utf-8")):
-            notes["images that could not be captioned"] = bad[:1000]
-        return read_captions(path)
+        how = self.settings
+        sampling: dict[str, Any] = (
+            {} if how.temperature is None else {"do_sample": True, "temperature": how.temperature}
+        )
+        done = caption_source(
+            self.captioner,
+            self.captions.images.select(rows.tolist()),
+            captions,
+            batch_size=how.batch_size,
+            seed=how.seed,
+            progress=progress,
+            decoder=None if how.decoder is None else load_decoder(how.decoder),
+            max_new_tokens=how.max_new_tokens,
+            **sampling,
+        )
+        settings = json.loads(beside(captions, "settings.json").read_text(encoding="utf-8"))
+        part = {
+            "captions": read_captions(captions) if done.done + done.skipped else {},
+            "bad": done.bad,
+            "captioner": {key: settings[key] for key in _SAID},
+        }
+        replace_file(path, json.dumps(part))
 
 
 def _draw(seed: int, image_id: str) -> bytes:

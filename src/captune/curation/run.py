@@ -25,11 +25,12 @@ import pyarrow.parquet as pq
 
 from captune.curation.base import CHANGE, DROP, KEEP, MOVE, SPLIT, VERDICTS, Captions, Verdicts, Work, as_settings
 from captune.curation.outputs import NAMES, check_format, write_set
-from captune.curation.reading import AT_ONCE, SCHEMA, read_source, read_table, table_writer, write_table
+from captune.curation.reading import AT_ONCE, SCHEMA, read_source, table_writer, write_table
 from captune.curation.registry import Step, read_steps
 from captune.data.sources import Source
 from captune.errors import CurationError, UsageError, redact
 from captune.utils.files import lock_folder, output_path, parse_json, remove_leftovers, replace_file, replacing
+from captune.utils.pool import Pool
 
 KIND, FORMAT = "curation", 1
 REPORT, DECISIONS, WORK = "curation.json", "decisions", ".work"
@@ -55,7 +56,9 @@ def curate(
     *,
     limit: int | None = None,
     format: str | None = None,
-    workers: int = 1,
+    engine: str = "process",
+    workers: int | None = None,
+    address: str | None = None,
     device: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -68,7 +71,10 @@ def curate(
         steps: a YAML file, or a list; see `captune.curation.registry.read_steps`.
         limit: the first so many images only.
         format: of the curated set; default: jsonl, and parquet where images are not files.
-        workers: processes that share scorers which read texts alone.
+        engine: process, or ray: the workers are Ray's, on this machine or on a cluster; the result is the same.
+        workers: processes that share scoring, encoding and captioning; default: 1, and with Ray one for each GPU,
+            else 2.
+        address: of a Ray cluster, ``host:6379`` or ``auto``; default: this machine.
         device: where models run; default: the best there is.
         overwrite: replace another curation in the folder.
         progress: show bars.
@@ -77,11 +83,12 @@ def curate(
         What `curation.json` holds.
 
     Raises:
-        UsageError: unknown steps or settings, or a folder that holds another curation.
+        UsageError: unknown steps or settings, a folder that holds another curation, or Ray is not there.
         CurationError: a set that a step cannot be applied to, or of which nothing is left.
     """
     chosen = read_steps(steps)
     check_format(format)
+    pool = Pool(workers, engine, address, device)
     folder = output_path(output, what="curated sets", folder=True)
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(folder)
@@ -100,13 +107,14 @@ def curate(
         remove_leftovers(folder)
         captions, about = _source(source, limit, work)
         records = []
-        for number, (name, operation) in enumerate(chosen, start=1):
-            own = Work(work / f"{number}-{name}", workers, device, progress)
-            before = captions.source
-            captions, record = _step(number, name, operation, captions, own, folder)
-            records.append(record)
-            if captions.source != before:  # with images of its own
-                about.pop("no images", None)
+        with pool:
+            for number, (name, operation) in enumerate(chosen, start=1):
+                own = Work(work / f"{number}-{name}", pool, device, progress)
+                before = captions.source
+                captions, record = _step(number, name, operation, captions, own, folder)
+                records.append(record)
+                if captions.source != before:  # with images of its own
+                    about.pop("no images", None)
         result = write_set(captions, folder, format, about.get("no images"))
         report = {
             "kind": KIND,
@@ -183,7 +191,7 @@ def _source(source: str, limit: int | None, work: Path) -> tuple[Captions, dict[
     if not about.is_file():
         replace_file(about, json.dumps(read_source(source, limit, captions, images)))
     found = parse_json(about.read_bytes(), str(about), error=CurationError)
-    return Captions(source, read_table(captions), read_table(images)["image_id"]), found
+    return Captions.open(source, captions, images), found
 
 
 def _images(captions: Captions) -> int:
@@ -211,12 +219,12 @@ def _step(
     kept = parse_json(mark.read_bytes(), str(mark), error=CurationError)
     record = kept["record"]
     if kept["images of"] is None:
-        left = Captions(captions.source, read_table(path), captions.image_ids, kept["fresh"])
+        assert captions.files is not None
+        left = Captions.open(captions.source, path, captions.files[1], kept["fresh"])
         if "images" in captions.__dict__:  # they are loaded already
             left.__dict__["images"] = captions.images
     else:
-        ids = read_table(path.with_suffix(".images"))["image_id"]
-        left = Captions(kept["images of"], read_table(path), ids, kept["fresh"])
+        left = Captions.open(kept["images of"], path, path.with_suffix(".images"), kept["fresh"])
     if not len(left):
         raise CurationError(
             f"step {number}, {name}, leaves no caption ({'; '.join(record['reasons'])}): see "

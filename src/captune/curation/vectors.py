@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
 
-from captune.curation.base import Work
+from captune.curation.base import Captions, Work, keep
+from captune.curation.reading import read_table, write_table
 from captune.data.checking import without_bad
 from captune.data.columns import LazyImages
-from captune.models.encoders import EncodesImages, EncodesTexts, unit_vectors
+from captune.errors import CurationError
+from captune.models.encoders import unit_vectors
 from captune.utils.files import replacing
-from captune.utils.progress import Bar
 
+logger = logging.getLogger(__name__)
 TEXTS, IMAGES = 512, 64  # of a part
 
 
-def text_vectors(texts: pa.ChunkedArray, encoder: EncodesTexts, work: Work, name: str) -> np.ndarray:
+class Loaded:
+    """An encoder that every process loads once, by its name; it has to be the same in all of them.
+
+    Args:
+        load: a function of `captune.models.encoders`.
+        name: of the encoder.
+        device: where it runs.
+        digest: of the encoder that was loaded first.
+    """
+
+    def __init__(self, load: Callable[..., Any], name: str, device: str | None, digest: str | None = None) -> None:
+        self.load, self.name, self.device, self.digest = load, name, device, digest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Loaded, (self.load, self.name, self.device, self.it.digest)
+
+    @cached_property
+    def it(self) -> Any:
+        """The encoder.
+
+        Raises:
+            CurationError: a worker has other weights.
+        """
+        made = self.load(self.name, self.device)
+        if self.digest not in (None, made.digest):
+            raise CurationError(f"a worker has other weights of {self.name} than the process that it works for")
+        return made
+
+
+def text_vectors(texts: pa.ChunkedArray, encoder: Loaded, work: Work, name: str) -> np.ndarray:
     """Return (N, D) float32 unit vectors of texts, memory-mapped.
 
     Args:
@@ -28,71 +61,96 @@ def text_vectors(texts: pa.ChunkedArray, encoder: EncodesTexts, work: Work, name
         work: keeps the parts, and the whole.
         name: of these vectors among those of the step.
     """
-
-    def part(start: int) -> np.ndarray:
-        said = texts.slice(start, TEXTS).to_pylist()
-        return unit_vectors(encoder.encode_texts(said), said)
-
-    return encoded(len(texts), TEXTS, part, work, f"{name}-{encoder.digest}", f"encoding texts by {encoder.name}")
+    path = work.path(f"{name}.arrow").absolute()
+    if work.pool.shared and not path.is_file():
+        write_table(pa.table({"text": texts}), path)
+    return _encoded(np.arange(len(texts)), TEXTS, _Texts(encoder, texts, path), work, name)
 
 
 def image_vectors(
-    images: Dataset, ids: Sequence[str], encoder: EncodesImages, work: Work, name: str
+    captions: Captions, encoder: Loaded, work: Work, name: str, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (n, D) float32 unit vectors, memory-mapped, of the images that open, and their n rows, ascending.
+    """Return (n, D) float32 unit vectors, memory-mapped, of images, and their n rows, ascending.
 
     Args:
-        images: a source's.
-        ids: of its images, in its order.
+        captions: whose images.
         encoder: what encodes them.
         work: keeps the parts, and the whole.
         name: of these vectors among those of the step.
+        rows: of images that are known to open; None: all that open.
     """
-    row_of = {image_id: row for row, image_id in enumerate(ids)}
-    mark = f"{name}-{encoder.digest}"
-
-    def part(start: int) -> np.ndarray:
-        good, bad = without_bad(images.select(range(start, min(start + IMAGES, len(ids)))), progress=False)
-        unusable = {row_of[image_id] for image_id, _ in bad}
-        rows = [row for row in range(start, min(start + IMAGES, len(ids))) if row not in unusable]
-        work.keep(f"{mark}-rows-{start:09d}", np.array(rows, dtype=np.int64))
-        if not rows:
-            return np.zeros((0, 0), dtype=np.float32)
-        return unit_vectors(encoder.encode_images(list(LazyImages(good))), [ids[row] for row in rows])
-
-    vectors = encoded(len(ids), IMAGES, part, work, mark, f"encoding images by {encoder.name}")
-    rows_of = [np.load(work.path(f"{mark}-rows-{start:09d}.npy")) for start in range(0, len(ids), IMAGES)]
-    return vectors, np.concatenate(rows_of)
+    wanted = np.arange(len(captions.image_ids)) if rows is None else rows
+    vectors = _encoded(wanted, IMAGES, _Images(encoder, captions, rows is not None), work, name)
+    if rows is not None:
+        return vectors, rows
+    paths = [_rows_beside(work.path(part)) for part, *_ in _parts(wanted, IMAGES, name, encoder)]
+    return vectors, np.concatenate([np.load(path) for path in paths])
 
 
-def encoded(count: int, size: int, make: Callable[[int], np.ndarray], work: Work, name: str, what: str) -> np.ndarray:
-    """Return the vectors of `count` things, memory-mapped; a part that is on the disk is not made again.
+class _Texts:
+    def __init__(self, encoder: Loaded, texts: pa.ChunkedArray, path: Path) -> None:
+        self.encoder, self.texts, self.path = encoder, texts, path
 
-    Args:
-        count: of the things.
-        size: of a part.
-        make: the vectors of the part that begins at a place.
-        work: keeps the parts until the whole is there.
-        name: of these vectors among those of the step.
-        what: for the bar.
-    """
-    whole = work.path(f"{name}.npy")
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Texts.open, (self.encoder, self.path)
+
+    @classmethod
+    def open(cls, encoder: Loaded, path: Path) -> _Texts:
+        return cls(encoder, read_table(path)["text"], path)
+
+    def __call__(self, path: Path, places: np.ndarray) -> int:
+        """Write the vectors of a part; tell how many of the texts were cut."""
+        encoder, said = self.encoder.it, self.texts.take(pa.array(places)).to_pylist()
+        before = getattr(encoder, "truncated", 0)
+        keep(path, unit_vectors(encoder.encode_texts(said), said))
+        return int(getattr(encoder, "truncated", 0) - before)
+
+
+class _Images:
+    def __init__(self, encoder: Loaded, captions: Captions, open_all: bool) -> None:
+        self.encoder, self.captions, self.open_all = encoder, captions, open_all
+
+    def __call__(self, path: Path, rows: np.ndarray) -> None:
+        """Write the vectors of a part."""
+        images, ids = self.captions.images.select(rows.tolist()), self.captions.image_ids.take(rows).to_pylist()
+        if not self.open_all:
+            images, bad = without_bad(images, progress=False)
+            unusable = {image_id for image_id, _ in bad}
+            opens = np.array([image_id not in unusable for image_id in ids], dtype=bool)
+            rows, ids = rows[opens], [image_id for image_id in ids if image_id not in unusable]
+            keep(_rows_beside(path), rows)
+        if not len(rows):
+            keep(path, np.zeros((0, 0), dtype=np.float32))
+            return
+        keep(path, unit_vectors(self.encoder.it.encode_images(list(LazyImages(images))), ids))
+
+
+def _rows_beside(path: Path) -> Path:
+    return path.with_name(f"rows-{path.name}")
+
+
+def _parts(places: np.ndarray, size: int, name: str, encoder: Loaded) -> list[tuple[str, np.ndarray, int]]:
+    parts = [(start, places[start : start + size]) for start in range(0, len(places), size)]
+    return [(f"{name}-{encoder.it.digest}-{start:09d}.npy", part, len(part)) for start, part in parts]
+
+
+def _encoded(places: np.ndarray, size: int, make: _Texts | _Images, work: Work, name: str) -> np.ndarray:
+    """The vectors of what is at some places, memory-mapped; a part that is on the disk is not made again."""
+    encoder: Loaded = make.encoder
+    whole = work.path(f"{name}-{encoder.it.digest}-{len(places)}.npy")
     if not whole.is_file():
-        starts = range(0, count, size)
-        paths = [work.path(f"{name}-{start:09d}.npy") for start in starts]
-        todo = [(start, path) for start, path in zip(starts, paths, strict=True) if not path.is_file()]
-        with Bar(total=count, desc=what, unit="", show=work.progress, delay=2) as bar:
-            bar.update(count - sum(min(size, count - start) for start, _ in todo))
-            for start, path in todo:
-                work.keep(path.stem, make(start))
-                bar.update(min(size, count - start))
+        parts = _parts(places, size, name, encoder)
+        told = work.share(make, parts, f"encoding by {encoder.name}")
+        if cut := sum(number for number in told if number):
+            logger.warning("%d texts are longer than %s reads, and were cut", cut, encoder.name)
+        paths = [work.path(part) for part, *_ in parts]
         _join(paths, whole)
         for path in paths:
             path.unlink()
     return np.load(whole, mmap_mode="r")
 
 
-def _join(parts: list[Path], whole: Path) -> None:
+def _join(parts: Sequence[Path], whole: Path) -> None:
     shapes = [np.load(part, mmap_mode="r").shape for part in parts]  # one is open at a time
     shape = sum(length for length, _ in shapes), max((width for _, width in shapes), default=0)
     with replacing(whole) as temporary:

@@ -38,6 +38,7 @@ REFERENCE_KEYS = (
     "txt",
     "answer",
 )
+KEPT = ("scene", "alt_text", "objects")  # columns besides that scorers read
 TEXT_SUFFIXES = frozenset((".txt", ".csv", ".tsv", ".token"))
 
 
@@ -61,12 +62,14 @@ class Entry(NamedTuple):
         name: its file, relative to the image folder; None: only the id is known.
         references: its captions.
         number: the line or the entry that names it first.
+        kept: what stands there of the columns `KEPT`; None: nothing.
     """
 
     image_id: str
     name: str | None
     references: list[str]
     number: int = 0
+    kept: dict[str, Any] | None = None
 
 
 def read_entries(path: Path, split: str | None = None) -> list[Entry]:
@@ -104,7 +107,7 @@ def _merge(path: Path, noun: str, entries: Iterable[Entry]) -> list[Entry]:
     written: dict[str, str] = {}  # ids that are not ASCII, as they were written
     blanks = Blanks()
     for entry in entries:
-        image_id, name, references, number = entry
+        image_id, name, references, number, _ = entry
         if not (image_id.isascii() and (name is None or name.isascii())):
             composed = nfc(image_id)
             if written.setdefault(composed, image_id) != image_id:
@@ -113,7 +116,7 @@ def _merge(path: Path, noun: str, entries: Iterable[Entry]) -> list[Entry]:
                     f"(the other in {noun} {merged[composed].number}); write it in one"
                 )
             image_id, name = composed, None if name is None else nfc(name)
-            entry = Entry(image_id, name, references, number)
+            entry = entry._replace(image_id=image_id, name=name)
         if (len(references) != 1 or len(references[0]) <= LONGEST_MISSING) and blanks.remove(references):
             blanks.note(f"{path}, {noun} {number}")
         first = merged.setdefault(image_id, entry)
@@ -355,10 +358,21 @@ def _swallowed(row: list[str], number: int, options: dict[str, Any], name: str, 
 
 def _read_jsonl(path: Path) -> Iterator[Entry]:
     for number, row in jsonl_rows(path, whole=True):
-        yield _row_entry(row, path, "line", number)
+        yield row_entry(row, path, "line", number)
 
 
-def _row_entry(row: dict[str, Any], path: Path, noun: str, number: int) -> Entry:
+def row_entry(row: dict[str, Any], path: Path, noun: str, number: int) -> Entry:
+    """Return the image of an object in JSON, blank captions too.
+
+    Args:
+        row: the object.
+        path: of the file, for errors.
+        noun: what the file calls it.
+        number: its place.
+
+    Raises:
+        SourceError: it has no image and no id.
+    """
     image_key, id_key, reference_key = (first_key(row, keys) for keys in (IMAGE_KEYS, ID_KEYS, REFERENCE_KEYS))
     name = row[image_key] if image_key else None
     if isinstance(name, dict):
@@ -374,7 +388,8 @@ def _row_entry(row: dict[str, Any], path: Path, noun: str, number: int) -> Entry
         image_id = as_id(image_id, f"{path}, {noun} {number}")
     value = row[reference_key] if reference_key else []
     references = [value.strip()] if isinstance(value, str) else references_at(value, f"{path}, {noun} {number}")
-    return Entry(image_id, name, references, number)
+    kept = None if row.keys().isdisjoint(KEPT) else {key: row[key] for key in KEPT if key in row}
+    return Entry(image_id, name, references, number, kept)
 
 
 def _read_json(path: Path, split: str | None) -> tuple[Iterable[Entry], str | None]:
@@ -384,7 +399,7 @@ def _read_json(path: Path, split: str | None) -> tuple[Iterable[Entry], str | No
         for number, row in enumerate(content, start=1):
             if not isinstance(row, dict):
                 raise SourceError(f"{path}, entry {number}: expected an object with 'image_id' and 'caption'")
-        return [_row_entry(row, path, "entry", number) for number, row in enumerate(content, start=1)], split
+        return [row_entry(row, path, "entry", number) for number, row in enumerate(content, start=1)], split
     if not isinstance(content, dict):
         raise SourceError(f"{path}: expected COCO or Karpathy captions, a list of results or {{id: caption}}")
     images: Any = content.get("images")
@@ -535,7 +550,7 @@ def image_paths(path: Path, folder: Path, entries: list[Entry]) -> list[str]:
     where = ImageFolder(path, folder, path.parent)
     stems = _stems(folder) if any(entry.name is None for entry in entries) else {}
     paths = []
-    for image_id, name, _, number in entries:
+    for image_id, name, _, number, _ in entries:
         if name is None:
             found = stems.get(image_id, [image_id])
             if len(found) > 1:

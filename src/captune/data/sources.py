@@ -25,7 +25,17 @@ from tqdm.auto import tqdm
 from captune.data.columns import ImageSource, column, decoded
 from captune.data.folders import files_below, listed, references_beside
 from captune.data.images import IMAGE_SUFFIXES
-from captune.data.readers import HALF, TEXT_SUFFIXES, Entry, find_image_folder, image_paths, is_utf8, nfc, read_entries
+from captune.data.readers import (
+    HALF,
+    KEPT,
+    TEXT_SUFFIXES,
+    Entry,
+    find_image_folder,
+    image_paths,
+    is_utf8,
+    nfc,
+    read_entries,
+)
 from captune.data.schemes import Scheme, scheme_of
 from captune.data.tables import FEATURES, count_rows, guarded, load_hub, load_parquet, load_saved, normalise
 from captune.data.webdataset import count_samples, load_webdataset
@@ -201,9 +211,17 @@ def _of_names(folder: Path, names: pa.StringArray, beside: dict[str, list[str]])
 
 def _arrow(where: str, rows: list[Entry], paths: pa.StringArray) -> pa.Table:
     try:
-        return _of_entries(rows, paths)
+        table = _of_entries(rows, paths)
     except UnicodeEncodeError:  # rare, so it is looked for only then
-        return _of_entries(_whole_text(where, rows), paths)
+        rows = _whole_text(where, rows)
+        table = _of_entries(rows, paths)
+    for name in KEPT:
+        if any(row.kept is not None and name in row.kept for row in rows):
+            try:
+                table = table.append_column(name, pa.array([(row.kept or {}).get(name) for row in rows]))
+            except (pa.ArrowException, UnicodeEncodeError) as error:
+                logger.warning("%s: the column %s is not read: its values are not of one kind (%s)", where, name, error)
+    return table
 
 
 def _of_entries(rows: list[Entry], paths: pa.StringArray) -> pa.Table:

@@ -30,14 +30,13 @@ from datasets.table import CastError
 
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.paths import ImageFolder
-from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, Blanks, as_id, first_key, nfc, references_at
+from captune.data.readers import ID_KEYS, IMAGE_KEYS, KEPT, REFERENCE_KEYS, Blanks, as_id, first_key, nfc, references_at
 from captune.errors import CaptuneError, SourceError
 
 logger = logging.getLogger(__name__)
 
 SUFFIX_COLUMNS = tuple(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))  # webdataset names columns after suffixes
 FEATURES = Features({"image": Image(decode=False), "image_id": Value("string"), "references": List(Value("string"))})
-KEPT = ("scene", "alt_text", "objects")
 
 
 def load_saved(path: Path, split: str | None) -> Dataset:

@@ -100,7 +100,7 @@ class Captioner:
         prompt: the text beside the image.
         eos_ids: the tokens that end a caption; training appends the first.
         vision_cache: what `share_vision` installed last, if anything.
-        condition: what its adapter was trained under, if anything.
+        condition: what its adapter, or what was merged into it, was trained under, if anything.
 
     Args:
         model: of `AutoModelForImageTextToText`.
@@ -170,17 +170,17 @@ class Captioner:
         if adapter is not None:
             captioner.model = loading.load_adapter(captioner.core, adapter, trainable=adapter_trainable)
             captioner.model.eval()
-            captioner.condition = read_condition(adapter)
-            if captioner.condition is not None and prompt is None:
-                captioner.prompt = captioner.condition.prompts[captioner.condition.highest]
-                logger.warning(
-                    "%s was trained under a condition: captions are asked for %s=%s, the highest; another with "
-                    "--condition (known: %s)",
-                    adapter,
-                    captioner.condition.column,
-                    captioner.condition.highest,
-                    ", ".join(captioner.condition.prompts),
-                )
+        captioner.condition = read_condition(adapter) or read_condition(source)  # beside merged weights
+        if captioner.condition is not None and prompt is None:
+            captioner.prompt = captioner.condition.prompts[captioner.condition.highest]
+            logger.warning(
+                "%s was trained under a condition: captions are asked for %s=%s, the highest; another with "
+                "--condition (known: %s)",
+                adapter or name_or_path,
+                captioner.condition.column,
+                captioner.condition.highest,
+                ", ".join(captioner.condition.prompts),
+            )
         if not load_in_4bit:  # which places the weights itself
             cast(nn.Module, captioner.core).to(device)
         return captioner
@@ -769,6 +769,8 @@ class Captioner:
         self.merge_adapter()
         self.core.save_pretrained(output)
         self.processor.save_pretrained(output)
+        if self.condition is not None:
+            self.condition.save(Path(output))
         return Path(output)
 
     def save_adapter(self, folder: str | Path) -> Path:

@@ -1,9 +1,9 @@
 """A condition that an adapter was trained under, such as NoC's alignment level, as words before the prompt.
 
 NoC (Kang et al., ICCV 2023) gives its decoder an embedding per level; in words (`level 7`) every vision-language model
-can be told, and LoRA learns what they mean. What was seen in training lies beside the adapter, in ``condition.json``: a
-level that was not is refused. Asked for nothing, an adapter with a condition captions under the highest one, as in
-NoC's figure 3: under none it would be asked for what it never learned.
+can be told, and LoRA learns what they mean. What was seen in training lies beside the adapter, or the weights that it
+is merged into, in ``condition.json``: a level that was not is refused. Asked for nothing, an adapter with a condition
+captions under the highest one, as in NoC's figure 3: under none it would be asked for what it never learned.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def as_written(value: Any) -> str:
 
 
 def read_condition(adapter: str | os.PathLike[str] | None) -> Condition | None:
-    """Return the condition that an adapter's folder names; None for adapters without one.
+    """Return the condition that the folder of an adapter, or of merged weights, names; None without one.
 
     Raises:
         CaptionerError: the file is not one.
@@ -83,26 +83,33 @@ def read_condition(adapter: str | os.PathLike[str] | None) -> Condition | None:
     found = read_json(file, error=CaptionerError)
     prompts = found.get("prompts") if isinstance(found, dict) else None
     if not (isinstance(prompts, dict) and prompts and all(isinstance(prompt, str) for prompt in prompts.values())):
-        raise CaptionerError(f"{file} does not say which conditions the adapter knows; train it again")
+        raise CaptionerError(f"{file} does not say which conditions the captioner knows; train it again")
     return Condition(str(found.get("column")), prompts)
 
 
-def prompt_under(adapter: str | os.PathLike[str] | None, asked: str) -> str:
+def prompt_under(
+    adapter: str | os.PathLike[str] | None, asked: str, model: str | os.PathLike[str] | None = None
+) -> str:
     """Return the prompt of what is asked, ``level=7``.
 
+    Args:
+        adapter: its folder.
+        asked: column and value.
+        model: the folder of the model; an adapter may be merged into it.
+
     Raises:
-        UsageError: the adapter has no condition, another one, or has not seen that value.
+        UsageError: both have no condition, another one, or have not seen that value.
     """
-    condition = read_condition(adapter)
+    condition = read_condition(adapter) or read_condition(model)
     if condition is None:
         raise UsageError(
-            f"--condition {asked}: {adapter or 'the model'} was not trained under a condition; train an adapter with "
-            "captune sft --condition COLUMN, and name it with --adapter"
+            f"--condition {asked}: {adapter or model or 'the model'} was not trained under a condition; train an "
+            "adapter with captune sft --condition COLUMN, and name it with --adapter"
         )
     column, equals, value = asked.partition("=")
     seen = ", ".join(condition.prompts)
     if column.strip() != condition.column or not equals:
-        raise UsageError(f"--condition {asked}: this adapter's condition is {condition.column}=N, N one of {seen}")
+        raise UsageError(f"--condition {asked}: the condition is {condition.column}=N, N one of {seen}")
     if value.strip() not in condition.prompts:
-        raise UsageError(f"--condition {asked}: the adapter has never seen {condition.column} {value}; it knows {seen}")
+        raise UsageError(f"--condition {asked}: training has never seen {condition.column} {value}; it knows {seen}")
     return condition.prompts[value.strip()]

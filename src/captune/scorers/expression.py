@@ -144,3 +144,8 @@ class Expression(Scorer):
     def signature(self) -> str:
         """Everything that decides the figure: settings, model, version."""
         return " ".join(f"{weight:+g} * [{part.signature}]" for part, weight in self.parts)
+
+    @property
+    def identity(self) -> str:
+        """The signature without what the captions decide."""
+        return " ".join(f"{weight:+g} * [{part.identity}]" for part, weight in self.parts)

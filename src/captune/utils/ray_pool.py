@@ -165,6 +165,7 @@ def answers(
     *,
     workers: int,
     device: str | None = None,
+    threads: int | None = None,
     retries: int = RETRIES,
 ) -> Iterator[Any]:
     """Yield what workers make of items, as it comes, in any order; an item of a lost worker is done again.
@@ -175,6 +176,7 @@ def answers(
         items: small things that can be pickled.
         workers: how many.
         device: of the models; None: a GPU for each worker where the cluster has any.
+        threads: of each worker; None: the environment's OMP_NUM_THREADS, else they have the cores between them.
         retries: workers that may be lost over one item.
 
     Raises:
@@ -191,9 +193,9 @@ def answers(
         raise SettingError(f"the cluster has {resources.get('GPU', 0):.0f} GPUs for {workers} workers: see --workers")
     cores = max(1, int(min(resources.get("CPU", 1), os.cpu_count() or 1)) // workers)
     told = os.environ.get("OMP_NUM_THREADS", "")  # Ray sets it for its workers alone
-    threads = int(told) if told.isdecimal() and int(told) else cores
+    threads = threads or (int(told) if told.isdecimal() and int(told) else cores)
     rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
-    about = pickle.dumps((begin, job, threads))
+    about = pickle.dumps((begin, job, threads, os.getcwd()))
     tries: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Tries).remote()
     try:
         found = ray.data.from_items(rows, override_num_blocks=min(len(rows), _BLOCKS)).map_batches(
@@ -246,14 +248,16 @@ class _Worker:
                     self.work = self._begin()
                 content = pickle.dumps((True, self.work(pickle.loads(item))))
             except Exception as error:
-                content = _pickled(error)
+                content = pickled(error)
             yield pa.table({"answer": pa.array([content], pa.large_binary())})
 
     def _begin(self) -> Any:
         import torch
 
-        begin, job, threads = pickle.loads(self.about)
+        begin, job, threads, folder = pickle.loads(self.about)
         torch.set_num_threads(threads)
+        with contextlib.suppress(OSError):  # a cluster's machine may have other folders
+            os.chdir(folder)
         return begin(job)
 
     def _begun(self, number: int) -> int:
@@ -272,11 +276,12 @@ class _Worker:
         if count > self.retries + 1:
             raise CaptionerError(
                 f"{count - 1} workers were lost over the same part: it may need more memory than there is; take fewer "
-                "--ray-workers or a smaller --batch-size. What is finished is kept, and the same command resumes"
+                "workers or a smaller batch size. What is finished is kept, and the same command resumes"
             )
 
 
-def _pickled(error: Exception) -> bytes:
+def pickled(error: Exception) -> bytes:
+    """Return (False, error) pickled; an error that cannot be copied is told by a plain one."""
     try:
         content = pickle.dumps((False, error))
         pickle.loads(content)

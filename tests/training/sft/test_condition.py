@@ -74,6 +74,9 @@ def test_captions_obey_the_level(tiny_folder: Any, images: list[Any], tmp_path: 
         said[level] = set(captioner.generate(images, max_new_tokens=12))
     assert said == {"0": {"a red ball"}, "1": {"two green fish"}}
     assert set(Captioner.load(model, adapter=adapter, device="cpu").generate(images, max_new_tokens=12)) == said["1"]
+    merged = Captioner.load(model, adapter=adapter, device="cpu").merge(tmp_path / "merged")
+    for asked, answer in ((None, said["1"]), (prompt_under(None, "level=0", merged), said["0"])):
+        assert set(Captioner.load(merged, device="cpu", prompt=asked).generate(images, max_new_tokens=12)) == answer
     rows = [json.loads(line) for line in (done.path / "captions/supervised.jsonl").read_text().splitlines()]
     assert {row["caption"] for row in rows} == said["1"]  # the run is measured under the highest level
 
@@ -96,7 +99,7 @@ def test_captune_caption_refuses_what_was_not_seen(tmp_path: Path, capsys: pytes
     assert list(read_condition(tmp_path / "adapter").prompts) == ["0", "1", "9", "10"]  # type: ignore[union-attr]
     assert prompt_under(tmp_path / "adapter", "level=9") == "level 9. Describe it."
     for asked, match in (
-        ("level=7", "has never seen level 7; it knows 0, 1, 9, 10"),
+        ("level=7", "never seen level 7; it knows 0, 1, 9, 10"),
         ("7", "level=N"),
         ("sim=9", "level=N"),
     ):
