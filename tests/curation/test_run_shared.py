@@ -103,7 +103,7 @@ def ray_workers() -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:
     until = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < until, "waited in vain"
