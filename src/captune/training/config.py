@@ -207,3 +207,44 @@ class RewardedConfig(RLConfig):
             raise SettingError("missing required option: --reward, a scorer or a weighted sum: 'cider + 0.5*clip'")
         for spec in parse(self.reward):
             scorer_class(spec)
+
+
+@dataclass(kw_only=True)
+class HeadsConfig:
+    """Settings of what trains small heads on frozen encoders."""
+
+    output: Path = setting("the folder to write", group="data")
+    features: Path | None = setting(
+        "a folder that keeps the frozen encoders' vectors for trainings with other settings; default: in --output, and "
+        "removed at the end",
+        None,
+        group="data",
+    )
+    overwrite: bool = setting("replace another run in --output", False, group="data")
+    device: str | None = setting(
+        "of the frozen encoders: cpu, cuda, ...; default: the best there is", None, group="model"
+    )
+    dropout: Share = setting("dropout of the frozen vectors", 0.3)
+    max_steps: Count = setting("optimiser steps", 120)
+    batch_size: Several = setting("examples per step", 256)
+    learning_rate: Rate = setting("peak learning rate of AdamW, reached by warm-up, then cosine decay", 1e-3)
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = setting("steps until the peak", 20)
+    weight_decay: Weight = setting("AdamW's weight decay", 0.1)
+    eval_steps: Count = setting("steps between two looks at what chooses the step, each with a checkpoint", 20)
+    patience: Several = setting("looks without a better figure after which training stops", 5)
+    seed: Seed = setting("random seed", 0)
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            SettingError: one is missing or out of range.
+        """
+        for field in dataclasses.fields(self):
+            if field.default is MISSING and not str(getattr(self, field.name)).strip():
+                raise SettingError(f"missing required option: {flag(field.name)}")
+        output_path(self.output, what="runs", folder=True)
+        try:
+            check_ranges(self)
+        except ValueError as error:
+            raise SettingError(str(error)) from error

@@ -22,6 +22,7 @@ from captune.cli.main import main
 from captune.errors import EncoderError, RunError, SettingError, SourceError
 from captune.models.encoders import load_encoder
 from captune.models.encoders.pair import PairEncoder, read_config
+from captune.training import heads
 from captune.training.encoder import train
 from captune.training.encoder.train import Batches, Training, fresh_heads, run
 from captune.utils.files import lock_folder
@@ -46,7 +47,7 @@ def result(path: Path) -> dict[str, bytes]:
 
 def vectors(folder: Path, name: str = "train", **changes: Any) -> Any:
     from captune.models.encoders import load_image_encoder, load_text_encoder
-    from captune.training.encoder.features import vectors_of
+    from captune.training.features import vectors_of
 
     config = tiny_pair.config(folder, folder / "none", **changes)
     encoders = load_image_encoder(config.image_encoder, "cpu"), load_text_encoder(config.text_encoder, "cpu")
@@ -164,7 +165,7 @@ def test_views_of_an_image_are_kept_and_drawn(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def in_fives(folder: Path) -> dict[str, bytes]:
     """Of a run that encodes five images at a time and is never stopped."""
-    from captune.training.encoder import features
+    from captune.training import features
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "CHUNK", 5)
@@ -176,7 +177,7 @@ def test_killed_anywhere_and_resumed_gives_the_same_bytes(
     folder: Path, in_fives: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """What is on the disk at the moment of the fault is all that the second run has."""
-    from captune.training.encoder import features
+    from captune.training import features
 
     class Killed(BaseException):
         pass
@@ -206,9 +207,9 @@ def test_killed_anywhere_and_resumed_gives_the_same_bytes(
 
             patch.setattr(Training, "advance", advance)
         elif when == "saving":
-            patch.setattr(train.checkpoints, "complete", stop)
+            patch.setattr(heads.checkpoints, "complete", stop)
         else:
-            patch.setattr(train, "save_pair", stop)
+            patch.setattr(train, "save_head", stop)
         with pytest.raises(Killed):
             run(config)
     if when == "images":
@@ -272,7 +273,7 @@ def test_other_data_under_the_same_name_is_refused_when_a_run_resumes(
     source = tiny_pair.source(tmp_path / "own")
     config = tiny_pair.config(folder, tmp_path / "run", images=source)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_pair", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(train, "save_head", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config)
     tiny_pair.source(tmp_path / "own", 1)
@@ -294,7 +295,7 @@ def test_an_image_that_was_replaced_is_no_image_of_the_checkpoint(
 ) -> None:
     config = tiny_pair.config(folder, tmp_path / "run", images=tiny_pair.source(tmp_path / "own"))
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_pair", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(train, "save_head", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config)
     tiny.picture(900, (60, 64)).save(tmp_path / "own" / "3.png")
@@ -312,7 +313,7 @@ def test_a_full_disk_is_said_with_the_file(
     def failed(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:664] unexpected pos 64 vs 0")
 
-    from captune.training.encoder import features
+    from captune.training import features
 
     config = tiny_pair.config(folder, tmp_path / "run")
     with monkeypatch.context() as patch:

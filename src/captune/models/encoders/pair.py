@@ -14,44 +14,29 @@ A pair trained on few images is weak: its `note` says how well it retrieves, and
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from captune.data.images import opened
-from captune.errors import EncoderError, SettingError, first_line
+from captune.errors import SettingError
 from captune.models.encoders.base import PAIR, EncodesImages, EncodesTexts
+from captune.models.heads import Frozen, HeadConfig, read_weights
+from captune.models.heads import read_config as read_head
 from captune.models.hub import resolve_encoder
-from captune.utils.files import read_json, replace_file, replacing
 from captune.utils.hashing import identity
-from captune.utils.loads import check_keys
 
 logger = logging.getLogger(__name__)
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = 1
 _SILENT_BATCHES = 100  # as in `captune.models.encoders.clip`
-
-
-class Frozen(BaseModel):
-    """An encoder that a pair stands on: its name, its digest, and the size of its vectors."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    digest: str
-    size: int = Field(ge=1)
 
 
 class Recall(BaseModel):
@@ -87,7 +72,7 @@ class Recall(BaseModel):
         )
 
 
-class PairConfig(BaseModel):
+class PairConfig(HeadConfig):
     """What config.json holds.
 
     Attributes:
@@ -96,11 +81,10 @@ class PairConfig(BaseModel):
         recall: None: it has not been measured.
     """
 
-    model_config = ConfigDict(extra="forbid")
-    file: ClassVar[str] = CONFIG
+    noun: ClassVar[str] = "an encoder pair"
+    verb: ClassVar[str] = "captune encoder train"
 
     model_type: str = PAIR
-    format: int = FORMAT
     image_encoder: Frozen
     text_encoder: Frozen
     width: int = Field(ge=1)
@@ -159,15 +143,8 @@ class PairEncoder:
     def __init__(
         self, heads: Heads, image_encoder: EncodesImages, text_encoder: EncodesTexts, config: PairConfig, *, name: str
     ) -> None:
-        for what, needed, given in (
-            ("image encoder", config.image_encoder, image_encoder),
-            ("text encoder", config.text_encoder, text_encoder),
-        ):
-            if needed.digest != given.digest:
-                raise EncoderError(
-                    f"{name} was trained on the {what} {needed.name}@{needed.digest}, not on "
-                    f"{given.name}@{given.digest}: its heads say nothing of another encoder's vectors"
-                )
+        config.check("image encoder", config.image_encoder, image_encoder, name)
+        config.check("text encoder", config.text_encoder, text_encoder, name)
         self.heads = heads.eval().requires_grad_(False)
         self.image_encoder, self.text_encoder, self.config, self.name = image_encoder, text_encoder, config, name
         modules = {"heads": heads, "images": getattr(image_encoder, "model", None)}
@@ -185,13 +162,7 @@ class PairEncoder:
         folder = Path(resolve_encoder(name))
         config = read_config(folder)
         heads = Heads(config.image_encoder.size, config.text_encoder.size, config.width)
-        try:
-            weights = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise EncoderError(f"{folder / WEIGHTS} cannot be read: {first_line(error)}") from error
-        remedy = "Train it again with captune encoder train."
-        check_keys(weights, heads.state_dict(), what=f"encoder pair {name!r}", remedy=remedy, error=EncoderError)
-        heads.load_state_dict(weights)
+        read_weights(folder, heads, PairConfig, name)
         pair = cls(heads, image_encoder, text_encoder, config, name=name)
         logger.warning("%s is an %s; read its scores beside that", name, pair.note)
         return pair
@@ -279,28 +250,10 @@ def squeezed(image: Image.Image) -> Image.Image:
     return image if image.width == image.height else image.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def save_pair(folder: Path, heads: Heads, config: PairConfig) -> None:
-    """Write the heads, then config.json, without which the folder is no encoder; each in one step."""
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in heads.state_dict().items()}, temporary)
-    replace_file(folder / CONFIG, json.dumps(config.model_dump(), indent=1, ensure_ascii=False) + "\n")
-
-
 def read_config(folder: Path) -> PairConfig:
     """Read a pair's config.json.
 
     Raises:
         EncoderError: it is of another format, or not whole; says what is wrong.
     """
-    path = folder / CONFIG
-    content = read_json(path, error=EncoderError)
-    if not isinstance(content, Mapping) or content.get("model_type") != PAIR:
-        raise EncoderError(f"{path} is not that of an encoder pair; train one with captune encoder train")
-    if content.get("format") != FORMAT:
-        raise EncoderError(f"{path} has format {content.get('format')!r}; this captune reads {FORMAT}")
-    try:
-        return PairConfig.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise EncoderError(f"{path}: {where}: {first['msg']}; train the pair again") from error
+    return read_head(folder, PairConfig)

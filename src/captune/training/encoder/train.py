@@ -11,36 +11,30 @@ import json
 import logging
 import math
 import shlex
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from captune.data import column, load_images, without_bad
 from captune.data.sources import held_out_number
-from captune.errors import RunError, SourceError, TrainingError, redact
+from captune.errors import SourceError, redact
 from captune.models.encoders import check_frozen, load_image_encoder, load_text_encoder
-from captune.models.encoders.pair import CONFIG, WEIGHTS, Frozen, Heads, PairConfig, Recall, save_pair
-from captune.runs import checkpoints
+from captune.models.encoders.pair import Heads, PairConfig, Recall
+from captune.models.heads import CONFIG, WEIGHTS, Frozen, save_head
 from captune.runs.card import cell, code, one_line
 from captune.runs.run_dir import RunDir
 from captune.training.encoder.config import EncoderConfig
-from captune.training.encoder.features import Captioned, Vectors, vectors_of
 from captune.training.encoder.objective import RANKS, info_nce, mean_recall, recall
-from captune.utils.files import discard, naming
+from captune.training.features import Captioned, Vectors, vectors_of, without_shared
+from captune.training.heads import FEATURES, HeadTraining, fit, opened_run, without_leftovers
 from captune.utils.hashing import fingerprint
-from captune.utils.progress import Bar
 from captune.utils.skipped import skip
 
 logger = logging.getLogger(__name__)
 FEW = 50  # images among which recall says little
-FEATURES = "features"
 PARTS = (CONFIG, WEIGHTS, FEATURES)  # config.json first: without it an earlier pair is none
-_SAME = 1 - 1e-5  # cosine from which two images are one
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -102,24 +96,6 @@ def three_parts(config: EncoderConfig) -> tuple[Captioned, Captioned, Captioned]
     return train, choice, unseen
 
 
-def without_shared(part: Vectors, use: str, *others: Vectors) -> Vectors:
-    """Return a part without the images that also stand in others, by id or by pixels; each is counted.
-
-    Args:
-        part: what is left of it is returned.
-        use: what it is for, for the count.
-        others: whose images it may not share.
-    """
-    shared = torch.zeros(len(part), dtype=torch.bool)
-    for other in others:
-        shared |= (part.images[:, 0] @ other.images[:, 0].T).amax(dim=1) >= _SAME
-        known = set(other.ids)
-        shared |= torch.tensor([image_id in known for image_id in part.ids], dtype=torch.bool)
-    for row in shared.nonzero().flatten().tolist():
-        skip(f"images {use} that also stand among those held out from it", part.ids[row])
-    return part.select((~shared).nonzero().flatten().tolist()) if bool(shared.any()) else part
-
-
 # -- steps -------------------------------------------------------------------------------------------------------------
 
 
@@ -169,110 +145,27 @@ class Batches:
         return self.data.images[torch.from_numpy(rows), views], self.data.texts[texts], excused
 
 
-class Training:
-    """The heads and all that a checkpoint holds of them.
+class Training(HeadTraining):
+    """The heads of a pair, and all that a checkpoint holds of them."""
 
-    Attributes:
-        step: how many are done.
-        best: (mean recall, step) of the best look so far.
-        waited: looks since.
-        data: a digest of what trains.
-
-    Args:
-        heads: as they begin.
-        config: the run's settings.
-    """
+    heads: Heads
+    figure = "recall"
 
     def __init__(self, heads: Heads, config: EncoderConfig) -> None:
-        self.heads, self.config = heads, config
-        weights = [p for name, p in heads.named_parameters() if name != "log_scale"]
-        groups: list[dict[str, Any]] = [{"params": weights}, {"params": [heads.log_scale], "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.step, self.waited, self.data = 0, 0, ""
-        self.best: tuple[float, int] = (-1.0, 0)
-        self.kept = self._weights()
+        super().__init__(heads, config, undecayed=("log_scale",))
 
-    @property
-    def over(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.step >= self.config.max_steps or self.waited >= self.config.patience
+    def loss(self, *batch: Tensor) -> Tensor:
+        """Return the loss of images (B, S), texts (B + M, S') and which are excused (B, B + M)."""
+        images, texts, excused = batch
+        return info_nce(self.heads.image(images), self.heads.text(texts), self.heads.log_scale, excused)
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.heads.state_dict().items()}
+    def measure(self, choice: Vectors) -> float:
+        """Return the mean recall on the choice images."""
+        return mean_recall(measured(self.heads, choice, "the choice images"))
 
-    def advance(self, images: Tensor, texts: Tensor, excused: Tensor) -> float:
-        """Take a step; return its loss.
-
-        Raises:
-            TrainingError: the loss is not finite.
-        """
-        config = self.config
-        warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
-        rate = config.learning_rate * warm * (1 + math.cos(math.pi * self.step / config.max_steps)) / 2
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(int(np.random.default_rng((config.seed, self.step, 1)).integers(2**31)))  # of dropout
-        self.heads.train()
-        loss = info_nce(self.heads.image(images), self.heads.text(texts), self.heads.log_scale, excused)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"training stopped at step {self.step + 1}: the loss is {value}; a lower --learning-rate may help"
-            )
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.step += 1
-        return value
-
-    def look(self, choice: Vectors) -> float:
-        """Measure the choice images; keep the heads if they are the best so far. Returns the mean recall."""
-        found = mean_recall(measured(self.heads, choice, "the choice images"))
-        if found > self.best[0]:
-            self.best, self.waited, self.kept = (found, self.step), 0, self._weights()
-        else:
-            self.waited += 1
-        return found
-
-    def save(self, run_dir: RunDir) -> None:
-        """Write a checkpoint, and remove the one before."""
-        folder = run_dir.path / f"checkpoint-{self.step}"
-        try:
-            with naming(folder):
-                self._write(folder, run_dir)
-        except OSError as error:
-            raise RunError(
-                f"{folder} could not be saved: {error.strerror or error}; the same command resumes"
-            ) from error
-        checkpoints.rotate(run_dir.path, 1, None)
-
-    def _write(self, folder: Path, run_dir: RunDir) -> None:
-        discard(folder)
-        folder.mkdir(parents=True)
-        save_file(self._weights(), folder / "heads.safetensors")
-        save_file(self.kept, folder / "best.safetensors")
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        state = {"global_step": self.step, "best": self.best, "waited": self.waited, "data": self.data}
-        (folder / checkpoints.STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
-        checkpoints.complete(folder, lines=run_dir.lines())
-
-    def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            RunError: it was trained on other data.
-        """
-        state = checkpoints.trainer_state(folder)
-        if state["data"] != self.data:
-            raise RunError(
-                f"{folder} was trained on other images or captions than those that the same source holds now; pass "
-                "--overwrite, or name another --output"
-            )
-        self.heads.load_state_dict(load_file(folder / "heads.safetensors"))
-        self.kept = load_file(folder / "best.safetensors")
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-        self.step, self.waited = state["global_step"], state["waited"]
-        self.best = (state["best"][0], state["best"][1])
+    def logged(self) -> dict[str, float]:
+        """Return the inverse temperature."""
+        return {"scale": float(self.heads.log_scale.detach().exp())}
 
 
 @torch.no_grad()
@@ -287,15 +180,9 @@ def measured(heads: Heads, data: Vectors, source: str) -> Recall:
 
 def run(config: EncoderConfig) -> RunDir:
     """Train a pair, state its recall, save it; a run that was stopped resumes, a finished one is left as it is."""
-    run_dir = RunDir(config.output, PARTS)
-    resume = (run_dir.path / "config.yaml").is_file() and not config.overwrite
-    settings = {name: value for name, value in asdict(config).items() if name != "features"}  # which decides no figure
-    run_dir.claim({"method": "encoder", **settings}, resume=resume, overwrite=config.overwrite)
+    run_dir = opened_run(config, "encoder", PARTS)
     if run_dir.done:
-        logger.warning("%s is already finished: --overwrite trains it again", run_dir.path)
         return run_dir
-    if run_dir.resumes:
-        run_dir.when_begun(run_dir.recover)
     parts = three_parts(config)
     if len(parts[0]) < config.batch_size:
         raise SourceError(
@@ -329,7 +216,8 @@ def run(config: EncoderConfig) -> RunDir:
             f"{config.images}: {len(train)} images are left to learn from, fewer than a batch of {config.batch_size}"
         )
     training = Training(fresh_heads(train, config), config)
-    fit(training, train, choice, run_dir)
+    training.data = fingerprint(json.dumps([train.ids, train.captions, train.contents]))
+    fit(training, Batches(train, config).draw, choice, run_dir)
     training.heads.load_state_dict(training.kept)
     found = measured(training.heads, unseen, redact(parts[2].source))
     if len(unseen) < FEW:
@@ -344,10 +232,8 @@ def run(config: EncoderConfig) -> RunDir:
         whole_image=config.whole_image,
         recall=found,
     )
-    save_pair(run_dir.path, training.heads, pair)
-    discard(run_dir.path / FEATURES)
-    for folder in (*run_dir.checkpoints(), *run_dir.path.glob(f"{checkpoints.ASIDE}checkpoint-*")):
-        discard(folder)
+    save_head(run_dir.path, training.heads, pair)
+    without_leftovers(run_dir)
     return run_dir.finish(card(run_dir, config, found, training.best[1], len(train)))
 
 
@@ -358,26 +244,6 @@ def fresh_heads(train: Vectors, config: EncoderConfig) -> Heads:
     heads.image.measure(train.images.flatten(0, 1))
     heads.text.measure(train.texts)
     return heads
-
-
-def fit(training: Training, train: Vectors, choice: Vectors, run_dir: RunDir) -> None:
-    """Train to the end, or until recall on the choice images has not risen for a while; resumes from a checkpoint."""
-    config, last = training.config, checkpoints.newest(run_dir.path)
-    training.data = fingerprint(json.dumps([train.ids, train.captions, train.contents]))
-    if last is not None:
-        training.restore(last)
-        logger.warning("%s is resumed after step %d", run_dir.path, training.step)
-    batches = Batches(train, config)
-    with Bar(total=config.max_steps, initial=training.step, desc="training", unit="step") as bar:
-        while not training.over:
-            loss = training.advance(*batches.draw(training.step))
-            bar.update()
-            if training.step % config.eval_steps == 0 or training.step == config.max_steps:
-                found = training.look(choice)
-                scale = float(training.heads.log_scale.detach().exp())
-                run_dir.log(step=training.step, loss=loss, scale=scale, recall=found)
-                bar.set_postfix(loss=f"{loss:.3f}", recall=f"{found:.1%}")
-                training.save(run_dir)
 
 
 def card(run_dir: RunDir, config: EncoderConfig, found: Recall, step: int, images: int) -> str:

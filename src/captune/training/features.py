@@ -1,4 +1,4 @@
-"""The frozen side of an encoder pair, computed once: vectors of images and captions in files that a killed run keeps.
+"""What frozen encoders make of images and captions, computed once, in files that a killed run keeps.
 
     <digest>/images/vectors.npy  (N, V, S) float32, V views of each image
     <digest>/texts/vectors.npy   (M, S) float32                              each beside an index.json
@@ -33,10 +33,12 @@ from captune.models.encoders.pair import frozen_vectors
 from captune.utils.files import discard, lock_folder, naming, read_json, replace_file
 from captune.utils.hashing import fingerprint
 from captune.utils.progress import Bar
+from captune.utils.skipped import skip
 
 CHUNK = 32  # images encoded together
 TEXTS = 512  # captions encoded together
 INDEX = "index.json"
+_SAME = 1 - 1e-5  # cosine from which two images are one
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,24 @@ def vectors_of(
         texts = _kept(own / "texts", about, len(captions), TEXTS, encode_texts, f"captions of {data.source}")
     owners = [row for row, own in enumerate(data.captions) for _ in own]
     return Vectors(data.ids, images, texts, captions, owners, contents)
+
+
+def without_shared(part: Vectors, use: str, *others: Vectors) -> Vectors:
+    """Return a part without the images that also stand in others, by id or by pixels; each is counted.
+
+    Args:
+        part: what is left of it is returned.
+        use: what it is for, for the count.
+        others: whose images it may not share.
+    """
+    shared = torch.zeros(len(part), dtype=torch.bool)
+    for other in others:
+        shared |= (part.images[:, 0] @ other.images[:, 0].T).amax(dim=1) >= _SAME
+        known = set(other.ids)
+        shared |= torch.tensor([image_id in known for image_id in part.ids], dtype=torch.bool)
+    for row in shared.nonzero().flatten().tolist():
+        skip(f"images {use} that also stand among those held out from it", part.ids[row])
+    return part.select((~shared).nonzero().flatten().tolist()) if bool(shared.any()) else part
 
 
 def contents_of(data: Captioned) -> list[str]:
