@@ -13,10 +13,11 @@ from PIL import Image
 
 from captune.annotation.battles import Battles
 from captune.annotation.edits import Edits, Reviewed, write_references
-from captune.annotation.pairs import Pair, pairs_of, read_pairs, write_pairs
+from captune.annotation.pairs import pairs_of, write_pairs
 from captune.cli.main import main
 from captune.data import load_images, load_references
 from captune.errors import AnnotationError, EvaluationError, UsageError
+from captune.evaluation.preferences import Pair, read_pairs
 from captune.utils.skipped import counting
 
 IDS = ("a.png", "b.png", "c.png", "d.png")

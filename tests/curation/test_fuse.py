@@ -11,7 +11,9 @@ import pytest
 from curation_sets import run, write
 
 from captune.curation.fuse import Fuse, read_reply
-from captune.errors import CurationError, UsageError
+from captune.data import load_images
+from captune.data.schemes import scheme_of
+from captune.errors import CurationError, SpecError, UsageError
 from captune.models.answerers import Prompt
 
 RAW = [["Rex in {raw} Paris", "img_001"], ["a boat"], ["nothing else is known"], ["a cat"]]
@@ -150,3 +152,55 @@ def test_wrong_settings(source: str, writers: dict[str, Recorded], tmp_path: Pat
     (tmp_path / "found.jsonl").write_text('{"image_id": "i0", "objects": [3]}\n')
     with pytest.raises(CurationError, match="line 1: objects holds no text, list of texts"):
         run(source, tmp_path / "out2", settings(tmp_path, "one"))
+
+
+def on_storybook(tmp_path: Path, *model: str, **more: Any) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """Twelve alt texts, fused with a true caption of each image, or with another image's where the number is odd."""
+    truth = load_images("storybook:val?n=12", decode=False)
+    told = [truth[i if i % 2 == 0 else (i + 1) % 12]["references"][0] for i in range(12)]
+    (tmp_path / "told.jsonl").write_text(
+        "".join(
+            json.dumps({"image_id": image_id, "caption": text}) + "\n"
+            for image_id, text in zip(truth["image_id"], told, strict=True)
+        )
+    )
+    step = {"fuse": {"model": list(model), "captions": [str(tmp_path / "told.jsonl")], **more}}
+    _, rows = run("storybook:val?n=12&caption=alt_text", tmp_path / "out", step)
+    false = [
+        [one.text for one in scheme_of("storybook:val").statements((row["after"] or [""])[0], scene) if not one.true]
+        for row, scene in zip(rows, truth["scene"], strict=True)
+    ]
+    return rows, false
+
+
+def test_the_grammar_writes_and_an_exact_judge_refuses_what_contradicts(tmp_path: Path) -> None:
+    rows, false = on_storybook(tmp_path, "storybook")
+    assert {row["reason"] for row in rows if row["verdict"] == "change"} == {"fused"}
+    contradicts = [bool(own) for own in false]
+    assert 4 <= sum(contradicts) <= 11
+    (tmp_path / "checked").mkdir()
+    checked, left = on_storybook(tmp_path / "checked", "storybook", check="nli", least=1)
+    assert not any(left)
+    for row, before, wrong in zip(checked, rows, contradicts, strict=True):
+        if wrong:
+            assert (row["verdict"], row["reason"]) == ("keep", "what was written is below 1 by nli: as it was")
+        else:
+            assert (row["verdict"], row["after"]) == (before["verdict"], before["after"])
+
+
+def test_a_writer_that_contradicts_its_sources_is_refused_and_another_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two writers one says what cannot be true; the exact nli refuses it, and of the other what is false."""
+    liar = Recorded("liar")
+    liar.replies = {"": "a cat in the snow and a cup in the city"}  # a scene has one background
+    monkeypatch.setattr("captune.models.answerers.load_answerer", lambda name, **_: liar)
+    rows, _ = on_storybook(tmp_path, "liar", "storybook?keep=vote", judge="length", check="nli", least=1)
+    assert len(liar.asked) == 12
+    assert "fused by writer 1" not in {row["reason"] for row in rows}
+    assert sum(row["reason"] == "fused by writer 2" for row in rows) >= 1
+
+
+def test_a_grammar_is_named_with_its_settings() -> None:
+    with pytest.raises(SpecError, match="keep"):
+        Fuse(model=("storybook?keep=most",), captions=("c",))

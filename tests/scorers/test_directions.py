@@ -11,6 +11,7 @@ REFERENCES = [["a red ball on the beach"], ["two dogs run"]]
 #: What to build a scorer with that has no default, without loading a model.
 SPECS = {
     "chair": "chair",
+    "reward_model": "reward_model:none",
     "species": "species:{labels}?model=none",
     "relation_qa": "relation_qa:{questions}?model=none",
     "judge": "judge:some/model",

@@ -18,13 +18,12 @@ itself, and ``load_dataset("parquet", …)`` decodes it. ``image_id`` stands bes
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from captune.annotation.edits import HALF, Reviewed
 from captune.data import load_images
@@ -33,6 +32,7 @@ from captune.data.columns import column, undecoded
 from captune.data.images import image_path, read_image
 from captune.data.readers import nfc
 from captune.errors import AnnotationError, UsageError
+from captune.evaluation.preferences import Pair, read_pairs
 from captune.evaluation.table import read_rows
 from captune.scorers.registry import direction
 from captune.utils.files import jsonl_line, replacing
@@ -42,20 +42,6 @@ log = logging.getLogger(__name__)
 
 PROMPT = "Describe this image."
 ARENAS = (".sqlite", ".db")
-
-
-class Pair(NamedTuple):
-    """Two captions of an image.
-
-    Attributes:
-        image_id: the image.
-        chosen: the better caption.
-        rejected: the other.
-    """
-
-    image_id: str
-    chosen: str
-    rejected: str
 
 
 def pairs_of(
@@ -241,32 +227,3 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], images: bool) -> 
                 writer.write_table(pyarrow.Table.from_pylist(batch, schema))
                 batch = []
         writer.write_table(pyarrow.Table.from_pylist(batch, schema))
-
-
-def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
-    """Read a file of pairs: image_id, chosen and rejected, each a text or a list with one message.
-
-    Raises:
-        AnnotationError: a row without them.
-    """
-    pairs = []
-    for number, row in enumerate(read_rows(path), start=1):
-        texts = [_text(row.get(name)) for name in ("chosen", "rejected")]
-        if not isinstance(row.get("image_id"), str) or None in texts:
-            raise AnnotationError(f"{path}, row {number} is no pair: it needs image_id, chosen and rejected")
-        pairs.append(Pair(row["image_id"], *(text or "" for text in texts)))
-    return pairs
-
-
-def _text(value: Any) -> str | None:
-    """The text of an answer, in a conversation or by itself; in a table it may be JSON."""
-    if isinstance(value, str) and value.startswith("[{"):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return value
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        value = value[0].get("content")
-        if isinstance(value, list):  # of parts
-            value = "".join(part.get("text") or "" for part in value if isinstance(part, dict))
-    return value if isinstance(value, str) else None

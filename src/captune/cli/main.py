@@ -34,6 +34,7 @@ from captune.cli import (
     pairs,
     report,
     review,
+    reward_model,
     scorers,
     train,
 )
@@ -58,7 +59,7 @@ JUDGE = {
     "review": review.COMMAND,
     "pairs": pairs.COMMAND,
 }
-TRAIN = {"encoder": encoder.COMMAND}
+TRAIN = {"encoder": encoder.COMMAND, "reward-model": reward_model.COMMAND}
 OTHERS = {
     "demo": demo.COMMAND,
     "merge": merge.COMMAND,

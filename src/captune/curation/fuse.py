@@ -1,9 +1,11 @@
-"""`fuse`: what several say of an image, into one caption, by a language model (CapsFusion, FuseCap, MLBCAP).
+"""`fuse`: what several say of an image, into one caption, by a writer (CapsFusion, FuseCap, MLBCAP).
 
 CapsFusion (Yu et al., CVPR 2024) merges a raw alt text, which has names and knowledge and bad language, with a model's
 caption, which is clean and may be false. FuseCap (Rotstein et al., WACV 2024) adds what experts saw: objects, tags,
 text in the image. MLBCAP (Kim et al., 2025) lets several writers write, and a judge choose. Here `captions` are caption
-files, `facts` files of experts (`captune detect` writes one), `model` one writer or several, `judge` a scorer.
+files, `facts` files of experts (`captune detect` writes one), `model` one writer or several, `judge` a scorer. A writer
+is a language model, or the program of a source that reads and writes its captions exactly (storybook: slots filled by
+vote or union, printed by the grammar), which is given the same texts, each expert's finding as one.
 
 No writer sees the image, and one that is given two captions of different things merges them into a sentence that is
 true of nothing. So `check` compares what was written with all that it was written from, or with the image: what scores
@@ -17,17 +19,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from captune.curation.base import Captions, Verdicts, Work, setting
+from captune.data.schemes import SOURCES
 from captune.errors import CurationError, UsageError, redact
 from captune.utils.files import LARGEST_CONFIG, read_file, read_jsonl, replace_file
 from captune.utils.progress import Bar
+from captune.utils.spec import parse
 
 _PART = 64  # captions
+_EXAMPLE = "storybook?keep=vote"
 _FIELDS = ("{raw}", "{captions}", "{facts}")
 PROMPT = """\
 Several texts describe the same image. Write one caption of it.
@@ -44,14 +49,15 @@ the caption alone."""
 
 @dataclass(frozen=True, kw_only=True)
 class Fuse:
-    """Fuse each caption with those of models and with what experts found, by a language model (CapsFusion)."""
+    """Fuse each caption with those of models and with what experts found, by a writer (CapsFusion)."""
 
     example = (
         "captune curate fuse web.jsonl --captions model.jsonl --model http://localhost:8000/v1#qwen --output runs/fused"
     )
 
     model: tuple[str, ...] = setting(
-        "the language model that writes, or several: a folder, a hub name, or a server http://host:port/v1#name"
+        "what writes, or several: a language model's folder or hub name, a server http://host:port/v1#name, or the "
+        "grammar of a drawn world: storybook (what any text says), storybook?keep=vote (what more than half say)"
     )
     captions: tuple[str, ...] = setting("caption files of the same images, such as captune caption writes", ())
     facts: tuple[str, ...] = setting(
@@ -77,6 +83,8 @@ class Fuse:
         for spec in (self.check, self.judge):
             if spec is not None:
                 known(spec)
+        for name in self.model:
+            _program(name)
         self._template()
 
     def _template(self) -> str:
@@ -90,7 +98,7 @@ class Fuse:
 
     def decide(self, captions: Captions, work: Work) -> Verdicts:
         """Return the verdicts."""
-        from captune.models.answerers import load_answerer
+        from captune.models.answerers import Prompt, load_answerer
 
         verdicts = Verdicts(len(captions))
         ids = captions.image_ids.take(captions.rows).to_pylist()
@@ -109,15 +117,26 @@ class Fuse:
         texts = captions.texts()
         template = self._template()
 
-        def asked(index: int) -> str:
-            return _fill(template, texts[index], sources[ids[index]])
+        settings = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": self.seed}
+
+        def by_model(writer: Any) -> Callable[[list[int]], list[str]]:
+            return lambda part: writer.complete(
+                [Prompt(_fill(template, texts[i], sources[ids[i]]), about=f"caption {i}") for i in part], **settings
+            )
+
+        def by_program(program: Callable[[Sequence[str]], str]) -> Callable[[list[int]], list[str]]:
+            return lambda part: [program([texts[i], *sources[ids[i]].texts, *sources[ids[i]].facts]) for i in part]
 
         written = []
         for number, name in enumerate(self.model):
-            writer = load_answerer(name, **({"device": work.device} if work.device and "://" not in name else {}))
-            writer.check()
+            if program := _program(name):
+                write = by_program(program)
+            else:
+                writer = load_answerer(name, **({"device": work.device} if work.device and "://" not in name else {}))
+                writer.check()
+                write = by_model(writer)
             verdicts.notes.setdefault("writers", []).append(redact(name))
-            written.append(self._write(writer, number, todo, asked, work))
+            written.append(self._write(write, number, todo, work))
         self._choose(captions, verdicts, texts, written, {i: sources[ids[i]].texts for i in todo}, work)
         return verdicts
 
@@ -141,24 +160,16 @@ class Fuse:
         return found
 
     def _write(
-        self, writer: Any, number: int, todo: list[int], asked: Callable[[int], str], work: Work
+        self, write: Callable[[list[int]], list[str]], number: int, todo: list[int], work: Work
     ) -> dict[int, str]:
         """{caption: what a writer says}, part by part."""
-        from captune.models.answerers import Prompt
-
         written: dict[int, str] = {}
         starts = range(0, len(todo), _PART)
         bar = Bar(starts, desc="writing", unit="part", show=work.progress, delay=2)
         for start in bar:
             path, part = work.path(f"written-{number}-{start:09d}.json"), todo[start : start + _PART]
             if not path.is_file():
-                replies = writer.complete(
-                    [Prompt(asked(index), about=f"caption {index}") for index in part],
-                    max_new_tokens=self.max_new_tokens,
-                    temperature=self.temperature,
-                    seed=self.seed,
-                )
-                replace_file(path, json.dumps(replies))
+                replace_file(path, json.dumps(write(part)))
             replies = json.loads(path.read_text(encoding="utf-8"))
             written.update(zip(part, replies, strict=True))
         return written
@@ -235,6 +246,27 @@ class Fuse:
                 columns[name] = LazyImages(chosen) if name == "image" else list(chosen.with_format(None)[name])
             made.append(scorer.per_caption(scorer.measure([text for _, _, text in part], columns)))
         return np.concatenate(made)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What is written behind the name of a source's own program."""
+
+    keep: Literal["union", "vote"] = "union"
+
+
+def _program(name: str) -> Callable[[Sequence[str]], str] | None:
+    """The exact program that a writer's name stands for, such as storybook?keep=vote; None for a model.
+
+    Raises:
+        SpecError: for another setting.
+    """
+    source, mark, _ = name.partition("?")
+    if source not in SOURCES:
+        return None
+    settings = parse(name[len(source) :] if mark else None, _Program, what=f"writer {source!r}", example=_EXAMPLE)
+    program: Callable[[Sequence[str]], str] | None = SOURCES[source].fuser(settings.keep)
+    return program
 
 
 @dataclass

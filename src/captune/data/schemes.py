@@ -11,7 +11,7 @@ offers; a folder, a file or a dataset gets `Scheme()`, which offers nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from captune.errors import SourceError
@@ -123,6 +123,14 @@ class Scheme:
 
     def fact_reader(self) -> Any:
         """Return a reader of exact facts, with `graphs`, `truth` and `support` as SC-Captioner uses them, or None."""
+        return None
+
+    def fuser(self, keep: str) -> Callable[[Sequence[str]], str] | None:
+        """Return a program that writes one caption of what several texts about an image say, or None.
+
+        Args:
+            keep: "union", what any of them says, or "vote", what more than half say.
+        """
         return None
 
     def drawer(self, seed: int = 0) -> Drawer | None:

@@ -47,6 +47,7 @@ SCORERS = Registry(
         "relations": "captune.scorers.reference.scene_graph_f1:Relations",
         "chair": "captune.scorers.reference.chair:Chair",
         "clip": "captune.scorers.image.clip:ClipScore",
+        "reward_model": "captune.scorers.image.reward_model:RewardModelScorer",
         "self_retrieval": "captune.scorers.image.self_retrieval:SelfRetrieval",
         "grc": "captune.scorers.image.retrieval:GRC",
         "qir": "captune.scorers.image.retrieval:QIR",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from captune.data.schemes import Drawer, Scheme, Statement
@@ -86,6 +86,12 @@ class StorybookSource(Scheme):
         from captune.storybook.facts import FactElements
 
         return FactElements()
+
+    def fuser(self, keep: str) -> Callable[[Sequence[str]], str]:
+        """Return the parser and the grammar as a writer."""
+        from captune.storybook.fuser import fuse
+
+        return lambda texts: fuse(texts, keep)
 
     def drawer(self, seed: int = 0) -> Drawer:
         """Return the drawing program, fed by the parser; `seed` varies the background."""

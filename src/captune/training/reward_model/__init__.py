@@ -1,0 +1,1 @@
+"""Reward models: a head on a frozen encoder that learns preferences from pairs (Compress & Align)."""
