@@ -39,7 +39,7 @@ class HeadConfig(BaseModel):
     Attributes:
         noun: what it is, such as "an encoder pair".
         verb: what makes one.
-        error: what is raised where a folder is none.
+        error: what is raised for a folder that is not one.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -161,7 +161,7 @@ def opened_run(config: HeadsConfig, method: str, parts: Sequence[str]) -> RunDir
     Args:
         config: the run's settings.
         method: its name in config.yaml.
-        parts: the files of a result, the one first without which it is none.
+        parts: the files of a result, the one first without which it counts as missing.
     """
     run_dir = RunDir(config.output, tuple(parts))
     resume = (run_dir.path / "config.yaml").is_file() and not config.overwrite
@@ -199,7 +199,7 @@ def fit(training: HeadTraining, draw: Callable[[int], Sequence[Tensor]], choice:
 
 
 def without_leftovers(run_dir: RunDir) -> None:
-    """Remove what only a run that goes on needs: vectors and checkpoints."""
+    """Remove what only an unfinished run needs: vectors and checkpoints."""
     discard(run_dir.path / FEATURES)
     for folder in (*run_dir.checkpoints(), *run_dir.path.glob(f"{checkpoints.ASIDE}checkpoint-*")):
         discard(folder)

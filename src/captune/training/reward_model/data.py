@@ -93,7 +93,7 @@ def judged(source: str, images: str | None, limit: int | None = None) -> Judged:
 
 
 def _of_source(wanted: Iterable[str], source: str) -> Any:
-    """The rows of a source's images, in the order of the pairs; None where there is none."""
+    """The rows of a source's images, in the order of the pairs; None without any."""
     from datasets import IterableDataset
 
     dataset = load_images(source, decode=False)
