@@ -5,17 +5,24 @@ Share closed = (row - raw) / (references - raw), within each seed; means with 95
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from studies._lib.tables import Estimate, Record, Seeds, markdown, page
 
-from .experiments import RAW, REFERENCES, ROWS
+from .experiments import RAW, REFERENCES, ROWS, Set
 
-FIGURES = {"precision": "fact_precision", "recall": "fact_recall", "fact F1": "fact_f1", "CIDEr-D": "cider"}
+FIGURES = {
+    "precision": "fact_precision",
+    "recall": "fact_recall",
+    "fact F1": "fact_f1",
+    "CIDEr-D": "cider",
+    "boilerplate": "boilerplate",
+}
+OF_SET = {"captions": "captions", "clean": "clean", "precision": "fact_precision", "recall": "fact_recall"}
 INTRODUCTION = (
     "Made by `python -m studies curation --tables` from the rows. Means over seeds, 95% t intervals in brackets; a "
     "row of one seed has none."
@@ -32,57 +39,79 @@ def closed(row: float, raw: float, references: float) -> float | None:
     return (row - raw) / (references - raw) if references != raw else None
 
 
-def figure_table(seeds: Seeds, split: str) -> str:
+def by_round(records: Iterable[Record], rows: Sequence[Set]) -> Seeds:
+    """The records of a section, each round of a row as a row of its own."""
+    lines = [replace(row, name=own["name"]) for row in rows for own in row.sets]
+    rounds = [{**record, **own} for record in records for own in record.get("sets", [record])]
+    return Seeds(rounds, lines)
+
+
+def figure_table(seeds: Seeds, split: str, *, gaps: bool = True) -> str:
     lines = []
     for row in seeds.rows:
         cells = [cell(seeds.over([row.name], split, key)) for key in FIGURES.values()]
-        gaps = [cell(seeds.over([row.name, RAW, REFERENCES], split, key, closed)) for key in ("fact_f1", "cider")]
-        lines.append([row.name, *cells, *gaps, str(len(seeds.of(row.name)))])
-    return markdown(["", *FIGURES, "share closed, fact F1", "share closed, CIDEr-D", "seeds"], lines)
+        if gaps:
+            cells += [cell(seeds.over([row.name, RAW, REFERENCES], split, key, closed)) for key in ("fact_f1", "cider")]
+        lines.append([row.name, *cells, str(len(seeds.of(row.name)))])
+    shares = ["share closed, fact F1", "share closed, CIDEr-D"] if gaps else []
+    return markdown(["", *FIGURES, *shares, "seeds"], lines)
 
 
-def noise_table(seeds: Seeds) -> str:
-    """What is clean of the captions that a row came from, and what of it is kept."""
+def set_table(seeds: Seeds) -> str:
+    """What the captions are that were trained on, and what that took."""
     lines = []
     for row in seeds.rows:
-        found: list[dict[str, Any]] = [own["noise"] for own in seeds.of(row.name) if "noise" in own]
+        found: list[dict[str, Any]] = [own for own in seeds.of(row.name) if "set" in own]
         if found:
-            share = [own["clean"] / own["captions"] for own in found]
-            figures = [cell(own.get(key) for own in found) for key in ("kept", "precision", "recall", "auc")]
-            lines.append([row.name, f"{fmean(own['captions'] for own in found):.0f}", cell(share), *figures])
-    return markdown(["", "captions", "clean", "kept", "precision", "recall", "AUC"], lines)
+            facts = [cell(own["set"][key] for own in found) for key in OF_SET.values()]
+            costs = [cell(own.get(key) for own in found) for key in ("auc", "curation_seconds", "training_seconds")]
+            lines.append([row.name, *facts, *costs])
+    return markdown(["", *OF_SET, "AUC", "seconds to curate", "seconds to train"], lines)
 
 
 def level_table(seeds: Seeds) -> str:
-    """Figures by the level that was asked for; whether fact F1 rises with each, seed by seed."""
+    """Figures by the level that was asked for; whether they rise with each, seed by seed."""
+    keys = {**FIGURES, "CLIPScore": "clip"}
     lines = []
     for row in seeds.rows:
         records = [own["levels"] for own in seeds.of(row.name) if "levels" in own]
         for level in range(row.levels if records else 0):
-            cells = [cell(own[level]["test"][key] for own in records) for key in FIGURES.values()]
-            lines.append([f"{row.name}, level {level}", *cells, ""])
+            lines.append(
+                [f"{row.name}: {level}", *(cell(own[level]["test"][key] for own in records) for key in keys.values())]
+            )
         if records:
-            series = [[level["test"]["fact_f1"] for level in own] for own in records]
-            rising = sum(all(a < b for a, b in pairwise(own)) for own in series)
-            lines[-1][-1] = f"{rising} of {len(series)}"
-    return markdown(["asked for", *FIGURES, "seeds in which fact F1 rises with every level"], lines)
+            rising = (
+                sum(all(a["test"][key] < b["test"][key] for a, b in pairwise(own)) for own in records)
+                for key in keys.values()
+            )
+            lines.append(
+                [f"{row.name}: seeds in which it rises with every level", *(f"{n} of {len(records)}" for n in rising)]
+            )
+    return markdown(["asked for", *keys], lines)
+
+
+def wrong_table(seeds: Seeds) -> str:
+    """How scorers find captions of other images."""
+    keys = ("captions", "wrong", "auc", "precision", "recall", "seconds_judging")
+    lines = []
+    for row in seeds.rows:
+        found = seeds.of(row.name)
+        counts = [f"{sum(own[key] for own in found) / len(found):.0f}" for key in keys[:2]]
+        lines.append([row.name, *counts, *(cell(own[key] for own in found) for key in keys[2:]), str(len(found))])
+    return markdown(["", "captions", "of other images", "AUC", "precision", "recall", "seconds", "seeds"], lines)
 
 
 def write(records: Iterable[Record], results: Path) -> Path:
     """Writes what the rows give."""
     records = list(records)
-    main, choices = (
-        Seeds([own for own in records if own["section"] == section], ROWS[section]) for section in ("rows", "choices")
-    )
+    of = {section: [own for own in records if own["section"] == section] for section in ROWS}
+    main, levels = (by_round(of[name], ROWS[name]) for name in ("rows", "levels"))
+    judged = Seeds(of["wrong"], ROWS["wrong"])
     parts = []
     if main.rows:
-        parts += [("Facts on test", figure_table(main, "test")), ("The known noise", noise_table(main))]
-        if any("levels" in own for row in main.rows for own in main.of(row.name)):
-            parts.append(("Levels on test", level_table(main)))
-    if choices.rows:
-        lines = [
-            [row.name, *(cell(choices.over([row.name], "val", key)) for key in FIGURES.values())]
-            for row in choices.rows
-        ]
-        parts.append(("Choices, on val", markdown(["", *FIGURES], lines)))
+        parts += [("Facts on test", figure_table(main, "test")), ("What was trained on", set_table(main))]
+    if levels.rows:
+        parts.append(("Levels on test", level_table(levels)))
+    if judged.rows:
+        parts.append(("Captions of other images", wrong_table(judged)))
     return page("Tables of the curation study", INTRODUCTION, parts, results / "tables.md")
