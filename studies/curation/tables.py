@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from studies._lib.tables import Estimate, Record, Seeds, markdown, page
@@ -22,7 +23,7 @@ FIGURES = {
     "CIDEr-D": "cider",
     "boilerplate": "boilerplate",
 }
-OF_SET = {"captions": "captions", "clean": "clean", "precision": "fact_precision", "recall": "fact_recall"}
+OF_SET = {"clean": "clean", "precision": "fact_precision", "recall": "fact_recall", "fact F1": "fact_f1"}
 INTRODUCTION = (
     "Made by `python -m studies curation --tables` from the rows. Means over seeds, 95% t intervals in brackets; a "
     "row of one seed has none."
@@ -46,15 +47,13 @@ def by_round(records: Iterable[Record], rows: Sequence[Set]) -> Seeds:
     return Seeds(rounds, lines)
 
 
-def figure_table(seeds: Seeds, split: str, *, gaps: bool = True) -> str:
+def figure_table(seeds: Seeds, split: str) -> str:
     lines = []
     for row in seeds.rows:
         cells = [cell(seeds.over([row.name], split, key)) for key in FIGURES.values()]
-        if gaps:
-            cells += [cell(seeds.over([row.name, RAW, REFERENCES], split, key, closed)) for key in ("fact_f1", "cider")]
-        lines.append([row.name, *cells, str(len(seeds.of(row.name)))])
-    shares = ["share closed, fact F1", "share closed, CIDEr-D"] if gaps else []
-    return markdown(["", *FIGURES, *shares, "seeds"], lines)
+        gaps = [cell(seeds.over([row.name, RAW, REFERENCES], split, key, closed)) for key in ("fact_f1", "cider")]
+        lines.append([row.name, *cells, *gaps, str(len(seeds.of(row.name)))])
+    return markdown(["", *FIGURES, "share closed, fact F1", "share closed, CIDEr-D", "seeds"], lines)
 
 
 def set_table(seeds: Seeds) -> str:
@@ -65,8 +64,9 @@ def set_table(seeds: Seeds) -> str:
         if found:
             facts = [cell(own["set"][key] for own in found) for key in OF_SET.values()]
             costs = [cell(own.get(key) for own in found) for key in ("auc", "curation_seconds", "training_seconds")]
-            lines.append([row.name, *facts, *costs])
-    return markdown(["", *OF_SET, "AUC", "seconds to curate", "seconds to train"], lines)
+            captions = f"{fmean(own['set']['captions'] for own in found):.0f}"
+            lines.append([row.name, captions, *facts, *costs])
+    return markdown(["", "captions", *OF_SET, "AUC", "seconds to curate", "seconds to train"], lines)
 
 
 def level_table(seeds: Seeds) -> str:
@@ -92,13 +92,12 @@ def level_table(seeds: Seeds) -> str:
 
 def wrong_table(seeds: Seeds) -> str:
     """How scorers find captions of other images."""
-    keys = ("captions", "wrong", "auc", "precision", "recall", "seconds_judging")
     lines = []
     for row in seeds.rows:
         found = seeds.of(row.name)
-        counts = [f"{sum(own[key] for own in found) / len(found):.0f}" for key in keys[:2]]
-        lines.append([row.name, *counts, *(cell(own[key] for own in found) for key in keys[2:]), str(len(found))])
-    return markdown(["", "captions", "of other images", "AUC", "precision", "recall", "seconds", "seeds"], lines)
+        figures = [cell(own[key] for own in found) for key in ("auc", "precision", "recall", "seconds_judging")]
+        lines.append([row.name, f"{fmean(own['wrong'] for own in found):.0f}", *figures, str(len(found))])
+    return markdown(["", "of other images", "AUC", "precision", "recall", "seconds", "seeds"], lines)
 
 
 def write(records: Iterable[Record], results: Path) -> Path:

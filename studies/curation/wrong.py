@@ -168,7 +168,6 @@ def judge(row: Wrong, data: Data, work: Path) -> dict[str, Any]:
     scored = np.isfinite(scores)
     both = int((~good & ~kept).sum())
     return {
-        "captions": len(good),
         "wrong": int((~good).sum()),
         "unscored": int((~scored).sum()),
         "auc": auc(scores[scored], good[scored]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 from studies.curation import evaluate, experiments, tables, wrong
 
 ROWS = {row.name: row for row in experiments.ROWS["rows"]}
-KEPT = r"\| {} \| (\d+)\.000"
 
 
 def test_what_rows_depend_on_differs() -> None:
@@ -71,7 +69,7 @@ def test_injected_captions_are_found(tmp_path: Path) -> None:
     rows = [row for row in experiments.ROWS["wrong"] if row.name in ("storybook, clip", "storybook, reassign")]
     for row in rows:
         found = wrong.judge(row, wrong.Data.of(row, args), tmp_path)
-        assert found["captions"] == wrong.QUICK_IMAGES and found["wrong"] == 9 and found["auc"] > 0.8
+        assert found["wrong"] == 9 and found["auc"] > 0.8
     assert len(rows) == 2
 
 
@@ -87,7 +85,7 @@ def test_the_study_runs_to_its_end_and_does_not_run_a_row_twice(tmp_path: Path) 
     assert records[two]["scores"] == records[two]["sets"][-1]["scores"]
     assert len(records["levels of clip"]["levels"]) == 5
     before, text = [file.read_bytes() for file in files], (tmp_path / "r/tables.md").read_text()
-    assert re.search(KEPT.format(two), text) and "levels of clip: 4" in text
+    assert f"| {two} | 2 |" in text and "levels of clip: 4" in text
     assert evaluate.main([*argv, *names]) == 0
     assert [file.read_bytes() for file in files] == before and (tmp_path / "r/tables.md").read_text() == text
 
