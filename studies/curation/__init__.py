@@ -1,1 +1,1 @@
-"""What curation is worth: filters and levels of captions whose noise is known exactly."""
+"""What curation is worth: filters, rewriting and levels of captions whose noise is known exactly."""
