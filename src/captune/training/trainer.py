@@ -37,7 +37,9 @@ class MetricsCallback(TrainerCallback):
 
 
 class BarCallback(ProgressCallback):
-    """The trainer's progress bar, on stderr where that is a terminal, with the newest loss or reward beside it."""
+    """The trainer's progress bar on stderr, a line now and then without a terminal, with the newest loss or reward."""
+
+    training_bar: Any
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar."""
