@@ -46,7 +46,7 @@ SUMMARIES = {
     "reassign": "Give captions the images that fit them best, or images the captions that do (SynC).",
     "consensus": "Choose of several captions of one thing the one that they agree on (embodied captioning).",
     "rewrite": "Caption images again with a captioner, all of them or a share of them (RECAP).",
-    "fuse": "Fuse each caption with those of models and with what experts found, by a language model (CapsFusion).",
+    "fuse": "Fuse each caption with those of models and with what experts found, by a writer (CapsFusion).",
 }
 
 Step = tuple[str, Any]
