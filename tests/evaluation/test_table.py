@@ -13,7 +13,7 @@ import pytest
 
 from captune.cli.main import main
 from captune.evaluation.run import evaluate_files
-from captune.evaluation.table import as_csv, as_latex, as_markdown, records
+from captune.evaluation.table import as_csv, as_latex, as_markdown, records, table
 
 
 @pytest.fixture
@@ -90,3 +90,14 @@ def test_an_encoder_of_drawn_scenes_says_so_on_photos(tmp_path: Path, photos: st
     captions.write_text("".join(json.dumps({"image_id": f"{i}.png", "caption": "a dog"}) + "\n" for i in range(2)))
     found = evaluate_files([captions], images=photos, scorers=["clip", "length"], bootstrap=0)
     assert [w for w in found["warnings"] if w.startswith("clip looks through storybook-clip")]
+
+
+def test_every_format_has_the_paired_tests(files: Any) -> None:
+    found = evaluate_files(files[:2], references=files[2], scorers=["rouge"], paired=True)
+    test = found["others"][0]["paired"]["rouge"]["rouge"]
+    shown = f"{test['difference']:+.4f}"
+    for text in (table(found), as_markdown(found), as_latex(found)):
+        assert shown in text and "difference to system 1" in text
+    first, second = csv.DictReader(io.StringIO(as_csv(found)))
+    assert float(second["difference"]) == test["difference"] and float(second["p_holm"]) == test["p_holm"]
+    assert first["difference"] == first["p"] == ""

@@ -13,6 +13,7 @@ from captune.errors import EvaluationError
 from captune.utils.files import jsonl_line, read_file, read_jsonl, replacing
 
 COLUMNS = ("file", "scorer", "figure", "value", "low", "high", "n", "signature")
+TESTS = ("difference", "difference_low", "difference_high", "p", "p_holm")  # to the first file, where files were tested
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -21,32 +22,37 @@ def table(result: Mapping[str, Any]) -> str:
     Args:
         result: the report; it has a line per figure, a column per caption file and intervals in brackets.
     """
-    systems = [result, *result["others"]]
-    lines = _grid(result, tests=True)
+    lines = _grid(result)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    text += ["", f"{result['matched']} images; 95% intervals in brackets", *_corrected(systems), ""]
+    text += ["", f"{result['matched']} images; 95% intervals in brackets", *_corrected(result), ""]
     text += [f"{spec}: {score['signature']}" for spec, score in result["scores"].items()]
     text += ["", *(f"not scored, {spec}: {why}" for spec, why in result["skipped"].items())] * bool(result["skipped"])
     return "\n".join(text)
 
 
 def records(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the figures of `captune.evaluation.run.evaluate_files` as rows: file, scorer, figure, value, low, high."""
+    """Return the figures of `captune.evaluation.run.evaluate_files` as rows: file, scorer, figure, value, low, high.
+
+    Where files were tested against the first, a row has `TESTS` too, empty for the first file and untested figures.
+    """
     rows = []
     for system in (result, *result["others"]):
         for spec, score in system["scores"].items():
             for key, value in score["values"].items():
                 low, high = score["interval"].get(key, (None, None))
                 values = (system["captions"], spec, key, value, low, high, score["n"], score["signature"])
-                rows.append(dict(zip(COLUMNS, values, strict=True)))
+                row = dict(zip(COLUMNS, values, strict=True))
+                if _tested(result):
+                    row |= dict(zip(TESTS, _test_values(system.get("paired", {}).get(spec, {}).get(key)), strict=True))
+                rows.append(row)
     return rows
 
 
 def as_csv(result: Mapping[str, Any]) -> str:
     """Return the figures as CSV, a row per file and figure; see `records`."""
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(file, (*COLUMNS, *(TESTS if _tested(result) else ())), lineterminator="\n")
     writer.writeheader()
     writer.writerows(records(result))
     return file.getvalue().rstrip("\n")
@@ -76,22 +82,33 @@ def _escaped(match: re.Match[str]) -> str:
     return names.get(match[0], f"\\{match[0]}")
 
 
-def _grid(result: Mapping[str, Any], *, tests: bool = False) -> list[list[str]]:
-    """A row per figure and a column per file; with `tests`, the difference to the first file below each figure."""
+def _tested(result: Mapping[str, Any]) -> bool:
+    return any("paired" in system for system in result["others"])
+
+
+def _test_values(test: Mapping[str, Any] | None) -> tuple[float | None, ...]:
+    if test is None:
+        return (None,) * len(TESTS)
+    low, high = test["interval"] or (None, None)
+    return test["difference"], low, high, test["p_value"], test.get("p_holm")
+
+
+def _grid(result: Mapping[str, Any]) -> list[list[str]]:
+    """A row per figure and a column per file; where files were tested, the difference to the first below each figure."""
     systems = [result, *result["others"]]
     rows = [["", *(str(system["captions"]) for system in systems)]]
     for spec, score in result["scores"].items():
         for key in score["values"]:
             name = key if key.startswith(spec) else f"{spec} {key}"
             rows.append([name, *(_cell(system["scores"][spec], key) for system in systems)])
-            if tests and "paired" in systems[-1]:
+            if _tested(result):
                 differences = (_difference(system["paired"][spec][key]) for system in systems[1:])
                 rows.append(["  difference to system 1", "", *differences])
     return rows
 
 
-def _corrected(systems: list[Mapping[str, Any]]) -> list[str]:
-    if "paired" not in systems[-1]:
+def _corrected(result: Mapping[str, Any]) -> list[str]:
+    if not _tested(result):
         return []
     return [
         "p: paired permutation test of the difference to system 1; p_holm: corrected (Holm) for all the tests shown"
