@@ -110,6 +110,13 @@ def test_a_sidecar_of_several_lines_is_several_references(photos: Path) -> None:
         read_captions(photos)
 
 
+def test_a_word_for_a_missing_value_in_a_sidecar_is_no_reference(photos: Path) -> None:
+    (photos / "a.txt").write_text("NaN\n\na dog\n", encoding="utf-8")
+    with counting() as skipped:
+        assert load_references(str(photos))["a.png"] == ["a dog"]
+    assert [list(found.values()) for reason, found in skipped.items() if "missing value" in reason] == [[1]]
+
+
 def test_line_breaks_in_sidecars_are_said() -> None:
     with counting() as skipped:
         assert sidecar_line("a", "one\ntwo\rthree") == "one two three"

@@ -101,3 +101,9 @@ def test_every_format_has_the_paired_tests(files: Any) -> None:
     first, second = csv.DictReader(io.StringIO(as_csv(found)))
     assert float(second["difference"]) == test["difference"] and float(second["p_holm"]) == test["p_holm"]
     assert first["difference"] == first["p"] == ""
+
+
+def test_a_caption_with_a_reference_is_not_said_to_lack_one(files: Any) -> None:
+    """A file with fewer captions is named, and nothing else."""
+    (said,) = evaluate_files(files[:2], references=files[2], scorers=["length"])["warnings"]
+    assert "1 in " in said and "two.csv" in said

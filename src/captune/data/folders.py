@@ -73,9 +73,13 @@ def references_beside(folder: Path, names: pa.StringArray, beside: dict[str, lis
     found: dict[str, list[str]] = {}
     try:
         sidecars = {os.path.splitext(path)[0]: path for suffix in SIDECARS[::-1] for path in beside.get(suffix, ())}
+        blanks = Blanks()
         for name in names.to_pylist() if sidecars else ():
             if path := sidecars.get(os.path.splitext(os.path.join(folder, name))[0]):
                 found[name] = read_sidecar(Path(path))
+                if blanks.remove(found[name]):
+                    blanks.note(path)
+        blanks.say()
         tables = [file for suffix in (".jsonl", ".csv") for file in beside.get(suffix, ())]
         known = {os.path.join(folder, name): name for name in names.to_pylist()} if tables else {}
         for path in tables:

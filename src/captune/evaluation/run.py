@@ -333,9 +333,10 @@ def _warnings(systems: Mapping[str, Mapping[str, str]], matched: int, expected: 
             f"only {matched} of the {len(expected)} reference images are scored: the others have no caption "
             f"({where or 'or no image'})"
         )
+    known = set(expected)
     for name, captions in systems.items():
-        if matched < len(captions):
-            said.append(f"{len(captions) - matched} of the {len(captions)} captions in {name} are not scored: "
+        if strange := sum(i not in known for i in captions):
+            said.append(f"{strange} of the {len(captions)} captions in {name} are not scored: "
                         "no reference has their image_id")  # fmt: skip
     return said
 

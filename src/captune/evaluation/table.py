@@ -94,7 +94,7 @@ def _test_values(test: Mapping[str, Any] | None) -> tuple[float | None, ...]:
 
 
 def _grid(result: Mapping[str, Any]) -> list[list[str]]:
-    """A row per figure and a column per file; where files were tested, the difference to the first below each figure."""
+    """A row per figure and a column per file; of tested files the difference to the first below each figure."""
     systems = [result, *result["others"]]
     rows = [["", *(str(system["captions"]) for system in systems)]]
     for spec, score in result["scores"].items():
