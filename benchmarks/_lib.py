@@ -7,6 +7,7 @@ their configs.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Callable
@@ -54,24 +55,39 @@ def write(result: dict[str, Any], page: str | None, output: Path | None) -> None
     print(text if page is None else page)
 
 
-def smolvlm() -> Captioner:
-    """216 px, 729 patches, 81 image tokens; vision 3 layers of 128, language 4 layers of 256."""
-    tokenizer = builder.build_tokenizer()
-    size = {"longest_edge": 216}
+def main(about: str | None, measure: Callable[[Path], dict[str, Any]], page: Callable[[dict[str, Any]], str]) -> None:
+    """The command of a benchmark that needs a folder to work in, and whose result has a page."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    result = measure(args.work)
+    write(result, page(result), args.output)
+
+
+def idefics3(words: Any, pixels: int, vision: dict[str, int], text: dict[str, int]) -> Captioner:
+    """An Idefics3 that sees one tile of so many pixels as 81 tokens, with random weights."""
+    size = {"longest_edge": pixels}
     images = Idefics3ImageProcessorPil(do_image_splitting=False, size=size, max_image_size=size)
-    processor = Idefics3Processor(images, tokenizer, image_seq_len=81, chat_template=builder.CHAT_TEMPLATE)
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    text = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 768}
-    vision = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 480}
+    processor = Idefics3Processor(images, words, image_seq_len=81, chat_template=builder.CHAT_TEMPLATE)
+    ids = {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = Idefics3Config(
-        vision_config={"hidden_size": 128, "image_size": 216, "patch_size": 8, **vision},
-        text_config={"model_type": "llama", "hidden_size": 256, "vocab_size": len(tokenizer), **text, **ids},
+        vision_config={"image_size": pixels, **vision},
+        text_config={"model_type": "llama", "vocab_size": len(words), **text, **ids},
         scale_factor=3,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        pad_token_id=tokenizer.pad_token_id,
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        pad_token_id=words.pad_token_id,
     )
     torch.manual_seed(0)
     return Captioner(Idefics3ForConditionalGeneration(config), processor, prompt=SHORT)
+
+
+def smolvlm() -> Captioner:
+    """216 px, 729 patches, 81 image tokens; vision 3 layers of 128, language 4 layers of 256."""
+    vision = {"hidden_size": 128, "patch_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2}
+    text = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
+    vision["intermediate_size"], text["intermediate_size"] = 480, 768
+    return idefics3(builder.build_tokenizer(), 216, vision, text)
 
 
 class Stills(Qwen2VLProcessor):
@@ -84,24 +100,44 @@ class Stills(Qwen2VLProcessor):
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
+QWEN_MARKS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+
+
+def qwen(words: Any, images: Any, text: dict[str, Any], vision: dict[str, int], **more: Any) -> Captioner:
+    """A Qwen2-VL with random weights.
+
+    Args:
+        words: a tokenizer with `QWEN_MARKS` among its special tokens.
+        images: the image processor.
+        text: of the language model's config.
+        vision: of the tower's.
+        more: of the whole config.
+    """
+    start, end, image, video = (words.convert_tokens_to_ids(mark) for mark in QWEN_MARKS)
+    ids = {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = Qwen2VLConfig(
+        text_config={"vocab_size": len(words), **text, **ids},
+        vision_config={"hidden_size": text["hidden_size"], "mlp_ratio": 4, **vision},
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        image_token_id=image,
+        video_token_id=video,
+        **more,
+    )
+    template = builder.CHAT_TEMPLATE.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+    torch.manual_seed(0)
+    return Captioner(Qwen2VLForConditionalGeneration(config), Stills(images, words, template), prompt=SHORT)
+
+
 def qwen2_vl() -> Captioner:
     """322 x 238 px, 384 patches, 96 image tokens; vision 5 layers of 192, language 3 layers of 256."""
-    tokenizer = builder.build_tokenizer()
-    special = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    words = builder.build_tokenizer()
+    words.add_special_tokens({"additional_special_tokens": QWEN_MARKS})
     images = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 336 * 252})
-    template = builder.CHAT_TEMPLATE.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    text = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 1472}
     rope = {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 10000.0}
-    names = {"image_token_id": 2, "video_token_id": 3, "vision_start_token_id": 0, "vision_end_token_id": 1}
-    config = Qwen2VLConfig(
-        text_config={"hidden_size": 256, "vocab_size": len(tokenizer), "rope_parameters": rope, **text, **ids},
-        vision_config={"depth": 5, "embed_dim": 192, "hidden_size": 256, "num_heads": 3, "mlp_ratio": 4},
-        **{name: tokenizer.convert_tokens_to_ids(special[place]) for name, place in names.items()},
-    )
-    torch.manual_seed(0)
-    return Captioner(Qwen2VLForConditionalGeneration(config), Stills(images, tokenizer, template), prompt=SHORT)
+    text = {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "intermediate_size": 1472, "rope_parameters": rope}  # fmt: skip
+    return qwen(words, images, text, {"depth": 5, "embed_dim": 192, "num_heads": 3})
 
 
 MODELS = {"SmolVLM's proportions": smolvlm, "Qwen2-VL's proportions": qwen2_vl}

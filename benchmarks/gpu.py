@@ -35,20 +35,13 @@ import torch
 import transformers
 from PIL import Image
 from transformers import (
-    Idefics3Config,
-    Idefics3ForConditionalGeneration,
-    Idefics3ImageProcessorPil,
-    Idefics3Processor,
     PreTrainedTokenizerFast,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from benchmarks import _lib
 from benchmarks.speed.photos import grpo_steps
 from captune.models.captioner import Captioner
-from captune.models.families import SHORT
 from captune.models.vizer_mapper import Mapper, MapperConfig
 from captune.storybook import captioner_model as builder
 from captune.training.trainer import training_arguments
@@ -75,38 +68,21 @@ def tokenizer(size: int, more: list[str]) -> PreTrainedTokenizerFast:
 
 def smolvlm() -> Captioner:
     """SmolVLM-Instruct: SigLIP so400m of 384 px, one tile, and SmolLM2-1.7B."""
-    words = tokenizer(49_155, [])
-    size = {"longest_edge": 384}
-    images = Idefics3ImageProcessorPil(do_image_splitting=False, size=size, max_image_size=size)
-    processor = Idefics3Processor(images, words, image_seq_len=81, chat_template=builder.CHAT_TEMPLATE)
-    ids = {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = Idefics3Config(
-        vision_config={"hidden_size": 1152, "image_size": 384, "patch_size": 14, "num_hidden_layers": 27,
-                       "num_attention_heads": 16, "intermediate_size": 4304},
-        text_config={"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32,
-                     "num_key_value_heads": 32, "intermediate_size": 8192, "vocab_size": len(words), **ids},
-        scale_factor=3, image_token_id=words.convert_tokens_to_ids("<image>"), pad_token_id=words.pad_token_id,
-    )  # fmt: skip
-    return Captioner(Idefics3ForConditionalGeneration(config), processor, prompt=SHORT)
+    vision = {"hidden_size": 1152, "patch_size": 14, "num_hidden_layers": 27, "num_attention_heads": 16,
+              "intermediate_size": 4304}  # fmt: skip
+    text = {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32, "num_key_value_heads": 32,
+            "intermediate_size": 8192}  # fmt: skip
+    return _lib.idefics3(tokenizer(49_155, []), 384, vision, text)
 
 
 def qwen2_vl() -> Captioner:
     """Qwen2-VL-2B-Instruct."""
-    special = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    words = tokenizer(151_936, special)
-    template = builder.CHAT_TEMPLATE.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
-    ids = {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    names = {"image_token_id": 2, "video_token_id": 3, "vision_start_token_id": 0, "vision_end_token_id": 1}
     rope = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0}
-    config = Qwen2VLConfig(
-        text_config={"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
-                     "intermediate_size": 8960, "vocab_size": len(words), "rope_parameters": rope, **ids},
-        vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4},
-        tie_word_embeddings=True,
-        **{name: words.convert_tokens_to_ids(special[place]) for name, place in names.items()},
-    )  # fmt: skip
-    processor = _lib.Stills(Qwen2VLImageProcessorPil(), words, template)
-    return Captioner(Qwen2VLForConditionalGeneration(config), processor, prompt=SHORT)
+    text = {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+            "intermediate_size": 8960, "rope_parameters": rope}  # fmt: skip
+    vision = {"depth": 32, "embed_dim": 1280, "num_heads": 16}
+    words = tokenizer(151_936, _lib.QWEN_MARKS)
+    return _lib.qwen(words, Qwen2VLImageProcessorPil(), text, vision, tie_word_embeddings=True)
 
 
 MODELS = {"smolvlm": smolvlm, "qwen2-vl": qwen2_vl}
@@ -115,7 +91,6 @@ TINY = dict(zip(MODELS, _lib.MODELS.values(), strict=True))
 
 def build(name: str, device: str, *, tiny: bool) -> Captioner:
     """The captioner with random weights, made on its device in bfloat16."""
-    torch.manual_seed(0)
     torch.set_default_dtype(torch.float32 if tiny else torch.bfloat16)
     with torch.device(device):
         captioner = (TINY if tiny else MODELS)[name]()

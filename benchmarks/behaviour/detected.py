@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata
 
 from benchmarks._lib import machine, write
 from captune.data import load_images
@@ -23,12 +22,7 @@ from captune.data.images import open_image
 from captune.inference.detect import detect_to_file
 from captune.models.detectors import load_detector
 from captune.scorers import load_scorer
-
-
-def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """The probability that a positive scores more than a negative, half of it where they are equal."""
-    ranks = rankdata(np.concatenate([positive, negative]))[: len(positive)].sum()
-    return float((ranks - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))
+from studies._lib.ranks import auc
 
 
 def main() -> None:

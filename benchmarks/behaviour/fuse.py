@@ -10,7 +10,6 @@ set that each writer leaves, over all captions: what is not changed stays as the
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks._lib import machine, write
+from benchmarks._lib import machine, main
 from captune.curation import curate
 from captune.data import load_images
 from captune.models.captioner import Captioner
@@ -127,15 +126,5 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{result['CPU seconds']} CPU seconds."]) + "\n"
 
 
-def main() -> None:
-    """Fuse, measure, write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    result = measure(args.work)
-    write(result, page(result), args.output)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure, page)

@@ -12,7 +12,6 @@ its accuracy is high from the start.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import random
 import time
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Image, Value
 
-from benchmarks._lib import machine, write
+from benchmarks._lib import machine, main
 from captune.data import load_images
 from captune.evaluation.correlation import fought
 from captune.evaluation.statistics import percentiles
@@ -207,15 +206,5 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Train, measure, write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    result = measure(args.work)
-    write(result, page(result), args.output)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure, page)

@@ -70,6 +70,8 @@ class Probe(TrainerCallback):
             self.gradients = torch.cat([p.grad.flatten() for p in kwargs["model"].parameters() if p.grad is not None])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         now = time.perf_counter(), time.process_time()
         self.steps.append((now[0] - self.last[0], now[1] - self.last[1]))
         self.last = now

@@ -32,10 +32,11 @@ import datasets
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks import _lib
+from benchmarks.speed.grpo_vs_trl import Probe
 from captune.data import load_images
 from captune.models.captioner import Captioner
 from captune.models.families import lora_targets
@@ -182,23 +183,6 @@ def parts(ours: Ours, batch: list[dict[str, Any]]) -> dict[str, float]:
 
 
 # -- a step of GRPO
-
-
-class Probe(TrainerCallback):
-    """Seconds of each step."""
-
-    def __init__(self) -> None:
-        self.steps: list[Timed] = []
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.last = time.perf_counter(), time.process_time()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter(), time.process_time()
-        self.steps.append((now[0] - self.last[0], now[1] - self.last[1]))
-        self.last = now
 
 
 def grpo_steps(captioner: Captioner, side: str, data: datasets.Dataset, scratch: str, **settings: Any) -> list[Timed]:

@@ -21,6 +21,7 @@ from captune.data import load_images
 from captune.training.lifecycle import start_run
 from captune.training.vizer.config import ViZerConfig
 from captune.training.vizer.train import build_mapper
+from studies._lib import ranks
 
 from .experiments import Wrong
 
@@ -34,12 +35,7 @@ Captions = dict[str, list[str]]
 
 def auc(scores: np.ndarray, good: np.ndarray) -> float | None:
     """How often a good caption has a higher score than another, ties halved; None where all are of one kind."""
-    from scipy.stats import rankdata
-
-    n = int(good.sum())
-    if not 0 < n < len(good):
-        return None
-    return float((rankdata(scores)[good].sum() - n * (n + 1) / 2) / (n * (len(good) - n)))
+    return ranks.auc(scores[good], scores[~good]) if 0 < good.sum() < len(good) else None
 
 
 def decisions(folder: Path) -> dict[str, list[Any]]:

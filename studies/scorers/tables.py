@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 
 from captune.storybook.changes import CHANGES
+from studies._lib.ranks import auc
 from studies._lib.tables import markdown, page
 
 Scores = dict[str, list[float | None]]
-
-
-def auc(right: Any, wrong: Any) -> float:
-    """P(right > wrong) over all pairs, ties counting half."""
-    ranks = rankdata(np.concatenate([right, wrong]))
-    return float((ranks[: len(right)].sum() - len(right) * (len(right) + 1) / 2) / (len(right) * len(wrong)))
 
 
 def preferred(a: list[float | None], b: list[float | None]) -> tuple[float, int]:

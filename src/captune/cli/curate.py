@@ -57,16 +57,15 @@ def run(args: argparse.Namespace) -> int:
 
     if len(args.source) > 1:
         raise UsageError(nearest(args.source[0], OPERATIONS, "operation"))
-    return _curate(args.source[0], read_steps(args.steps), args)
+    return _curate(args.source[0], read_steps(args.steps), args, args.engine)
 
 
 def _run_operation(name: str, kind: Any, args: argparse.Namespace) -> int:
-    if getattr(args, "engine", None) is not None and _has_engine(kind):
-        by_ray, args.engine = ray_engine(args.engine)
-        step = build(kind, vars(args))
-        args.engine = "ray" if by_ray else None
-        return _curate(args.source, [(name, step)], args)
-    return _curate(args.source, [(name, build(kind, vars(args)))], args)
+    flags, engine = vars(args), getattr(args, "engine", None)
+    if _has_engine(kind):
+        by_ray, own = ray_engine(engine)
+        flags, engine = {**flags, "engine": own}, "ray" if by_ray else None
+    return _curate(args.source, [(name, build(kind, flags))], args, engine)
 
 
 def _has_engine(kind: Any) -> bool:
@@ -74,7 +73,7 @@ def _has_engine(kind: Any) -> bool:
     return "engine" in {field.name for field in dataclasses.fields(kind)}
 
 
-def _curate(source: str, steps: list[tuple[str, Any]], args: argparse.Namespace) -> int:
+def _curate(source: str, steps: list[tuple[str, Any]], args: argparse.Namespace, engine: str | None) -> int:
     from captune.curation.run import curate
 
     hide_loading_bars()
@@ -84,7 +83,7 @@ def _curate(source: str, steps: list[tuple[str, Any]], args: argparse.Namespace)
         steps,
         limit=args.limit,
         format=args.format,
-        engine=getattr(args, "engine", None) or "process",
+        engine=engine or "process",
         workers=args.workers,
         address=args.ray_address,
         device=args.device,

@@ -130,7 +130,8 @@ def read_vectors(source: str, name: str, entries: np.ndarray, path: Path) -> np.
             f"embeddings: a step before gave captions another text or image, and the vectors of {name} are of what "
             "they were: put that step behind, or name an encoder"
         )
-    files = _parquet_files(source) or [str(path) for path in [_json_lines(source)] if path is not None]
+    lines = _json_lines(source)
+    files = _parquet_files(source) if lines is None else [str(lines)]
     if not files:
         raise CurationError(
             f"embeddings: {name} is a column of parquet files or JSON lines, which {source} does not name; name an "

@@ -116,9 +116,8 @@ class Rewrite:
         from captune.inference.engines import pick_engine
 
         batches = pick_engine(self.engine, self.model) != "server"
-        size = (
-            WINDOW * self.batch_size if work.pool.shared and batches else len(rows)
-        )  # whole windows: the same batches
+        # of workers whole windows, so that images meet in the same batches as in one process
+        size = WINDOW * self.batch_size if work.pool.shared and batches else len(rows)
         spans = [(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
         parts = [(f"recaptions-{a:09d}-{b:09d}.json", rows[a:b], b - a) for a, b in spans]
         make = _Recaption(self, captions, work.device)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,16 @@ CHUNK = 32  # images encoded together
 TEXTS = 512  # captions encoded together
 INDEX = "index.json"
 _SAME = 1 - 1e-5  # cosine from which two images are one
+
+
+class Part(Protocol):
+    """A set of images of which some can be taken."""
+
+    def __len__(self) -> int:
+        """Return how many images there are."""
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Return some of them."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,16 @@ def vectors_of(
         texts = _kept(own / "texts", about, len(captions), TEXTS, encode_texts, f"captions of {data.source}")
     owners = [row for row, own in enumerate(data.captions) for _ in own]
     return Vectors(data.ids, images, texts, captions, owners, contents)
+
+
+P = TypeVar("P", bound=Part)
+
+
+def held_out(data: P, number: int, first: int) -> tuple[P, P, P]:
+    """Return a set without `number` of its images, the first of these, and the others; always the same images."""
+    held = np.random.default_rng(0).permutation(len(data))[:number].tolist()
+    rest = np.setdiff1d(np.arange(len(data)), held).tolist()
+    return data.select(rest), data.select(sorted(held[:first])), data.select(sorted(held[first:]))
 
 
 def without_shared(part: Vectors, use: str, *others: Vectors) -> Vectors:

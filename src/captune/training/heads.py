@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from captune.errors import RunError, TrainingError
+from captune.models.heads import HeadConfig, save_head
 from captune.runs import checkpoints
 from captune.runs.run_dir import RunDir
 from captune.training.config import HeadsConfig
@@ -198,8 +199,17 @@ def fit(training: HeadTraining, draw: Callable[[int], Sequence[Tensor]], choice:
                 training.save(run_dir)
 
 
-def without_leftovers(run_dir: RunDir) -> None:
-    """Remove what only an unfinished run needs: vectors and checkpoints."""
+def finished(run_dir: RunDir, heads: nn.Module, saved: HeadConfig, card: str) -> RunDir:
+    """Save the heads, remove what only an unfinished run needs (vectors, checkpoints), and finish the run.
+
+    Args:
+        run_dir: the run.
+        heads: as they are kept.
+        saved: what config.json says of them.
+        card: the README.
+    """
+    save_head(run_dir.path, heads, saved)
     discard(run_dir.path / FEATURES)
     for folder in (*run_dir.checkpoints(), *run_dir.path.glob(f"{checkpoints.ASIDE}checkpoint-*")):
         discard(folder)
+    return run_dir.finish(card)

@@ -209,7 +209,7 @@ def test_killed_anywhere_and_resumed_gives_the_same_bytes(
         elif when == "saving":
             patch.setattr(heads.checkpoints, "complete", stop)
         else:
-            patch.setattr(train, "save_head", stop)
+            patch.setattr(heads, "save_head", stop)
         with pytest.raises(Killed):
             run(config)
     if when == "images":
@@ -273,7 +273,7 @@ def test_other_data_under_the_same_name_is_refused_when_a_run_resumes(
     source = tiny_pair.source(tmp_path / "own")
     config = tiny_pair.config(folder, tmp_path / "run", images=source)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_head", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(heads, "save_head", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config)
     tiny_pair.source(tmp_path / "own", 1)
@@ -295,7 +295,7 @@ def test_an_image_that_was_replaced_is_no_image_of_the_checkpoint(
 ) -> None:
     config = tiny_pair.config(folder, tmp_path / "run", images=tiny_pair.source(tmp_path / "own"))
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_head", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(heads, "save_head", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config)
     tiny.picture(900, (60, 64)).save(tmp_path / "own" / "3.png")

@@ -18,7 +18,7 @@ from captune.evaluation.preferences import read_pairs, read_preferences
 from captune.models.heads import read_config
 from captune.models.reward_model import Accuracy, RewardConfig, RewardModel
 from captune.scorers import load_scorer
-from captune.training.reward_model import train
+from captune.training import heads
 from captune.training.reward_model.data import judged, three_parts
 from captune.training.reward_model.train import Training, bradley_terry, run
 from captune.utils.skipped import counting
@@ -120,7 +120,7 @@ def test_killed_and_resumed_gives_the_same_bytes(
 
     config = tiny_reward.config(folder, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(*((Training, "advance", advance) if when == "training" else (train, "save_head", stop)))
+        patch.setattr(*((Training, "advance", advance) if when == "training" else (heads, "save_head", stop)))
         with pytest.raises(Killed):
             run(config)
     assert list(config.output.glob("checkpoint-*")) and not (config.output / "config.json").exists()
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_other_pairs_is_refused(folder: Path, tmp_path: Path, mo
     pairs.write_text("".join(lines))
     config = tiny_reward.config(folder, tmp_path / "run", pairs=str(pairs))
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_head", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(heads, "save_head", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config)
     row = json.loads(lines[0])

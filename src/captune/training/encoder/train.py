@@ -22,13 +22,13 @@ from captune.data.sources import held_out_number
 from captune.errors import SourceError, redact
 from captune.models.encoders import check_frozen, load_image_encoder, load_text_encoder
 from captune.models.encoders.pair import Heads, PairConfig, Recall
-from captune.models.heads import CONFIG, WEIGHTS, Frozen, save_head
+from captune.models.heads import CONFIG, WEIGHTS, Frozen
 from captune.runs.card import cell, code, one_line
 from captune.runs.run_dir import RunDir
 from captune.training.encoder.config import EncoderConfig
 from captune.training.encoder.objective import RANKS, info_nce, mean_recall, recall
-from captune.training.features import Captioned, Vectors, vectors_of, without_shared
-from captune.training.heads import FEATURES, HeadTraining, fit, opened_run, without_leftovers
+from captune.training.features import Captioned, Vectors, held_out, vectors_of, without_shared
+from captune.training.heads import FEATURES, HeadTraining, finished, fit, opened_run
 from captune.utils.hashing import fingerprint
 from captune.utils.skipped import skip
 
@@ -80,16 +80,14 @@ def three_parts(config: EncoderConfig) -> tuple[Captioned, Captioned, Captioned]
     whole = captioned(config.images, config.limit)
     given = [captioned(source) if source else None for source in (config.choice_images, config.eval_images)]
     wanted = given.count(None)
-    held = np.random.default_rng(0).permutation(len(whole))[: held_out_number(len(whole)) if wanted else 0].tolist()
-    if len(held) < 2 * wanted:
+    number = held_out_number(len(whole)) if wanted else 0
+    if number < 2 * wanted:
         raise SourceError(
             f"{config.images}: of {len(whole)} images too few can be held out to choose a step and to state recall on; "
             "name others with --choice-images and --eval-images, or give more"
         )
-    cut = len(held) // 2 if wanted == 2 else (0 if given[0] else len(held))
-    choice = given[0] or whole.select(sorted(held[:cut]))
-    unseen = given[1] or whole.select(sorted(held[cut:]))
-    train = whole.select([row for row in range(len(whole)) if row not in set(held)])
+    train, *held = held_out(whole, number, number // 2 if wanted == 2 else (0 if given[0] else number))
+    choice, unseen = given[0] or held[0], given[1] or held[1]
     for part, use in ((choice, "to choose a step"), (unseen, "to state recall on")):
         if len(part) < 2:
             raise SourceError(f"{part.source}: {len(part)} image {use}; recall needs 2 at least")
@@ -232,9 +230,7 @@ def run(config: EncoderConfig) -> RunDir:
         whole_image=config.whole_image,
         recall=found,
     )
-    save_head(run_dir.path, training.heads, pair)
-    without_leftovers(run_dir)
-    return run_dir.finish(card(run_dir, config, found, training.best[1], len(train)))
+    return finished(run_dir, training.heads, pair, card(run_dir, config, found, training.best[1], len(train)))
 
 
 def fresh_heads(train: Vectors, config: EncoderConfig) -> Heads:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from captune.data import column, load_images, without_bad
 from captune.data.readers import nfc
 from captune.errors import SourceError
 from captune.evaluation.preferences import Preference, read_preferences
-from captune.training.features import Captioned, Vectors
+from captune.training.features import Captioned, Vectors, held_out
 from captune.utils.skipped import skip
 
 HELD_OUT = 500  # images for one use, at most
@@ -128,14 +127,12 @@ def three_parts(whole: Judged, unseen: Judged | None) -> tuple[Judged, Judged, J
         SourceError: too few images.
     """
     number = min(HELD_OUT, len(whole) // PART)
-    wanted = number * (1 if unseen else 2)
     if not number:
         raise SourceError(
             f"{whole.source}: pairs of {len(whole)} images; {PART} are the least of which some can be held out"
         )
-    held = np.random.default_rng(0).permutation(len(whole))[:wanted].tolist()
-    train = whole.select([row for row in range(len(whole)) if row not in set(held)])
-    return train, whole.select(sorted(held[:number])), unseen or whole.select(sorted(held[number:]))
+    train, choice, rest = held_out(whole, number if unseen else 2 * number, number)
+    return train, choice, unseen or rest
 
 
 @dataclass(frozen=True)

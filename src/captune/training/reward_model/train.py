@@ -22,12 +22,12 @@ from captune.errors import SourceError, redact
 from captune.evaluation.correlation import Figures, fought
 from captune.evaluation.statistics import percentiles
 from captune.models.encoders import load_encoder
-from captune.models.heads import CONFIG, WEIGHTS, Frozen, save_head
+from captune.models.heads import CONFIG, WEIGHTS, Frozen
 from captune.models.reward_model import Accuracy, RewardConfig, RewardHead
 from captune.runs.card import cell, code, one_line
 from captune.runs.run_dir import RunDir
 from captune.training.features import vectors_of, without_shared
-from captune.training.heads import FEATURES, HeadTraining, fit, opened_run, without_leftovers
+from captune.training.heads import FEATURES, HeadTraining, finished, fit, opened_run
 from captune.training.reward_model.config import RewardModelConfig
 from captune.training.reward_model.data import Pairs, judged, pairs_of, three_parts
 from captune.utils.hashing import fingerprint
@@ -158,9 +158,7 @@ def run(config: RewardModelConfig) -> RunDir:
         hidden=config.hidden,
         accuracy=found,
     )
-    save_head(run_dir.path, head, saved)
-    without_leftovers(run_dir)
-    return run_dir.finish(card(run_dir, config, found, training.best[1], learned))
+    return finished(run_dir, head, saved, card(run_dir, config, found, training.best[1], learned))
 
 
 def card(run_dir: RunDir, config: RewardModelConfig, found: Accuracy, step: int, learned: Pairs) -> str:
