@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import tiny
 from PIL import Image
 
 from captune.annotation.battles import Battles
-from captune.annotation.edits import Edits, Reviewed, write_references
-from captune.annotation.pairs import pairs_of, write_pairs
+from captune.annotation.edits import Edits, Reviewed
+from captune.annotation.pairs import pairs_of, write_pairs, write_references
 from captune.cli.main import main
 from captune.data import load_images, load_references
 from captune.errors import AnnotationError, EvaluationError, UsageError
@@ -65,12 +66,41 @@ def test_what_was_accepted_or_corrected_becomes_references(reviewed: Path, photo
     path = tmp_path / "references.jsonl"
     with Edits(reviewed) as edits:  # half a character is no text that a trainer reads
         edits.correct("b.png", "half \ud83d of it", by="anna", version=edits.version("b.png"))
-    assert write_references(Reviewed(reviewed), path) == 3
+    assert write_references(Reviewed(reviewed), path, images=str(photos)) == (3, str(photos))
     expected = {"a.png": ["best a"], "c.png": ["new c"], "d.png": ["old d.png"]}
     assert load_references(str(path)) == expected
     rows = load_images(f"{path}?images={photos}")
     assert {row["image_id"]: row["references"] for row in rows} == expected
     assert rows[0]["image"].size == (40, 30)
+
+
+@pytest.mark.parametrize("source", ["storybook:test?n=4", "photos & more?n=3", "photos & more/captions.csv"])
+def test_the_command_that_the_export_prints_works(
+    source: str,
+    reviewed: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = photos.rename("photos & more")
+    (photos / "captions.csv").write_text("image,caption\n" + "".join(f"{name},x\n" for name in IDS))
+    if source.startswith("storybook"):  # its images are in no file
+        for file in (reviewed, reviewed.with_name(reviewed.name + ".edits.jsonl")):
+            text = file.read_text()
+            for name, image_id in zip(IDS, load_images(source)["image_id"], strict=True):
+                text = text.replace(f'"{name}"', f'"{image_id}"')
+            file.write_text(text)
+    assert main(["review", source, str(reviewed), "--export", "references.jsonl"]) == 0
+    said = capsys.readouterr()
+    words = shlex.split(said.out)
+    assert words[:2] == ["captune", "evaluate"] and main([*words[1:], "--scorers", "length"]) == 0
+    if source.startswith("storybook"):
+        assert "not to train on" in said.err
+    else:
+        rows = load_images(words[-1])
+        assert [rows[i]["image"].size for i in range(len(rows))] == [(40, 30)] * len(rows)
 
 
 def test_the_winner_of_a_battle_is_chosen_by_majority(tmp_path: Path) -> None:

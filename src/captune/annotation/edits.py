@@ -37,8 +37,7 @@ from captune.data import read_captions
 from captune.data.captions import EDITS, is_jsonl
 from captune.data.readers import nfc
 from captune.errors import AnnotationError, CaptionFileError, CaptuneError
-from captune.utils.files import cut_torn_line, jsonl_line, jsonl_rows, lock, replace_file, sync
-from captune.utils.skipped import skip
+from captune.utils.files import cut_torn_line, jsonl_line, jsonl_rows, lock, sync
 
 log = logging.getLogger(__name__)
 
@@ -271,27 +270,6 @@ class Reviewed:
             for image_id, text in self.references().items()
             if (former := self.former(image_id)) != text
         }
-
-
-def write_references(reviewed: Reviewed, path: str | os.PathLike[str]) -> int:
-    """Write the accepted and corrected captions as JSON lines of image_id and references; return how many.
-
-    A caption with half a character, which no trainer reads, is left out and counted.
-
-    Raises:
-        AnnotationError: nothing was accepted or corrected.
-    """
-    references = {}
-    for image_id, text in reviewed.references().items():
-        if HALF.search(image_id + text):
-            skip("captions with half a character, which is no text in UTF-8", ascii(image_id))
-        else:
-            references[image_id] = text
-    if not references:
-        raise AnnotationError(f"no caption of {reviewed.path} is accepted or corrected: review it first")
-    rows = ({"image_id": image_id, "references": [text]} for image_id, text in references.items())
-    replace_file(path, "".join(map(jsonl_line, rows)))
-    return len(references)
 
 
 class Edits(Reviewed):

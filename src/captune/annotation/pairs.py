@@ -35,7 +35,7 @@ from captune.errors import AnnotationError, UsageError
 from captune.evaluation.preferences import Pair, read_pairs
 from captune.evaluation.table import read_rows
 from captune.scorers.registry import direction
-from captune.utils.files import jsonl_line, replacing
+from captune.utils.files import jsonl_line, replace_file, replacing
 from captune.utils.skipped import skip
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def write_pairs(
     """
     path = Path(path)
     parquet = path.suffix.lower() == ".parquet"
-    found = _images(pairs, images) if images is not None else {}
+    found = _images([pair.image_id for pair in pairs], images, "pairs") if images is not None else {}
     kept = []
     for pair in pairs:
         if HALF.search("".join(pair)):
@@ -196,19 +196,19 @@ def write_pairs(
     return len(kept)
 
 
-def _images(pairs: Sequence[Pair], images: str) -> dict[str, Any]:
-    """{image_id: the image, undecoded} of the pairs' images; those that are not there are counted."""
-    dataset = undecoded(load_images(images, decode=False))
+def _images(image_ids: Sequence[str], images: str, what: str) -> dict[str, Any]:
+    """{image_id: the image, undecoded} of these; those that the source does not have are counted as `what`."""
+    dataset = undecoded(load_images(images, decode=False, references=False))
     rows = {image_id: row for row, image_id in enumerate(column(dataset, "image_id"))}
-    unknown = [pair.image_id for pair in pairs if pair.image_id not in rows]
-    if len(unknown) == len(pairs):
+    unknown = [image_id for image_id in image_ids if image_id not in rows]
+    if len(unknown) == len(image_ids):
         raise AnnotationError(
-            f"none of the {len(pairs)} pairs is of an image of {images}: pairs have ids like {unknown[0]!r}, its "
+            f"none of the {len(image_ids)} {what} is of an image of {images}: {what} have ids like {unknown[0]!r}, its "
             f"images like {next(iter(rows), '')!r}"
         )
     if unknown:
-        skip(f"pairs of images that are not in {images}", unknown[0], len(unknown))
-    return {pair.image_id: dataset[rows[pair.image_id]]["image"] for pair in pairs if pair.image_id in rows}
+        skip(f"{what} of images that are not in {images}", unknown[0], len(unknown))
+    return {image_id: dataset[rows[image_id]]["image"] for image_id in image_ids if image_id in rows}
 
 
 def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], images: bool) -> None:
@@ -227,3 +227,42 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], images: bool) -> 
                 writer.write_table(pyarrow.Table.from_pylist(batch, schema))
                 batch = []
         writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+
+
+# ------------------------------------------------------------------ references
+
+
+def write_references(reviewed: Reviewed, path: str | os.PathLike[str], *, images: str) -> tuple[int, str | None]:
+    """Write the accepted and corrected captions as JSON lines of image_id and references, in one step.
+
+    A line names the image's file where all are files. A caption with half a character, which no trainer reads, and one
+    of an image that the source does not have are left out and counted.
+
+    Args:
+        reviewed: the captions.
+        path: the file.
+        images: the source of the images.
+
+    Returns:
+        (how many were written, the folder that the images are named in; None where they are no files).
+
+    Raises:
+        AnnotationError: nothing was accepted or corrected, or none of it is of an image of the source.
+    """
+    references = {}
+    for image_id, text in reviewed.references().items():
+        if HALF.search(image_id + text):
+            skip("captions with half a character, which is no text in UTF-8", ascii(image_id))
+        else:
+            references[image_id] = text
+    if not references:
+        raise AnnotationError(f"no caption of {reviewed.path} is accepted or corrected: review it first")
+    found = _images(list(references), images, "captions")
+    files = {image_id: os.path.abspath(file) for image_id, image in found.items() if (file := image_path(image))}
+    root = os.path.commonpath(map(os.path.dirname, files.values())) if len(files) == len(found) else None
+    rows = []
+    for image_id in found:
+        named = {} if root is None else {"image": os.path.relpath(files[image_id], root)}
+        rows.append({**named, "image_id": image_id, "references": [references[image_id]]})
+    replace_file(path, "".join(map(jsonl_line, rows)))
+    return len(rows), root

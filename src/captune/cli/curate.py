@@ -7,6 +7,7 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from captune.cli.command import COUNT, SEVERAL, Command, echo, hide_loading_bars, print_table
 from captune.cli.config import add_fields, build
@@ -109,7 +110,7 @@ def _say(report: dict[str, Any], folder: Path) -> None:
     if "no images" in report["in"]:
         echo(f"captune: the set names no images ({report['in']['no images']})")
     root = report["out"].get("image folder")
-    print(f"set: {folder / report['out']['file']}{f'?images={root}' if root else ''}")
+    print(f"set: {folder / report['out']['file']}{f'?images={quote(root)}' if root else ''}")
 
 
 def operation(name: str) -> Command:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from captune.cli.command import Command, add_serving_flags, echo, hide_loading_bars
 from captune.errors import CaptionFileError, UsageError
@@ -104,16 +106,20 @@ def _scored(args: argparse.Namespace, specs: list[str]) -> list[dict[str, Any]]:
 
 
 def _write_references(args: argparse.Namespace) -> int:
-    from captune.annotation.edits import Reviewed, write_references
+    from captune.annotation.edits import Reviewed
+    from captune.annotation.pairs import write_references
 
     path = output_path(args.export, ".jsonl", what="references")
     if path.exists() and not args.overwrite:
         raise UsageError(f"{path} is there already; pass --overwrite to replace it")
     reviewed = Reviewed(args.captions)
-    count = write_references(reviewed, path)
+    count, folder = write_references(reviewed, path, images=args.images)
     left = len(reviewed.captions) - count
     echo(f"{count:,} accepted and corrected captions written into {path}; {left:,} open or rejected ones left out")
-    print(f"{path}?images={args.images}")
+    if folder is None:
+        echo(f"the images of {args.images} are in no files of their own: {path} serves as references, not to train on")
+    source = str(path) if folder is None else f"{path}?images={quote(folder)}"
+    print(shlex.join(["captune", "evaluate", str(args.captions), "--references", source]))
     return 0
 
 
