@@ -162,6 +162,7 @@ def test_the_model_implies_the_engine(engine: str | None, model: str | None, pic
         (["--engine", "vllm"], "pip install 'captune.vllm.'"),
         (["--requests", "4"], "the model is no server"),
         (["--engine", "ray", "--workers", "2"], "leave --workers out, and see --ray-workers"),
+        (["--engine", "ray", "--output", "memory://x"], "memory that ends with this command"),
         (["--engine", "process", "--model", "http://h/v1#m"], "is an address"),
         (["--model", "http://h/v1"], "names no model"),
         (["--model", "localhost:8000/v1#m"], "looks like a server's address: write it as http"),

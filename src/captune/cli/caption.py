@@ -209,6 +209,10 @@ def _parts(args: argparse.Namespace) -> tuple[str, str | None]:
         )
     if args.output is None or is_stream(args.output):
         raise UsageError("--engine ray writes a folder of parts: name it with --output FOLDER")
+    if args.output.lower().startswith("memory://"):
+        raise UsageError(
+            f"{args.output} is memory that ends with this command: name a folder, or a bucket such as s3://"
+        )
     if Path(args.output).suffix.lower() in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tar"):
         raise UsageError(
             f"--engine ray writes a folder of parts, not {args.output}: name a folder; --format says what its parts are"
