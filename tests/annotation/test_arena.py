@@ -381,15 +381,15 @@ def test_a_model_rates_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["a.jsonl"], "two caption files"),
-        (["a.jsonl", "b.jsonl"], "--images SOURCE"),
+        (["best.jsonl"], "two caption files"),
+        (["best.jsonl", "worst.jsonl"], "--images SOURCE"),
         (["a.jsonl", "b.jsonl", "--images", "photos"], "cannot be read"),
         (["best.jsonl", "worst.jsonl", "--images", "photos", "--output", "votes.txt"], "written as .sqlite"),
         (["best.jsonl", "worst.jsonl", "--images", "photos", "--guidelines", "no.md"], "no.md is no file"),
         (["--results", "none.sqlite"], "is not there"),
-        (["a.jsonl", "--results", "x.sqlite"], "leave out"),
+        (["best.jsonl", "--results", "x.sqlite"], "leave out"),
         (["a.jsonl", "b.jsonl", "--images", "photos", "--overlap", "2"], "--overlap"),
-        (["a.jsonl", "b.jsonl", "--images", "photos", "--export", "x.csv"], "--results"),
+        (["best.jsonl", "worst.jsonl", "--images", "photos", "--export", "x.csv"], "--results"),
     ],
 )
 def test_refusals(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -117,10 +118,6 @@ def test_caption_does_not_mix_two_captioners_in_a_file(model, photos, tmp_path, 
 @pytest.mark.parametrize(
     ("words", "needle"),
     [
-        (
-            ["--model", "storybook", "--images", "/nowhere/photos", "--output", "o.jsonl"],
-            "/nowhere/photos does not exist",
-        ),
         (
             ["--model", "storybook", "--images", "storybook:tset", "--output", "o.jsonl"],
             "unknown storybook split 'tset'; did you mean 'test'",
@@ -376,7 +373,7 @@ def test_evaluate_names_a_broken_file(tmp_path, capsys):
     (tmp_path / "caps.jsonl").write_text('{"image_id": "x"\n{"image_id": "y", "caption": "a"}\n')
     assert evaluate(tmp_path / "caps.jsonl", "--scorers", "length") == 1
     assert "caps.jsonl, line 1" in capsys.readouterr().err
-    assert evaluate(tmp_path / "absent.jsonl", "--scorers", "length") == 1
+    assert evaluate(tmp_path / "absent.jsonl", "--scorers", "length") == 2
     assert "absent.jsonl" in capsys.readouterr().err
 
 
@@ -467,3 +464,43 @@ def test_correlate_refuses_a_scorer_before_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False"] and "did you mean 'bleu'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "caption --model storybook --images nosuch --output z.jsonl",
+        "caption --model storybook --images nosuch/photos --output z.jsonl",
+        "caption --model storybook --images photos/a.csv?images=nosuch --output z.jsonl",
+        "evaluate nosuch.jsonl --scorers length",
+        "evaluate photos/a.csv --references ~/nosuch.json",
+        "curate filter ./nosuch --by clip --keep 0.3 --output z",
+        "curate ./nosuch --steps photos/a.csv --output z",
+        "review nosuch photos/a.csv --export z.jsonl",
+        "review photos nosuch.jsonl",
+        "arena photos/a.csv photos/a.csv --images nosuch",
+        "report photos/a.csv --images nosuch",
+        "pairs photos/a.csv --images nosuch --output z.jsonl",
+        "convert nosuch.jsonl z.csv",
+        "detect --model yolo.onnx --images nosuch --output z.jsonl",
+        "corpus build --captions nosuch --output z",
+        "encoder train --images nosuch --image-encoder storybook-clip --output z",
+        "sft --model storybook --images nosuch --output z",
+        "sft --config photos/sft.yaml --output z",
+        "grpo --model storybook --images photos --eval-images nosuch --reward clip --output z",
+    ],
+)
+def test_what_is_not_there_is_refused_before_torch(words: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.csv").write_text("image,caption\na.jpg,a dog\n")
+    (tmp_path / "photos" / "sft.yaml").write_text("model: storybook\nimages: nosuch\n")
+    code = (
+        "import sys; from captune.cli.main import main; code = main(sys.argv[1:])\n"
+        "assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys()\nsys.exit(code)"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2, done.stderr
+    assert "nosuch" in done.stderr and ("does not exist" in done.stderr or "cannot be read" in done.stderr)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from captune.cli.command import SEED, Command, add_serving_flags, echo, number, print_table
-from captune.errors import CaptionFileError, UsageError
+from captune.errors import UsageError
 from captune.utils.files import output_path, replace_file
 
 
@@ -63,8 +63,6 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--export goes with --results FILE; the page has votes.csv")
     if args.guidelines is not None and not args.guidelines.is_file():
         raise UsageError(f"--guidelines: {args.guidelines} is no file")
-    if missing := [str(file) for file in args.captions if not file.exists()]:
-        raise CaptionFileError(f"{', '.join(missing)} cannot be read: No such file or directory")
     output = args.output or args.captions[0].parent / "arena.sqlite"
     output = output_path(output, ".sqlite", ".db", what="votes")
     from captune.annotation import web  # first: without its packages nothing else is loaded

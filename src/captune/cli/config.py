@@ -105,6 +105,11 @@ def build(
             if name not in presets:
                 raise UsageError(f"--preset: {nearest(str(name), presets, 'preset')}")
             values = {**presets[name], **values}
+    for field in fields:
+        if field.metadata.get("metavar") == "SOURCE" and isinstance(source := values.get(field.name), str):
+            from captune.data.naming import check_there
+
+            check_there(source)
     missing = [_flag(field.name) for field in fields if field.name not in values and _required(field)]
     if missing:
         raise UsageError(f"missing required option{'s' * (len(missing) > 1)}: {', '.join(missing)}")

@@ -13,7 +13,9 @@ NAMES = "jsonl, coco, csv, parquet, metadata, webdataset or sidecars"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captune convert`."""
-    parser.add_argument("captions", type=Path, help="a caption file of any format, or a folder with sidecars")
+    parser.add_argument(
+        "captions", type=Path, metavar="FILE", help="a caption file of any format, or a folder with sidecars"
+    )
     parser.add_argument(
         "output",
         metavar="OUTPUT",

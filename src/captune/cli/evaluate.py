@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from captune.cli.command import Command, add_scoring_flags, echo, hide_loading_bars
-from captune.errors import CaptionFileError, UsageError
+from captune.errors import UsageError
 from captune.utils.files import output_path
 
 SCORERS = "bleu,rouge,cider,health"
@@ -15,7 +15,7 @@ SCORERS = "bleu,rouge,cider,health"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captune evaluate`."""
-    parser.add_argument("captions", nargs="+", type=Path, help="caption files: JSONL or COCO results")
+    parser.add_argument("captions", nargs="+", type=Path, metavar="FILE", help="caption files: JSONL or COCO results")
     parser.add_argument("--references", metavar="SOURCE", help="where the references are (see below)")
     parser.add_argument("--images", metavar="SOURCE", help="where the images are, when --references has none")
     parser.add_argument(
@@ -52,8 +52,6 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--scorers names no scorer; `captune scorers` lists them, and the default is {SCORERS}")
     for spec in split_specs(args.scorers) if args.scorers.strip() != "all" else ():
         known(spec)
-    if missing := [str(file) for file in args.captions if not file.exists()]:
-        raise CaptionFileError(f"{', '.join(missing)} cannot be read: No such file or directory")
     if args.per_image is not None:
         output_path(args.per_image, ".csv", ".jsonl", ".parquet", what="scores")
     from captune.evaluation import table as printed

@@ -213,6 +213,7 @@ def _run(argv: list[str]) -> int:
         word, flags = strange[0].partition("=")[0], [flag for flag in _flags(whole, args.verb) if flag.startswith("--")]
         what = nearest(word, flags, "option").partition(" (known:")[0] if word[:1] == "-" else f"what is {word!r} for"
         raise UsageError(redact(f"{what.rstrip('?')}? `captune {args.verb} --help` lists the options"))
+    _refuse_absent(whole, args)
     shared = verb in train.METHODS  # only training shares its work among processes
     if processes.rank() and not shared:
         return 0
@@ -228,10 +229,34 @@ def _run(argv: list[str]) -> int:
                 echo(f"captune: {sentence}")
 
 
+def _chosen(whole: argparse.ArgumentParser, verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb."""
+    made: argparse.ArgumentParser = next(
+        a for a in whole._actions if isinstance(a, argparse._SubParsersAction)
+    ).choices[verb]
+    return made
+
+
 def _flags(whole: argparse.ArgumentParser, verb: str) -> list[str]:
     """The options that a verb understands."""
-    chosen = next(a for a in whole._actions if isinstance(a, argparse._SubParsersAction)).choices[verb]
-    return list(chosen._option_string_actions)
+    return list(_chosen(whole, verb)._option_string_actions)
+
+
+def _refuse_absent(whole: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what is read and is not there, which a verb would find out seconds later, when torch is imported.
+
+    Read are arguments that are shown as SOURCE, and those without a flag that are shown as FILE.
+    """
+    for action in _chosen(whole, args.verb)._actions:
+        given = getattr(args, action.dest, None)
+        names = [str(name) for name in (given if isinstance(given, list) else [given]) if name is not None]
+        if action.metavar == "SOURCE" and len(names) == 1:  # `curate` refuses several in its own words
+            from captune.data.naming import check_there
+
+            check_there(names[0])
+        read = names if action.metavar == "FILE" and not action.option_strings else []
+        if missing := [name for name in read if not os.path.exists(name)]:
+            raise UsageError(f"{', '.join(missing)} cannot be read: No such file or directory")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from captune.cli.command import Command, echo, number
-from captune.errors import CaptionFileError, UsageError
+from captune.errors import UsageError
 from captune.utils.files import output_path
 
 
@@ -48,8 +48,6 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{path} is there already; pass --overwrite to replace it")
     if args.by is None and (args.margin or args.better):
         raise UsageError("--margin and --better go with --by COLUMN")
-    if missing := [str(file) for file in args.files if not file.exists()]:
-        raise CaptionFileError(f"{', '.join(missing)} cannot be read: No such file or directory")
     from captune.annotation.pairs import PROMPT, pairs_of, write_pairs
 
     pairs = pairs_of(args.files, by=args.by, margin=args.margin, better=args.better)

@@ -16,7 +16,9 @@ from captune.utils.files import output_path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captune review`."""
     parser.add_argument("images", metavar="SOURCE", help="where the images are (see below)")
-    parser.add_argument("captions", type=Path, help="the caption file, JSON lines; it is changed as people edit")
+    parser.add_argument(
+        "captions", type=Path, metavar="FILE", help="the caption file, JSON lines; it is changed as people edit"
+    )
     parser.add_argument(
         "--scores",
         action="append",
@@ -48,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--scorers names no scorer; `captune scorers` lists them")
     for spec in specs:
         known(spec)
-    if missing := [str(file) for file in (args.captions, *args.scores) if not Path(file).exists()]:
-        raise CaptionFileError(f"{', '.join(missing)} cannot be read: No such file or directory")
+    if missing := [str(file) for file in args.scores if not Path(file).exists()]:
+        raise UsageError(f"{', '.join(missing)} cannot be read: No such file or directory")
     if args.captions.is_dir():
         raise UsageError(
             f"{args.captions} is a folder: name the source of the images first, then the caption file; captions in "

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from captune.data.columns import column
+from captune.data.naming import Source
 from captune.data.readers import (
     BLANK,
     ID_KEYS,
@@ -34,7 +35,7 @@ from captune.data.readers import (
     references_at,
     row_entry,
 )
-from captune.data.sources import Source, _shards, choose, load_images, load_references
+from captune.data.sources import _shards, choose, load_images, load_references
 from captune.data.tables import _line
 from captune.errors import CurationError, SourceError
 from captune.utils.files import jsonl_rows, replacing

@@ -27,7 +27,7 @@ from captune.curation.base import CHANGE, DROP, KEEP, MOVE, SPLIT, VERDICTS, Cap
 from captune.curation.outputs import NAMES, check_format, write_set
 from captune.curation.reading import AT_ONCE, SCHEMA, read_source, table_writer, write_table
 from captune.curation.registry import Step, read_steps
-from captune.data.sources import Source
+from captune.data.naming import Source
 from captune.errors import CurationError, UsageError, redact
 from captune.utils.files import lock_folder, output_path, parse_json, remove_leftovers, replace_file, replacing
 from captune.utils.pool import Pool

@@ -27,9 +27,10 @@ from datasets import Dataset, Features, Image, IterableDataset
 
 from captune.data.columns import ImageSource, column
 from captune.data.images import IMAGE_SUFFIXES
+from captune.data.naming import Source
 from captune.data.paths import ImageFolder
 from captune.data.readers import ID_KEYS, REFERENCE_KEYS, Blanks, as_id, first_key, nfc, references_at
-from captune.data.sources import Source, _shards, load_images
+from captune.data.sources import _shards, load_images
 from captune.data.tables import FEATURES, _check_image_column, _first_image, _image_columns, _line, _pair
 from captune.data.webdataset import _opened, _samples, check_options
 from captune.errors import SourceError, redact

@@ -1,6 +1,6 @@
 """Every image source as one kind of dataset: columns image, image_id, references (list[str], may be empty).
 
-A source is written ``where?key=value&…``; `Source` has the keys.
+A source is written ``where?key=value&…``; `captune.data.naming.Source` has the keys.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 from datasets import Dataset, IterableDataset, List, Value
-from pydantic import Field
 from tqdm.auto import tqdm
 
 from captune.data.columns import ImageSource, column, decoded
 from captune.data.folders import files_below, listed, references_beside
 from captune.data.images import IMAGE_SUFFIXES
+from captune.data.naming import KINDS, Source, is_path
 from captune.data.readers import (
     HALF,
     KEPT,
@@ -36,87 +36,13 @@ from captune.data.readers import (
     nfc,
     read_entries,
 )
-from captune.data.schemes import Scheme, scheme_of
+from captune.data.schemes import Scheme
 from captune.data.tables import FEATURES, count_rows, guarded, load_hub, load_parquet, load_saved, normalise
 from captune.data.webdataset import count_samples, load_webdataset
 from captune.errors import SourceError, UsageError
 from captune.utils.skipped import skip
-from captune.utils.spec import parse
 
 logger = logging.getLogger(__name__)
-
-COLUMN_KEYS = ("config", "image", "caption", "id", "streaming")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A source as written: ``where?key=value&…``.
-
-    Attributes:
-        where: a path, a pattern, the name of a dataset, or ``scheme:name``.
-        n: take so many images.
-        seed: sample them at random; without it the first `n` are taken.
-        skip: leave out so many before: ``?skip=500`` and ``?n=500`` share no image.
-        part: of what the other keys name, ``held_out``: 64 images, or a tenth of fewer than 640, always the same ones;
-            or ``training``: the others.
-        shard: ``i/n``: every n-th image of what the other keys name, from the i-th (1 to n); for several machines.
-        split: a split of a dataset or of Karpathy's files; several: ``train+restval``.
-        images: the image folder of a captions file.
-        config: a configuration of a dataset.
-        image: the column of its images, if it is not found by itself.
-        caption: the column of its references.
-        id: the column of its ids.
-        streaming: read shards and datasets as they come.
-    """
-
-    where: str
-    n: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
-    skip: Annotated[int, Field(ge=0)] | None = None
-    part: Literal["held_out", "training"] | None = None
-    shard: str | None = None
-    split: str | None = None
-    images: str | None = None
-    config: str | None = None
-    image: str | None = None
-    caption: str | None = None
-    id: str | None = None
-    streaming: bool | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Source:
-        """Read a source as written; an existing path is taken as it is.
-
-        Raises:
-            SourceError: for an unknown key, with the nearest, or a value of the wrong type.
-        """
-        text = str(text)
-        where, mark, query = text.rpartition("?")
-        if not (where or query).strip():
-            raise SourceError("the source has no name: give a folder, a file, a dataset or storybook:SPLIT")
-        if not mark or os.path.exists(text):
-            return cls(text)
-        query = query.replace("+", "%2B")  # a plus is itself here, as in train+restval
-        return parse(
-            f"{where}?{query}",
-            cls,
-            what=f"source {text!r}",
-            positional=("where",),
-            example="photos?n=500&seed=1",
-            error=SourceError,
-            query="last",
-        )
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """What is set of the keys that only datasets and tables take."""
-        return {key: getattr(self, key) for key in COLUMN_KEYS if getattr(self, key) is not None}
-
-    @property
-    def scheme(self) -> Scheme | None:
-        """The scheme of ``scheme:name``; None for any other source."""
-        scheme = scheme_of(self.where)
-        return scheme if scheme.name else None
 
 
 def load_images(
@@ -488,9 +414,10 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
         if source.config is not None:
             raise SourceError(f"{source.where} has no configurations; leave ?config={source.config} out")
         dataset = load_parquet(files, stream)
-    elif path.exists() or source.where.startswith((".", "/", "~")) or path.suffix.lower() in _PATH_SUFFIXES:
-        reason = "is of no known kind" if path.exists() else "does not exist"
-        raise SourceError(f"{source.where} {reason}; {_KINDS}")
+    elif path.exists():
+        raise SourceError(f"{source.where} is of no known kind; {KINDS}")
+    elif is_path(source.where):
+        raise SourceError(f"{source.where} does not exist; {KINDS}")
     else:
         dataset = load_hub(source.where, source.config, source.split, bool(source.streaming))
         source = replace(source, split=None)
@@ -503,11 +430,6 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
 
 
 _SHARD_SUFFIXES = (".tar", ".parquet")
-_PATH_SUFFIXES = {".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".zip", *TEXT_SUFFIXES, *IMAGE_SUFFIXES}
-_KINDS = (
-    "a source is a folder of images, a captions file (COCO, Karpathy, Flickr8k/30k, JSONL, JSON), parquet, webdataset "
-    "shards, the name of a dataset on the hub, or storybook:<split>"
-)
 
 
 def _shards(where: str) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from captune.data.naming import Source
 from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, as_id, first_key, nfc
-from captune.data.sources import Source, _shards
+from captune.data.sources import _shards
 from captune.errors import SourceError
 from captune.utils.files import jsonl_rows
 

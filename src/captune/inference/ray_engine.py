@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captune.data.caption_formats import write_captions
+from captune.data.naming import Source
 from captune.data.parts import MANIFEST, PARTS, WINDOW, check_part_size, parts_format, read_manifest
 from captune.data.pieces import Piece, Rows, pieces_of
-from captune.data.sources import Source
 from captune.decoding import load_decoder
 from captune.errors import CaptionFileError, MissingColumn, SettingError, SourceError, redact
 from captune.inference.engines import check_engine, load_captioner, pick_engine

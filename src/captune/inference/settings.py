@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.data.lines import CAPTIONS, Kind
-from captune.data.sources import Source
+from captune.data.naming import Source
 from captune.decoding import Decoder
 from captune.errors import CaptionFileError, redact
 from captune.utils.files import replace_file

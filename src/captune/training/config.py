@@ -33,7 +33,13 @@ DEFAULT_SHOWN = 64  # training images that a run is judged on where there are no
 
 
 def setting(
-    help: str, default: Any = MISSING, *, group: str = "training", aliases: tuple[str, ...] = (), empty: bool = False
+    help: str,
+    default: Any = MISSING,
+    *,
+    group: str = "training",
+    aliases: tuple[str, ...] = (),
+    empty: bool = False,
+    metavar: str | None = None,
 ) -> Any:
     """Declare a field of a config.
 
@@ -43,8 +49,9 @@ def setting(
         group: the heading in ``--help``.
         aliases: former names, which work and warn.
         empty: whether an empty text is a value.
+        metavar: SOURCE for a source, which is refused early where it is not there; default: by the type.
     """
-    metadata = {"help": help, "group": group, "aliases": aliases, "empty": empty}
+    metadata = {"help": help, "group": group, "aliases": aliases, "empty": empty, "metavar": metavar}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -97,13 +104,16 @@ class RunConfig:
     """Settings of every run that trains something."""
 
     output: Path = setting("the run directory to write", group="data")
-    images: str = setting("images to learn from: a folder, a file, a dataset, storybook:unlabelled", group="data")
+    images: str = setting(
+        "images to learn from: a folder, a file, a dataset, storybook:unlabelled", group="data", metavar="SOURCE"
+    )
     limit: Count | None = setting("use only the first N images", None, group="data")
     eval_images: str | None = setting(
         "images to caption before and after; default: storybook:val for storybook, else 64 of --images (a "
         "tenth of fewer than 640), which are not trained on",
         None,
         group="data",
+        metavar="SOURCE",
         aliases=("evaluation",),
     )
     overwrite: bool = setting("replace another run in --output", False, group="data")

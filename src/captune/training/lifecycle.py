@@ -16,8 +16,8 @@ from transformers import set_seed
 from trl.trainer.utils import use_adapter
 
 from captune.data import load_references, part_of
+from captune.data.naming import Source
 from captune.data.schemes import scheme_of
-from captune.data.sources import Source
 from captune.decoding import Decoder
 from captune.errors import RunError, SourceError
 from captune.models.captioner import Captioner

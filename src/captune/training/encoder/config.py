@@ -26,7 +26,7 @@ HARDEST = 100  # hard negatives of a caption, at most
 class EncoderConfig(HeadsConfig):
     """Settings of `captune encoder train`; the defaults are what retrieved best on 100 photos of Flickr8k."""
 
-    images: str = setting("images with captions to learn from: a file, a dataset", group="data")
+    images: str = setting("images with captions to learn from: a file, a dataset", group="data", metavar="SOURCE")
     image_encoder: str = setting(
         "frozen: a folder or hub name (CLIP, SigLIP, DINOv2, ConvNeXt, ...), or efficientnet-lite2", group="model"
     )
@@ -38,12 +38,14 @@ class EncoderConfig(HeadsConfig):
         "captioned images whose recall decides which step is kept; default: some of --images, which are not trained on",
         None,
         group="data",
+        metavar="SOURCE",
     )
     eval_images: str | None = setting(
         "captioned images, of no other use, on which recall is stated; default: some of --images, likewise (64 or a "
         "tenth in all, shared with the choice)",
         None,
         group="data",
+        metavar="SOURCE",
     )
     whole_image: bool = setting(
         "squeeze the whole image into a square, where the encoder's own processor crops the center", True, group="model"

@@ -29,6 +29,7 @@ class RewardModelConfig(HeadsConfig):
         "the source of the images, by image_id; default: those that the file of pairs holds or names",
         None,
         group="data",
+        metavar="SOURCE",
     )
     eval_pairs: str | None = setting(
         "preferences, of no other use, on which accuracy is stated; default: those of a tenth of the images of "
