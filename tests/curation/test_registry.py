@@ -60,7 +60,7 @@ def test_steps_are_checked_before_anything_heavy() -> None:
     code = (
         "import sys\n"
         "from captune.cli.main import main\n"
-        "code = main(['curate', 'filter', 'nowhere', '--by', 'clpi', '--keep', '.3', '--output', 'nowhere-too'])\n"
+        "code = main(['curate', 'filter', '.', '--by', 'clpi', '--keep', '.3', '--output', 'nowhere-too'])\n"
         "assert code == 2 and not {'torch', 'datasets'} & sys.modules.keys()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -105,11 +105,6 @@ def build(
             if name not in presets:
                 raise UsageError(f"--preset: {nearest(str(name), presets, 'preset')}")
             values = {**presets[name], **values}
-    for field in fields:
-        if field.metadata.get("metavar") == "SOURCE" and isinstance(source := values.get(field.name), str):
-            from captune.data.naming import check_there
-
-            check_there(source)
     missing = [_flag(field.name) for field in fields if field.name not in values and _required(field)]
     if missing:
         raise UsageError(f"missing required option{'s' * (len(missing) > 1)}: {', '.join(missing)}")
@@ -119,6 +114,15 @@ def build(
         raise
     except ValueError as error:
         raise SettingError(str(error)) from error
+
+
+def check_sources(config: Any) -> None:
+    """Raise UsageError for a source of a config, wherever it was written, that is not there."""
+    from captune.data.naming import check_there
+
+    for field in _fields(type(config)):
+        if field.metadata.get("metavar") == "SOURCE" and (source := getattr(config, field.name)) is not None:
+            check_there(source)
 
 
 def _read(config: type, given: Mapping[str, Any], file: str | Path | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.cli.command import Command, echo, hide_loading_bars
-from captune.cli.config import add_fields, build
+from captune.cli.config import add_fields, build, check_sources
 from captune.cli.train import ending_at_sigterm
 
 
@@ -39,6 +39,7 @@ def command(
 
     def run(args: argparse.Namespace) -> int:
         config = build(settings(), vars(args), args.config)
+        check_sources(config)
         hide_loading_bars()
         with ending_at_sigterm():
             folder = importlib.import_module(f"captune.training.{room}.train").run(config).path

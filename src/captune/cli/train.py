@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.cli.command import Command, echo, hide_loading_bars
-from captune.cli.config import add_fields, build
+from captune.cli.config import add_fields, build, check_sources
 from captune.errors import UsageError
 from captune.utils import processes
 from captune.utils.registry import Registry
@@ -81,6 +81,7 @@ def ending_at_sigterm() -> AbstractContextManager[None]:
 def run(method: Any, args: argparse.Namespace) -> int:
     """Train, and print where the result lies."""
     config = build(method.config, vars(args), args.config, method.presets)
+    check_sources(config)
     hide_loading_bars()
     with ending_at_sigterm():
         run_dir = method.run(config)
