@@ -177,7 +177,7 @@ def test_images_without_files_need_parquet(photos: Path, tmp_path: Path) -> None
         features=datasets.Features({"image": datasets.Image(), "image_id": datasets.Value("string")}),
     ).to_parquet(tmp_path / "images.parquet")
     pairs = [Pair("a.png", "good", "bad")]
-    with pytest.raises(AnnotationError, match="need a .parquet file"):
+    with pytest.raises(UsageError, match="as .parquet, which holds the images"):
         write_pairs(pairs, tmp_path / "p.jsonl", images=str(tmp_path / "images.parquet"))
     assert write_pairs(pairs, tmp_path / "p.parquet", images=str(tmp_path / "images.parquet")) == 1
     with pytest.raises(AnnotationError, match="pairs have ids like 'x', its images like 'a.png'"):
@@ -226,5 +226,9 @@ def test_the_command_refuses_before_it_works(
     there.write_text("")
     assert "pass --overwrite" in told(str(reviewed), "--output", str(there))
     assert "pairs are written as .jsonl or .parquet" in told(str(reviewed), "--output", "p.csv")
+    scores = tmp_path / "scores.csv"
+    scores.write_text("image_id,caption,rouge\nx,a,1\nx,b,1\n")
+    words = (str(scores), "--by", "rouge", "--images", "storybook:test?n=1", "--output", "p.jsonl")
+    assert "as .parquet, which holds the images" in (said := told(*words)) and "left out" not in said
     assert "nowhere.jsonl cannot be read" in told("nowhere.jsonl", "--output", "p.jsonl")
     assert "go with --by" in told(str(reviewed), "--margin", "1", "--output", "p.jsonl")

@@ -369,6 +369,56 @@ def test_evaluate_checks_needs_before_it_works(evaluated, capsys):
     assert "scene" in capsys.readouterr().err
 
 
+def test_an_address_is_refused_before_anything_is_loaded(evaluated, tmp_path, capsys):
+    references, good, _ = evaluated
+    for words in (
+        ["evaluate", "s3://bucket/x.jsonl", "--references", references],
+        ["convert", "what://x.jsonl", tmp_path / "o.jsonl"],
+        ["report", "s3://bucket/x.jsonl"],
+        ["pairs", "s3://bucket/x.jsonl", "--output", tmp_path / "p.jsonl"],
+        ["arena", good, "s3://bucket/x.jsonl", "--images", tmp_path],
+        ["review", tmp_path, "s3://bucket/x.jsonl"],
+        ["evaluate", good, "--references", "s3://bucket/x.jsonl"],
+        ["evaluate", good, "--references", "what://x"],
+    ):
+        assert main(list(map(str, words))) == 2
+        assert "address" in capsys.readouterr().err
+
+
+def test_an_output_without_a_suffix_is_refused_and_a_format_serves_it(evaluated, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    good = str(evaluated[1])
+    images = ["--images", "storybook:test?n=1"]
+    for words in (["caption", "--model", "storybook", *images, "--output", "caps"], ["convert", good, "caps"]):
+        assert main(words) == 2 and not Path("caps").exists()
+        err = capsys.readouterr().err
+        assert ".parquet" in err and "name the output caps.jsonl, or say --format" in err
+    assert main(["convert", good, "caps", "--format", "csv"]) == 0
+    assert Path("caps").read_text().startswith("image_id,caption\n")
+
+
+def test_evaluate_and_report_read_sidecars_in_a_tree_of_their_own(tmp_path, capsys):
+    (tmp_path / "photos/sub").mkdir(parents=True)
+    for name in ("a", "sub/b"):
+        tiny.picture(len(name), (16, 16)).save(tmp_path / f"photos/{name}.png")
+        (tmp_path / f"tree/{name}.txt").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"tree/{name}.txt").write_text(f"a ball {name}\n")
+        (tmp_path / f"photos/{name}.txt").write_text(f"a ball {name}\n")
+    tree, photos = str(tmp_path / "tree"), str(tmp_path / "photos")
+    assert evaluate(tree, "--references", photos, "--scorers", "rouge", "--json", "--no-cache") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["matched"] == 2 and found["scores"]["rouge"]["value"] == pytest.approx(1)
+    assert evaluate(tree, "--scorers", "length") == 1
+    assert "--images SOURCE" in capsys.readouterr().err
+    page = tmp_path / "page.html"
+    assert main(["report", tree, "--images", photos, "--output", str(page)]) == 0
+    assert "a ball sub/b" in page.read_text()
+    assert main(["pairs", tree, "--output", str(tmp_path / "p.jsonl")]) == 1
+    assert f"captune convert {tree} captions.jsonl --images SOURCE" in capsys.readouterr().err
+    assert main(["review", photos, tree]) == 2
+    assert f"captune convert {tree} captions.jsonl --images {photos}" in capsys.readouterr().err
+
+
 def test_evaluate_names_a_broken_file(tmp_path, capsys):
     (tmp_path / "caps.jsonl").write_text('{"image_id": "x"\n{"image_id": "y", "caption": "a"}\n')
     assert evaluate(tmp_path / "caps.jsonl", "--scorers", "length") == 1

@@ -20,7 +20,7 @@ from captune.data.sidecars import sidecar_line
 from captune.errors import CaptionFileError, SourceError, UsageError
 from captune.inference.convert import convert
 from captune.inference.outputs import SidecarOutput, images_of
-from captune.utils.skipped import counting
+from captune.utils.skipped import counting, sentences
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=40)
 IDS = st.text(st.characters(categories=("Lu", "Ll", "Nd")), min_size=1, max_size=12)
@@ -102,6 +102,113 @@ def test_sidecars_in_a_tree_of_their_own(tmp_path: Path, photos: Path) -> None:
     assert not list(photos.rglob("*.caption"))
 
 
+def test_sidecars_in_a_tree_of_their_own_come_back_with_the_ids_of_the_source(tmp_path: Path, photos: Path) -> None:
+    captions, tree = captions_of(photos), tmp_path / "tree"
+    write_captions(captions, tmp_path / "caps.jsonl")
+    convert(tmp_path / "caps.jsonl", tree, format="sidecars", images=str(photos))
+    convert(tree, tmp_path / "back.jsonl", images=str(photos))
+    assert (tmp_path / "back.jsonl").read_bytes() == (tmp_path / "caps.jsonl").read_bytes()
+    with pytest.raises(CaptionFileError, match="tree holds captions and no images: .* --images SOURCE"):
+        read_captions(tree)
+    (tree / "sub" / "README.txt").write_text("about these captions\n")
+    (tree / "a.txt").unlink()
+    with counting() as skipped:
+        assert read_captions(tree, images=f"{photos}?n=3") == {k: v for k, v in captions.items() if k != "a.png"}
+    assert skipped == {
+        f"sidecars that match no image of {photos}?n=3": {"sub/README.txt": 1},
+        "images without a sidecar": {"a.png": 1},
+    }
+    tiny.picture(1, (16, 16)).save(photos / "sub/22.05.png")
+    with pytest.raises(
+        CaptionFileError, match=r"'sub/22\.05' may be 'sub/22\.05\.jpg' or 'sub/22\.05\.png' of .*rename"
+    ):
+        read_captions(tree, images=str(photos))
+    (tmp_path / "other").mkdir()
+    tiny.picture(1, (16, 16)).save(tmp_path / "other/z.png")
+    with pytest.raises(
+        CaptionFileError, match=r"no captions of the 1 images of .*'z\.png'; it has others, such as sub/"
+    ):
+        read_captions(tree, images=str(tmp_path / "other"))
+
+
+def test_sidecars_of_images_with_ids_of_their_own(tmp_path: Path, photos: Path) -> None:
+    """COCO's ids are numbers; sidecars, metadata and shards of its images come back to them."""
+    names = list(captions_of(photos))
+    coco = {"images": [{"id": 10 + i, "file_name": name} for i, name in enumerate(names)], "annotations": []}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    source = f"{tmp_path / 'coco.json'}?images={photos}"
+    captions = {str(10 + i): f"caption {i}" for i in range(len(names))}
+    write_captions(captions, tmp_path / "caps.jsonl")
+    convert(tmp_path / "caps.jsonl", tmp_path / "tree", format="sidecars", images=source)
+    assert (tmp_path / "tree/sub/22.05.txt").is_file()
+    for name in ("tree", "metadata.jsonl", "x.tar"):
+        if name != "tree":
+            convert(tmp_path / "caps.jsonl", tmp_path / name, images=source)
+        assert read_captions(tmp_path / name, images=source) == captions
+
+
+def test_a_folder_is_read_as_the_source_has_its_references(tmp_path: Path, photos: Path) -> None:
+    captions = captions_of(photos)
+    write_captions(captions, tmp_path / "caps.jsonl")
+    convert(tmp_path / "caps.jsonl", photos / "metadata.csv", images=str(photos))
+    assert read_captions(photos) == read_captions(photos, format="metadata") == captions
+    (photos / "a.txt").write_text(f"{captions['a.png']}\n")
+    assert read_captions(photos) == captions
+    (photos / "sub/22.05.txt").write_text("another\n")
+    with pytest.raises(
+        CaptionFileError, match=r"'sub/22.05.jpg' has one caption in sub/22.05.txt.*another in metadata.csv"
+    ):
+        read_captions(photos)
+    assert read_captions(photos, format="metadata") == captions
+    assert read_captions(photos, format="sidecars") == {"a.png": captions["a.png"], "sub/22.05.jpg": "another"}
+    (photos / "metadata.csv").unlink()
+    with pytest.raises(CaptionFileError, match=r"holds no metadata\.jsonl and no metadata\.csv"):
+        read_captions(photos, format="metadata")
+
+
+@pytest.mark.parametrize("name", ["meta/metadata.jsonl", "meta/metadata.csv", "x.tar"])
+def test_metadata_elsewhere_and_shards_come_back_with_the_ids_of_the_source(
+    tmp_path: Path, photos: Path, name: str
+) -> None:
+    captions = captions_of(photos)
+    write_captions(captions, tmp_path / "caps.jsonl")
+    convert(tmp_path / "caps.jsonl", tmp_path / name, images=str(photos))
+    assert read_captions(tmp_path / name, images=str(photos)) == captions
+    link = tmp_path / "link"
+    link.symlink_to(photos)
+    assert read_captions(tmp_path / name, images=str(link)) == captions  # the same files
+    with counting() as skipped:
+        assert read_captions(tmp_path / name).keys() & captions.keys() == set()
+    assert [items for reason, items in skipped.items() if "elsewhere; --images SOURCE" in reason] == (
+        [] if name == "x.tar" else [{"../photos/a.png": 4}]
+    )
+    tiny.picture(1, (16, 16)).save(photos / "a.jpg")
+    if name == "x.tar":
+        with pytest.raises(CaptionFileError, match=r"'a' may be 'a\.jpg' or 'a\.png'"):
+            read_captions(tmp_path / name, images=str(photos))
+
+
+def test_captions_of_images_that_a_source_lacks_keep_their_ids_and_are_counted(tmp_path: Path, photos: Path) -> None:
+    captions = captions_of(photos)
+    write_captions(captions, tmp_path / "caps.jsonl")
+    convert(tmp_path / "caps.jsonl", tmp_path / "x.tar", images=str(photos))
+    (photos / "a.png").unlink()
+    with counting() as skipped:
+        convert(tmp_path / "x.tar", tmp_path / "back.csv", images=str(photos))
+    assert list(read_captions(tmp_path / "back.csv")) == ["a", *list(captions)[1:]]
+    assert skipped == {f"captions are of images that are not in {photos}, and are kept": {"a": 1}}
+
+
+def test_references_whose_images_are_elsewhere_give_their_ids(tmp_path: Path, photos: Path) -> None:
+    captions = captions_of(photos)
+    write_captions(captions, tmp_path / "caps.jsonl")
+    convert(tmp_path / "caps.jsonl", tmp_path / "tree", format="sidecars", images=str(photos))
+    (tmp_path / "refs").mkdir()
+    references = tmp_path / "refs" / "references.json"
+    references.write_text(json.dumps({key: ["x"] for key in captions}))
+    assert read_captions(tmp_path / "tree", images=str(references)) == captions
+
+
 def test_a_sidecar_of_several_lines_is_several_references(photos: Path) -> None:
     (photos / "a.TXT").write_text("one\n\n two \n", encoding="utf-8")
     assert load_references(str(photos))["a.png"] == ["one", "two"]
@@ -120,7 +227,7 @@ def test_a_word_for_a_missing_value_in_a_sidecar_is_no_reference(photos: Path) -
 def test_line_breaks_in_sidecars_are_said() -> None:
     with counting() as skipped:
         assert sidecar_line("a", "one\ntwo\rthree") == "one two three"
-    assert list(skipped) == ["line breaks of captions, which stand on one line in a sidecar"]
+    assert sentences(skipped) == ["1 captions had line breaks, which became spaces: a sidecar holds one line (a)"]
 
 
 def test_two_images_that_would_share_a_sidecar_are_refused(photos: Path) -> None:
@@ -181,8 +288,7 @@ def test_half_a_character_is_refused_where_it_cannot_stand(tmp_path: Path) -> No
 
 
 def test_formats_by_name_and_by_suffix(tmp_path: Path) -> None:
-    assert [format_of(name).name for name in ("a.JSONL", "a", "b.tsv", "METADATA.csv", "c.tar")] == [
-        "jsonl",
+    assert [format_of(name).name for name in ("a.JSONL", "b.tsv", "METADATA.csv", "c.tar")] == [
         "jsonl",
         "csv",
         "metadata",
@@ -191,6 +297,12 @@ def test_formats_by_name_and_by_suffix(tmp_path: Path) -> None:
     assert format_of("a.csv", "jsonl").name == "jsonl"
     with pytest.raises(UsageError, match="not as .xml"):
         format_of("a.xml")
+    for name in ("a", str(tmp_path / "b.c" / "a."), "b."):
+        with pytest.raises(
+            UsageError, match=r"\.parquet .* not without a suffix: name the output .*[ab]\.jsonl, or say --f"
+        ):
+            format_of(name)
+    assert format_of("a", reading=True).name == "jsonl" and output_format("a", "csv").name == "csv"
     with pytest.raises(UsageError, match="did you mean 'parquet'"):
         format_of("a", "parket")
     with pytest.raises(UsageError, match=r"written to local paths, not to s3:"):

@@ -97,6 +97,62 @@ def test_many_tests_are_corrected(files) -> None:
     assert "p_holm" in table(result)
 
 
+def test_images_without_references_are_left_out_of_the_scorers_that_need_them(files, tmp_path) -> None:
+    references, good, poor = files
+    some = {key: [text] for key, text in list(SAID.items())[:-2]} | {"i18": [], "i19": ["  "]}
+    references.write_text(json.dumps(some))
+    ask = {"scorers": ["bleu", "length"], "paired": True, "per_image": True, "bootstrap": 20}
+    found = evaluate_files([good, poor], references=str(references), **ask)
+    assert found["unreferenced"] == ["i18", "i19"] and found["matched"] == 20
+    (said,) = found["warnings"]
+    assert (
+        "2 of the 20 captioned images have no reference in" in said and "(i18, i19); bleu are of the other 18" in said
+    )
+    assert {spec: score["n"] for spec, score in found["scores"].items()} == {"bleu": 18, "length": 20}
+    assert "(of 18 images)" in table(found)
+    rows = {row["image_id"]: row for row in found["per_image"] if row["file"] == str(good)}
+    assert rows["i19"]["bleu"] is None and rows["i17"]["bleu"] == pytest.approx(1) and rows["i19"]["length"] > 0
+
+    for file in (good, poor):  # the figures are those of the other images alone
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]))
+    alone = evaluate_files([good, poor], references=str(references), **ask)
+    assert not alone["unreferenced"]
+    for one, other in ((found, alone), (found["others"][0], alone["others"][0])):
+        assert one["scores"]["bleu"] == other["scores"]["bleu"]
+    assert found["others"][0]["paired"]["bleu"]["bleu_4"]["difference"] == pytest.approx(
+        alone["others"][0]["paired"]["bleu"]["bleu_4"]["difference"]
+    )
+    references.write_text(json.dumps({key: [] for key in SAID}))
+    with pytest.raises(EvaluationError, match="none of the 18 captioned images, such as 'i0', has a reference in"):
+        evaluate_files([good], references=str(references), scorers=["bleu"])
+
+
+def test_unopened_and_unreferenced_images_are_left_out_apart(tmp_path, monkeypatch) -> None:
+    class Bright(Scorer):
+        name = "bright"
+        required_columns = ("image",)
+
+        def rows(self, captions, *, image, **columns):
+            return np.array([[float(np.asarray(one).mean())] for one in image])
+
+    chosen = {"bleu": scorers.SCORERS.targets["bleu"], "bright": Bright}
+    monkeypatch.setattr(scorers.SCORERS, "targets", chosen)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(4):
+        tiny.picture(number, (16, 16)).save(photos / f"{number}.png")
+        (photos / f"{number}.txt").write_text(f"a red ball number {number}\n")
+    (photos / "1.png").write_bytes(b"no image")
+    (photos / "2.txt").unlink()
+    captions = tmp_path / "c.jsonl"
+    captions.write_text("".join(f'{{"image_id": "{i}.png", "caption": "a red ball number {i}"}}\n' for i in range(4)))
+    found = evaluate_files([captions], references=str(photos), scorers=["bright", "bleu"], per_image=True)
+    assert {spec: score["n"] for spec, score in found["scores"].items()} == {"bright": 3, "bleu": 3}
+    assert list(found["bad_images"]) == ["1.png"] and found["unreferenced"] == ["2.png"]
+    empty = {row["image_id"]: [spec for spec in ("bright", "bleu") if row[spec] is None] for row in found["per_image"]}
+    assert empty == {"0.png": [], "1.png": ["bright"], "2.png": ["bleu"], "3.png": []}
+
+
 def test_holm() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm 1979, by hand
     assert holm([0.9, 0.8]) == [1.0, 1.0]

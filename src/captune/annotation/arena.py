@@ -53,7 +53,7 @@ def read_systems(files: list[Path], images: ImagesById) -> tuple[dict[str, dict[
         raise CaptionFileError(f"two caption files are called {twice!r}: results would name both by it")
     systems, said = {}, []
     for name, file in zip(names, files, strict=True):
-        captions = read_captions(file)
+        captions = read_captions(file, images=images.source)
         systems[name] = {image_id: text for image_id, text in captions.items() if image_id in images.rows}
         if not systems[name]:
             example, known = next(iter(captions), None), next(iter(images.rows), None)

@@ -82,6 +82,11 @@ def _pairs_of(file: Path, by: str | None, margin: float, better: str | None) -> 
         return _of_arena(file)
     if file.with_name(file.name + EDITS).is_file():
         return [Pair(image_id, *texts) for image_id, texts in Reviewed(file).corrections().items()]
+    if file.is_dir():
+        raise AnnotationError(
+            f"{file} is a folder, of which no pairs are made: captions in it become a file that can be reviewed with "
+            f"captune convert {file} captions.jsonl --images SOURCE"
+        )
     rows = read_rows(file)
     if rows and {"prompt", "chosen", "rejected"} <= rows[0].keys():
         return read_pairs(file)
@@ -153,7 +158,8 @@ def write_pairs(
         prompt: the text beside the image.
 
     Raises:
-        AnnotationError: no pair is of an image of the source, or JSON lines cannot hold the images.
+        AnnotationError: no pair is of an image of the source.
+        UsageError: JSON lines cannot hold the images.
         BadImage: an image that is to be stored cannot be read.
     """
     path = Path(path)
@@ -165,8 +171,8 @@ def write_pairs(
             skip("pairs with half a character, which is no text in UTF-8", ascii(pair.image_id))
         elif images is None or pair.image_id in found:
             kept.append(pair)
-    if images is not None and not parquet and any(image_path(image) is None for image in found.values()):
-        raise AnnotationError(f"the images of {images} are in its files: pairs with images need a .parquet file")
+    if not parquet and (inside := next((key for key, image in found.items() if image_path(image) is None), None)):
+        raise _no_files(str(images), inside)
 
     def row(pair: Pair) -> dict[str, Any]:
         texts = {
@@ -194,6 +200,26 @@ def write_pairs(
             with temporary.open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(jsonl_line(row(pair)) for pair in kept)
     return len(kept)
+
+
+def check_images(images: str | None, path: str | os.PathLike[str]) -> None:
+    """Refuse a source without image files for pairs in JSON lines, by its first image, before any pair is read.
+
+    Raises:
+        UsageError: as `write_pairs` would, after what pairs are left out was counted.
+    """
+    if images is None or Path(path).suffix.lower() == ".parquet":
+        return
+    for row in undecoded(load_images(images, limit=1, decode=False)).select_columns(["image_id", "image"]):
+        if image_path(row["image"]) is None:
+            raise _no_files(images, row["image_id"])
+
+
+def _no_files(images: str, image_id: str) -> UsageError:
+    return UsageError(
+        f"the images of {images}, such as {image_id!r}, are no files that JSON lines could name: write the pairs as "
+        ".parquet, which holds the images"
+    )
 
 
 def _images(image_ids: Sequence[str], images: str, what: str) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--format",
         metavar="NAME",
-        help="of --output: jsonl, coco (.json), csv (.csv, .tsv), parquet, webdataset (.tar), metadata "
-        "(metadata.jsonl); default: by its name",
+        help="of --output: jsonl (.jsonl, .ndjson), coco (.json), csv (.csv, .tsv), parquet, webdataset (.tar), "
+        "metadata (metadata.jsonl, metadata.csv); default: by its name",
     )
     files.add_argument(
         "--sidecar",

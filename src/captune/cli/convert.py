@@ -14,20 +14,24 @@ NAMES = "jsonl, coco, csv, parquet, metadata, webdataset or sidecars"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captune convert`."""
     parser.add_argument(
-        "captions", type=Path, metavar="FILE", help="a caption file of any format, or a folder with sidecars"
+        "captions",
+        type=Path,
+        metavar="FILE",
+        help="a caption file of any format, or a folder with sidecars or metadata; with --images, of sidecars alone",
     )
     parser.add_argument(
         "output",
         metavar="OUTPUT",
-        help="the file to write: .jsonl, .json (COCO results), .csv, .tsv, .parquet, metadata.jsonl, metadata.csv, "
-        ".tar; - for standard output; or, with --format sidecars, a folder",
+        help="the file to write: .jsonl, .ndjson, .json (COCO results), .csv, .tsv, .parquet, metadata.jsonl, "
+        "metadata.csv, .tar; - for standard output; or, with --format sidecars, a folder",
     )
     parser.add_argument("--from", dest="source_format", metavar="NAME", help=f"{NAMES} (default: by the file)")
     parser.add_argument("--format", metavar="NAME", help="of the output, likewise")
     parser.add_argument(
         "--images",
         metavar="SOURCE",
-        help="the images: .tar holds them, metadata names their files, sidecars stand in a tree like theirs",
+        help="the images: .tar holds them, metadata names their files, sidecars stand in a tree like theirs; "
+        "captions that are read from one of these get the ids of SOURCE",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 

@@ -15,9 +15,19 @@ SCORERS = "bleu,rouge,cider,health"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captune evaluate`."""
-    parser.add_argument("captions", nargs="+", type=Path, metavar="FILE", help="caption files: JSONL or COCO results")
+    parser.add_argument(
+        "captions",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="caption files of any format that captune convert reads, and folders of captions",
+    )
     parser.add_argument("--references", metavar="SOURCE", help="where the references are (see below)")
-    parser.add_argument("--images", metavar="SOURCE", help="where the images are, when --references has none")
+    parser.add_argument(
+        "--images",
+        metavar="SOURCE",
+        help="where the images are, when --references has none; captions in sidecars, metadata and .tar get its ids",
+    )
     parser.add_argument(
         "--scorers",
         metavar="A,B",
@@ -86,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
 COMMAND = Command(
     summary="score caption files, with intervals and paired tests",
     description="Scores captions, made by captune or by anything else, against references and images. Captions and "
-    "references are matched by image_id; what does not match is reported.",
+    "references are matched by image_id; what does not match is reported. An image without a reference is left out of "
+    "the scorers that need references, and named.",
     example='captune evaluate caps.jsonl --references "storybook:test?n=500&seed=0" --scorers cider,storybook,clip',
     add_arguments=add_arguments,
     run=run,

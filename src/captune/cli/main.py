@@ -14,6 +14,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from captune import __version__
@@ -41,6 +42,7 @@ from captune.cli import (
 from captune.cli.command import SOURCES, Command, echo
 from captune.errors import CaptuneError, UsageError, first_line, redact
 from captune.utils import environment, processes
+from captune.utils.files import refuse_address
 from captune.utils.registry import nearest
 from captune.utils.skipped import counting, sentences
 
@@ -245,7 +247,8 @@ def _flags(whole: argparse.ArgumentParser, verb: str) -> list[str]:
 def _refuse_absent(whole: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what is read and is not there, which a verb would find out seconds later, when torch is imported.
 
-    Read are arguments that are shown as SOURCE, and those without a flag that are shown as FILE.
+    So is an address in place of a path. Read are arguments that are shown as SOURCE, and those without a flag that are
+    shown as FILE.
     """
     for action in _chosen(whole, args.verb)._actions:
         given = getattr(args, action.dest, None)
@@ -254,6 +257,8 @@ def _refuse_absent(whole: argparse.ArgumentParser, args: argparse.Namespace) -> 
             from captune.data.naming import check_there
 
             check_there(names[0])
+        for name in names if action.type is Path and not action.option_strings else ():
+            refuse_address(name)
         read = names if action.metavar == "FILE" and not action.option_strings else []
         if missing := [name for name in read if not os.path.exists(name)]:
             raise UsageError(f"{', '.join(missing)} cannot be read: No such file or directory")

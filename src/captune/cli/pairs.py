@@ -48,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{path} is there already; pass --overwrite to replace it")
     if args.by is None and (args.margin or args.better):
         raise UsageError("--margin and --better go with --by COLUMN")
-    from captune.annotation.pairs import PROMPT, pairs_of, write_pairs
+    from captune.annotation.pairs import PROMPT, check_images, pairs_of, write_pairs
 
+    check_images(args.images, path)
     pairs = pairs_of(args.files, by=args.by, margin=args.margin, better=args.better)
     count = write_pairs(pairs, path, images=args.images, prompt=PROMPT if args.prompt is None else args.prompt)
     echo(f"{count:,} pairs written into {path}")

@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="run directories, or caption files, in the order of the page; or the folder of a curated set",
+        help="run directories, or caption files and folders of captions, in the order of the page; or the folder of a "
+        "curated set",
     )
     parser.add_argument("--images", metavar="SOURCE", help="the images of caption files, and references (see below)")
     parser.add_argument(
@@ -33,13 +34,19 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(
                 f"{path} is neither a run directory, such as `captune vizer --output FOLDER` writes, nor a caption file"
             )
-    folders = [path for path in args.runs if path.is_dir()]
+    from captune.data.caption_formats import holds_captions
+    from captune.report import curation, render, render_files
+    from captune.report.reading import is_run
+
+    folders = [
+        path
+        for path in args.runs
+        if path.is_dir() and (is_run(path) or curation.is_curated(path) or not holds_captions(path))
+    ]
     if folders and len(folders) < len(args.runs):
         raise UsageError(f"{folders[0]} is a run directory, and others are caption files: make a page of each kind")
     if folders and args.images is not None:
         raise UsageError("--images is for caption files: a run directory names its source itself")
-    from captune.report import curation, render, render_files
-
     if curated := [path for path in folders if curation.is_curated(path)]:
         if len(args.runs) > 1:
             raise UsageError(f"{curated[0]} is a curated set, which has a page of its own: name it alone")

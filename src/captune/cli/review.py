@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.captions.is_dir():
         raise UsageError(
             f"{args.captions} is a folder: name the source of the images first, then the caption file; captions in "
-            f"sidecars become one with: captune convert {args.captions} captions.jsonl"
+            f"sidecars become one with: captune convert {args.captions} captions.jsonl --images {args.images}"
         )
     if args.overwrite and args.export is None:
         raise UsageError("--overwrite goes with --export FILE; captions are changed on the page")

@@ -11,7 +11,8 @@
 | sidecars | a folder | NAME.txt beside the image NAME.jpg |
 | parts | a folder with manifest.json | the parts that `captune caption --engine ray` writes; read only |
 
-Reading gives ids as the file has them. An id in webdataset shards is the key, the image's name without its suffix.
+Reading gives ids as the file has them: of metadata the path to the image, of shards the key, the image's name without
+its suffix. With the source of the images they are the source's.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captune.data.folders import list_images
+from captune.data.folders import files_below
 from captune.data.images import IMAGE_SUFFIXES, read_image
 from captune.data.parts import MANIFEST, read_manifest
 from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, first_key
@@ -37,12 +38,14 @@ from captune.data.sidecars import (
     read_metadata,
     read_sidecar,
     read_table,
-    sidecar_of,
 )
 from captune.errors import CaptionFileError, UsageError
 from captune.utils.files import is_stream, jsonl_line, jsonl_rows, output_path, read_json, replacing
 from captune.utils.registry import nearest
 from captune.utils.skipped import skip
+
+if TYPE_CHECKING:
+    from captune.data.places import Places
 
 
 class Format(NamedTuple):
@@ -63,12 +66,12 @@ class Format(NamedTuple):
 
 
 def format_of(path: str | os.PathLike[str], name: str | None = None, *, reading: bool = False) -> Format:
-    """Return the format of a file, by its name or, where that says nothing, JSON lines.
+    """Return the format of a file, by its name.
 
     Args:
         path: the file or folder; it need not exist.
         name: a format's name, which decides.
-        reading: a suffix that no format has is no error: the file is taken for JSON.
+        reading: a suffix that no format has, or none, is no error: the file is taken for JSON.
 
     Raises:
         UsageError: for an unknown format or suffix.
@@ -85,11 +88,12 @@ def format_of(path: str | os.PathLike[str], name: str | None = None, *, reading:
         return FORMATS["parts" if (path / MANIFEST).is_file() else "sidecars"]
     suffix = path.suffix.lower()
     found = next((format for format in FORMATS.values() if suffix in format.suffixes), None)
-    if found is None and suffix not in ("", ".") and not reading:
+    if found is None and not reading:
         known = " ".join(dict.fromkeys(ending for format in FORMATS.values() for ending in format.suffixes))
+        what = "without a suffix" if suffix in ("", ".") else f"as {path.suffix}"
         raise UsageError(
-            f"captions are written as {known} or metadata.jsonl, not as {path.suffix}: name the output "
-            f"{path.with_suffix('.jsonl')}, or say --format"
+            f"captions are written as {known} or metadata.jsonl, not {what}: name the output "
+            f"{path.parent / path.stem.rstrip('.')}.jsonl, or say --format"
         )
     return found or FORMATS["jsonl"]
 
@@ -304,23 +308,110 @@ def _suffix_of(data: bytes) -> str:
         return f".{(image.format or 'png').lower().replace('jpeg', 'jpg')}"
 
 
-def _read_sidecars(path: Path) -> Iterator[CaptionEntry]:
-    """The images below a folder that have a sidecar with one caption; those without are counted."""
-    found = 0
-    names = list_images(path)
-    for number, name in enumerate(names, start=1):
-        lines = [
-            read_sidecar(file, exact=True) for suffix in SIDECARS if (file := sidecar_of(path / name, suffix)).is_file()
-        ][:1]
-        if not lines:
-            skip("images without a sidecar", name)
-            continue
-        found += 1
-        if len(lines[0]) > 1:
-            raise CaptionFileError(f"{path}: the sidecar of {name} has {len(lines[0])} captions, not one")
-        yield "image", number, name, lines[0][0]
+def holds_captions(folder: Path) -> bool:
+    """Whether a folder, or one below it, has captions that are read: sidecars, metadata, or parts."""
+    if (folder / MANIFEST).is_file():
+        return True
+    others = files_below(folder, ())[1]
+    tables = (*others.get(".jsonl", ()), *others.get(".csv", ()))
+    return any(others.get(suffix) for suffix in SIDECARS) or any(os.path.basename(file) in METADATA for file in tables)
+
+
+def read_folder(path: Path, images: Places | None = None, *, metadata: bool = True) -> Iterator[CaptionEntry]:
+    """Yield the captions of a folder, those that it has as a source: of sidecars, and of metadata files.
+
+    Args:
+        path: the folder.
+        images: what the captions are of; None: the images of the folder.
+        metadata: False reads sidecars alone.
+
+    Raises:
+        CaptionFileError: no captions, no images, captions that are of none of them, or two of one image that differ.
+    """
+    names, others = files_below(path, IMAGE_SUFFIXES)
+    sidecars = [file for suffix in SIDECARS for file in sorted(others.get(suffix, ()))]
+    tables = [file for suffix in (".jsonl", ".csv") for file in sorted(others.get(suffix, ())) if metadata]
+    tables = [file for file in tables if os.path.basename(file) in METADATA]
+    if not sidecars and not tables:
+        raise CaptionFileError(
+            f"{path} holds no captions: {len(names)} images, and no NAME.txt, NAME.caption or metadata.jsonl"
+        )
+    if images is None:
+        if not len(names):
+            alone = f", or name {tables[0]}" if tables else ""
+            raise CaptionFileError(
+                f"{path} holds captions and no images: say where the images are with --images SOURCE{alone}"
+            )
+        from captune.data.places import Places
+
+        images = Places(str(path))
+    own = images.folder is not None and os.path.realpath(images.folder) == os.path.realpath(path)
+    where = "the folder" if own else images.source
+    found: dict[str, CaptionEntry] = {}
+    beside: set[str] = set()
+    strange: list[str] = []
+    for file in sidecars:
+        name = os.path.relpath(file, path)
+        image_id = images.of_place(os.path.splitext(name)[0])
+        if image_id is None:
+            strange.append(name)
+        elif image_id not in beside:  # NAME.caption is read where there is no NAME.txt, as in a source
+            beside.add(image_id)
+            lines = read_sidecar(Path(file), exact=True)
+            if len(lines) > 1:
+                raise CaptionFileError(f"{path}: the sidecar of {image_id} has {len(lines)} captions, not one")
+            found[image_id] = (f"{name}, line", 1, image_id, lines[0])
+    for file in tables:
+        for noun, number, name, caption in read_metadata(Path(file)):
+            written, noun = str(name), f"{os.path.relpath(file, path)}, {noun}"
+            there = os.path.join(os.path.dirname(file), written)
+            image_id = images.of_file(there, Path(os.path.relpath(there, path)).as_posix())
+            if image_id is None:
+                skip(f"rows of metadata whose image is not in {where}", f"{path}, {noun} {number}: {written}")
+                continue
+            first = found.setdefault(image_id, (noun, number, image_id, caption))
+            if first[3] != caption:
+                raise CaptionFileError(
+                    f"{path}: {image_id!r} has one caption in {first[0]} {first[1]} and another in {noun} {number}; "
+                    f"choose with captune convert {path} OUTPUT --from sidecars, or --from metadata"
+                )
     if not found:
-        raise CaptionFileError(f"{path} holds no sidecars: {len(names)} images, none with NAME.txt or NAME.caption")
+        like = f"such as {strange[0]}" if strange else "in its metadata"
+        raise CaptionFileError(
+            f"{path} holds no captions of the {len(images.files)} images of {images.source}, such as "
+            f"{next(iter(images.files), '')!r}; it has others, {like}"
+        )
+    if strange and not own:  # of its own folder the source says so
+        skip(f"sidecars that match no image of {images.source}", strange[0], len(strange))
+    if lacking := [image_id for image_id in images.chosen if image_id not in found]:
+        skip("images without a caption" if tables else "images without a sidecar", lacking[0], len(lacking))
+    yield from (found[image_id] for image_id in images.files if image_id in found)
+
+
+def _read_metadata(path: Path) -> Iterator[CaptionEntry]:
+    """The rows of a metadata file, or of those in a folder."""
+    if not path.is_dir():
+        yield from read_metadata(path)
+        return
+    files = [path / name for name in METADATA if (path / name).is_file()]
+    if not files:
+        raise CaptionFileError(f"{path} holds no {' and no '.join(METADATA)}")
+    for file in files:
+        for noun, number, name, caption in read_metadata(file):
+            yield f"{file.name}, {noun}", number, name, caption
+
+
+def matching(format: Format, path: Path, images: Places) -> Callable[[str], str | None] | None:
+    """Return what gives the id of an image that a file of a format names; None where the file has ids."""
+    name = format.name
+    if name == "parts":
+        name = read_manifest((path / MANIFEST).read_bytes(), str(path / MANIFEST))["part_format"]
+    if name == "webdataset":
+        return images.of_key
+    if name == "metadata":
+        folder = path if path.is_dir() else path.parent
+        return lambda file: images.of_file(os.path.join(folder, file), file)
+    return None
 
 
 def _read_parts(path: Path) -> Iterator[CaptionEntry]:
@@ -345,9 +436,9 @@ FORMATS = {
         Format("coco", (".json",), _read_json, _write_coco),
         Format("csv", (".csv", ".tsv"), read_table, _write_csv),
         Format("parquet", (".parquet",), _read_parquet, _write_parquet),
-        Format("metadata", (), read_metadata, _write_metadata),
+        Format("metadata", (), _read_metadata, _write_metadata),
         Format("webdataset", (".tar",), _read_webdataset, _write_webdataset),
-        Format("sidecars", (), _read_sidecars, None),
+        Format("sidecars", (), read_folder, None),
         Format("parts", (), _read_parts, None),
     )
 }

@@ -12,25 +12,36 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captune.data.caption_formats import FORMATS, format_of
+from captune.data.caption_formats import FORMATS, format_of, matching, read_folder
 from captune.data.lines import CAPTIONS, Kind, copy_lines, read_caption_lines
 from captune.data.readers import nfc
 from captune.errors import CaptionFileError
-from captune.utils.files import jsonl_line, lock, naming, read_file, read_jsonl, torn_line, uncollected
+from captune.utils.files import jsonl_line, lock, naming, read_file, read_jsonl, refuse_address, torn_line, uncollected
 from captune.utils.ids import Ids, digests
+from captune.utils.skipped import Told, skip
+
+if TYPE_CHECKING:
+    from captune.data.places import Places
 
 logger = logging.getLogger(__name__)
 
 
+OUTSIDE = Told("ids are paths from the metadata to images elsewhere; --images SOURCE gives those of the source")
 EDITS = ".edits.jsonl"
 """What is added to a caption file's name for the journal of what people changed; see `captune.annotation.edits`."""
 
 
-def read_captions(path: str | os.PathLike[str], *, format: str | None = None, behind: bool = True) -> dict[str, str]:
+def read_captions(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    behind: bool = True,
+    images: str | Places | None = None,
+) -> dict[str, str]:
     """Read {image_id: caption}, in file order.
 
     Ids become strings in Unicode's composed form (NFC), as sources have them. Empty captions are kept: the captioner
@@ -38,16 +49,24 @@ def read_captions(path: str | os.PathLike[str], *, format: str | None = None, be
 
     Args:
         path: JSON lines, COCO results JSON (a list of objects), JSON ``{id: caption}``, or any other of
-            `captune.data.caption_formats`.
+            `captune.data.caption_formats`; a folder is read as the source of that name has its references.
         format: a format's name; default: by the file's name, and of JSON by its content.
         behind: warn where `captune review` was killed before its last corrections were in the file.
+        images: the source of the images. Sidecars, metadata and shards name an image by its place: with the source
+            their captions get its ids, and sidecars may stand in a tree of their own. A row or a sample whose image it
+            does not have keeps the name that it has in the file.
 
     Raises:
         CaptionFileError: for a file of another format, or with two different captions for one image.
     """
+    refuse_address(path)
     path = Path(path)
+    if isinstance(images, str):
+        from captune.data.places import Places
+
+        images = Places(images)
     with uncollected():
-        captions = _read(path, format)
+        captions = _read(path, format, images)
     if behind:
         _say_behind(path, captions)
     return captions
@@ -71,25 +90,32 @@ def _say_behind(path: Path, captions: Mapping[str, str]) -> None:
         )  # fmt: skip
 
 
-def _read(path: Path, format: str | None) -> dict[str, str]:
+def _read(path: Path, format: str | None, images: Places | None) -> dict[str, str]:
     captions: dict[str, str] = {}
-    for noun, number, image_id, caption in _entries(path, format):
+    chosen = format_of(path, format, reading=True)
+    if format is None and chosen.name in ("jsonl", "coco"):  # the content says which, whatever the file's name
+        chosen = FORMATS["jsonl" if is_jsonl(path) else "coco"]
+    if chosen.name == "sidecars":
+        entries = read_folder(path, images, metadata=format is None)
+    else:
+        entries = chosen.read(path)
+    matched = None if images is None else matching(chosen, path, images)
+    outside: list[str] = []
+    for noun, number, image_id, caption in entries:
         if image_id is None or isinstance(image_id, bool | list | dict) or image_id == "":
             raise CaptionFileError(f"{path}, {noun} {number}: needs an image_id (a string or a number)")
         if not isinstance(caption, str):
             raise CaptionFileError(f"{path}, {noun} {number}: image {image_id!r} needs one caption, a string")
         key = nfc(image_id if isinstance(image_id, str) else str(image_id))
+        if matched is not None:
+            key = matched(key) or key
+        elif chosen.name == "metadata" and (os.path.isabs(key) or key.startswith("../")):
+            outside.append(key)
         if captions.setdefault(key, caption) != caption:
             raise CaptionFileError(f"{path}, {noun} {number}: a second, different caption for image {key!r}")
+    if outside:
+        skip(OUTSIDE, outside[0], len(outside))
     return captions
-
-
-def _entries(path: Path, format: str | None) -> Iterable[tuple[str, int, Any, Any]]:
-    """(its noun and number, image_id, caption) of every entry."""
-    chosen = format_of(path, format, reading=True)
-    if format is None and chosen.name in ("jsonl", "coco"):  # the content says which, whatever the file's name
-        chosen = FORMATS["jsonl" if is_jsonl(path) else "coco"]
-    return chosen.read(path)
 
 
 def is_jsonl(path: Path) -> bool:

@@ -11,13 +11,13 @@ from typing import Any
 from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, first_key
 from captune.errors import CaptionFileError
 from captune.utils.files import jsonl_rows, read_file
-from captune.utils.skipped import skip
+from captune.utils.skipped import Told, skip
 
 CaptionEntry = tuple[str, int, Any, Any]  # a noun and a number for messages, image_id, caption
 
 SIDECARS = (".txt", ".caption")  # in the order in which a folder is looked through
 METADATA = ("metadata.jsonl", "metadata.csv")
-LINE_BREAKS = "line breaks of captions, which stand on one line in a sidecar"
+LINE_BREAKS = Told("captions had line breaks, which became spaces: a sidecar holds one line")
 
 
 def read_table(path: Path) -> Iterator[CaptionEntry]:
@@ -62,11 +62,6 @@ def read_metadata(path: Path) -> Iterator[CaptionEntry]:
     for number, row in jsonl_rows(path):
         image, caption = first_key(row, (*IMAGE_KEYS, *ID_KEYS)), first_key(row, REFERENCE_KEYS)
         yield "line", number, row.get(image or ""), row.get(caption or "")
-
-
-def sidecar_of(image: Path, suffix: str = ".txt") -> Path:
-    """Return the path of the sidecar of an image: photos/a.jpg -> photos/a.txt."""
-    return image.with_name(image.stem + suffix)
 
 
 def read_sidecar(path: Path, *, exact: bool = False) -> list[str]:

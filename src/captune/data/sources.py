@@ -40,6 +40,7 @@ from captune.data.schemes import Scheme
 from captune.data.tables import FEATURES, count_rows, guarded, load_hub, load_parquet, load_saved, normalise
 from captune.data.webdataset import count_samples, load_webdataset
 from captune.errors import SourceError, UsageError
+from captune.utils.remote import is_address
 from captune.utils.skipped import skip
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def load_images(
     """
     if limit is not None and limit < 1:
         raise SourceError(f"limit must be at least 1, not {limit}")
-    parsed = Source.parse(source)
+    parsed = _local(source)
     if (scheme := parsed.scheme) is not None:
         return _by_scheme(parsed, scheme, limit)
     if (folder := _folder(parsed, limit, references)) is not None:
@@ -90,7 +91,7 @@ def load_references(source: str, *, limit: int | None = None) -> dict[str, list[
     Raises:
         SourceError: if the source cannot be read.
     """
-    parsed = Source.parse(source)
+    parsed = _local(source)
     if (scheme := parsed.scheme) is not None:
         return _by_id(_by_scheme(parsed, scheme, limit), "references")
     if (folder := _folder(parsed, limit, references=True)) is not None:
@@ -99,6 +100,16 @@ def load_references(source: str, *, limit: int | None = None) -> dict[str, list[
     if (entries := _entries(parsed, limit, with_images=False)) is not None:
         return {row.image_id: row.references for row in entries[0]}
     return _by_id(_table(parsed, limit, stream=False, with_images=False), "references")
+
+
+def _local(source: str) -> Source:
+    """Read a source; UsageError for an address."""
+    parsed = Source.parse(source)
+    if is_address(parsed.where):
+        raise UsageError(
+            f"{source}: addresses are read by captune caption --engine ray alone; copy the data here, and name the copy"
+        )
+    return parsed
 
 
 def load_scenes(source: str, *, limit: int | None = None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from captune.data import load_images, load_references, load_scenes, read_captions, without_bad
 from captune.data.columns import LazyImages, column
+from captune.data.places import Places
 from captune.data.schemes import SOURCES, scheme_of, source_of
 from captune.errors import (
     BadImage,
@@ -30,6 +31,7 @@ from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
 from captune.scorers import SCORERS, Scorer, check_needs, load_scorer
 
 logger = logging.getLogger(__name__)
+NAMED = 3  # images without references in a warning
 DEFAULT_SCORERS = ("bleu", "rouge", "cider", "health")
 
 _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")  # half a character: no tokenizer of a model takes it
@@ -81,7 +83,7 @@ def evaluate_files(
     """Score caption files on the images that all of them, and the references, have.
 
     Args:
-        files: caption files.
+        files: caption files of any format, and folders of captions (`captune.data.read_captions`).
         references: a source with references; it also serves as `images` where it has images.
         images: a source with the images.
         scorers: specs, or "all": every scorer that the data and this machine can serve; the others are `skipped`.
@@ -94,7 +96,8 @@ def evaluate_files(
     Returns:
         What the evaluation found. About the first file: captions (its path), captioned, scores {scorer: {value,
         values, interval, signature, n}}; then matched, expected, references, images, warnings, skipped and failed
-        {scorer: why}; and bad_images {image_id: why} that the scorers of images leave out; and others, a list of
+        {scorer: why}; and bad_images {image_id: why} that the scorers of images leave out, and unreferenced, the ids
+        of the images without a reference, that the scorers which need references leave out; and others, a list of
         captions, captioned and scores of each further file, with paired {scorer: {figure: {difference to the first
         file, interval, p_value, p_holm}}} where asked; and per_image where asked, a list of {image_id, file, caption,
         scorer: score}, None for what was not scored. Only numbers, texts, lists and dicts.
@@ -102,7 +105,9 @@ def evaluate_files(
     Raises:
         EvaluationError: when no id matches or a scorer's needs are not met, before any image is opened.
     """
-    systems = {str(file): read_captions(file) for file in files}
+    source = images or references
+    places = None if source is None else Places(source)
+    systems = {str(file): read_captions(file, images=places) for file in files}
     if len(systems) < len(files):
         raise EvaluationError("the same caption file is named twice")
     kept = Cache(cache) if cache is not None else None
@@ -118,24 +123,31 @@ def evaluate_files(
     check_needs(judges, columns, len(ids))
     results: dict[str, dict[str, Result]] = {name: {} for name in systems}
     failed: dict[str, str] = {}
-    good: Sequence[int] = range(len(ids))  # what is scored by those who look at images
+    lacking = {row for row, texts in enumerate(columns.get("references", ())) if not texts}
     bad: list[tuple[str, str]] = []
-    for judge in judges:  # one that fails takes no other's scores with it
+    unread: set[int] = set()
+
+    def rows_for(judge: Scorer) -> Sequence[int]:
         looks = "image" in columns and "image" in (*judge.required_columns, *judge.optional_columns)
+        out = (unread if looks else set()) | (lacking if "references" in judge.required_columns else set())
+        return [row for row in range(len(ids)) if row not in out] if out else range(len(ids))
+
+    for judge in judges:  # one that fails takes no other's scores with it
         try:
             judge.check()
             try:
-                made = _scored(judge, texts, columns, good if looks else None, bootstrap, seed)
+                made = _scored(judge, texts, columns, rows_for(judge), bootstrap, seed)
             except BadImage:  # once: all that do not open are found, and the others scored
                 _, bad = without_bad(columns["image"].dataset)
-                unread = {image_id for image_id, _ in bad}
-                good = [row for row, image_id in enumerate(ids) if image_id not in unread]
-                if not good:
+                names = {image_id for image_id, _ in bad}
+                unread = {row for row, image_id in enumerate(ids) if image_id in names}
+                if not rows_for(judge):
                     failed[judge.name] = (
-                        f"not one of the {len(ids)} images can be opened; the first, {': '.join(bad[0])}"
+                        f"not one of the {len(ids) - len(lacking - unread)} images can be opened; the first, "
+                        f"{': '.join(bad[0])}"
                     )
                     continue
-                made = _scored(judge, texts, columns, good, bootstrap, seed)
+                made = _scored(judge, texts, columns, rows_for(judge), bootstrap, seed)
         except CaptuneError as error:  # also an encoder, a captioner or a corpus that cannot be used
             failed[judge.name] = str(error)
             continue
@@ -164,17 +176,27 @@ def evaluate_files(
     warnings += _blind(next(iter(results.values())), images or references)
     if bad:
         who = ", ".join(judge.name for judge in judges if "image" in judge.required_columns)
-        warnings.append(f"{len(bad)} of the {len(ids)} images cannot be opened; {who} are of the other {len(good)}")
-    unopened = {"bad_images": dict(bad)}
+        left = len(ids) - len(unread)
+        warnings.append(f"{len(bad)} of the {len(ids)} images cannot be opened; {who} are of the other {left}")
+    unreferenced = [ids[row] for row in sorted(lacking)]
+    if who := ", ".join(judge.name for judge in judges if lacking and "references" in judge.required_columns):
+        named = ", ".join(unreferenced[:NAMED]) + f" and {len(lacking) - NAMED} more" * (len(lacking) > NAMED)
+        warnings.append(
+            f"{len(lacking)} of the {len(ids)} captioned images have no reference in {references} ({named}); {who} are "
+            f"of the other {len(ids) - len(lacking)}"
+        )
+    unopened = {"bad_images": dict(bad), "unreferenced": unreferenced}
     whole = {**reports[0], **about, "warnings": warnings, **unscored, **unopened, "others": reports[1:]}
-    return whole | ({"per_image": _per_image(ids, texts, results, good)} if per_image else {})
+    return whole | (
+        {"per_image": _per_image(ids, texts, results, {j.name: rows_for(j) for j in judges})} if per_image else {}
+    )
 
 
 def _per_image(
     ids: Sequence[str],
     texts: Mapping[str, Sequence[str]],
     results: Mapping[str, Mapping[str, Result]],
-    good: Sequence[int],
+    scored: Mapping[str, Sequence[int]],
 ) -> list[dict[str, Any]]:
     """Every caption of every file with the score that each scorer gives it by itself."""
     rows: list[dict[str, Any]] = []
@@ -183,10 +205,9 @@ def _per_image(
             {"image_id": i, "file": name, "caption": text} for i, text in zip(ids, captions, strict=True)
         ]
         for spec, result in results[name].items():
-            places = range(len(ids)) if result.n == len(ids) else good
             for row in own:
                 row[spec] = None
-            for place, score in zip(places, result.per_caption, strict=True):
+            for place, score in zip(scored[spec], result.per_caption, strict=True):
                 own[place][spec] = float(score) if math.isfinite(score) else None
         rows += own
     return rows
@@ -208,12 +229,12 @@ def _scored(
     judge: Scorer,
     texts: Mapping[str, Sequence[str]],
     columns: Mapping[str, Any],
-    rows: Sequence[int] | None,
+    rows: Sequence[int],
     bootstrap: int,
     seed: int,
 ) -> dict[str, Result]:
-    """Every file's result by one scorer, on the rows given, or on all."""
-    if rows is not None and len(rows) < len(columns["image_id"]):
+    """Every file's result by one scorer, on some rows."""
+    if len(rows) < len(columns["image_id"]):
         texts = {name: [captions[row] for row in rows] for name, captions in texts.items()}
         columns = {
             name: LazyImages(column.dataset.select(rows)) if name == "image" else [column[row] for row in rows]
@@ -305,9 +326,11 @@ def _columns(
     columns["image_id"] = ids
     if dataset is not None:
         columns["image"] = LazyImages(dataset.select(columns["image"]))
-    if "references" in needed and not all(columns["references"]):
-        empty = next(i for i, texts in zip(ids, columns["references"], strict=True) if not texts)
-        raise EvaluationError(f"image {empty!r} has no reference in {references}")
+    if "references" in needed and not any(columns["references"]):
+        raise EvaluationError(
+            f"none of the {len(ids)} captioned images, such as {ids[0]!r}, has a reference in {references}: scorers "
+            "that need none are scored without --references, as health is"
+        )
     return ids, columns, expected
 
 

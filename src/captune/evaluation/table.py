@@ -26,7 +26,9 @@ def table(result: Mapping[str, Any]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     text += ["", f"{result['matched']} images; 95% intervals in brackets", *_corrected(result), ""]
-    text += [f"{spec}: {score['signature']}" for spec, score in result["scores"].items()]
+    for spec, score in result["scores"].items():
+        fewer = f" (of {score['n']} images)" if score["n"] < result["matched"] else ""
+        text.append(f"{spec}: {score['signature']}{fewer}")
     text += ["", *(f"not scored, {spec}: {why}" for spec, why in result["skipped"].items())] * bool(result["skipped"])
     return "\n".join(text)
 

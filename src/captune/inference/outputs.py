@@ -22,6 +22,7 @@ from captune.data import CaptionWriter, ImageSource, read_captions
 from captune.data.caption_formats import Format, write_captions
 from captune.data.columns import column, undecoded
 from captune.data.lines import CAPTIONS, CaptionsOfFile, Kind, read_caption_lines, reorder
+from captune.data.places import tree_of
 from captune.data.readers import nfc
 from captune.data.sidecars import SIDECARS, as_file, sidecar_line
 from captune.errors import CaptionFileError, SettingError, SourceError
@@ -29,6 +30,7 @@ from captune.inference.contents import Content, Contents
 from captune.inference.settings import beside, write_settings
 from captune.utils.files import jsonl_line, read_json, remove_stale, replacing
 from captune.utils.ids import Ids, as_values, digests, numbers
+from captune.utils.skipped import counting
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +111,8 @@ class FileOutput:
         if made == _digest(self.path):
             return
         # a run that was killed between the file and its digest, or a file from before there was one
-        theirs = Counter(read_captions(self.path, format=self.format.name).values())
+        with counting():  # ids do not matter here
+            theirs = Counter(read_captions(self.path, format=self.format.name).values())
         ours = Counter(read_captions(self.journal, format="jsonl").values())
         if theirs - ours or (made is not None and theirs != ours):
             other = next(iter(theirs - ours or ours - theirs))
@@ -348,14 +351,10 @@ def sidecars(images: ImageSource, suffix: str, folder: Path | None = None, root:
                 "captions.jsonl, or a .tar with the images"
             )
         files[image_id] = path
-    root = root.absolute() if root else None
-    if folder and files and not (root and all(Path(file).absolute().is_relative_to(root) for file in files.values())):
-        root = Path(os.path.commonpath([Path(file).parent.absolute() for file in files.values()]))
+    below = {} if folder is None else tree_of(files, root)
     taken: dict[str, str] = {}
     for image_id, path in files.items():
-        file = Path(path)
-        if folder is not None and root is not None:
-            file = folder / file.absolute().relative_to(root)
+        file = Path(path) if folder is None else folder / below[image_id]
         made = files[image_id] = str(file.with_name(file.stem + suffix))
         if (other := taken.setdefault(made, image_id)) != image_id:
             raise SourceError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captune.data import load_references, read_captions
+from captune.data.places import Places
 from captune.errors import ReportError
 from captune.evaluation.run import DEFAULT_SCORERS, evaluate_files
 from captune.report.reading import LONGEST_CAPTION, Row, Run, whole
@@ -39,10 +40,11 @@ def read_files(files: Sequence[str | Path], source: str | None = None, *, bootst
         bootstrap=bootstrap,
     )
     names = short_names([Path(file) for file in files])
+    places = None if source is None else Places(source)
     runs: list[Run] = []
     for index, report in enumerate([result, *result["others"]]):
         path = Path(report["captions"])
-        captions = {key: whole(text[:LONGEST_CAPTION]) for key, text in read_captions(path).items()}
+        captions = {key: whole(text[:LONGEST_CAPTION]) for key, text in read_captions(path, images=places).items()}
         if known is not None and (others := [key for key in captions if key not in known]):
             if len(others) == len(captions):
                 raise ReportError(

@@ -17,6 +17,7 @@ LONGEST_TEXT = 1_000  # of names and notes
 LONGEST_CONFIG = 100_000
 LARGEST = 1e30
 
+OF_A_RUN = ("config.yaml", "versions.json", "metrics.jsonl", "scores.json")
 ROLE_LABELS = {
     "base": "before training",
     "zero": "no labels",
@@ -102,6 +103,11 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return records, problems
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder has any file of a run directory."""
+    return any(is_file(folder / name) for name in OF_A_RUN)
+
+
 def read_run(path: Path) -> Run:
     """One run directory as far as it can be read.
 
@@ -114,8 +120,7 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise ReportError(f"{path} is not a run directory: there is no such folder. Name a folder of runs/.")
     run = Run(name=path.resolve().name, path=path)
-    expected = ("config.yaml", "versions.json", "metrics.jsonl", "scores.json")
-    if absent := [name for name in expected if not is_file(path / name)]:
+    if absent := [name for name in OF_A_RUN if not is_file(path / name)]:
         run.notes.append(f"Not in this folder: {', '.join(absent)}.")
     run.versions = _read_json(run, "versions.json", "the versions are unknown")
     _read_config(run)

@@ -83,6 +83,17 @@ def output_path(path: str | os.PathLike[str], *suffixes: str, what: str, folder:
     return path
 
 
+def refuse_address(path: str | os.PathLike[str]) -> None:
+    """Refuse an address, such as ``s3://bucket/caps.jsonl``, where files are read from local paths.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if found := _SCHEME.match(text := os.fspath(path)):
+        text = f"{found[0]}/{text[found.end() :].lstrip('/')}"
+        raise UsageError(f"{text} is an address, and local files are read: copy it here, and name the copy")
+
+
 def is_stream(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is standard output (``-``), a FIFO or a terminal: written, never read or replaced."""
     if str(path) in ("-", *STDOUT):

@@ -18,20 +18,25 @@ SHOWN = 3  # items named for each reason
 _COUNTS: ContextVar[dict[str, dict[str, int]] | None] = ContextVar("skipped", default=None)
 
 
+class Told(str):
+    """A reason for which nothing is left out: what became of the items, said and counted alike."""
+
+
 def skip(reason: str, item: str, count: int = 1) -> None:
     """Count an item that is left out; the same item of the same reason counts once.
 
     Args:
-        reason: what the items of this kind are, in the plural, such as "images that cannot be opened".
+        reason: what the items of this kind are, in the plural, such as "images that cannot be opened"; or `Told`.
         item: the item, with why if the reason does not say it.
         count: how many there are, where `item` is the first of many.
     """
     more = f" and {count - 1} more" if count > 1 else ""
     counts = _COUNTS.get()
+    what = reason if isinstance(reason, Told) else f"left out ({reason})"
     if counts is None:
-        logger.warning("left out (%s): %s%s", reason, item, more)
+        logger.warning("%s: %s%s", what, item, more)
     else:
-        logger.info("left out (%s): %s%s", reason, item, more)
+        logger.info("%s: %s%s", what, item, more)
         counts.setdefault(reason, {})[item] = count
 
 
@@ -53,5 +58,6 @@ def sentences(counts: dict[str, dict[str, int]]) -> list[str]:
         named, total = list(items)[:SHOWN], sum(items.values())
         if total > len(named):
             named.append(f"and {total - len(named)} more")
-        said.append(f"left out {total}: {reason} ({'; '.join(named)})")
+        what = f"{total} {reason}" if isinstance(reason, Told) else f"left out {total}: {reason}"
+        said.append(f"{what} ({'; '.join(named)})")
     return said
