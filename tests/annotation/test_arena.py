@@ -346,7 +346,7 @@ def test_what_cannot_be_compared_is_refused(folder: Path) -> None:
     with pytest.raises(CaptionFileError, match="half a character"):
         arenas.read_systems([write(folder / "y.jsonl", {"1.png": "\ud800"})], images)
     some, said = arenas.read_systems([write(folder / "z.jsonl", {"1.png": "x", "gone": "y"})], images)
-    assert some == {"z": {"1.png": "x"}} and "1 captions are left out" in said[0]
+    assert some == {"z": {"1.png": "x"}} and "left out 1 caption of" in said[0]
     alike = {name: {"1.png": "same"} for name in ("a", "b")}
     with pytest.raises(AnnotationError, match="nothing to judge"):
         arenas.Arena(Battles(folder / "arena.sqlite"), alike, images)

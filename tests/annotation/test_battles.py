@@ -85,7 +85,7 @@ def test_a_caption_that_was_judged_may_not_change(battles: Battles) -> None:
     issued(battles)
     battles.check_unchanged({"a": {"1": "a says", "2": "new"}, "c": {"1": "other"}})
     battles.check_unchanged({"a": {"2": "new"}})
-    with pytest.raises(AnnotationError, match=r"1 captions have changed .* '1' of a: name another --output"):
+    with pytest.raises(AnnotationError, match=r"1 caption has changed .* '1' of a: name another --output"):
         battles.check_unchanged({"a": {"1": "a says more"}, "b": {"1": "b says"}})
 
 
@@ -124,7 +124,7 @@ def test_a_models_votes_are_not_a_persons(battles: Battles) -> None:
         if rater != "Ada":
             continue
         assert (found["votes"], found["systems"][0]["battles"]) == (len(battles.shown()), 1)
-        assert "1 votes of models count in the agreement only" in " ".join(found["notes"])
+        assert "Of models, in the agreement only: 1 vote." in " ".join(found["notes"])
     read = read_judgements(battles.path)
     assert (read.read, read.used, read.left_out) == (4, 1, {SKIPPED: 1, OF_MODELS: 2})
 

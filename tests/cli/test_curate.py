@@ -27,7 +27,7 @@ def test_steps_of_a_file(source: str, tmp_path: Path, capsys: pytest.CaptureFixt
     assert table[3] == ["set:", str(tmp_path / "out/captions.jsonl")]
     assert "1-filter: 1 drop: length below 3" in said.err
     assert "2-dedup: 1 drop: repeats an equal caption" in said.err
-    assert "1 images of the source have no caption" in said.err
+    assert "not in the set: 1 image of the source without a caption" in said.err
     assert "the set names no images" in said.err
     assert main(words) == 0 and capsys.readouterr().out == said.out  # it is done
 

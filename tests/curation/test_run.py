@@ -305,7 +305,7 @@ def test_formats_of_one_caption_per_image(format: str, source: str, photos: Path
     report = run(where, tmp_path / "out", *steps, format=format)
     file = tmp_path / "out" / report["out"]["file"]
     assert list(read_captions(file, format=format).values()) == ["a blue ball on sand", TEXTS[1][0], "a cat"]
-    with pytest.raises(CurationError, match="one caption per image, and 1 images have more, such as 'i0'"):
+    with pytest.raises(CurationError, match="one caption per image, and 1 image has more, such as 'i0'"):
         run(where, tmp_path / "more", {"filter": {"by": "length", "min": 3}}, format=format)
     report = run(where, tmp_path / "more", {"filter": {"by": "length", "min": 3}})  # the steps are kept
     assert report["out"]["file"] == "captions.jsonl"

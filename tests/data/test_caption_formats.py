@@ -84,7 +84,7 @@ def test_sidecars_stand_beside_the_images_and_are_references(tmp_path: Path, pho
     (photos / "a.txt").write_text("mine\n")
     with counting() as skipped:
         said = convert(tmp_path / "caps.jsonl", photos, format="sidecars", images=str(photos))
-    assert said == f"3 captions written as .txt files into {photos}; 1 were there already"
+    assert said == f"3 captions written as .txt files into {photos}; 1 was there already"
     assert (photos / "sub/22.05.txt").read_text() == f"{captions['sub/22.05.jpg']}\n"
     kept = captions | {"a.png": "mine"}
     assert read_captions(photos) == kept

@@ -66,7 +66,9 @@ def test_a_line_an_image_and_the_bad_one_named(
     assert rows[0]["size"] == [20, 30] and [one["label"] for one in rows[0]["objects"]] == ["dog", "person"]
     assert rows[0]["objects"][0]["score"] == 0.9 and len(rows[0]["objects"][0]["box"]) == 4
     said = capsys.readouterr().err
-    assert "skipped 11.jpg: " in said and "11 images searched for objects into" in said and "1 bad images" in said
+    assert (
+        "skipped 11.jpg: " in said and "11 images searched for objects into" in said and "1 bad image left out" in said
+    )
     settings = json.loads(output.with_name("found.jsonl.settings.json").read_text())
     assert settings["generation"] == {"nms": 0.45, "threshold": 0.3} and settings["classes"][16] == "dog"
     before = output.read_bytes()

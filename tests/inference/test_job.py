@@ -231,7 +231,7 @@ def test_captions_of_images_that_are_gone_are_counted(tmp_path: Path) -> None:
     photo(40).save(images / "9.png")
     report = job(images, output)
     assert (report.done, report.skipped, report.replaced, report.others) == (2, 3, 1, 1)
-    assert "1 captions of images that are not among these" in report.sentence()
+    assert "in the file, too: 1 caption of other images" in report.sentence()
     assert [row["image_id"] for row in read_jsonl(output)] == ["0.png", "2.png", "3.png", "4.png", "9.png", "1.png"]
 
 
@@ -382,7 +382,7 @@ def test_b10_a_replaced_image_is_captioned_again(
     report = job(folder, output)
     after = read_captions(output)
     assert list(after) == list(before)
-    assert (report.done, report.replaced) == (4, 2) and "2 images were replaced since" in report.sentence()
+    assert (report.done, report.replaced) == (4, 2) and "2 images captioned again, replaced since" in report.sentence()
     assert "2 images were replaced since they were captioned (the first: photo 03.jpg)" in caplog.text
     for name in before:
         assert after[name].startswith("77x55") == (name in ("photo 03.jpg", "photo 07.jpg"))

@@ -30,6 +30,7 @@ from captune.data.readers import nfc
 from captune.errors import AnnotationError, BadImage, CaptionFileError, UsageError, redact
 from captune.evaluation.bradley_terry import fit
 from captune.utils.files import read_file, short_names
+from captune.utils.wording import counted
 
 LONGEST_NAME = 60
 
@@ -61,7 +62,7 @@ def read_systems(files: list[Path], images: ImagesById) -> tuple[dict[str, dict[
                 f"{file}: none of its images, such as {example!r}, is in {images.source}, whose ids are like {known!r}"
             )
         if gone := len(captions) - len(systems[name]):
-            said.append(f"{file}: {gone:,} captions are left out, whose images are not in {images.source}")
+            said.append(f"{file}: left out {counted(gone, 'caption')} of images that are not in {images.source}")
         for image_id, text in systems[name].items():
             try:
                 (image_id + text).encode()
@@ -112,12 +113,12 @@ class Arena:
         """Return a sentence for each thing that is never shown, and one of what will be."""
         said = []
         if self.pairing.equal:
-            said.append(f"{self.pairing.equal:,} pairs of captions are equal: they are not shown and count for nothing")
+            said.append(f"not shown, and of no count: {counted(self.pairing.equal, 'pair')} of equal captions")
         owners = Counter(image_id for captions in self.systems.values() for image_id in captions)
         if alone := sum(count == 1 for count in owners.values()):
-            said.append(f"{alone:,} images have a caption by one system alone: they are not shown")
+            said.append(f"not shown: {counted(alone, 'image')} with a caption by one system alone")
         names = ", ".join(self.pairing.systems)
-        return [*said, f"{names}: each rater judges up to {self.most:,} battles"]
+        return [*said, f"{names}: each rater judges up to {counted(self.most, 'battle')}"]
 
     def next(self, rater: str) -> Battle | None:
         """Return the rater's open battle, or a new one; None where the rater has judged all."""

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from captune.errors import AnnotationError
+from captune.utils.wording import counted
 
 VERDICTS = ("left", "right", "tie", "bad", "skip")
 MODEL = "model: "
@@ -192,7 +193,8 @@ class Battles:
                 changed += [f"{image_id!r} of {system}"] if now != caption else []
         if changed:
             raise AnnotationError(
-                f"{len(set(changed)):,} captions have changed since {self.path} was begun, the first of image "
+                f"{counted(len(set(changed)), 'caption has', 'captions have')} changed since "
+                f"{self.path} was begun, the first of image "
                 f"{sorted(set(changed))[0]}: name another --output, or give the changed file another name"
             )
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from captune.annotation.battles import VERDICTS, Battles, Judgement, counting
 from captune.evaluation.agreement import cohen_kappa, fleiss_kappa
 from captune.evaluation.bradley_terry import PRIOR, Fit, Fought, fit, outcome_probabilities
+from captune.utils.wording import counted
 
 _OUTCOME = {"a": 0, "tie": 1, "bad": 1, "b": 2}
 _Z = 1.959963984540054
@@ -42,7 +43,7 @@ def results(battles: Battles) -> dict[str, Any]:
         found, level = fit(table, len(systems)), fit(table, len(systems), length=True)
     notes = _notes(used, found, level)
     if len(said) > len(used):
-        notes.append(f"{len(said) - len(used):,} votes of models count in the agreement only, not in the strengths.")
+        notes.append(f"Of models, in the agreement only: {counted(len(said) - len(used), 'vote')}.")
     return {
         "file": str(battles.path),
         "votes": len(every),
@@ -227,7 +228,8 @@ def tables(found: dict[str, Any]) -> list[Table]:
 
     made = [
         grid(
-            f"{found['votes']:,} votes, {found['skipped']:,} of them skipped, on {found['images']:,} images",
+            f"{counted(found['votes'], 'vote')}, {found['skipped']:,} of them skipped, on "
+            f"{counted(found['images'], 'image')}",
             "system|strength|at equal length|words|win rate|battles|won|tied|lost",
             [
                 [

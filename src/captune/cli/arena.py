@@ -8,6 +8,7 @@ from pathlib import Path
 from captune.cli.command import SEED, Command, add_serving_flags, echo, number, print_table
 from captune.errors import UsageError
 from captune.utils.files import output_path, replace_file
+from captune.utils.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         echo(f"captune: {sentence}")
     if args.rater_model is not None:
         cast = rate(arena, args.rater_model)
-        echo(f"captune: {cast:,} votes, kept in {output}; captune arena --results {output}")
+        echo(f"captune: {counted(cast, 'vote')}, kept in {output}; captune arena --results {output}")
         return 0
     web.serve(
         site(arena, guidelines),

@@ -9,6 +9,7 @@ from captune.cli.command import SEVERAL, Command, echo, hide_loading_bars
 from captune.errors import UsageError
 from captune.utils.files import output_path
 from captune.utils.ray_pool import check_ray
+from captune.utils.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
         **encoders,
     )
     skipped = corpus.config["skipped"]
-    echo(f"done: {len(corpus)} captions of {len(corpus.image_ids)} images, {skipped} images skipped")
+    echo(
+        f"done: {counted(len(corpus), 'caption')} of {counted(len(corpus.image_ids), 'image')}, "
+        f"{counted(skipped, 'image')} skipped"
+    )
     print(f"corpus: {args.output}")
     return 1 if skipped else 0
 

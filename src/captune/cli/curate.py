@@ -15,6 +15,7 @@ from captune.curation.registry import OPERATIONS, SUMMARIES
 from captune.errors import UsageError
 from captune.inference.engines import ray_engine
 from captune.utils.registry import nearest
+from captune.utils.wording import counted
 
 
 def _add_common(parser: argparse.ArgumentParser, *, engine: bool = True) -> None:
@@ -106,7 +107,7 @@ def _say(report: dict[str, Any], folder: Path) -> None:
         for reason, count in record["reasons"].items():
             echo(f"{record['step']}: {count:,} {reason}")
     if without := report["in"]["images without a caption"]:
-        echo(f"{without:,} images of the source have no caption and are not in the set")
+        echo(f"not in the set: {counted(without, 'image')} of the source without a caption")
     if "no images" in report["in"]:
         echo(f"captune: the set names no images ({report['in']['no images']})")
     root = report["out"].get("image folder")

@@ -21,6 +21,7 @@ from captune import __version__
 from captune.cli.command import Command
 from captune.errors import ScorerError, first_line
 from captune.utils import environment
+from captune.utils.wording import counted
 
 NEEDED = (
     "torch",
@@ -247,7 +248,7 @@ def _hub() -> Iterator[Check]:
 
     cache = Path(constants.HF_HUB_CACHE)
     models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
-    yield Check("hub cache", "ok", f"{cache} ({models} model{'s' * (models != 1)}; HF_HOME moves it)")
+    yield Check("hub cache", "ok", f"{cache} ({counted(models, 'model')}; HF_HOME moves it)")
     offline = [name for name in environment.OFFLINE if environment.is_set(name)]
     if offline:
         yield Check(

@@ -8,6 +8,7 @@ from pathlib import Path
 from captune.cli.command import Command, echo, number
 from captune.errors import UsageError
 from captune.utils.files import output_path
+from captune.utils.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     check_images(args.images, path)
     pairs = pairs_of(args.files, by=args.by, margin=args.margin, better=args.better)
     count = write_pairs(pairs, path, images=args.images, prompt=PROMPT if args.prompt is None else args.prompt)
-    echo(f"{count:,} pairs written into {path}")
+    echo(f"{counted(count, 'pair')} written into {path}")
     if args.images is None:
         echo("captune: they name no images, which training a captioner needs: add --images SOURCE")
     return 0

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from captune.cli.command import Command, add_serving_flags, echo, hide_loading_bars
 from captune.errors import CaptionFileError, UsageError
 from captune.utils.files import output_path
+from captune.utils.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _announce(args: argparse.Namespace, review: Any, link: str) -> None:
     counts = ", ".join(f"{count:,} {state}" for state, count in review.edits.counts().items() if count)
-    echo(f"{len(review.ids):,} captions: {counts}. Open the page in a browser; Ctrl-C ends it:")
+    echo(f"{counted(len(review.ids), 'caption')}: {counts}. Open the page in a browser; Ctrl-C ends it:")
     print(link, flush=True)
 
 
@@ -117,7 +118,7 @@ def _write_references(args: argparse.Namespace) -> int:
     reviewed = Reviewed(args.captions)
     count, folder = write_references(reviewed, path, images=args.images)
     left = len(reviewed.captions) - count
-    echo(f"{count:,} accepted and corrected captions written into {path}; {left:,} open or rejected ones left out")
+    echo(f"{counted(count, 'accepted or corrected caption')} written into {path}; {left:,} open or rejected left out")
     if folder is None:
         echo(f"the images of {args.images} are in no files of their own: {path} serves as references, not to train on")
     source = str(path) if folder is None else f"{path}?images={quote(folder)}"

@@ -28,6 +28,7 @@ from captune.data.images import read_image
 from captune.errors import CurationError, UsageError
 from captune.utils.files import jsonl_line, replacing
 from captune.utils.registry import nearest
+from captune.utils.wording import counted
 
 NAMES = {
     "jsonl": "captions.jsonl",
@@ -161,8 +162,9 @@ def _write_single(captions: Captions, path: Path, format: str, no_images: str | 
     if len(several):
         image_id = captions.image_ids[int(captions.rows[captions.starts[several[0]]])].as_py()
         raise CurationError(
-            f"{path.name} holds one caption per image, and {len(several)} images have more, such as {image_id!r}: run "
-            "again with --format jsonl or parquet, which takes the steps as they are done, or filter with best 1"
+            f"{path.name} holds one caption per image, and {counted(len(several), 'image has', 'images have')} more, "
+            f"such as {image_id!r}: run again with --format jsonl or parquet, which takes the steps as they are done, "
+            "or filter with best 1"
         )
     texts = {line["image_id"]: line["references"][0] for _, line in _lines(captions)}
     images: dict[str, Any] = {}

@@ -36,6 +36,7 @@ from captune.scorers import Scorer, load_scorer
 from captune.scorers.registry import direction, label
 from captune.utils.files import parse_yaml, read_file, read_json
 from captune.utils.progress import Bar
+from captune.utils.wording import counted
 
 DEFAULT_SCORERS = ("bleu", "rouge", "cider", "length")
 FIGURES: Mapping[str, str] = {
@@ -503,9 +504,9 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append([name, *cells, *[shown] * papers, *tested])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    text += ["", f"{result['used']:,} of {result['read']:,} judgements, {result['captions']:,} captions of "
-             f"{result['images']:,} images; figures x 100"]  # fmt: skip
-    text += [f"left out: {count:,} judgements: {reason}" for reason, count in result["left_out"].items()]
+    text += ["", f"{result['used']:,} of {result['read']:,} judgements, {counted(result['captions'], 'caption')} of "
+             f"{counted(result['images'], 'image')}; figures x 100"]  # fmt: skip
+    text += [f"left out: {counted(count, 'judgement')}: {reason}" for reason, count in result["left_out"].items()]
     text += [f"- {sentence}" for sentence in result["protocol"]]
     if papers:
         text += [f"published: {source}" for source in dict.fromkeys(row["source"] for row in result["published"])]

@@ -11,6 +11,7 @@ from typing import Any
 
 from captune.errors import EvaluationError
 from captune.utils.files import jsonl_line, read_file, read_jsonl, replacing
+from captune.utils.wording import counted
 
 COLUMNS = ("file", "scorer", "figure", "value", "low", "high", "n", "signature")
 TESTS = ("difference", "difference_low", "difference_high", "p", "p_holm")  # to the first file, where files were tested
@@ -25,9 +26,9 @@ def table(result: Mapping[str, Any]) -> str:
     lines = _grid(result)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    text += ["", f"{result['matched']} images; 95% intervals in brackets", *_corrected(result), ""]
+    text += ["", f"{counted(result['matched'], 'image')}; 95% intervals in brackets", *_corrected(result), ""]
     for spec, score in result["scores"].items():
-        fewer = f" (of {score['n']} images)" if score["n"] < result["matched"] else ""
+        fewer = f" (of {counted(score['n'], 'image')})" if score["n"] < result["matched"] else ""
         text.append(f"{spec}: {score['signature']}{fewer}")
     text += ["", *(f"not scored, {spec}: {why}" for spec, why in result["skipped"].items())] * bool(result["skipped"])
     return "\n".join(text)

@@ -14,6 +14,7 @@ from captune.data.sources import folder_of, whole_of
 from captune.errors import CaptionFileError
 from captune.inference.outputs import SidecarOutput, StreamOutput, images_of
 from captune.utils.skipped import Told, skip
+from captune.utils.wording import counted
 
 
 def convert(
@@ -54,8 +55,8 @@ def convert(
         _say_unknown(read, known, str(images))
         new = {key: text for key, text in known.items() if key not in writer.done}
         writer.write({"image_id": key, "caption": text} for key, text in new.items())
-        kept = f"; {len(known) - len(new)} were there already" if len(new) < len(known) else ""
-        return f"{len(new)} captions written as .txt files into {output}{kept}"
+        kept = f"; {counted(len(known) - len(new), 'was', 'were')} there already" if len(new) < len(known) else ""
+        return f"{counted(len(new), 'caption')} written as .txt files into {output}{kept}"
     chosen = output_format(output, format)
     if dataset is not None and (chosen is None or chosen.name not in ("webdataset", "metadata")):
         ids = {nfc(str(one)) for one in column(dataset, "image_id")}
@@ -64,14 +65,14 @@ def convert(
         StreamOutput(sys.stdout, plain=format == "text").write(
             {"image_id": key, "caption": text} for key, text in read.items()
         )
-        return f"{len(read)} captions written to standard output"
+        return f"{counted(len(read), 'caption')} written to standard output"
     needed = {} if dataset is None else images_of(chosen, dataset, read)
     if dataset is not None and chosen.name in ("webdataset", "metadata"):
         known = {key: text for key, text in read.items() if key in needed}
         _say_unknown(read, known, str(images))
         read = known
     write_captions(read, output, images=needed, format=chosen.name)
-    return f"{len(read)} captions written into {output}"
+    return f"{counted(len(read), 'caption')} written into {output}"
 
 
 def _same_folder(output: str | os.PathLike[str], images: str | None) -> bool:

@@ -43,6 +43,7 @@ from captune.inference.order import Row, Windows, cost, decoded, select_images, 
 from captune.inference.outputs import FileOutput, Output, SidecarOutput, StreamOutput
 from captune.inference.settings import beside, job_settings, same_settings, write_settings
 from captune.utils.files import STDOUT, jsonl_line, naming, open_stream
+from captune.utils.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +75,18 @@ class CaptionReport(NamedTuple):
 
     def sentence(self) -> str:
         """Return the report as one line for people."""
-        parts = [f"{self.done} images {self.kind.done} into {self.output}"]
+        parts = [f"{counted(self.done, 'image')} {self.kind.done} into {self.output}"]
         if self.done:
             parts[0] += f" in {self.seconds:.1f} s ({self.images_per_second:.1f} per second)"
         if self.skipped:
-            parts.append(f"{self.skipped} were there already")
+            parts.append(f"{counted(self.skipped, 'was', 'were')} there already")
         if self.replaced:
-            parts.append(f"{self.replaced} images were replaced since and {self.kind.done} again")
+            parts.append(f"{counted(self.replaced, 'image')} {self.kind.done} again, replaced since")
         if self.others:
-            parts.append(f"{self.others} {self.kind.nouns} of images that are not among these are in the file as well")
+            parts.append(f"in the file, too: {counted(self.others, self.kind.noun, self.kind.nouns)} of other images")
         if self.bad:
             listed = f" (listed in {beside(self.output, 'bad.jsonl')})" if isinstance(self.output, Path) else ""
-            parts.append(f"{len(self.bad)} bad images left out{listed}")
+            parts.append(f"{counted(len(self.bad), 'bad image')} left out{listed}")
         return "; ".join(parts)
 
 

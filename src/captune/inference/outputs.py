@@ -120,7 +120,7 @@ class FileOutput:
             raise CaptionFileError(
                 f"{self.path} was changed since captune wrote it ({other[:80]!a} is not in {where.name}), and "
                 f"{self.journal.name} would be written over it: name another output, or pass --overwrite "
-                "(resume=False) to replace it"
+                "to replace it"
             )
 
     def have(self, ids: Sequence[str], image: ImageOf | None) -> np.ndarray:

@@ -41,6 +41,7 @@ from captune.utils.ray_pool import Progress, answers, check_ray, cluster, defaul
 from captune.utils.remote import Store, is_address
 from captune.utils.skipped import counting, skip
 from captune.utils.versions import command_line, versions
+from captune.utils.wording import counted
 
 logger = logging.getLogger(__name__)
 LARGEST_PART = 16  # windows
@@ -216,7 +217,7 @@ def caption_to_parts(
     skipped = manifest["captions"] - done
     if not manifest["images"]:
         raise SourceError(f"{source} holds no images")
-    where = f"{folder.where} ({len(pieces):,} part{'s' * (len(pieces) != 1)})"
+    where = f"{folder.where} ({counted(len(pieces), 'part')})"
     return CaptionReport(done, skipped, bad, seconds, done / seconds if done else 0.0, where)
 
 
@@ -401,7 +402,7 @@ def _begin(job: _Job) -> Callable[[Any], dict[str, Any] | None]:
         details = "; ".join(f"{key}: {then.get(key)!r} then, {settings[key]!r} now" for key in changed)
         raise CaptionFileError(
             f"{job.output} was made with other settings ({details}); name another folder, or pass --overwrite "
-            "(overwrite=True) to replace it"
+            "to replace it"
         )
     return _Captions(captioner, decode, job, store)
 

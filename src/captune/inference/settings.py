@@ -73,7 +73,7 @@ def same_settings(output: Path, settings: dict[str, Any], kind: Kind = CAPTIONS)
     files = (output, beside(output, "jsonl"))
     if not any(file.exists() and file.stat().st_size for file in files):
         return
-    remedy = "name another output, or pass --overwrite (resume=False) to replace it"
+    remedy = "name another output, or pass --overwrite to replace it"
     path = beside(output, "settings.json")
     if not path.exists():
         raise CaptionFileError(

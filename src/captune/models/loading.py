@@ -214,7 +214,7 @@ def _try(load: Any, source: str, folder: Path | None, what: str) -> Any:
         if "trust_remote_code" in str(error):
             raise CaptionerError(
                 f"{source} brings its own Python code, which captune does not run unless asked to: read that code, "
-                "then pass trust_remote_code=True."
+                "then pass --trust-remote-code (in Python trust_remote_code=True)."
             ) from error
         if folder is None and isinstance(error, OSError):
             raise CaptionerError(_unreachable(source, what, error)) from error

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from captune.report.reading import Run, is_number
+from captune.utils.wording import counted
 
 WIDTH, HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 24
@@ -49,7 +50,7 @@ def plots(runs: list[Run]) -> list[Plot]:
         if len(drawn) == _MOST or all(len(line.points) < 2 for line in lines):
             continue
         broken = sum(line.broken for line in lines)
-        note = f"{broken} value{'s' * (broken != 1)} not finite, left out" if broken else ""
+        note = f"{counted(broken, 'value')} not finite, left out" if broken else ""
         drawn.append(Plot(quantity, _svg(quantity, lines, runs), _order(quantity) < len(_MAIN), note))
     drawn.sort(key=lambda plot: (_order(plot.quantity), plot.quantity.count("/"), plot.quantity))
     return [replace(plot, main=plot.main and position < _FOREMOST) for position, plot in enumerate(drawn)]

@@ -18,6 +18,7 @@ from captune.report.monitor import monitor_report
 from captune.report.reading import Row, Run, group_rows, read_run, split_controls, whole
 from captune.report.truth import Truth, health_of_references, load_truth
 from captune.utils.files import replace_file
+from captune.utils.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def render_runs(
     columns = table.columns_of(rows)
     sentence, figures = table.headline(rows, columns, shown.images)
     if noun == "file" and not figures:
-        sentence = f"Captions of {shown.images:,} images; without references only their health is measured."
+        sentence = f"Captions of {counted(shown.images, 'image')}; without references only their health is measured."
     script = asset("page.js")
     plots = curves.plots(runs)
     html = (

@@ -8,6 +8,7 @@ from typing import Any
 from captune.data.schemes import SOURCES
 from captune.report.reading import ROLE_LABELS, Row, is_number
 from captune.scorers import registry
+from captune.utils.wording import counted
 
 HALLUCINATION = ("hallucinated_per_fact", "hallucinated_per_caption")  # the first that a row has is shown
 HEALTH = ("health", "length")
@@ -226,7 +227,7 @@ def headline(rows: list[Row], columns: list[Column], images: int) -> tuple[str, 
     """The sentence at the top and its two or three key figures (label, value, detail)."""
     base, ceiling, focus = first_with_role(rows, "base"), first_with_role(rows, "supervised"), focus_of(rows)
     main = next((c for c in columns if c.better == 1), None)
-    on = f"on {images:,} image{'s' * (images != 1)}" if images else "on these images"
+    on = f"on {counted(images, 'image')}" if images else "on these images"
     if any(row.trained_on for row in rows):
         on += " (measured on its training images)"
     if main is None:

@@ -27,6 +27,7 @@ from captune.runs.run_dir import RunDir, plain
 from captune.training.config import DEFAULT_SHOWN, RunConfig, TrainingConfig, flag
 from captune.utils import processes
 from captune.utils.files import remove_leftovers, replacing_folder
+from captune.utils.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,8 @@ def load_training_images(config: Any, *, references: bool = False, source: str |
             tables = sorted(Path(source).glob("captions.*")) if Path(source).is_dir() else []
             hint = f"; their captions may stand in {tables[0]}, which is a source, too" if tables else ""
             raise SourceError(
-                f"{source}: {len(lacking)} images have no caption to learn from, the first is {lacking[0]!r}{hint}"
+                f"{source}: no caption to learn from for {counted(len(lacking), 'image')}, the first is "
+                f"{lacking[0]!r}{hint}"
             )
     return dataset
 

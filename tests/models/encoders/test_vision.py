@@ -66,5 +66,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert str(output) in said.out and "10 captions of 5 images" in said.err
     (tmp_path / "s" / "003.png").write_bytes(b"")
     assert main([*flags, "--device", "cpu", "--overwrite"]) == 1
-    assert "8 captions of 4 images, 1 images skipped" in capsys.readouterr().err
+    assert "8 captions of 4 images, 1 image skipped" in capsys.readouterr().err
     assert Corpus.open(output, device="cpu").search(["a red ball"], 2)[1].shape == (1, 2)

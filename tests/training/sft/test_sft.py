@@ -398,7 +398,7 @@ def test_a_whole_run(tiny_folder: Any, source: str, tmp_path: Path) -> None:
 def test_images_without_captions_are_refused(tiny_folder: Any, images: list, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     images[0].save(tmp_path / "photos" / "lonely.png")
-    with pytest.raises(ValueError, match="1 images have no caption to learn from, the first is 'lonely"):
+    with pytest.raises(ValueError, match="no caption to learn from for 1 image, the first is 'lonely"):
         run(config(tmp_path / "run", model=str(tiny_folder("idefics3")), images=str(tmp_path / "photos")))
     with pytest.raises(ValueError, match="--images"):
         SFTConfig(model="storybook", output=tmp_path)
