@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+import pickle
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from captune.evaluation.run import evaluate_files
 from captune.evaluation.statistics import bootstrap_interval, evaluate, paired, permutation_test
 from captune.scorers import Scorer, load_scorer
 
@@ -157,3 +161,20 @@ def test_a_result_is_a_table() -> None:
     frame = result.to_pandas()
     assert list(frame.columns) == ["value", "low", "high"] and frame.loc["length", "value"] == 2.5
     assert np.isnan(frame.loc["vocabulary", "low"]) and "<table" in result._repr_html_()
+
+
+def test_results_are_a_dict_a_table_and_a_frame(tmp_path: Path) -> None:
+    captions, columns = ["a dog", "a cat"], {"references": [["a dog runs"], ["the cat"]]}
+    found = evaluate(captions, columns, ["bleu", "rouge"], bootstrap=0)
+    frame = found.to_pandas()
+    assert dict(found).keys() == {"bleu", "rouge"} and found["rouge"].value == frame.set_index("figure").value["rouge"]
+    assert list(frame.figure) == ["bleu_4", "bleu_1", "bleu_2", "bleu_3", "rouge"] and frame.low.isna().all()
+    shown = found._repr_html_()
+    assert shown.count("<table") == 1 and "None" not in shown and found["bleu"].signature in shown
+    assert pickle.loads(pickle.dumps(found)).rows == found.rows
+
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"image_id": "1", "caption": "a <dog>"}\n')
+    files = evaluate_files([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], scorers=["length"], bootstrap=0)
+    assert list(files.to_pandas().file) == [str(tmp_path / f"{name}.jsonl") for name in ("a", "b")]
+    assert json.loads(json.dumps(files)) == files and files._repr_html_().count("<tr") == 3

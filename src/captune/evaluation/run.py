@@ -26,7 +26,8 @@ from captune.errors import (
     first_line,
 )
 from captune.evaluation.cache import Cache
-from captune.evaluation.statistics import Result, evaluate, holm, paired
+from captune.evaluation.statistics import Result, Results, evaluate, holm, paired
+from captune.evaluation.table import records
 from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
 from captune.scorers import SCORERS, Scorer, check_needs, load_scorer
 
@@ -79,7 +80,7 @@ def evaluate_files(
     paired: bool = False,
     cache: str | Path | None = None,
     per_image: bool = False,
-) -> dict[str, Any]:
+) -> Results[Any]:
     """Score caption files on the images that all of them, and the references, have.
 
     Args:
@@ -187,9 +188,9 @@ def evaluate_files(
         )
     unopened = {"bad_images": dict(bad), "unreferenced": unreferenced}
     whole = {**reports[0], **about, "warnings": warnings, **unscored, **unopened, "others": reports[1:]}
-    return whole | (
-        {"per_image": _per_image(ids, texts, results, {j.name: rows_for(j) for j in judges})} if per_image else {}
-    )
+    if per_image:
+        whole["per_image"] = _per_image(ids, texts, results, {j.name: rows_for(j) for j in judges})
+    return Results(whole, records(whole))
 
 
 def _per_image(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -49,6 +49,34 @@ class Result:
         return next(iter(self.values.values()))
 
 
+Said = TypeVar("Said")
+
+
+class Results(dict[str, Said]):
+    """What an evaluation found: a dict that notebooks show as one table.
+
+    Attributes:
+        rows: a row per figure: scorer, figure, value, low, high, n, signature; of files, each with its file.
+    """
+
+    def __init__(self, found: Mapping[str, Said], rows: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(found)
+        self.rows = rows
+
+    def to_pandas(self) -> Any:
+        """Return the rows as a pandas DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows).astype({"low": float, "high": float})
+
+    def _repr_html_(self) -> str:
+        """Show the figures as a table, the signatures below it."""
+        shown = self.to_pandas().drop(columns="signature", errors="ignore")
+        signatures = dict.fromkeys(f"{row['scorer']}: {row['signature']}" for row in self.rows)
+        below = "<br>".join(map(escape, signatures))
+        return f"{shown.to_html(index=False, float_format='%.4f', na_rep='')}<small>{below}</small>"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """System a against system b on the same images; every dict is keyed by figure."""
@@ -67,8 +95,8 @@ def evaluate(
     *,
     bootstrap: int = 1000,
     seed: int = 0,
-) -> dict[str, Result]:
-    """Score captions with every scorer, by name.
+) -> Results[Result]:
+    """Score captions with every scorer, by name; see `Results` for the table and the data frame.
 
     The intervals are percentiles of the corpus figures over `bootstrap` resamples of captions (0: no intervals). They
     hold what the references or a model give fixed: CIDEr's document frequencies are not drawn again. One caption has no
@@ -84,7 +112,7 @@ def evaluate(
     if wrong is not None:
         raise TypeError(f"caption {wrong} is {captions[wrong]!r}, not a text")
     check_needs(chosen, columns, len(captions))
-    results = {}
+    results: dict[str, Result] = {}
     for scorer in chosen:
         rows = scorer.measure(captions, columns)
         values = scorer.corpus(rows)
@@ -96,7 +124,17 @@ def evaluate(
             signature=scorer.signature,
             n=len(captions),
         )
-    return results
+    return Results(results, [row for name, result in results.items() for row in figures(name, result)])
+
+
+def figures(scorer: str, result: Result) -> list[dict[str, Any]]:
+    """Return a row per figure of a result: scorer, figure, value, low, high, n, signature."""
+    rows = []
+    for key, value in result.values.items():
+        low, high = result.interval.get(key, (None, None))
+        said = {"n": result.n, "signature": result.signature}
+        rows.append({"scorer": scorer, "figure": key, "value": value, "low": low, "high": high, **said})
+    return rows
 
 
 def bootstrap_interval(
