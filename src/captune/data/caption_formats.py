@@ -340,7 +340,8 @@ def read_folder(path: Path, images: Places | None = None, *, metadata: bool = Tr
         if not len(names):
             alone = f", or name {tables[0]}" if tables else ""
             raise CaptionFileError(
-                f"{path} holds captions and no images: say where the images are with --images SOURCE{alone}"
+                f"{path} holds captions and no images: say where the images are with --images SOURCE{alone}; what has "
+                f"no such flag reads what captune convert {path} captions.jsonl --images SOURCE writes"
             )
         from captune.data.places import Places
 
