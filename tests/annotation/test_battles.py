@@ -116,6 +116,16 @@ def test_correlate_reads_the_file_and_its_export(battles: Battles, tmp_path: Pat
         assert found.format == ("arena" if file == battles.path else "plain")
 
 
+def test_who_only_looked_is_no_rater(battles: Battles) -> None:
+    issued(battles, rater="visitor")
+    battles.vote("vote-1000", issued(battles, image="2").id, "Ada", "left")
+    battles.vote("vote-2000", issued(battles, rater="Bob").id, "Bob", "skip")
+    assert battles.raters() == {"Ada": 1, "Bob": 1}
+    found = results(battles)
+    assert [row["rater"] for row in found["raters"]] == ["Ada", "Bob"] and found["agreement"]["pairs"] == []
+    assert "visitor" not in as_csv(battles.judgements())
+
+
 def test_a_models_votes_are_not_a_persons(battles: Battles) -> None:
     for rater, verdict in (("model: x", "left"), ("Ada", "right"), ("Ada", "skip"), ("model: x", "tie")):
         battle = issued(battles, rater=rater, image=str(len(battles.shown())))

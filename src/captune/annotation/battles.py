@@ -300,11 +300,11 @@ class Battles:
         return Counter({(a, b): count for a, b, count in rows})
 
     def raters(self) -> dict[str, int]:
-        """Return {rater: votes that count}, skips too; those who have none were shown something."""
+        """Return {rater: votes that count}, skips too; who only looked at the page is no rater."""
         return dict(
             self._rows(
-                "SELECT rater, count(votes.id) FROM battles LEFT JOIN votes ON battle = battles.id "
-                "AND undone_at IS NULL GROUP BY rater ORDER BY min(battles.rowid)"
+                "SELECT rater, count(*) FROM battles JOIN votes ON battle = battles.id "
+                "WHERE undone_at IS NULL GROUP BY rater ORDER BY min(battles.rowid)"
             )
         )
 
