@@ -196,7 +196,7 @@ def test_captions_of_images_that_a_source_lacks_keep_their_ids_and_are_counted(t
     with counting() as skipped:
         convert(tmp_path / "x.tar", tmp_path / "back.csv", images=str(photos))
     assert list(read_captions(tmp_path / "back.csv")) == ["a", *list(captions)[1:]]
-    assert skipped == {f"captions are of images that are not in {photos}, and are kept": {"a": 1}}
+    assert skipped == {f"captions are kept whose images are not in {photos}": {"a": 1}}
 
 
 def test_references_whose_images_are_elsewhere_give_their_ids(tmp_path: Path, photos: Path) -> None:
@@ -227,7 +227,9 @@ def test_a_word_for_a_missing_value_in_a_sidecar_is_no_reference(photos: Path) -
 def test_line_breaks_in_sidecars_are_said() -> None:
     with counting() as skipped:
         assert sidecar_line("a", "one\ntwo\rthree") == "one two three"
-    assert sentences(skipped) == ["1 captions had line breaks, which became spaces: a sidecar holds one line (a)"]
+    assert sentences(skipped) == [
+        "line breaks within captions became spaces, as a sidecar holds one line: 1 caption (a)"
+    ]
 
 
 def test_two_images_that_would_share_a_sidecar_are_refused(photos: Path) -> None:

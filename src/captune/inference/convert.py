@@ -86,5 +86,5 @@ def _say_unknown(read: dict[str, str], known: dict[str, str], images: str, kept:
         first = f", such as {unknown[0]!r}" if unknown else ""
         raise CaptionFileError(f"none of the {len(read)} captions is of an image of {images}{first}")
     if unknown:
-        told = Told(f"captions are of images that are not in {images}, and are kept")
+        told = Told(f"captions are kept whose images are not in {images}")
         skip(told if kept else f"captions of images that are not in {images}", unknown[0], len(unknown))

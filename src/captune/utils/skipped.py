@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from captune.utils.wording import counted
+
 logger = logging.getLogger(__name__)
 SHOWN = 3  # items named for each reason
 
@@ -19,7 +21,7 @@ _COUNTS: ContextVar[dict[str, dict[str, int]] | None] = ContextVar("skipped", de
 
 
 class Told(str):
-    """A reason for which nothing is left out: what became of the items, said and counted alike."""
+    """No reason to leave anything out, but what became of some captions, said and counted alike."""
 
 
 def skip(reason: str, item: str, count: int = 1) -> None:
@@ -58,6 +60,6 @@ def sentences(counts: dict[str, dict[str, int]]) -> list[str]:
         named, total = list(items)[:SHOWN], sum(items.values())
         if total > len(named):
             named.append(f"and {total - len(named)} more")
-        what = f"{total} {reason}" if isinstance(reason, Told) else f"left out {total}: {reason}"
+        what = f"{reason}: {counted(total, 'caption')}" if isinstance(reason, Told) else f"left out {total}: {reason}"
         said.append(f"{what} ({'; '.join(named)})")
     return said
