@@ -1,6 +1,7 @@
 """Filter and de-duplicate a million captions: `captune curate` beside a plain pandas script, each in its own process.
 
-    python -m benchmarks.speed.curate_million [--sizes 50000 100000] [--output benchmarks/speed/curate_million.json]
+    python -m benchmarks.speed.curate_million [--sizes 50000 100000] [--data-juicer VENV/bin/dj-process]
+        [--output benchmarks/speed/curate_million.json]
 
 The table is parquet: image_id, caption (short grammatical sentences, a tenth of them said before in other case), sim (a
 number) and embedding (64 numbers; a twentieth are near another one). Both programs keep the captions of 3 to 20 words
@@ -9,6 +10,11 @@ with the upper 70% of sim, drop equal ones, and drop those whose embedding has a
 The pandas script is what one writes in an afternoon: the whole table in memory, `str.split`, `quantile`,
 `drop_duplicates`, faiss' exact range search in blocks and a union-find in scipy. Above `--pandas-near` captions its
 near step is left out, since its cost grows with the square. What both keep is compared by image_id.
+
+`--data-juicer` is the command of a Data-Juicer in an environment of its own (`pip install py-data-juicer aiohttp`). It
+runs the filter and the equal captions in one process (words_num_filter, topk_specified_field_selector,
+document_deduplicator), on a table without embeddings, which no operation of it compares. It lowers the case, but a full
+stop at the end makes a caption another one, so that it keeps a few more.
 Reported: wall and processor seconds, the peak of resident memory, and captions per second of each program.
 """
 
@@ -63,6 +69,19 @@ table, output, near = sys.argv[1], sys.argv[2], sys.argv[3] == "1"
 steps = [{"filter": {"by": "length", "min": 3, "max": 20}}, {"filter": {"by": "column:sim", "keep": 0.7}}]
 steps.append({"dedup": {"near": 0.95, "embeddings": "embedding"} if near else {}})
 curate(table, output, steps, progress=False)
+"""
+
+
+JUICER = """
+dataset_path: {table}
+export_path: {output}
+text_keys: caption
+np: 1
+use_cache: false
+process:
+  - words_num_filter: {{lang: en, tokenization: false, min_num: 3, max_num: 20}}
+  - topk_specified_field_selector: {{field_key: sim, top_ratio: 0.7, reverse: true}}
+  - document_deduplicator: {{lowercase: true}}
 """
 
 
@@ -127,14 +146,41 @@ def measured(code: str, *arguments: str) -> dict[str, float]:
     return {"wall_seconds": time.perf_counter() - start, **json.loads(done.stdout.splitlines()[-1])}
 
 
+def juiced(command: Path, table: Path, folder: Path) -> tuple[dict[str, float], set[str]]:
+    """Run Data-Juicer on the table without its embeddings; its seconds and peak, and what it keeps."""
+    import pyarrow.parquet as pq
+
+    text, config, output = folder / "text.parquet", folder / "juicer.yaml", folder / "juicer" / "kept.jsonl"
+    pq.write_table(pq.read_table(table, columns=["image_id", "caption", "sim"]), text)
+    config.write_text(JUICER.format(table=text, output=output))
+    wrapper = (
+        "import subprocess, sys, resource, json\n"
+        "done = subprocess.run(sys.argv[1:], capture_output=True, text=True)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "done.returncode and sys.exit(done.stderr[-2000:])\n"
+        "print(json.dumps({'processor_seconds': used.ru_utime + used.ru_stime, 'peak_mb': used.ru_maxrss / 1024}))\n"
+    )
+    start = time.perf_counter()
+    environment = os.environ | {"HOME": str(folder)}  # its caches and logs
+    done = subprocess.run(
+        [sys.executable, "-c", wrapper, str(command), "--config", str(config)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return {"wall_seconds": time.perf_counter() - start, **json.loads(done.stdout)}, kept(output)
+
+
 def kept(path: Path) -> set[str]:
     """Return the image ids of a set in JSON lines."""
     with path.open(encoding="utf-8") as lines:
         return {json.loads(line)["image_id"] for line in lines}
 
 
-def measure(count: int, pandas_near: int, folder: Path) -> dict[str, Any]:
-    """Measure both programs on so many captions."""
+def measure(count: int, pandas_near: int, juicer: Path | None, folder: Path) -> dict[str, Any]:
+    """Measure the programs on so many captions."""
     table = folder / f"{count}.parquet"
     make_table(table, count)
     result: dict[str, Any] = {"captions": count}
@@ -155,7 +201,10 @@ def measure(count: int, pandas_near: int, folder: Path) -> dict[str, Any]:
             theirs = kept(output)
             entry["pandas"]["kept"] = len(theirs)
             entry["kept by one only"] = len(ids ^ theirs)
-        for program in ("captune", "pandas"):
+        if not near and juicer:
+            entry["data-juicer"], others = juiced(juicer, table, folder)
+            entry["data-juicer"] |= {"kept": len(others), "kept of captune's": len(others & ids)}
+        for program in ("captune", "pandas", "data-juicer"):
             if program in entry:
                 entry[program]["captions_per_processor_second"] = count / entry[program]["processor_seconds"]
         result[name] = entry
@@ -169,10 +218,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 100_000, 200_000, 1_000_000])
     parser.add_argument("--pandas-near", type=int, default=200_000, help="the most captions of its near step")
+    parser.add_argument("--data-juicer", type=Path, help="its dj-process")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sizes = [measure(count, args.pandas_near, Path(folder)) for count in args.sizes]
+        sizes = [measure(count, args.pandas_near, args.data_juicer, Path(folder)) for count in args.sizes]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     result = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "address_space_limit": limit},

@@ -226,6 +226,7 @@ def test_the_command_refuses_before_it_works(
     there.write_text("")
     assert "pass --overwrite" in told(str(reviewed), "--output", str(there))
     assert "pairs are written as .jsonl or .parquet" in told(str(reviewed), "--output", "p.csv")
+    assert "written as .jsonl or .parquet, not as pairs" in told(str(reviewed), "--output", "pairs")
     scores = tmp_path / "scores.csv"
     scores.write_text("image_id,caption,rouge\nx,a,1\nx,b,1\n")
     words = (str(scores), "--by", "rouge", "--images", "storybook:test?n=1", "--output", "p.jsonl")

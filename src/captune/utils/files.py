@@ -60,9 +60,9 @@ def output_path(path: str | os.PathLike[str], *suffixes: str, what: str, folder:
     ):  # replaced by its temporary file, a device is lost
         raise UsageError(f"{what} are not written to {path}: name a file of a disk")
     ending = path.suffix.lower()
-    if suffixes and ending and ending not in suffixes:
+    if suffixes and ending not in suffixes:
         raise UsageError(
-            f"{what} are written as {' or '.join(suffixes)}, not as {path.suffix}: name the output "
+            f"{what} are written as {' or '.join(suffixes)}, not as {path.suffix or path.name}: name the output "
             f"{path.with_suffix(suffixes[0])}"
         )
     try:
