@@ -9,6 +9,7 @@ from PIL import Image
 from captune.errors import ScorerError
 from captune.evaluation.cache import Cache
 from captune.scorers import Scorer, load_scorer
+from captune.utils import progress
 
 
 class Costly(Scorer):
@@ -54,6 +55,16 @@ def test_what_is_known_is_not_computed_again(tmp_path: Path) -> None:
     more, asked = judge(tmp_path, [*CAPTIONS, "new"])
     assert asked == ["new"]
     np.testing.assert_array_equal(more[:6], first)
+
+
+def test_a_log_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 1e-6)
+    monkeypatch.setattr(Costly, "kept_every", 2)
+    judge(tmp_path, CAPTIONS)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "costly:" in line and "4/6" in line and "<" in line]
 
 
 def test_everything_that_a_row_depends_on_is_in_its_key(tmp_path: Path) -> None:

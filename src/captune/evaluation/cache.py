@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from captune.errors import redact
 from captune.scorers import Scorer
 from captune.utils.hashing import pixels_digest
+from captune.utils.progress import Bar
 
 logger = logging.getLogger(__name__)
 FORMAT = 2  # 1 knew models by their weights alone, and had no first line
@@ -54,16 +55,20 @@ class Cache:
         if len(new) < len(set(keys)):
             logger.info("%s: %d of %d rows are known", scorer.name, len(keys) - len(new), len(keys))
         places = list(new.values())
-        for start in range(0, len(places), scorer.kept_every):
-            part = places[start : start + scorer.kept_every]
-            chosen = {name: [column[i] for i in part] for name, column in columns.items()}
-            made = scorer.rows([captions[i] for i in part], **chosen)
-            fresh = {keys[i]: row.tolist() for i, row in zip(part, made, strict=True)}
-            known |= fresh
-            try:
-                self._append(file, head, fresh)
-            except OSError as error:
-                logger.warning("%s: rows cannot be kept in %s: %s", scorer.name, self.folder, error.strerror or error)
+        show = len(places) > scorer.kept_every
+        with Bar(total=len(places), desc=scorer.name, unit="caption", leave=False, show=show) as bar:
+            for start in range(0, len(places), scorer.kept_every):
+                part = places[start : start + scorer.kept_every]
+                chosen = {name: [column[i] for i in part] for name, column in columns.items()}
+                made = scorer.rows([captions[i] for i in part], **chosen)
+                fresh = {keys[i]: row.tolist() for i, row in zip(part, made, strict=True)}
+                known |= fresh
+                try:
+                    self._append(file, head, fresh)
+                except OSError as error:
+                    why = error.strerror or error
+                    logger.warning("%s: rows cannot be kept in %s: %s", scorer.name, self.folder, why)
+                bar.update(len(part))
         return np.array([known[key] for key in keys], dtype=np.float64)
 
     def _read(self, file: Path, head: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -30,6 +30,7 @@ from captune.evaluation.statistics import Result, Results, evaluate, holm, paire
 from captune.evaluation.table import records
 from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
 from captune.scorers import SCORERS, Scorer, check_needs, load_scorer
+from captune.utils.progress import Bar
 
 logger = logging.getLogger(__name__)
 NAMED = 3  # images without references in a warning
@@ -133,7 +134,8 @@ def evaluate_files(
         out = (unread if looks else set()) | (lacking if "references" in judge.required_columns else set())
         return [row for row in range(len(ids)) if row not in out] if out else range(len(ids))
 
-    for judge in judges:  # one that fails takes no other's scores with it
+    bar = Bar(judges, desc="scorers", leave=False, show=len(judges) > 1)
+    for judge in bar:  # one that fails takes no other's scores with it
         try:
             judge.check()
             try:
