@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from captune.models.encoders.features import ImageFeatureCache
+from captune.models.encoders.features import SHOWN, ImageFeatureCache
+from captune.utils import progress
 
 
 class Eyes:
@@ -81,3 +82,13 @@ def test_only_so_many_are_kept_and_forgotten_ones_are_encoded_again() -> None:
 def test_no_image() -> None:
     keys, rows = ImageFeatureCache(Eyes())([])
     assert keys == [] and rows.shape == (0, 0)
+
+
+def test_an_evaluation_is_told_how_far_it_is_and_a_training_step_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    ImageFeatureCache(Eyes())(plain("red") * (SHOWN - 1))
+    assert not capsys.readouterr().err
+    ImageFeatureCache(Eyes())(plain("red") * SHOWN)
+    assert capsys.readouterr().err.startswith("images: ")

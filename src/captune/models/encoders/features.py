@@ -10,6 +10,9 @@ import torch
 from captune.data.images import opened
 from captune.utils.hashing import pixels_digest
 from captune.utils.memory import remembers
+from captune.utils.progress import Bar
+
+SHOWN = 500  # images from which on there is a bar: an evaluation's, no training step's
 
 
 class ImageFeatureCache:
@@ -33,7 +36,8 @@ class ImageFeatureCache:
         """Return the key of each image's pixels, and their features (N, D)."""
         keys: list[bytes] = []
         rows: list[torch.Tensor] = []
-        for batch in opened(images, batch_size):
+        batches, shown = opened(images, batch_size), {"desc": "images", "unit": "batch", "leave": False}
+        for batch in Bar(batches, total=-(-len(images) // batch_size), show=len(images) >= SHOWN, **shown):
             # a reward passes an image once for each of its captions, in a row
             different = {id(image): image for image in batch}
             digests = {key: pixels_digest(image) for key, image in different.items()}
