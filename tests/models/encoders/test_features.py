@@ -87,7 +87,7 @@ def test_no_image() -> None:
 def test_an_evaluation_is_told_how_far_it_is_and_a_training_step_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "EVERY", 1e-6)
     ImageFeatureCache(Eyes())(plain("red") * (SHOWN - 1))
     assert not capsys.readouterr().err
     ImageFeatureCache(Eyes())(plain("red") * SHOWN)
