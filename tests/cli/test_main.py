@@ -177,6 +177,15 @@ def test_what_the_machine_refuses_is_a_sentence(broken, capsys, error, code, sen
     assert capsys.readouterr().err == f"captune: {sentence}\n"
 
 
+def test_ctrl_c_that_a_library_made_into_an_error_is_still_ctrl_c(broken, capsys):
+    error = CaptuneError("the package is damaged")
+    error.__context__ = RuntimeError("Error calling __set_name__ on 'cached_property'")
+    error.__context__.__cause__ = KeyboardInterrupt()
+    broken(error)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "captune: stopped\n"
+
+
 def test_a_missing_package_and_a_full_accelerator_are_sentences(broken, capsys):
     import torch
 

@@ -190,6 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if _interrupted(error):
+            echo("captune: stopped")
+            return 130
         if debug:
             raise
         echo(f"captune: {_sentence(error, argv)}")
@@ -296,6 +299,14 @@ def _short_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = whole
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Whether an error came of Ctrl-C, which Python or a library made into one of its own."""
+    chain: list[BaseException] = [error]
+    for one in chain:
+        chain += [of for of in (one.__cause__, one.__context__) if of is not None and of not in chain]
+    return any(isinstance(one, KeyboardInterrupt) for one in chain)
 
 
 def _sentence(error: Exception, argv: Sequence[str]) -> str:
