@@ -8,6 +8,7 @@ import os
 import unicodedata
 from pathlib import Path
 
+import datasets
 import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
@@ -247,7 +248,7 @@ def test_webdataset_holds_images_and_captions(tmp_path: Path, photos: Path) -> N
     captions = captions_of(photos)
     images = images_of(FORMATS["webdataset"], load_images(str(photos), decode=False), captions)
     write_captions(captions, tmp_path / "x.tar", images=images)
-    keys = {key.rpartition(".")[0]: text for key, text in captions.items()}
+    keys = {key.rpartition(".")[0].replace(".", "_"): text for key, text in captions.items()}
     assert read_captions(tmp_path / "x.tar") == keys
     again = load_images(str(tmp_path / "x.tar"))
     assert again[0]["image"].size == (16, 16)
@@ -255,6 +256,31 @@ def test_webdataset_holds_images_and_captions(tmp_path: Path, photos: Path) -> N
     with pytest.raises(CaptionFileError, match=r"that of 'gone\.png' is not known: name --images"):
         write_captions({"gone.png": "x"}, tmp_path / "y.tar", images=images)
     assert not (tmp_path / "y.tar").exists()
+
+
+def test_a_shard_is_what_other_readers_make_of_it(tmp_path: Path, photos: Path) -> None:
+    """Their keys end at the first dot of a name."""
+    captions = {"sub/22.05.jpg": "five", "sub/22.06.jpg": "six"}
+    with counting() as skipped:
+        write_captions(captions, tmp_path / "x.tar", images={key: {"path": str(photos / key)} for key in captions})
+    assert list(skipped.values()) == [dict.fromkeys(captions, 1)]
+    rows = datasets.load_dataset("webdataset", data_files=str(tmp_path / "x.tar"), split="train", streaming=True)
+    assert [(row["__key__"], row["txt"].strip()) for row in rows] == [("sub/22_05", "five"), ("sub/22_06", "six")]
+    tiny.picture(1, (16, 16)).save(photos / "sub/22_05.jpg")
+    with pytest.raises(CaptionFileError, match=r"22_05' may be 'sub/22\.05\.jpg' or 'sub/22_05\.jpg'"):
+        read_captions(tmp_path / "x.tar", images=str(photos))
+
+
+def test_two_sidecars_of_one_image_are_not_chosen_from_in_silence(tmp_path: Path, photos: Path) -> None:
+    (photos / "a.txt").write_text("one\n")
+    (photos / "a.caption").write_text("one\n")
+    assert read_captions(photos) == {"a.png": "one"}
+    (photos / "a.caption").write_text("two\n")
+    with pytest.raises(CaptionFileError, match=r"'a\.png' has one caption in a\.txt and another in a\.caption"):
+        read_captions(photos)
+    with counting() as skipped:
+        assert load_references(str(photos))["a.png"] == ["one"]
+    assert {str(photos / "a.txt"): 1} in skipped.values()
 
 
 def test_coco_ids_are_numbers_where_they_are(tmp_path: Path) -> None:

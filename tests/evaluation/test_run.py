@@ -11,6 +11,7 @@ import tiny
 
 from captune import scorers
 from captune.cli.main import main
+from captune.data import load_references
 from captune.errors import EvaluationError, ScorerError
 from captune.evaluation.run import evaluate_files
 from captune.evaluation.statistics import holm
@@ -125,6 +126,20 @@ def test_images_without_references_are_left_out_of_the_scorers_that_need_them(fi
     references.write_text(json.dumps({key: [] for key in SAID}))
     with pytest.raises(EvaluationError, match="none of the 18 captioned images, such as 'i0', has a reference in"):
         evaluate_files([good], references=str(references), scorers=["bleu"])
+
+
+def test_references_of_some_of_the_images_leave_the_others_to_scorers_that_need_none(tmp_path) -> None:
+    ids = list(load_references(source := "storybook:test?n=4"))
+    captions, some = tmp_path / "a.jsonl", tmp_path / "some.json"
+    captions.write_text("".join(json.dumps({"image_id": i, "caption": "a red cup"}) + "\n" for i in [*ids, "strange"]))
+    some.write_text(json.dumps({i: ["a red cup"] for i in ids[:3]}))
+    ask = {"references": str(some), "scorers": ["rouge", "length"], "bootstrap": 0}
+    found = evaluate_files([captions], images=source, **ask)
+    assert {spec: score["n"] for spec, score in found["scores"].items()} == {"rouge": 3, "length": 4}
+    assert found["unreferenced"] == ids[3:]
+    strange, unreferenced = found["warnings"]
+    assert strange.startswith("1 of the 5 captions") and f"({ids[3]}); rouge are of the other 3" in unreferenced
+    assert evaluate_files([captions], **ask)["matched"] == 3  # the references alone say which images are meant
 
 
 def test_unopened_and_unreferenced_images_are_left_out_apart(tmp_path, monkeypatch) -> None:

@@ -42,10 +42,13 @@ from captune.data.sidecars import (
 from captune.errors import CaptionFileError, UsageError
 from captune.utils.files import is_stream, jsonl_line, jsonl_rows, output_path, read_json, replacing
 from captune.utils.registry import nearest
-from captune.utils.skipped import skip
+from captune.utils.skipped import Told, skip
 
 if TYPE_CHECKING:
     from captune.data.places import Places
+
+
+DOTS = Told("dots in names became _, as a webdataset key ends at the first dot")
 
 
 class Format(NamedTuple):
@@ -279,16 +282,19 @@ def _read_webdataset(path: Path) -> Iterator[CaptionEntry]:
 
 
 def _write_webdataset(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
-    """Images as they are on the disk, and their captions, under keys without the images' suffixes."""
+    """Images as they are on the disk, and their captions, under the keys that `webdataset_key` says."""
     keys: dict[str, str] = {}
     with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
         for image_id, text in captions.items():
             if image_id not in images:
                 raise CaptionFileError(f"{path} holds the images, and that of {image_id!r} is not known: name --images")
             data = read_image(images[image_id], image_id)
-            stem, suffix = os.path.splitext(image_id)
+            suffix = os.path.splitext(image_id)[1]
             if suffix.lower() not in IMAGE_SUFFIXES:
-                stem, suffix = image_id, _suffix_of(data)
+                suffix = _suffix_of(data)
+            stem = webdataset_key(image_id)
+            if stem != stem_of(image_id):
+                skip(DOTS, image_id)
             if (other := keys.setdefault(stem, image_id)) != image_id:
                 raise CaptionFileError(f"{path}: {other!r} and {image_id!r} would have the same key; rename one")
             try:
@@ -299,6 +305,18 @@ def _write_webdataset(temporary: Path, captions: Mapping[str, str], images: Mapp
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
+
+
+def webdataset_key(image_id: str) -> str:
+    """Return the key of an image in a shard: its id without the suffix, and without dots in its name."""
+    folder, slash, name = stem_of(image_id).rpartition("/")
+    return folder + slash + name.replace(".", "_")
+
+
+def stem_of(image_id: str) -> str:
+    """Return an id without the suffix of an image, if it has one."""
+    stem, suffix = os.path.splitext(image_id)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else image_id
 
 
 def _suffix_of(data: bytes) -> str:
@@ -349,19 +367,20 @@ def read_folder(path: Path, images: Places | None = None, *, metadata: bool = Tr
     own = images.folder is not None and os.path.realpath(images.folder) == os.path.realpath(path)
     where = "the folder" if own else images.source
     found: dict[str, CaptionEntry] = {}
-    beside: set[str] = set()
     strange: list[str] = []
     for file in sidecars:
         name = os.path.relpath(file, path)
         image_id = images.of_place(os.path.splitext(name)[0])
         if image_id is None:
             strange.append(name)
-        elif image_id not in beside:  # NAME.caption is read where there is no NAME.txt, as in a source
-            beside.add(image_id)
-            lines = read_sidecar(Path(file), exact=True)
-            if len(lines) > 1:
-                raise CaptionFileError(f"{path}: the sidecar of {image_id} has {len(lines)} captions, not one")
-            found[image_id] = (f"{name}, line", 1, image_id, lines[0])
+            continue
+        lines = read_sidecar(Path(file), exact=True)
+        if len(lines) > 1:
+            raise CaptionFileError(f"{path}: the sidecar of {image_id} has {len(lines)} captions, not one")
+        first = found.setdefault(image_id, (f"{name}, line", 1, image_id, lines[0]))
+        if first[3] != lines[0]:  # NAME.caption beside NAME.txt
+            other = first[0].partition(",")[0]
+            raise CaptionFileError(f"{path}: {image_id!r} has one caption in {other} and another in {name}; remove one")
     for file in tables:
         for noun, number, name, caption in read_metadata(Path(file)):
             written, noun = str(name), f"{os.path.relpath(file, path)}, {noun}"

@@ -4,7 +4,7 @@
 |---|---|
 | sidecars in a tree of their own | its path below the tree, without the suffix |
 | metadata | the path from the metadata's folder to its file |
-| webdataset shards | its id without the suffix |
+| webdataset shards | its id without the suffix and without dots in its name (`webdataset_key`) |
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from datasets import Dataset, Image
 
+from captune.data.caption_formats import stem_of, webdataset_key
 from captune.data.columns import column, undecoded
-from captune.data.images import IMAGE_SUFFIXES
 from captune.data.readers import nfc
 from captune.data.sources import folder_of, load_images, load_references, whole_of
 from captune.errors import CaptionFileError, SourceError
@@ -75,8 +75,8 @@ class Places:
         return self._one(self._places.get(nfc(place), ()), place)
 
     def of_key(self, key: str) -> str | None:
-        """Return the id that is the key, or the key and a suffix of images; raises as `of_place`."""
-        return key if key in self.files else self._one(self._stems.get(key, ()), key)
+        """Return the id that is the key, or that has this key; raises as `of_place`."""
+        return key if key in self.files else self._one(self._keys.get(webdataset_key(key), ()), key)
 
     def of_file(self, path: str, name: str) -> str | None:
         """Return the id of the image that a path leads to, else the name where it is an id.
@@ -96,14 +96,15 @@ class Places:
         return found[0] if found else None
 
     @cached_property
-    def _stems(self) -> dict[str, list[str]]:
-        return _grouped((_stem(image_id), image_id) for image_id in self.files)
+    def _keys(self) -> dict[str, list[str]]:
+        return _grouped((webdataset_key(image_id), image_id) for image_id in self.files)
 
     @cached_property
     def _places(self) -> dict[str, list[str]]:
         below = tree_of({key: path for key, path in self.files.items() if path}, self.folder)
         return _grouped(
-            (nfc(os.path.splitext(below[key].as_posix())[0]) if key in below else _stem(key), key) for key in self.files
+            (nfc(os.path.splitext(below[key].as_posix())[0]) if key in below else stem_of(key), key)
+            for key in self.files
         )
 
     @cached_property
@@ -113,11 +114,6 @@ class Places:
     @cached_property
     def _targets(self) -> dict[str, list[str]]:
         return _grouped((os.path.realpath(path), key) for key, path in self.files.items() if path)
-
-
-def _stem(image_id: str) -> str:
-    stem, suffix = os.path.splitext(image_id)
-    return stem if suffix.lower() in IMAGE_SUFFIXES else image_id
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

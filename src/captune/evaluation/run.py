@@ -119,7 +119,7 @@ def evaluate_files(
         judges = available_scorers(have, images or references, skipped, kept)
     else:
         judges = [load_scorer(spec, cache=kept) for spec in scorers]
-    ids, columns, expected = _columns(systems, judges, references, images)
+    ids, columns, expected = _columns(systems, judges, references, images, places)
     texts = {name: [_LONE_SURROGATE.sub("\ufffd", captions[i]) for i in ids] for name, captions in systems.items()}
 
     check_needs(judges, columns, len(ids))
@@ -289,6 +289,7 @@ def _columns(
     judges: Sequence[Scorer],
     references: str | None,
     images: str | None,
+    places: Places | None,
 ) -> tuple[list[str], dict[str, Any], list[str]]:
     """(ids to score, the columns that the scorers need for them, the ids that were expected)."""
     needed = {need: judge.name for judge in judges for need in judge.required_columns}
@@ -310,7 +311,10 @@ def _columns(
 
     by_id: dict[str, Mapping[str, Any]] = {}
     if references is not None:
-        by_id["references"] = load_references(references)
+        known = load_references(references)
+        more = [i for i in next(iter(systems.values())) if i not in known] if images is not None else []
+        # of the images that are named by themselves one may have no reference, and be scored where none is needed
+        by_id["references"] = {**known, **{i: [] for i in more if places is not None and i in places.files}}
     if "scene" in needed:
         by_id["scene"] = load_scenes(str(pictures))
     if "objects" in needed:
