@@ -283,6 +283,8 @@ def _read_webdataset(path: Path) -> Iterator[CaptionEntry]:
 
 def _write_webdataset(temporary: Path, captions: Mapping[str, str], images: Mapping[str, Any], path: Path) -> None:
     """Images as they are on the disk, and their captions, under the keys that `webdataset_key` says."""
+    from captune.data.webdataset import stem_of, webdataset_key
+
     keys: dict[str, str] = {}
     with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
         for image_id, text in captions.items():
@@ -305,18 +307,6 @@ def _write_webdataset(temporary: Path, captions: Mapping[str, str], images: Mapp
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-
-
-def webdataset_key(image_id: str) -> str:
-    """Return the key of an image in a shard: its id without the suffix, and without dots in its name."""
-    folder, slash, name = stem_of(image_id).rpartition("/")
-    return folder + slash + name.replace(".", "_")
-
-
-def stem_of(image_id: str) -> str:
-    """Return an id without the suffix of an image, if it has one."""
-    stem, suffix = os.path.splitext(image_id)
-    return stem if suffix.lower() in IMAGE_SUFFIXES else image_id
 
 
 def _suffix_of(data: bytes) -> str:

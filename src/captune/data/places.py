@@ -17,10 +17,10 @@ from pathlib import Path
 
 from datasets import Dataset, Image
 
-from captune.data.caption_formats import stem_of, webdataset_key
 from captune.data.columns import column, undecoded
 from captune.data.readers import nfc
 from captune.data.sources import folder_of, load_images, load_references, whole_of
+from captune.data.webdataset import stem_of, webdataset_key
 from captune.errors import CaptionFileError, SourceError
 
 

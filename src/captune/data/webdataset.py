@@ -32,6 +32,18 @@ Row = dict[str, Any]
 Skips = dict[str, list[Any]]
 
 
+def webdataset_key(image_id: str) -> str:
+    """Return the key of an image in a shard: its id without the suffix, and without dots in its name."""
+    folder, slash, name = stem_of(image_id).rpartition("/")
+    return folder + slash + name.replace(".", "_")
+
+
+def stem_of(image_id: str) -> str:
+    """Return an id without the suffix of an image, if it has one."""
+    stem, suffix = os.path.splitext(image_id)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else image_id
+
+
 def load_webdataset(files: list[str], options: dict[str, str], *, stream: bool, images: bool) -> Any:
     """Load local shards as a dataset of image, image_id (the key) and references.
 
