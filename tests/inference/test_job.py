@@ -25,6 +25,7 @@ from captune.errors import CaptionFileError, SourceError
 from captune.inference import job as inference_job
 from captune.inference.job import CaptionReport, caption_source
 from captune.inference.order import Row, split
+from captune.inference.outputs import KeptOutput
 from captune.inference.settings import weights_mark
 
 PHOTOS = [f"photo {i:02d}.jpg" for i in range(12)]
@@ -448,3 +449,13 @@ def test_b9_a_source_without_images_is_refused_and_leaves_nothing(tmp_path: Path
     with pytest.raises(SourceError, match=r"zeros\.tar holds no images"):
         job(tmp_path / "zeros.tar", tmp_path / "o.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["zeros.tar"]
+
+
+def test_a_shard_of_fewer_images_than_shards_is_an_empty_file(folder: Path, tmp_path: Path) -> None:
+    for name, content in (("o.jsonl", ""), ("o.csv", "image_id,caption\n")):
+        for _ in range(2):
+            report = caption_source(Fake(), f"{folder}?shard=99/100", tmp_path / name, progress=False)
+            assert (tmp_path / name).read_text() == content
+            assert "0 images captioned" in report.sentence() and "this shard has none" in report.sentence()
+    with pytest.raises(SourceError, match="holds no images"):  # what is measured on it would be of nothing
+        caption_source(Fake(), f"{folder}?shard=99/100", KeptOutput(), progress=False)

@@ -165,7 +165,7 @@ def reorder(path: Path, places: Ids, *, keep: Ids | None = None) -> None:
     place, starts, ends = (np.concatenate(part) for part in zip(*found, strict=True))
     del found
     order = np.argsort(place, kind="stable")
-    order = order[np.append(place[order[1:]] != place[order[:-1]], [True] * (len(order) > 0))]
+    order = order[np.append(place[order[1:]] != place[order[:-1]], np.ones(min(1, len(order)), dtype=bool))]
     copy_lines(path, starts[order], ends[order])
 
 

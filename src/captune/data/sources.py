@@ -293,9 +293,21 @@ def whole_of(source: str) -> str | None:
     parsed = Source.parse(source)
     if parsed.scheme is not None or all(getattr(parsed, key) is None for key in ("n", "skip", "part", "shard")):
         return None
+    return _without(source, "n", "seed", "skip", "part", "shard")
+
+
+def is_empty_shard(source: str) -> bool:
+    """Return whether a source that has no images is a shard of one that has some: of fewer than there are shards."""
+    if Source.parse(source).shard is None:
+        return False
+    whole = load_images(_without(source, "shard"), limit=1, decode=False, stream=True, references=False)
+    return any(True for _ in whole)
+
+
+def _without(source: str, *keys: str) -> str:
+    """A source that has settings, without some of them."""
     where, _, query = source.rpartition("?")
-    chosen = ("n=", "seed=", "skip=", "part=", "shard=")
-    rest = "&".join(setting for setting in query.split("&") if not setting.startswith(chosen))
+    rest = "&".join(setting for setting in query.split("&") if setting.partition("=")[0] not in keys)
     return f"{where}?{rest}" if rest else where
 
 

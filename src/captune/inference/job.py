@@ -34,7 +34,7 @@ from captune.data import ImageSource, load_images, open_image
 from captune.data.caption_formats import output_format
 from captune.data.images import BATCH_PIXELS, LARGE_PIXELS, read_image
 from captune.data.lines import CAPTIONS, Kind
-from captune.data.sources import count_images, folder_of, whole_of
+from captune.data.sources import count_images, folder_of, is_empty_shard, whole_of
 from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, CaptuneError, MissingColumn, ServerError, SettingError, SourceError
 from captune.inference.contents import content_of
@@ -76,6 +76,8 @@ class CaptionReport(NamedTuple):
     def sentence(self) -> str:
         """Return the report as one line for people."""
         parts = [f"{counted(self.done, 'image')} {self.kind.done} into {self.output}"]
+        if not (self.done or self.skipped or self.bad):
+            parts.append("this shard has none: the source has fewer images than shards")
         if self.done:
             parts[0] += f" in {self.seconds:.1f} s ({self.images_per_second:.1f} per second)"
         if self.skipped:
@@ -284,7 +286,9 @@ def caption_source(
         streamed = isinstance(source, str | Path) and not isinstance(dataset, Dataset)
         job.run(batch_size, count_images(str(source), limit=limit) if streamed and progress else None)
         seconds = time.perf_counter() - started
-        if not windows.total:
+        if not windows.total and not (
+            writer is not output and isinstance(source, str | Path) and is_empty_shard(str(source))
+        ):
             if isinstance(writer, FileOutput) and not len(writer.writer.done):
                 companions = (beside(writer.path, end) for end in ("settings.json", "images.jsonl"))
                 for path in (writer.path, writer.journal, *companions):
