@@ -177,6 +177,11 @@ def test_what_the_machine_refuses_is_a_sentence(broken, capsys, error, code, sen
     assert capsys.readouterr().err == f"captune: {sentence}\n"
 
 
+def test_standard_input_is_no_file_and_that_is_said(capsys):
+    assert main(["convert", "-", "out.csv"]) == 2
+    assert "from files, not from standard input" in capsys.readouterr().err
+
+
 def test_ctrl_c_that_a_library_made_into_an_error_is_still_ctrl_c(broken, capsys):
     error = CaptuneError("the package is damaged")
     error.__context__ = RuntimeError("Error calling __set_name__ on 'cached_property'")

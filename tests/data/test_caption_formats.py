@@ -338,8 +338,8 @@ def test_formats_by_name_and_by_suffix(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="without --output"):
         output_format(tmp_path / "new", "sidecars")
     assert output_format("-") is None and output_format("/dev/stdout", "text") is None
-    with pytest.raises(UsageError, match="csv needs a file"):
-        output_format("-", "csv")
+    with pytest.raises(UsageError, match="parquet needs a file"):
+        output_format("-", "parquet")
 
 
 def test_metadata_of_an_image_that_is_not_there_is_counted(photos: Path) -> None:

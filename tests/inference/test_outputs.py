@@ -107,6 +107,18 @@ def test_standard_output(photos: Path, capsys: pytest.CaptureFixture[str], monke
     assert out.text.startswith("colour (") and out.text.count("\n") == 1
 
 
+@pytest.mark.parametrize(("format", "mark"), [("csv", ","), ("tsv", "\t")])
+def test_tables_are_streamed_as_they_stand_in_files(tmp_path: Path, capsys: Any, format: str, mark: str) -> None:
+    captions = {"a.png": f'one{mark} "two"', "b.png": "a line\nand a second\r", "c.png": ""}
+    write_captions(captions, whole := tmp_path / f"whole.{format}")
+    write_captions(captions, source := tmp_path / "caps.jsonl")
+    assert convert(source, "-", format=format) == "3 captions written to standard output"
+    assert capsys.readouterr().out.encode() == whole.read_bytes()
+    write_captions({"a": "\udc80"}, source)
+    with pytest.raises(CaptionFileError, match="standard output: .* image 'a' holds half a character"):
+        convert(source, "-", format=format)
+
+
 def test_a_fifo_is_written_and_stays(tmp_path: Path, photos: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     got: list[str] = []
@@ -115,6 +127,13 @@ def test_a_fifo_is_written_and_stays(tmp_path: Path, photos: Path) -> None:
     caption_source(Namer(), str(photos), pipe, progress=False)
     reader.join(20)
     assert len(got) == 7 and pipe.is_fifo()
+    reader = threading.Thread(target=lambda: got.extend(pipe.read_text().splitlines()))
+    reader.start()
+    write_captions({"a": "x"}, caps := tmp_path / "caps.jsonl")
+    assert convert(caps, pipe, format="csv") == f"1 caption written to {pipe}"
+    reader.join(20)
+    assert got[7:] == ["image_id,caption", "a,x"]
+    caps.unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "pipe"]
 
 

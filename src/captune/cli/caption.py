@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         metavar="NAME",
         help="of --output: jsonl (.jsonl, .ndjson), coco (.json), csv (.csv, .tsv), parquet, webdataset (.tar), "
-        "metadata (metadata.jsonl, metadata.csv); default: by its name",
+        "metadata (metadata.jsonl, metadata.csv); default: by its name; of a stream jsonl, csv, tsv, or "
+        "text: a caption per line",
     )
     files.add_argument(
         "--sidecar",

@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "metadata.csv, .tar; - for standard output; or, with --format sidecars, a folder",
     )
     parser.add_argument("--from", dest="source_format", metavar="NAME", help=f"{NAMES} (default: by the file)")
-    parser.add_argument("--format", metavar="NAME", help="of the output, likewise")
+    parser.add_argument(
+        "--format",
+        metavar="NAME",
+        help="of the output, likewise; of a stream jsonl, csv, tsv, or text: a caption per line",
+    )
     parser.add_argument(
         "--images",
         metavar="SOURCE",

@@ -263,6 +263,8 @@ def _refuse_absent(whole: argparse.ArgumentParser, args: argparse.Namespace) -> 
         for name in names if action.type is Path and not action.option_strings else ():
             refuse_address(name)
         read = names if action.metavar == "FILE" and not action.option_strings else []
+        if "-" in read and not os.path.exists("-"):
+            raise UsageError("captions are read from files, not from standard input: save them, and name that file")
         if missing := [name for name in read if not os.path.exists(name)]:
             raise UsageError(f"{', '.join(missing)} cannot be read: No such file or directory")
 

@@ -24,7 +24,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from captune.data.folders import files_below
 from captune.data.images import IMAGE_SUFFIXES, read_image
@@ -49,6 +49,10 @@ if TYPE_CHECKING:
 
 
 DOTS = Told("dots in names became _, as a webdataset key ends at the first dot")
+
+
+#: what a stream takes: no file's name says it there, and text is captions alone
+STREAMED = ("jsonl", "csv", "tsv", "text")
 
 
 class Format(NamedTuple):
@@ -106,14 +110,14 @@ def output_format(path: str | os.PathLike[str], name: str | None = None) -> Form
 
     Args:
         path: the output, ``-`` for standard output.
-        name: as in `format_of`; streams take jsonl, and text: captions alone.
+        name: as in `format_of`; of a stream one of `STREAMED`.
 
     Raises:
         UsageError: an address, a device, an ending that no format has, or a path that cannot be written.
     """
     if is_stream(path):
-        if name not in (None, "jsonl", "text"):
-            raise UsageError(f"{path} takes --format jsonl or text; {name} needs a file")
+        if name not in (None, *STREAMED):
+            raise UsageError(f"{path} takes --format {', '.join(STREAMED[:-1])} or {STREAMED[-1]}; {name} needs a file")
         return None
     output_path(path, what="captions")
     chosen = format_of(path, name)
@@ -199,17 +203,33 @@ def _write_table(
     temporary: Path, rows: Iterable[tuple[str, str]], header: tuple[str, str], delimiter: str, path: Path
 ) -> None:
     with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-        quoting = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(header)
-        for row in rows:
-            try:
-                (quoting if "\r" in row[0] + row[1] else writer).writerow(row)  # the first does not quote a lone \r
-            except UnicodeEncodeError as error:
-                raise _not_text(path, row[0]) from error
+        write_rows(file, [header], delimiter, path)
+        write_rows(file, rows, delimiter, path)
 
 
-def _not_text(path: Path, image_id: str) -> CaptionFileError:
+def write_rows(file: IO[str], rows: Iterable[tuple[str, str]], delimiter: str, path: str | Path) -> None:
+    """Write rows of an id and a caption, or the header, as CSV.
+
+    Args:
+        file: open for writing text.
+        rows: the rows.
+        delimiter: between the two.
+        path: the file's name for messages.
+
+    Raises:
+        CaptionFileError: for half a character.
+    """
+    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    quoting = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        try:
+            "".join(row).encode()  # standard output would escape it
+        except UnicodeEncodeError as error:
+            raise _not_text(path, row[0]) from error
+        (quoting if "\r" in row[0] + row[1] else writer).writerow(row)  # the first does not quote a lone \r
+
+
+def _not_text(path: str | Path, image_id: str) -> CaptionFileError:
     return CaptionFileError(
         f"{path}: the caption or the id of image {image_id!a} holds half a character, which is no text in UTF-8; "
         "write .jsonl, which escapes it"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 from pathlib import Path
 
 from captune.data import load_images, read_captions
@@ -62,10 +62,9 @@ def convert(
         ids = {nfc(str(one)) for one in column(dataset, "image_id")}
         _say_unknown(read, {key: text for key, text in read.items() if key in ids}, str(images), kept=True)
     if chosen is None:
-        StreamOutput(sys.stdout, plain=format == "text").write(
-            {"image_id": key, "caption": text} for key, text in read.items()
-        )
-        return f"{counted(len(read), 'caption')} written to standard output"
+        with contextlib.closing(StreamOutput(output, format)) as stream:
+            stream.write({"image_id": key, "caption": text} for key, text in read.items())
+        return f"{counted(len(read), 'caption')} written to {stream.name}"
     needed = {} if dataset is None else images_of(chosen, dataset, read)
     if dataset is not None and chosen.name in ("webdataset", "metadata"):
         known = {key: text for key, text in read.items() if key in needed}

@@ -42,7 +42,7 @@ from captune.inference.engines import check_engine, load_captioner, pick_engine
 from captune.inference.order import Row, Windows, cost, decoded, select_images, split
 from captune.inference.outputs import FileOutput, Output, SidecarOutput, StreamOutput
 from captune.inference.settings import beside, job_settings, same_settings, write_settings
-from captune.utils.files import STDOUT, jsonl_line, naming, open_stream
+from captune.utils.files import jsonl_line, naming
 from captune.utils.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -258,9 +258,8 @@ def caption_source(
     elif not isinstance(output, str | Path):
         writer, name = output, "memory"
     elif chosen is None:
-        standard = str(output) in ("-", *STDOUT)
-        stream = sys.stdout if standard else open_stream(str(output))
-        writer, name = StreamOutput(stream, plain=format == "text"), "standard output" if standard else str(output)
+        stream = StreamOutput(output, format)
+        writer, name = stream, stream.name
     else:
         path = Path(output)
         for companion in (beside(path, end) for end in ("settings.json", "images.jsonl", "bad.jsonl")):

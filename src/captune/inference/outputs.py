@@ -2,8 +2,8 @@
 
 A file of JSON lines is appended to, batch by batch. A file of another format is made of such a journal, which stays
 beside it as ``caps.csv.jsonl``, whenever a run is done; one that somebody changed meanwhile is refused. A sidecar is
-whole or not there, and what is there is kept. A stream (``-``, a FIFO) takes JSON lines, and nothing of it can be
-resumed.
+whole or not there, and what is there is kept. A stream (``-``, a FIFO) takes JSON lines, CSV or text, and nothing
+of it can be resumed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from captune.data import CaptionWriter, ImageSource, read_captions
-from captune.data.caption_formats import Format, write_captions
+from captune.data.caption_formats import Format, write_captions, write_rows
 from captune.data.columns import column, undecoded
 from captune.data.lines import CAPTIONS, CaptionsOfFile, Kind, read_caption_lines, reorder
 from captune.data.places import tree_of
@@ -28,7 +29,7 @@ from captune.data.sidecars import SIDECARS, as_file, sidecar_line
 from captune.errors import CaptionFileError, SettingError, SourceError
 from captune.inference.contents import Content, Contents
 from captune.inference.settings import beside, write_settings
-from captune.utils.files import jsonl_line, read_json, remove_stale, replacing
+from captune.utils.files import STDOUT, jsonl_line, open_stream, read_json, remove_stale, replacing
 from captune.utils.ids import Ids, as_values, digests, numbers
 from captune.utils.skipped import counting
 
@@ -242,12 +243,23 @@ class StreamOutput:
     """Lines for a person or another program: standard output, or a FIFO.
 
     Args:
-        file: open for writing text.
-        plain: write captions alone, not JSON.
+        path: ``-``, or the FIFO's.
+        format: of `captune.data.caption_formats.STREAMED`; default: jsonl.
+
+    Attributes:
+        name: for people.
+
+    Raises:
+        UsageError: a FIFO that nobody reads.
     """
 
-    def __init__(self, file: IO[str], *, plain: bool = False) -> None:
-        self.file, self.plain = file, plain
+    def __init__(self, path: str | os.PathLike[str], format: str | None = None) -> None:
+        self.standard = str(path) in ("-", *STDOUT)
+        self.name = "standard output" if self.standard else str(path)
+        self.file: IO[str] = sys.stdout if self.standard else open_stream(str(path))
+        self.plain, self.delimiter = format == "text", {"csv": ",", "tsv": "\t"}.get(format or "")
+        if self.delimiter:
+            write_rows(self.file, [("image_id", "caption")], self.delimiter, self.name)
 
     def have(self, ids: Sequence[str], image: ImageOf | None) -> np.ndarray:
         """None has a caption: nothing is resumed."""
@@ -259,7 +271,11 @@ class StreamOutput:
 
     def write(self, rows: Iterable[Mapping[str, Any]], contents: Mapping[str, Content] | None = None) -> None:
         """Write and flush."""
-        self.file.writelines(f"{row['caption']}\n" if self.plain else jsonl_line(row) for row in rows)
+        if self.delimiter:
+            pairs = ((row["image_id"], row["caption"]) for row in rows)
+            write_rows(self.file, pairs, self.delimiter, self.name)
+        else:
+            self.file.writelines(f"{row['caption']}\n" if self.plain else jsonl_line(row) for row in rows)
         self.file.flush()
 
     def finish(self, places: Ids, images: ImageSource) -> None:
@@ -267,7 +283,7 @@ class StreamOutput:
 
     def close(self) -> None:
         """Close a FIFO; standard output stays open."""
-        if self.file.fileno() > 2:
+        if not self.standard:
             self.file.close()
 
 
