@@ -40,6 +40,15 @@ def test_by_hand(settings: dict[str, Any], edges: list[float], levels: list[int]
     assert report["records"][0]["keep"] == len(WORDS)
 
 
+def test_balance_keeps_as_many_of_each_level(tmp_path: Path) -> None:
+    source = write(tmp_path / "set.jsonl", [["w " * n] for n in [1, 2, 2, 3, 1, 1, 9, 1, 1, 9, 1]])
+    report, rows = run(source, tmp_path / "out", {"levels": {"by": "length", "bins": 4, "balance": True}})
+    record = report["records"][0]
+    assert record["notes"]["captions per level"] == [8, 1, 0, 2]  # before; an empty level takes no other along
+    assert sorted(row["level"] for row in rows if row["verdict"] == "keep") == [0, 1, 3]
+    assert record["reasons"] == {"more of level 0 than of another": 7, "more of level 3 than of another": 1}
+
+
 @settings(max_examples=50, derandomize=True, database=None)
 @given(st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), min_size=2, max_size=40), st.integers(2, 9))
 def test_uniform_bins_are_those_of_scikit_learn(values: list[float], bins: int) -> None:

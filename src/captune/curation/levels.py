@@ -5,6 +5,10 @@ text is cut into 8 bins of equal width between its least and its highest value (
 strategy "uniform"), z = the number of inner edges that are not above s, 0 to 7; the captioner learns
 p(caption | image, z) and is asked for the highest level. With `equal: count` every level has as many captions
 (quantiles). The edges are kept as numbers, and `edges` applies those of one set to another.
+
+Left open: the bins of equal width at the ends may hold few captions (a twentieth of the web's are good), and a captioner
+that sees them as seldom does not learn to write them. `balance` keeps of each level as many as the smallest holds, evenly
+spaced in the order of the set.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ class Levels:
         "what all levels have alike: the width of the bin, or the captions", "width"
     )
     edges: tuple[float, ...] = setting("the inner edges, in place of bins and equal, such as those of another set", ())
+    balance: bool = setting("keep of each level as many captions as the smallest holds; the others are dropped", False)
     column: str = setting("the column that keeps the level", "level", metavar="NAME")
 
     def __post_init__(self) -> None:
@@ -41,7 +46,7 @@ class Levels:
             raise UsageError("edges must ascend")
 
     def decide(self, captions: Captions, work: Work) -> Verdicts:
-        """Return the verdicts: all captions with a score are kept, and get a level."""
+        """Return the verdicts: captions with a score get a level, and are kept unless their level holds too many."""
         from captune.curation.scoring import drop_unscored, scores
 
         found = scores(self.by, captions, work)
@@ -53,6 +58,15 @@ class Levels:
         verdicts.columns[self.column] = level
         drop_unscored(found, verdicts, self.by, keep=False)
         counts = np.bincount(level[scored].astype(np.int64), minlength=len(edges) + 1).tolist()
+        if self.balance:
+            least = min(count for count in counts if count)
+            for number, count in enumerate(counts):
+                if count <= least:
+                    continue
+                own = np.flatnonzero(level == number)
+                verdicts.drop(
+                    np.delete(own, np.arange(least) * count // least), f"more of level {number} than of another"
+                )
         verdicts.notes |= {"scorer": found.signature, "inner edges": edges.tolist(), "captions per level": counts}
         return verdicts
 
