@@ -46,7 +46,7 @@ def test_balance_keeps_as_many_of_each_level(tmp_path: Path) -> None:
     record = report["records"][0]
     assert record["notes"]["captions per level"] == [8, 1, 0, 2]  # before; an empty level takes no other along
     assert sorted(row["level"] for row in rows if row["verdict"] == "keep") == [0, 1, 3]
-    assert record["reasons"] == {"more of level 0 than of another": 7, "more of level 3 than of another": 1}
+    assert record["reasons"] == {"drop: more of level 0 than of another": 7, "drop: more of level 3 than of another": 1}
 
 
 @settings(max_examples=50, derandomize=True, database=None)

@@ -6,9 +6,9 @@ strategy "uniform"), z = the number of inner edges that are not above s, 0 to 7;
 p(caption | image, z) and is asked for the highest level. With `equal: count` every level has as many captions
 (quantiles). The edges are kept as numbers, and `edges` applies those of one set to another.
 
-Left open: the bins of equal width at the ends may hold few captions (a twentieth of the web's are good), and a captioner
-that sees them as seldom does not learn to write them. `balance` keeps of each level as many as the smallest holds, evenly
-spaced in the order of the set.
+Left open: the bins of equal width at the ends may hold few captions (a twentieth of the web's are good), and a
+captioner that sees them as seldom does not learn to write them. `balance` keeps of each level as many as the smallest
+holds, evenly spaced in the order of the set.
 """
 
 from __future__ import annotations
