@@ -177,6 +177,16 @@ def test_what_the_machine_refuses_is_a_sentence(broken, capsys, error, code, sen
     assert capsys.readouterr().err == f"captune: {sentence}\n"
 
 
+def test_sidecars_that_stay_without_the_prefix_of_now_are_said(model, photos, capsys):
+    words = ["--model", model, "--images", photos, "--sidecar", ".txt", "--max-new-tokens", "4"]
+    assert main(["caption", *map(str, words)]) == 0 and "as they were" not in capsys.readouterr().err
+    assert main(["caption", *map(str, words), "--prefix", "ohwx, "]) == 0
+    said = capsys.readouterr()
+    assert ".txt files that were there are as they were" in said.out + said.err
+    assert "--overwrite" in said.out + said.err
+    assert not (photos / "a.txt").read_text().startswith("ohwx")
+
+
 def test_standard_input_is_no_file_and_that_is_said(capsys):
     assert main(["convert", "-", "out.csv"]) == 2
     assert "from files, not from standard input" in capsys.readouterr().err

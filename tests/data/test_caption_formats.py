@@ -325,6 +325,8 @@ def test_formats_by_name_and_by_suffix(tmp_path: Path) -> None:
     assert format_of("a.csv", "jsonl").name == "jsonl"
     with pytest.raises(UsageError, match="not as .xml"):
         format_of("a.xml")
+    with pytest.raises(UsageError, match=r"not as .gz: name the output x\.jsonl"):
+        format_of("x.json.gz")
     for name in ("a", str(tmp_path / "b.c" / "a."), "b."):
         with pytest.raises(
             UsageError, match=r"\.parquet .* not without a suffix: name the output .*[ab]\.jsonl, or say --f"

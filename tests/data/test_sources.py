@@ -255,6 +255,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, name: str, text: str, reason: str
         ("{}?split=test", "takes only"),
         ("{}/empty", "no image files"),
         ("{}/nowhere", "does not exist"),
+        ("{0}/*.jpg", "of images name the folder {0}$"),
         ("no-such-name-anywhere", "hf download no-such-name-anywhere --repo-type dataset"),
         ("storybook:test?split=x", "takes only"),
     ],
@@ -262,7 +263,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, name: str, text: str, reason: str
 def test_wrong_sources(tmp_path: Path, source: str, reason: str) -> None:
     images(tmp_path, ["a.jpg"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match=reason):
+    with pytest.raises(SourceError, match=reason.replace("{0}", str(tmp_path))):
         load_images(source.format(tmp_path))
 
 

@@ -44,9 +44,11 @@ def test_csv_has_every_figure_as_a_number(result: dict[str, Any]) -> None:
 def test_markdown_and_latex_escape_what_means_something_there(result: dict[str, Any]) -> None:
     lines = as_markdown(result).splitlines()
     assert "a\\|b_1.jsonl" in lines[0] and lines[1].startswith("| --- | --- |")
-    assert {line.count(" | ") for line in lines} == {2}
+    assert {line.count(" | ") for line in lines[:-2]} == {2}
+    assert lines[-2:] == ["", "2 images; 95% intervals in brackets"]
     text = as_latex(result)
-    assert "a|b\\_1.jsonl" in text and text.startswith("\\begin{tabular}{lrr}") and text.endswith("\\end{tabular}")
+    assert "a|b\\_1.jsonl" in text and text.startswith("\\begin{tabular}{lrr}")
+    assert text.endswith("\\end{tabular}\n\n2 images; 95\\% intervals in brackets")
 
 
 def test_every_caption_with_its_own_scores(result: dict[str, Any]) -> None:

@@ -240,7 +240,7 @@ def test_captions_of_images_that_are_gone_are_counted(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"fake": Fake(weight=2.0)}, "weights"),
-        ({"max_new_tokens": 9}, "generation"),
+        ({"max_new_tokens": 9}, "[(]max_new_tokens: none then, 9 now[)]"),
         ({"do_sample": True}, "seed"),
     ],
 )

@@ -240,7 +240,7 @@ def test_other_settings_are_refused(here: list[int], folder: Path, tmp_path: Pat
     caption(folder, output, limit=5)
     for other, message in (
         ({"prompt": "Say it."}, "made with other settings .prompt"),
-        ({"max_new_tokens": 9}, "made with other settings .generation"),
+        ({"max_new_tokens": 9}, "made with other settings .max_new_tokens: none then, 9 now"),
         ({"part_size": 64}, "has parts of 32 images, not of 64"),
         ({"format": "parquet"}, "has parts in jsonl, not in parquet"),
     ):

@@ -173,6 +173,8 @@ def run(args: argparse.Namespace) -> int:
     if len(report.bad) > len(shown):
         echo(f"and {len(report.bad) - len(shown)} more, in manifest.json")
     echo(report.sentence())
+    if args.sidecar is not None and report.skipped and (args.prefix or args.suffix):
+        echo(f"{args.sidecar} files that were there are as they were, without this text; --overwrite replaces them")
     return 1 if report.bad else 0
 
 

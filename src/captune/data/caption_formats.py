@@ -98,9 +98,11 @@ def format_of(path: str | os.PathLike[str], name: str | None = None, *, reading:
     if found is None and not reading:
         known = " ".join(dict.fromkeys(ending for format in FORMATS.values() for ending in format.suffixes))
         what = "without a suffix" if suffix in ("", ".") else f"as {path.suffix}"
+        stem = Path(path.stem.rstrip("."))
+        stem = stem.with_suffix("") if stem.suffix.lower() in known.split() else stem  # such as x.json.gz
         raise UsageError(
             f"captions are written as {known} or metadata.jsonl, not {what}: name the output "
-            f"{path.parent / path.stem.rstrip('.')}.jsonl, or say --format"
+            f"{path.parent / stem}.jsonl, or say --format"
         )
     return found or FORMATS["jsonl"]
 

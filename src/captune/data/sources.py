@@ -439,6 +439,8 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
         dataset = load_parquet(files, stream)
     elif path.exists():
         raise SourceError(f"{source.where} is of no known kind; {KINDS}")
+    elif (folder := _before_pattern(source.where)) is not None:
+        raise SourceError(f"{source.where}: patterns name shards and tables alone; of images name the folder {folder}")
     elif is_path(source.where):
         raise SourceError(f"{source.where} does not exist; {KINDS}")
     else:
@@ -453,6 +455,14 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
 
 
 _SHARD_SUFFIXES = (".tar", ".parquet")
+
+
+def _before_pattern(where: str) -> Path | None:
+    """The folder before the first ``*`` of a pattern of other files than shards and tables; None: there is none."""
+    if "*" not in where or where.lower().endswith((".tar", ".parquet")):
+        return None
+    folder = Path(where[: where.index("*")] + "x").parent
+    return folder if folder.expanduser().is_dir() else None
 
 
 def _shards(where: str) -> list[str]:

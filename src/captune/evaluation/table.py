@@ -26,10 +26,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = _grid(result)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    text += ["", f"{counted(result['matched'], 'image')}; 95% intervals in brackets", *_corrected(result), ""]
-    for spec, score in result["scores"].items():
-        fewer = f" (of {counted(score['n'], 'image')})" if score["n"] < result["matched"] else ""
-        text.append(f"{spec}: {score['signature']}{fewer}")
+    text += ["", *_below(result), "", *(f"{spec}: {score['signature']}" for spec, score in result["scores"].items())]
     text += ["", *(f"not scored, {spec}: {why}" for spec, why in result["skipped"].items())] * bool(result["skipped"])
     return "\n".join(text)
 
@@ -66,7 +63,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     head, *rows = _grid(result)
     lines = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
     lines.insert(1, ["---"] * len(head))
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in lines), *(f"\n{line}" for line in _below(result))])
 
 
 def as_latex(result: Mapping[str, Any]) -> str:
@@ -74,7 +71,8 @@ def as_latex(result: Mapping[str, Any]) -> str:
     head, *rows = [[_LATEX.sub(_escaped, cell) for cell in row] for row in _grid(result)]
     lines = [f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule", f"{' & '.join(head)} \\\\", "\\midrule"]
     lines += [f"{' & '.join(row)} \\\\" for row in rows]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+    below = (f"\n{_LATEX.sub(_escaped, line)}" for line in _below(result))
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", *below])
 
 
 _LATEX = re.compile(r"[\\&%$#_{}~^]")
@@ -108,6 +106,13 @@ def _grid(result: Mapping[str, Any]) -> list[list[str]]:
                 differences = (_difference(system["paired"][spec][key]) for system in systems[1:])
                 rows.append(["  difference to system 1", "", *differences])
     return rows
+
+
+def _below(result: Mapping[str, Any]) -> list[str]:
+    """How many images the figures are of, and what else a table of figures alone does not say."""
+    scores = result["scores"].items()
+    fewer = [f"{spec} (of {counted(one['n'], 'image')})" for spec, one in scores if one["n"] < result["matched"]]
+    return [f"{counted(result['matched'], 'image')}; 95% intervals in brackets", *_corrected(result), *fewer]
 
 
 def _corrected(result: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from captune.errors import SettingError, redact
 from captune.models.server import ChatServer, is_server
 
 ENGINES = ("process", "server", "vllm")
-_LIKE_AN_ADDRESS = re.compile(r"(https?:|[\w.-]+:\d+/)[^#]*#", re.IGNORECASE)
+_LIKE_AN_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|(https?:|[\w.-]+:\d+/)[^#]*#", re.IGNORECASE)
 #: what each flag says when an engine has no use for it
 _ELSEWHERE = {
     "adapter": "start the server with the adapter and name it after the #",
@@ -39,7 +39,8 @@ def pick_engine(engine: str | None, model: str | Path | None) -> str:
     served = model is not None and is_server(str(model))
     if not served and _LIKE_AN_ADDRESS.match(str(model)):
         raise SettingError(
-            f"{redact(str(model))!r} looks like a server's address: write it as http://host:port/v1#name"
+            f"{redact(str(model))!r} looks like a server's address, which begins with http:// or https://: write it "
+            "as http://host:port/v1#name"
         )
     if engine is None:
         engine = "server" if served else "process"

@@ -384,7 +384,7 @@ def id_digests(ids: list[str]) -> np.ndarray:
 
 def _begin(job: _Job) -> Callable[[Any], dict[str, Any] | None]:
     """Load the captioner of a worker, and compare what makes its captions with what made those that are there."""
-    from captune.inference.settings import job_settings
+    from captune.inference.settings import differences, job_settings
 
     captioner = _load(job.model, **job.loading)
     decode = None if job.decoder is None else load_decoder(job.decoder)
@@ -398,10 +398,9 @@ def _begin(job: _Job) -> Callable[[Any], dict[str, Any] | None]:
         store.write(_SETTINGS, (json.dumps(settings, indent=1, sort_keys=True) + "\n").encode())
         content = store.read(_SETTINGS) or b"{}"
     then = json.loads(content)
-    if changed := [key for key in settings if key != "model" and then.get(key) != settings[key]]:
-        details = "; ".join(f"{key}: {then.get(key)!r} then, {settings[key]!r} now" for key in changed)
+    if changed := differences(then, settings):
         raise CaptionFileError(
-            f"{job.output} was made with other settings ({details}); name another folder, or pass --overwrite "
+            f"{job.output} was made with other settings ({changed}); name another folder, or pass --overwrite "
             "to replace it"
         )
     return _Captions(captioner, decode, job, store)

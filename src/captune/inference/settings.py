@@ -90,10 +90,21 @@ def same_settings(output: Path, settings: dict[str, Any], kind: Kind = CAPTIONS)
         **{key: new.get(key) for key in ("tokenizer", "image encoder")},
         **old,
     }  # files from before captions' settings knew it
-    changed = [key for key in new if key != "model" and old.get(key) != new[key]]
-    if changed:
-        details = "; ".join(f"{key}: {old.get(key)!r} then, {new[key]!r} now" for key in changed)
-        raise CaptionFileError(f"{output} was made with other settings ({details}); {remedy}")
+    if changed := differences(old, new):
+        raise CaptionFileError(f"{output} was made with other settings ({changed}); {remedy}")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Return in words what of new settings was otherwise, and of settings within one those alone; "" for nothing."""
+    found: list[str] = []
+    for key, now in new.items():
+        then = old.get(key)
+        if isinstance(then, dict) and isinstance(now, dict):
+            found.append(differences(then, dict.fromkeys(then) | now))
+        elif key != "model" and then != now:
+            then, now = ("none" if value is None else repr(value) for value in (then, now))
+            found.append(f"{key}: {then} then, {now} now")
+    return "; ".join(filter(None, found))
 
 
 def write_settings(output: Path, settings: dict[str, Any]) -> None:
