@@ -458,7 +458,7 @@ _SHARD_SUFFIXES = (".tar", ".parquet")
 
 
 def _before_pattern(where: str) -> Path | None:
-    """The folder before the first ``*`` of a pattern of other files than shards and tables; None: there is none."""
+    """The folder before the first ``*`` of a pattern of other files than shards and tables, if it is there."""
     if "*" not in where or where.lower().endswith((".tar", ".parquet")):
         return None
     folder = Path(where[: where.index("*")] + "x").parent
