@@ -311,10 +311,10 @@ def _columns(
 
     by_id: dict[str, Mapping[str, Any]] = {}
     if references is not None:
-        known = load_references(references)
-        more = [i for i in next(iter(systems.values())) if i not in known] if images is not None else []
+        own = load_references(references)
+        more = [i for i in next(iter(systems.values())) if i not in own] if images is not None else []
         # of the images that are named by themselves one may have no reference, and be scored where none is needed
-        by_id["references"] = {**known, **{i: [] for i in more if places is not None and i in places.files}}
+        by_id["references"] = {**own, **{i: [] for i in more if places is not None and i in places.files}}
     if "scene" in needed:
         by_id["scene"] = load_scenes(str(pictures))
     if "objects" in needed:
