@@ -36,7 +36,7 @@ def test_a_recipe_begins_with_its_command_hardware_time_and_figures(recipe):
 @pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
 def test_a_recipe_says_what_to_fetch(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["vizer", "--config", str(recipe), "--output", "run"]) == 1
+    assert main(["vizer", "--config", str(recipe), "--output", "run"]) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err
     assert "hf download" in err or "data/" in err

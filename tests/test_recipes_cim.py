@@ -58,7 +58,7 @@ def test_a_recipe_begins_with_its_command_hardware_time_and_figures(recipe):
 @pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
 def test_a_recipe_says_what_is_missing(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["grpo", "--config", str(recipe), "--output", "run", "--device", "cpu"]) == 1
+    assert main(["grpo", "--config", str(recipe), "--output", "run", "--device", "cpu"]) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    assert "hf download" in err or "models/" in err or "runs/cim-corpus" in err
+    assert "hf download" in err or "models/" in err or "runs/cim-corpus" in err or "data/" in err

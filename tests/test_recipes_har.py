@@ -30,7 +30,7 @@ def test_a_recipe_says_what_to_fetch(
 ) -> None:
     assert len(RECIPES) == 2
     monkeypatch.chdir(tmp_path)
-    assert main(["har", "--config", str(RECIPES[0]), "--output", "run"]) == 1
+    assert main(["har", "--config", str(RECIPES[0]), "--output", "run"]) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err and ("hf download" in err or "data/" in err)
 

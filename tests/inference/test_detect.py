@@ -79,7 +79,7 @@ def test_a_line_an_image_and_the_bad_one_named(
 def test_other_settings_are_refused(photos: Path, model: Path, tmp_path: Path) -> None:
     output = tmp_path / "found.jsonl"
     detect_to_file(model, str(photos), output, progress=False)
-    for changed, said in (({"threshold": 0.2}, "'threshold': 0.2"), ({"nms": 0.1}, "'nms': 0.1")):
+    for changed, said in (({"threshold": 0.2}, "threshold: 0.3 then, 0.2"), ({"nms": 0.1}, "nms: 1.0 then, 0.1")):
         with pytest.raises(CaptionFileError, match=f"was made with other settings .*{said}.* now"):
             detect_to_file(model, str(photos), output, progress=False, **changed)
     other = save_yolox(photos.with_name("other.onnx"), DOG, metadata={"names": str(list(range(80)))})

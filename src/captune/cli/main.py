@@ -218,10 +218,10 @@ def _run(argv: list[str]) -> int:
         word, flags = strange[0].partition("=")[0], [flag for flag in _flags(whole, args.verb) if flag.startswith("--")]
         what = nearest(word, flags, "option").partition(" (known:")[0] if word[:1] == "-" else f"what is {word!r} for"
         raise UsageError(redact(f"{what.rstrip('?')}? `captune {args.verb} --help` lists the options"))
-    _refuse_absent(whole, args)
     shared = verb in train.METHODS  # only training shares its work among processes
     if processes.rank() and not shared:
         return 0
+    _refuse_absent(whole, args)
     with (
         contextlib.nullcontext() if shared else processes.alone(),
         counting() as skipped,

@@ -190,7 +190,7 @@ def test_gt_captions_come_from_the_source_that_is_named(
     captioner: Captioner, images: list, photos: str, tmp_path: Path
 ) -> None:
     settings = config(tmp_path / "run", mapper_captions=photos)
-    with pytest.raises(ValueError, match="4 images have no caption to learn from"):
+    with pytest.raises(ValueError, match="no caption to learn from for 4 images"):
         build_mapper(captioner, settings, RunDir(settings.output).start({}), images)
 
 
