@@ -36,7 +36,9 @@ def test_a_run_that_stopped_goes_on_to_the_same_bytes(captioner: Captioner, tmp_
 
 
 def test_what_is_drawn_by_lot_follows_the_seed(captioner: Captioner, tmp_path: Path) -> None:
-    captions = [job(captioner, tmp_path / f"{i}.jsonl", "best-of:2:length", seed=seed) for i, seed in enumerate((1, 1, 2))]
+    captions = [
+        job(captioner, tmp_path / f"{i}.jsonl", "best-of:2:length", seed=seed) for i, seed in enumerate((1, 1, 2))
+    ]
     assert captions[0] == captions[1] != captions[2]
 
 
