@@ -84,6 +84,13 @@ process:
   - document_deduplicator: {{lowercase: true}}
 """
 
+CALL = """
+import os, subprocess, sys
+home, *command = sys.argv[1:]  # its caches and logs
+done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HOME": home})
+done.returncode and sys.exit(done.stderr[-2000:])
+"""
+
 
 def make_table(path: Path, count: int) -> None:
     """Write the table, a row group of 50,000 at a time."""
@@ -132,11 +139,11 @@ def make_table(path: Path, count: int) -> None:
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def measured(code: str, *arguments: str) -> dict[str, float]:
-    """Run a program in a process of its own; its seconds, and the peak of its resident memory in MB."""
+def measured(code: str, *arguments: str, of: str = "SELF") -> dict[str, float]:
+    """Run a program in a process of its own; its seconds (of: CHILDREN for what it calls), and its peak in MB."""
     wrapped = code + (
         "\nimport resource, json\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        f"used = resource.getrusage(resource.RUSAGE_{of})\n"
         "print(json.dumps({'processor_seconds': used.ru_utime + used.ru_stime, 'peak_mb': used.ru_maxrss / 1024}))\n"
     )
     start = time.perf_counter()
@@ -153,24 +160,7 @@ def juiced(command: Path, table: Path, folder: Path) -> tuple[dict[str, float], 
     text, config, output = folder / "text.parquet", folder / "juicer.yaml", folder / "juicer" / "kept.jsonl"
     pq.write_table(pq.read_table(table, columns=["image_id", "caption", "sim"]), text)
     config.write_text(JUICER.format(table=text, output=output))
-    wrapper = (
-        "import subprocess, sys, resource, json\n"
-        "done = subprocess.run(sys.argv[1:], capture_output=True, text=True)\n"
-        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
-        "done.returncode and sys.exit(done.stderr[-2000:])\n"
-        "print(json.dumps({'processor_seconds': used.ru_utime + used.ru_stime, 'peak_mb': used.ru_maxrss / 1024}))\n"
-    )
-    start = time.perf_counter()
-    environment = os.environ | {"HOME": str(folder)}  # its caches and logs
-    done = subprocess.run(
-        [sys.executable, "-c", wrapper, str(command), "--config", str(config)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return {"wall_seconds": time.perf_counter() - start, **json.loads(done.stdout)}, kept(output)
+    return measured(CALL, str(folder), str(command), "--config", str(config), of="CHILDREN"), kept(output)
 
 
 def kept(path: Path) -> set[str]:

@@ -42,7 +42,7 @@ from captune.cli import (
 from captune.cli.command import SOURCES, Command, echo
 from captune.errors import CaptuneError, UsageError, first_line, redact
 from captune.utils import environment, processes
-from captune.utils.files import refuse_address
+from captune.utils.files import refuse_address, refuse_missing
 from captune.utils.registry import nearest
 from captune.utils.skipped import counting, sentences
 
@@ -265,8 +265,7 @@ def _refuse_absent(whole: argparse.ArgumentParser, args: argparse.Namespace) -> 
         read = names if action.metavar == "FILE" and not action.option_strings else []
         if "-" in read and not os.path.exists("-"):
             raise UsageError("captions are read from files, not from standard input: save them, and name that file")
-        if missing := [name for name in read if not os.path.exists(name)]:
-            raise UsageError(f"{', '.join(missing)} cannot be read: No such file or directory")
+        refuse_missing(read)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from captune.cli.command import Command, add_serving_flags, echo, hide_loading_bars
 from captune.errors import CaptionFileError, UsageError
-from captune.utils.files import output_path
+from captune.utils.files import output_path, refuse_missing
 from captune.utils.wording import counted
 
 
@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--scorers names no scorer; `captune scorers` lists them")
     for spec in specs:
         known(spec)
-    if missing := [str(file) for file in args.scores if not Path(file).exists()]:
-        raise UsageError(f"{', '.join(missing)} cannot be read: No such file or directory")
+    refuse_missing(args.scores)
     if args.captions.is_dir():
         raise UsageError(
             f"{args.captions} is a folder: name the source of the images first, then the caption file; captions in "

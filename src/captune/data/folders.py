@@ -73,12 +73,13 @@ def references_beside(folder: Path, names: pa.StringArray, beside: dict[str, lis
     found: dict[str, list[str]] = {}
     try:
         sidecars = {os.path.splitext(path)[0]: path for suffix in SIDECARS[::-1] for path in beside.get(suffix, ())}
-        second = set(beside.get(SIDECARS[1], ()))
+        first, second = ({os.path.splitext(path)[0] for path in beside.get(suffix, ())} for suffix in SIDECARS)
+        both = first & second
         blanks = Blanks()
         for name in names.to_pylist() if sidecars else ():
             stem = os.path.splitext(os.path.join(folder, name))[0]
             if path := sidecars.get(stem):
-                if f"{stem}{SIDECARS[1]}" in second and path != f"{stem}{SIDECARS[1]}":
+                if stem in both:
                     skip("sidecars NAME.caption, since NAME.txt is read where there is one", path)
                 found[name] = read_sidecar(Path(path))
                 if blanks.remove(found[name]):

@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,6 +81,16 @@ def output_path(path: str | os.PathLike[str], *suffixes: str, what: str, folder:
         if not folder and not stat.S_ISREG(mode):
             raise UsageError(f"{path} is no regular file; {what} are not written there")
     return path
+
+
+def refuse_missing(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse files that are to be read and are not there.
+
+    Raises:
+        UsageError: some are not; it names them.
+    """
+    if missing := [os.fspath(path) for path in paths if not os.path.exists(path)]:
+        raise UsageError(f"{', '.join(missing)} cannot be read: No such file or directory")
 
 
 def refuse_address(path: str | os.PathLike[str]) -> None:
