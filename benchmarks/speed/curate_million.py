@@ -8,8 +8,8 @@ number) and embedding (64 numbers; a twentieth are near another one). Both progr
 with the upper 70% of sim, drop equal ones, and drop those whose embedding has a cosine of .95 with an earlier group's.
 
 The pandas script is what one writes in an afternoon: the whole table in memory, `str.split`, `quantile`,
-`drop_duplicates`, faiss' exact range search in blocks and a union-find in scipy. Above `--pandas-near` captions its
-near step is left out, since its cost grows with the square. What both keep is compared by image_id.
+`drop_duplicates`, faiss' exact range search in blocks and a union-find in scipy. Above `--slow` captions its near step
+is left out, since its cost grows with the square, and so is Data-Juicer. What both keep is compared by image_id.
 
 `--data-juicer` is the command of a Data-Juicer in an environment of its own (`pip install py-data-juicer aiohttp`). It
 runs the filter and the equal captions in one process (words_num_filter, topk_specified_field_selector,
@@ -169,7 +169,7 @@ def kept(path: Path) -> set[str]:
         return {json.loads(line)["image_id"] for line in lines}
 
 
-def measure(count: int, pandas_near: int, juicer: Path | None, folder: Path) -> dict[str, Any]:
+def measure(count: int, slow: int, juicer: Path | None, folder: Path) -> dict[str, Any]:
     """Measure the programs on so many captions."""
     table = folder / f"{count}.parquet"
     make_table(table, count)
@@ -185,13 +185,13 @@ def measure(count: int, pandas_near: int, juicer: Path | None, folder: Path) -> 
             entry["near pairs found, of a sample's"] = report["records"][-1]["notes"].get(
                 "near pairs found, of those of a sample"
             )
-        if not near or count <= pandas_near:
+        if not near or count <= slow:
             output = folder / f"pandas-{count}-{near}.jsonl"
             entry["pandas"] = measured(PANDAS, str(table), str(output), "01"[near])
             theirs = kept(output)
             entry["pandas"]["kept"] = len(theirs)
             entry["kept by one only"] = len(ids ^ theirs)
-        if not near and juicer:
+        if not near and juicer and count <= slow:
             entry["data-juicer"], others = juiced(juicer, table, folder)
             entry["data-juicer"] |= {"kept": len(others), "kept of captune's": len(others & ids)}
         for program in ("captune", "pandas", "data-juicer"):
@@ -207,12 +207,12 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 100_000, 200_000, 1_000_000])
-    parser.add_argument("--pandas-near", type=int, default=200_000, help="the most captions of its near step")
+    parser.add_argument("--slow", type=int, default=200_000, help="the most captions of pandas' near step, Data-Juicer")
     parser.add_argument("--data-juicer", type=Path, help="its dj-process")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sizes = [measure(count, args.pandas_near, args.data_juicer, Path(folder)) for count in args.sizes]
+        sizes = [measure(count, args.slow, args.data_juicer, Path(folder)) for count in args.sizes]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     result = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "address_space_limit": limit},
