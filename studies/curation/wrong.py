@@ -117,19 +117,19 @@ class Data:
                         found.setdefault(row["image"], []).append(row["caption"])
         return found
 
-    def write(self, captions: Captions, folder: Path) -> Path:
-        """Writes the images that there are with these captions."""
+    def write(self, captions: Captions, folder: Path) -> str:
+        """Write the images that there are with these captions; return the source."""
         folder.mkdir(parents=True)
         if self.source:
             rows = load_images(self.source, decode=False)
             texts = [captions[image] for image in rows["image_id"]]
             rows.remove_columns("references").add_column("references", texts).to_parquet(str(folder / "set.parquet"))
-            return folder / "set.parquet"
+            return str(folder / "set.parquet")
         with (folder / "set.jsonl").open("w", encoding="utf-8") as file:
             for image, texts in captions.items():
-                where = {"image": str((self.photos / image).absolute())} if self.photos else {}
+                where = {"image": image} if self.photos else {}
                 file.write(json.dumps({"image_id": image, **where, "references": texts}) + "\n")
-        return folder / "set.jsonl"
+        return f"{folder / 'set.jsonl'}?images={self.photos.absolute()}" if self.photos else str(folder / "set.jsonl")
 
 
 def mapper(row: Wrong, folder: Path, quick: bool) -> Path:
@@ -155,7 +155,7 @@ def judge(row: Wrong, data: Data, work: Path) -> dict[str, Any]:
     by = by.replace("{detector}", str(data.detector))
     step = {"reassign": row.reassign} if row.reassign else {"filter": {"by": by, "keep": 1 - SHARE}}
     started = time.process_time()
-    curate(str(source), folder / "set", [step], progress=False)
+    curate(source, folder / "set", [step], progress=False)
     seconds = time.process_time() - started
     found = decisions(folder / "set")
     good = ~np.array(list(chain.from_iterable(marks.values())))[found["number"]]

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,15 @@ class Config:
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "runs" / "g").start(Config())
+
+
+@pytest.mark.parametrize("gone", [shutil.rmtree, lambda path: path.rename(path.with_name("moved"))])
+def test_a_folder_that_was_removed_since_is_made_and_locked_again(run: RunDir, gone: Any) -> None:
+    gone(run.path)
+    assert RunDir(run.path).start(Config()).config["model"] == "storybook"
+    other = "import sys; from captune.utils.files import lock_folder; print(lock_folder(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", other, str(run.path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
 
 
 def finish(run: RunDir) -> None:

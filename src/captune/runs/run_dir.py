@@ -28,6 +28,7 @@ from captune.utils.files import (
     cut_torn_line,
     discard,
     lock_folder,
+    locks,
     naming,
     read_jsonl,
     refuse_pipes,
@@ -298,7 +299,9 @@ class RunDir:
         """Hold the folder's lock until this process ends, however it ends."""
         key = Path(os.path.abspath(self.path))
         if key in _locks:
-            return
+            if locks(_locks[key], self.path):
+                return
+            os.close(_locks.pop(key))  # of a folder that was removed or moved since
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = lock_folder(self.path)

@@ -478,6 +478,14 @@ def lock_folder(folder: Path) -> int | None:
     return number
 
 
+def locks(number: int, folder: Path) -> bool:
+    """Whether what `lock_folder` opened locks the folder that is there now, not one that was removed or moved since."""
+    if fcntl is None:
+        return True
+    held = os.fstat(number)
+    return any(path.exists() and os.path.samestat(held, path.stat()) for path in (folder, folder / ".lock"))
+
+
 def jsonl_line(row: Mapping[str, Any]) -> str:
     """Return a row as a line of JSON with its line end; a lone surrogate is escaped, since UTF-8 cannot hold it."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False)
