@@ -204,3 +204,19 @@ def test_normalised() -> None:
 def test_refused(given: dict[str, object], match: str) -> None:
     with pytest.raises(UsageError, match=match):
         Dedup(**given)  # type: ignore[arg-type]
+
+
+def test_images_of_a_set_without_captions_are_found(tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "test").mkdir()
+    for number in range(3):
+        data = encode(photo(seed=number), "PNG")
+        (tmp_path / f"ours/{number}.png").write_bytes(data)
+        (tmp_path / f"ours/{number}.txt").write_text(f"number {number}")
+        if number:
+            (tmp_path / f"test/x{number}.png").write_bytes(data)
+    (tmp_path / "test/x1.txt").write_text("a caption of one of them")
+    step = {"dedup": {"of": "images", "against": str(tmp_path / "test")}}
+    report, rows = run(str(tmp_path / "ours"), tmp_path / "out", step)
+    assert [row["image_id"] for row in rows if row["verdict"] == "drop"] == ["1.png", "2.png"]
+    assert report["records"][0]["notes"]["shared with the other set"]["of them"] == ["1.png = x1.png", "2.png = x2.png"]

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from broken_images import encode, photo
 from curation_sets import run, write
@@ -155,3 +157,47 @@ def test_many_captions_are_scored_in_parts(tmp_path: Path, monkeypatch: pytest.M
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     expected = sorted(order[: -(-len(lengths) // 4)])
     assert [row["number"] for row in rows if row["verdict"] == "keep"] == expected
+
+
+@pytest.mark.parametrize(
+    ("by", "source"),
+    [
+        ("self_retrieval:?k=1", "storybook:train?n=30&caption=alt_text"),
+        ("self_bleu", "storybook:train?n=12"),
+        ("consensus:cider", "storybook:train?n=12"),
+    ],
+)
+def test_a_score_does_not_depend_on_where_a_part_ends(
+    by: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [row["score"] for row in run(source, tmp_path / "whole", {"filter": {"by": by, "min": -9}})[1]]
+    for size in ("TEXTS", "IMAGES"):
+        monkeypatch.setattr(f"captune.curation.scoring.{size}", 5)
+    parts = [row["score"] for row in run(source, tmp_path / "parts", {"filter": {"by": by, "min": -9}})[1]]
+    assert parts == whole and len(set(whole)) > 1
+
+
+@pytest.mark.parametrize("name", ["", "references", "image_id", "text", "verdict"])
+def test_a_column_is_not_called_as_the_set_calls_its_own(name: str) -> None:
+    with pytest.raises(UsageError, match="column cannot be called"):
+        Filter(by="length", min=1, column=name)
+
+
+@pytest.mark.parametrize("rule", [{"keep": 0.5}, {"zscore": 0.0}, {"min": 1}])
+def test_a_column_without_a_number(rule: dict[str, Any], tmp_path: Path) -> None:
+    table = pa.table({"image_id": ["a", "b"], "caption": ["x", "y"], "q": pa.array([None, None], pa.float64())})
+    pq.write_table(table, tmp_path / "set.parquet")
+    with pytest.raises(CurationError, match="'q' of .* holds no number for any caption"):
+        run(str(tmp_path / "set.parquet"), tmp_path / "out", {"filter": {"by": "column:q", **rule}})
+
+
+@pytest.mark.parametrize("name", ["parquet", "webdataset"])
+def test_an_image_that_cannot_be_opened_and_a_format_with_images(name: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for one in ("a", "b"):
+        (tmp_path / f"photos/{one}.png").write_bytes(encode(photo(), "PNG"))
+        (tmp_path / f"photos/{one}.txt").write_text(f"a {one}")
+    (tmp_path / "photos/b.png").write_bytes(b"")
+    with pytest.raises(CurationError, match=r"b.png.*run again with --format jsonl"):
+        run(str(tmp_path / "photos"), tmp_path / "out", {"filter": {"by": "length", "min": 1}}, format=name)
+    run(str(tmp_path / "photos"), tmp_path / "out", {"filter": {"by": "length", "min": 1}}, format="jsonl")

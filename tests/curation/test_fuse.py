@@ -149,7 +149,7 @@ def test_wrong_settings(source: str, writers: dict[str, Recorded], tmp_path: Pat
     (tmp_path / "other.jsonl").write_text('{"image_id": "elsewhere", "references": ["x"]}\n')
     with pytest.raises(CurationError, match="ids must be the same"):
         run(other, tmp_path / "out", settings(tmp_path, "one"))
-    (tmp_path / "found.jsonl").write_text('{"image_id": "i0", "objects": [3]}\n')
+    (tmp_path / "found.jsonl").write_text('{"image_id": "i0", "objects": [{"box": [0, 0, 1, 1]}]}\n')
     with pytest.raises(CurationError, match="line 1: objects holds no text, list of texts"):
         run(source, tmp_path / "out2", settings(tmp_path, "one"))
 

@@ -66,7 +66,7 @@ def test_uniform_bins_are_those_of_scikit_learn(values: list[float], bins: int) 
 
 def test_scores_that_do_not_differ_have_no_levels(tmp_path: Path) -> None:
     source = write(tmp_path / "set.jsonl", [["a b"], ["c d"]])
-    with pytest.raises(CurationError, match="do not differ enough for 8 levels of equal width"):
+    with pytest.raises(CurationError, match="all scores are 2: there is nothing to sort"):
         run(source, tmp_path / "out", {"levels": {"by": "length"}})
     source = write(tmp_path / "other.jsonl", [["a"]] * 9 + [["a b"]])
     with pytest.raises(CurationError, match="fewer bins, or equal width"):
@@ -76,3 +76,11 @@ def test_scores_that_do_not_differ_have_no_levels(tmp_path: Path) -> None:
 def test_edges_ascend() -> None:
     with pytest.raises(UsageError, match="ascend"):
         Levels(by="length", edges=(2.0, 1.0))
+
+
+def test_no_level_of_equal_count_is_empty(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "set.jsonl", [["a", "b", "c", "d e"], ["f g h", "i j k l"]]
+    )  # the least score is half of all
+    with pytest.raises(CurationError, match=r"too many scores are equal for 3 levels of equal count \(4 differ\)"):
+        run(source, tmp_path / "out", {"levels": {"by": "length", "equal": "count", "bins": 3}})

@@ -20,11 +20,13 @@ from file_events import in_child as in_child_at
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from captune.cli.main import main
 from captune.curation import curate
 from captune.curation.base import Captions, Verdicts, Work
 from captune.curation.registry import OPERATIONS
 from captune.data import load_images, load_references, read_captions
 from captune.errors import CurationError, UsageError
+from captune.utils.skipped import counting
 
 TEXTS = [
     ["a red ball", "a blue ball on sand", "A red  ball."],
@@ -236,16 +238,139 @@ def test_other_settings_are_refused(source: str, tmp_path: Path) -> None:
         run(source, folder, {"dedup": {"most": 2}})
     with pytest.raises(UsageError, match=r"other settings \(limit\)"):
         run(source, folder, {"dedup": {}}, limit=2)
+    with pytest.raises(UsageError, match=r"was written as captions.jsonl: pass --overwrite"):
+        run(source, folder, {"dedup": {}}, format="parquet")
     assert contents(folder) == before
     assert run(source, folder, {"dedup": {"most": 2}}, overwrite=True)["out"]["captions"] == 6
+    (folder / "captions.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"had captions.jsonl, which is not there any more"):
+        run(source, folder, {"dedup": {"most": 2}})
 
 
-def test_a_source_that_changed_is_refused_while_it_is_curated(source: str, tmp_path: Path) -> None:
+def test_data_that_changed_are_refused(source: str, tmp_path: Path) -> None:
+    other = write(tmp_path / "test.jsonl", [["a dog"]])
+    steps = [{"dedup": {"against": other}}]
+    run(source, tmp_path / "done", *steps)
     with pytest.raises(CurationError, match="leaves no caption"):
-        run(source, tmp_path / "out", {"filter": {"by": "length", "min": 99}})
+        run(source, tmp_path / "begun", *steps, {"filter": {"by": "length", "min": 99}})
+    for name in ("done", "begun"):
+        write(Path(other), [["a cat", "a dog"]])
+        with pytest.raises(UsageError, match=r"other data \(.*test.jsonl has changed\)"):
+            run(source, tmp_path / name, *steps)
     write(Path(source), [["a new one"]])
-    with pytest.raises(UsageError, match="has changed"):
-        run(source, tmp_path / "out", {"filter": {"by": "length", "min": 99}})
+    with pytest.raises(UsageError, match=r"set.jsonl, .*test.jsonl has changed"):
+        run(source, tmp_path / "done", *steps)
+
+
+def test_a_folder_that_changed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"photos/{name}.png").write_bytes(encode(photo(), "PNG"))
+        (tmp_path / f"photos/{name}.txt").write_text(f"a {name}")
+    run(str(tmp_path / "photos"), tmp_path / "out", {"dedup": {}})
+    run(str(tmp_path / "photos"), tmp_path / "out", {"dedup": {}})
+    (tmp_path / "photos/b.txt").write_text("something else")
+    with pytest.raises(UsageError, match="photos has changed"):
+        run(str(tmp_path / "photos"), tmp_path / "out", {"dedup": {}})
+
+
+def test_an_output_in_its_source_or_around_it_is_refused(source: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").write_bytes(encode(photo(), "PNG"))
+    (tmp_path / "photos/a.txt").write_text("a dog")
+    with pytest.raises(UsageError, match="lie in each other"):
+        run(str(tmp_path / "photos"), tmp_path / "photos/curated", {"dedup": {}})
+    run(source, tmp_path / "out", {"dedup": {}})
+    before = contents(tmp_path / "out")
+    with pytest.raises(UsageError, match="lie in each other"):
+        run(str(tmp_path / "out/captions.jsonl"), tmp_path / "out", {"dedup": {}}, overwrite=True)
+    assert contents(tmp_path / "out") == before
+
+
+def test_what_is_overwritten_stays_until_the_new_set_is_written(source: str, tmp_path: Path) -> None:
+    run(source, tmp_path / "out", {"dedup": {}})
+    before = contents(tmp_path / "out")
+    with pytest.raises(CurationError, match="typo"):
+        run(source, tmp_path / "out", {"filter": {"by": "column:typo", "min": 1}}, overwrite=True)
+    assert {name: data for name, data in contents(tmp_path / "out").items() if not name.startswith(".work")} == before
+    run(source, tmp_path / "out", {"dedup": {}})
+    assert contents(tmp_path / "out") == before
+
+
+def test_corrected_steps_keep_those_before_them(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = [{"filter": {"by": "length", "min": 2}}, {"dedup": {"best": "scroe"}}]
+    right = [wrong[0], {"dedup": {"best": "score"}}]
+    with pytest.raises(CurationError, match="scroe"):
+        run(source, tmp_path / "out", *wrong)
+    called: list[str] = []
+    for name in ("filter", "dedup"):
+        kind = OPERATIONS[name]
+        decide = kind.decide
+
+        def counted(self: Any, *args: Any, decide: Any = decide, name: str = name) -> Any:
+            called.append(name)
+            return decide(self, *args)
+
+        monkeypatch.setattr(kind, "decide", counted)
+    run(source, tmp_path / "out", *right)
+    assert called == ["dedup"]
+    run(source, tmp_path / "new", *right)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+def test_captions_left_out_of_the_source_are_counted(tmp_path: Path) -> None:
+    source = write(tmp_path / "set.jsonl", [["a dog", "", "nan"], ["a cat"]])
+    for _ in range(2):  # done, too
+        with counting() as counts:
+            found = run(source, tmp_path / "out", {"dedup": {}})
+        assert sum(sum(items.values()) for items in counts.values()) == 2
+        assert sum(next(iter(found["in"]["left out"].values())).values()) == 2
+    table = pa.table({"image_id": ["x", "y"], "references": [["a dog", " "], ["None", "a cat"]]})
+    pq.write_table(table, tmp_path / "set.parquet")
+    found = run(str(tmp_path / "set.parquet"), tmp_path / "of_table", {"dedup": {}})
+    assert sum(next(iter(found["in"]["left out"].values())).values()) == 2
+
+
+def test_columns_of_a_table(tmp_path: Path) -> None:
+    """A number for each caption, or one for all of an image; lists of another length are no such column."""
+    table = pa.table(
+        {
+            "image_id": ["x", "y", "z"],
+            "references": [["a dog runs", "a cat sits"], ["one bird"], ["a", "b"]],
+            "own": [[1.0, 2.0], None, [3.0, 4.0]],
+            "one": [7, 8, 9],
+            "shifted": [[1.0], [2.0, 3.0], [4.0, 5.0]],
+        }
+    )
+    pq.write_table(table, tmp_path / "set.parquet")
+    run(str(tmp_path / "set.parquet"), tmp_path / "out", {"dedup": {}})
+    lines = [json.loads(line) for line in (tmp_path / "out/captions.jsonl").read_text().splitlines()]
+    assert [line["own"] for line in lines] == [[1, 2], [None], [3, 4]]
+    assert [line["one"] for line in lines] == [[7, 7], [8], [9, 9]]
+    assert not any("shifted" in line for line in lines)
+
+
+def test_formats_of_one_caption_say_what_they_leave_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write(tmp_path / "set.jsonl", [["a dog"], ["a cat sits"]])
+    for name, file in (("csv", "captions.csv"), ("tsv", "captions.tsv"), ("coco", "captions.json")):
+        found = run(source, tmp_path / name, {"filter": {"by": "length", "min": 1}}, format=name)
+        assert found["out"] == {"images": 2, "captions": 2, "file": file, "left out": ["score"]}
+        assert f"{file} has no place for score" in caplog.text
+        assert list(read_captions(tmp_path / name / file).values()) == ["a dog", "a cat sits"]
+
+
+@pytest.mark.parametrize("name", ["jsonl", "csv", "tsv", "coco", "metadata"])
+def test_the_source_that_is_printed_is_one(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    for one in ("a", "b"):
+        (tmp_path / f"photos/{one}.png").write_bytes(encode(photo(), "PNG"))
+        (tmp_path / f"photos/{one}.txt").write_text(f"a {one}")
+    arguments = ["--by", "length", "--min", "1", "--output", str(tmp_path / "out"), "--format", name]
+    assert main(["curate", "filter", str(tmp_path / "photos"), *arguments]) == 0
+    printed = capsys.readouterr().out.strip().splitlines()[-1].removeprefix("set: ")
+    again = load_images(printed)
+    assert again["references"] == [["a a"], ["a b"]]
+    assert again[0]["image"].size == photo().size
 
 
 def test_a_folder_with_something_else_is_refused(source: str, tmp_path: Path) -> None:

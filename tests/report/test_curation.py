@@ -60,3 +60,11 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "curation.json").write_text('{"kind": "run"}')
     with pytest.raises(ReportError, match="no record of a curation"):
         render(tmp_path, tmp_path / "page.html")
+
+
+def test_a_step_without_notes_and_captions_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "set.jsonl", [["a dog", "A dog.", " "], ["nan", "a cat"]])
+    run(source, tmp_path / "out", {"dedup": {}})
+    assert main(["curate", "report", str(tmp_path / "out"), "--output", str(tmp_path / "page.html")]) == 0
+    text = text_of(tmp_path / "page.html")
+    assert "1-dedup 3 2 1" in text and "2 left out of the source: references that are blank" in text

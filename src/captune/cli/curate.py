@@ -24,8 +24,8 @@ def _add_common(parser: argparse.ArgumentParser, *, engine: bool = True) -> None
     parser.add_argument(
         "--format",
         metavar="NAME",
-        help="jsonl, parquet, coco, csv, metadata or webdataset (default: jsonl where the images are files, which are "
-        "named and not copied, else parquet, which holds them)",
+        help="jsonl, parquet, coco, csv, tsv, metadata or webdataset (default: jsonl where the images are files, which "
+        "are named and not copied, else parquet, which holds them)",
     )
     parser.add_argument(
         "--workers",

@@ -103,6 +103,8 @@ def command(verb: str, load: bool = True) -> Command:
 
 def joined(words: list[str]) -> list[str]:
     """Return the words from a verb on, of which a verb of two words is one."""
+    if words[:2] == ["curate", "report"]:
+        return words[1:]
     if words[0] in SECOND and words[1:] and words[1] in SECOND[words[0]][0]:
         return [f"{words[0]} {words[1]}", *words[2:]]
     return words

@@ -84,6 +84,30 @@ class Captions:
         made.files = captions.absolute(), images.absolute()
         return made
 
+    @classmethod
+    def of_images(cls, source: str, captions: Path, images: Path) -> Captions:
+        """Return all images of a source without captions, kept in two Arrow files.
+
+        Raises:
+            CurationError: it streams.
+            SourceError: it has no images.
+        """
+        import pyarrow as pa
+        from datasets import Dataset
+
+        from captune.curation.reading import SCHEMA, write_table
+        from captune.data.columns import column
+        from captune.data.sources import load_images
+
+        dataset = load_images(source, references=False)
+        if not isinstance(dataset, Dataset):
+            raise CurationError(f"{source} streams, and its images are looked up by row: leave ?streaming= out")
+        write_table(SCHEMA.empty_table(), captions)
+        write_table(pa.table({"image_id": pa.array(column(dataset, "image_id"), pa.string())}), images)
+        made = cls.open(source, captions, images)
+        made.__dict__["images"] = dataset  # loaded already
+        return made
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self.files is None:
             raise TypeError("captions that are on no disk")

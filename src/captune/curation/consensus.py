@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 
 from captune.curation.base import Captions, Verdicts, Work, setting
-from captune.curation.criteria import COLUMN
+from captune.curation.criteria import COLUMN, check_column
 from captune.errors import CurationError, UsageError
 
 _PART = 4096  # captions
@@ -61,6 +61,7 @@ class Consensus:
         if is_expression(self.by):
             raise UsageError(f"captions are compared by one scorer, not by a sum ({self.by!r})")
         known(self.by)
+        check_column(self.column)
         if self.views is not None and not self.views.startswith(COLUMN):
             try:
                 groups = re.compile(self.views).groups

@@ -7,6 +7,10 @@ from captune.scorers.expression import is_expression
 from captune.scorers.registry import direction, known
 
 COLUMN = "column:"
+RESERVED = frozenset(
+    {"image", "image_id", "references", "caption", "scene", "row", "number", "entry", "text"}
+    | {"verdict", "reason", "other", "before", "after", "moved_to"}
+)
 
 
 def check_by(by: str) -> None:
@@ -19,6 +23,16 @@ def check_by(by: str) -> None:
         raise UsageError("by is empty: name a scorer, such as clip")
     if not by.startswith(COLUMN):
         known(by)
+
+
+def check_column(name: str) -> None:
+    """Refuse a name for a column that the set or its record has for something else.
+
+    Raises:
+        UsageError: for such a name, or none.
+    """
+    if not name.strip() or name in RESERVED:
+        raise UsageError(f"column cannot be called {name!r}: the set has {', '.join(sorted(RESERVED))} for itself")
 
 
 def check_direction(by: str, what: str) -> None:

@@ -121,8 +121,14 @@ class Dedup:
             verdicts.move(index, row, reason)
 
     def _against(self, items: _Items, verdicts: Verdicts, work: Work, noun: str) -> None:
-        other = _other(str(self.against), work)
-        theirs = _Images(other, work) if self.of == "images" else _Texts(other, work)
+        files = work.path("against.arrow"), work.path("against-images.arrow")
+        theirs: _Items
+        if self.of == "images" and not self.embeddings:  # of captions or not
+            other = Captions.of_images(str(self.against), *files)
+            theirs = _Images(other, work, np.arange(len(other.image_ids)))
+        else:
+            other = _other(str(self.against), *files)
+            theirs = _Images(other, work) if self.of == "images" else _Texts(other, work)
         own_keys, keys = items.digests("own"), theirs.digests("against")
         usable = np.flatnonzero(~theirs.unusable())
         order = usable[np.argsort(keys[usable], kind="stable")]
@@ -150,6 +156,7 @@ class Dedup:
         verdicts.notes["shared with the other set"] = {
             f"equal {noun}s": equal,
             f"near {noun}s": near,
+            **({"images that cannot be opened there": unusable} if (unusable := int(theirs.unusable().sum())) else {}),
             "of them": [f"{items.name(int(at))} = {name}" for at, name in zip(found[:1000], names, strict=False)],
         }
 
@@ -239,10 +246,10 @@ class _Texts(_Items):
 class _Images(_Items):
     what = "image"
 
-    def __init__(self, captions: Captions, work: Work) -> None:
+    def __init__(self, captions: Captions, work: Work, rows: np.ndarray | None = None) -> None:
         super().__init__(captions, work)
         self.starts = captions.starts
-        self.rows = captions.rows[self.starts[:-1]]
+        self.rows = captions.rows[self.starts[:-1]] if rows is None else rows
         self.entries = captions.column("entry")[self.starts[:-1]]
 
     def unusable(self) -> np.ndarray:
@@ -342,11 +349,10 @@ def _together(own: np.ndarray, theirs: np.ndarray, work: Work) -> np.ndarray:
     return np.asarray(both)
 
 
-def _other(source: str, work: Work) -> Captions:
+def _other(source: str, captions: Path, images: Path) -> Captions:
     """The captions of another set."""
     from captune.curation.reading import read_source
 
-    captions, images = work.path("against.arrow"), work.path("against-images.arrow")
     if not captions.is_file():
         read_source(source, None, captions, images)
     return Captions.open(source, captions, images)

@@ -36,9 +36,10 @@ class Filter:
     column: str = setting("the column that keeps the score", "score", metavar="NAME")
 
     def __post_init__(self) -> None:
-        from captune.curation.criteria import check_by, check_direction
+        from captune.curation.criteria import check_by, check_column, check_direction
 
         check_by(self.by)
+        check_column(self.column)
         rules = [name for name in ("min", "max", "keep", "best", "zscore") if getattr(self, name) is not None]
         if not rules:
             raise UsageError("filter has no rule: give min, max, keep, best or zscore")

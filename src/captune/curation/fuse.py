@@ -61,7 +61,8 @@ class Fuse:
     )
     captions: tuple[str, ...] = setting("caption files of the same images, such as captune caption writes", ())
     facts: tuple[str, ...] = setting(
-        "files of lines with an image_id and what was found: objects of captune detect, tags, ocr", ()
+        "files of lines with an image_id and what was found: objects of captune detect, tags, ocr; no numbers",
+        (),
     )
     check: str | None = setting(
         "the scorer that refuses what contradicts; its references are the texts that were fused: nli:MODEL", None
@@ -311,8 +312,10 @@ def _fill(template: str, raw: str, source: _Source) -> str:
 
 def _said(key: str, value: Any, where: str) -> str:
     """A column of an expert as words; "" for an empty one and for what is no finding."""
-    if key in ("image_id", "size", "caption_id") or value is None or value == []:
+    if key in ("image_id", "image", "file_name", "caption_id", "size") or value is None or value == []:
         return ""
+    if all(isinstance(one, int | float) for one in (value if isinstance(value, list) else [value])):
+        return ""  # scores, vectors
     if isinstance(value, str):
         return f"{key}: {value}" if value.strip() else ""
     labels = [one.get("label") if isinstance(one, dict) else one for one in value] if isinstance(value, list) else []

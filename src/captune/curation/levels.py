@@ -39,9 +39,10 @@ class Levels:
     column: str = setting("the column that keeps the level", "level", metavar="NAME")
 
     def __post_init__(self) -> None:
-        from captune.curation.criteria import check_by
+        from captune.curation.criteria import check_by, check_column
 
         check_by(self.by)
+        check_column(self.column)
         if any(a >= b for a, b in zip(self.edges, self.edges[1:], strict=False)):
             raise UsageError("edges must ascend")
 
@@ -82,13 +83,16 @@ def inner_edges(values: np.ndarray, bins: int, equal: str) -> np.ndarray:
     Raises:
         CurationError: the scores do not differ enough for so many levels.
     """
+    if values.min() == values.max():
+        raise CurationError(f"all scores are {values.min():g}: there is nothing to sort into levels")
     if equal == "width":
         edges = np.linspace(values.min(), values.max(), bins + 1)[1:-1]
     else:
         edges = np.quantile(values, np.linspace(0, 1, bins + 1))[1:-1]
-    if len(np.unique(edges)) < len(edges) or values.min() == values.max():
+    held = np.bincount(np.searchsorted(edges, values, side="right"), minlength=bins)
+    if len(np.unique(edges)) < len(edges) or (equal == "count" and not held.all()):
         raise CurationError(
-            f"the scores do not differ enough for {bins} levels of equal {equal}: take fewer bins, or equal "
-            f"{'count' if equal == 'width' else 'width'}"
+            f"too many scores are equal for {bins} levels of equal {equal} ({len(np.unique(values))} differ): take "
+            f"fewer bins, or equal {'count' if equal == 'width' else 'width'}"
         )
     return edges

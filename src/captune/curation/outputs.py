@@ -11,6 +11,7 @@ A list of a column has a number for each reference, null where one is missing.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from captune.curation.base import Captions
 from captune.data.caption_formats import FORMATS, write_captions
 from captune.data.columns import undecoded
 from captune.data.images import read_image
-from captune.errors import CurationError, UsageError
+from captune.errors import BadImage, CurationError, UsageError
 from captune.utils.files import jsonl_line, replacing
 from captune.utils.registry import nearest
 from captune.utils.wording import counted
@@ -35,10 +36,13 @@ NAMES = {
     "parquet": "captions.parquet",
     "coco": "captions.json",
     "csv": "captions.csv",
+    "tsv": "captions.tsv",
     "metadata": "metadata.jsonl",
     "webdataset": "captions.tar",
 }
+NO_IMAGES = ("coco", "csv", "tsv")  # name images, and hold none
 _IMAGES = 256  # of a row group with images
+logger = logging.getLogger(__name__)
 
 
 def check_format(format: str | None) -> None:
@@ -80,7 +84,18 @@ def write_set(captions: Captions, folder: Path, format: str | None, no_images: s
         _write_parquet(captions, path, with_images=no_images is None)
     else:
         _write_single(captions, path, format, no_images)
-    return {"file": path.name, **({"image folder": root} if root is not None and format == "jsonl" else {})}
+    made: dict[str, Any] = {"file": path.name}
+    if root is not None and format in ("jsonl", "coco", "csv", "tsv", "metadata"):
+        made["image folder"] = root
+    if format not in ("jsonl", "parquet"):
+        lost = list(captions.columns)
+        lost += (
+            ["the images, which are no files"] if no_images is None and paths is None and format in NO_IMAGES else []
+        )
+        if lost:
+            made["left out"] = lost
+            logger.warning("%s has no place for %s; parquet has", path.name, ", ".join(lost))
+    return made
 
 
 def _lines(captions: Captions) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -144,7 +159,10 @@ def _write_parquet(captions: Captions, path: Path, *, with_images: bool) -> None
         for row, line in _lines(captions):
             if dataset is not None:
                 values = dataset[row]
-                data = read_image(values["image"], line["image_id"])
+                try:
+                    data = read_image(values["image"], line["image_id"])
+                except BadImage as error:
+                    raise _unreadable(path, error) from error
                 named = values["image"].get("path") if isinstance(values["image"], dict) else None
                 line["image"] = {"bytes": data, "path": Path(named).name if named else None}
                 line |= {name: values[name] for name in kept}
@@ -175,7 +193,17 @@ def _write_single(captions: Captions, path: Path, format: str, no_images: str | 
         rows = captions.rows[captions.starts[:-1]].tolist()
         images = {image_id: _Lazy(dataset, row) for image_id, row in zip(texts, rows, strict=True)}
         images = _Opened(images)
-    write_captions(texts, path, images=images, format=FORMATS[format].name)
+    try:
+        write_captions(texts, path, images=images, format="csv" if format == "tsv" else FORMATS[format].name)
+    except BadImage as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: BadImage) -> CurationError:
+    return CurationError(
+        f"{error}; {path.name} holds the images: run again with --format jsonl, which names them and takes the steps "
+        "as they are done, or with one step more that leaves out what cannot be opened, such as dedup of images"
+    )
 
 
 class _Lazy:

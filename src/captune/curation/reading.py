@@ -39,7 +39,7 @@ from captune.data.sources import _shards, choose, load_images, load_references
 from captune.data.tables import _line
 from captune.errors import CurationError, SourceError
 from captune.utils.files import jsonl_rows, replacing
-from captune.utils.skipped import skip
+from captune.utils.skipped import counting, skip
 
 SCHEMA = pa.schema({"row": pa.int64(), "number": pa.int64(), "entry": pa.int64(), "text": pa.large_string()})
 AT_ONCE = 65_536  # captions that are in memory together
@@ -55,11 +55,12 @@ def read_source(source: str, limit: int | None, captions: Path, images: Path) ->
         images: the file of the image ids.
 
     Returns:
-        What the record says about it: images, captions, images without a caption, blank captions left out; why its
-        images cannot be looked at, where that is so.
+        What the record says about it: images, captions, images without a caption, what was left out and how often; why
+        its images cannot be looked at, where that is so.
     """
     files = _parquet_files(source)
-    ids, table, about = _of_tables(source, files, limit) if files else _of_rows(source, limit)
+    with counting() as left_out:
+        ids, table, about = _of_tables(source, files, limit) if files else _of_rows(source, limit)
     if not len(ids):
         raise CurationError(f"{source} holds no images")
     if not table.num_rows:
@@ -71,6 +72,7 @@ def read_source(source: str, limit: int | None, captions: Path, images: Path) ->
         "images": len(ids),
         "captions": table.num_rows,
         "images without a caption": len(ids) - with_captions,
+        "left out": left_out,
         **about,
     }
 
@@ -299,8 +301,9 @@ def _of_tables(source: str, files: list[str], limit: int | None) -> tuple[pa.Chu
             "entry": pa.array(parents + before),
             "text": texts,
         }
+        counts = np.bincount(parents, minlength=batch.num_rows)
         for name in numbers:
-            if (flat := _flat(batch.column(name), len(texts))) is None:
+            if (flat := _flat(batch.column(name), counts)) is None:
                 others.add(name)
             columns[name] = pa.nulls(len(texts), pa.float64()) if flat is None else flat
         part = pa.table(columns)
@@ -338,16 +341,27 @@ def _of_tables(source: str, files: list[str], limit: int | None) -> tuple[pa.Chu
 
 
 def _numeric(kind: pa.DataType, listed: bool) -> bool:
-    """Whether it holds a number for each caption."""
-    if listed:
-        return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _numeric(kind.value_type, False)
+    """Whether it may hold a number for each caption, or one for all captions of a row."""
+    if listed and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return _numeric(kind.value_type, False)
     return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
-def _flat(values: Any, count: int) -> pa.Array | None:
-    """A number for each caption; None where the lists are other ones, such as vectors."""
-    values = values.flatten() if pa.types.is_list(values.type) or pa.types.is_large_list(values.type) else values
-    return None if len(values) != count else values.cast(pa.float64())
+def _flat(values: Any, counts: np.ndarray) -> pa.Array | None:
+    """A number for each caption, NaN where it is missing; None where the lists are other ones, such as vectors.
+
+    Args:
+        values: a number or a list for each row.
+        counts: (rows,) captions of each row.
+    """
+    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+        return pa.array(np.repeat(values.cast(pa.float64()).to_numpy(zero_copy_only=False), counts))
+    lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy()
+    if bool(((lengths != counts) & (lengths >= 0)).any()):
+        return None
+    made = np.full(int(counts.sum()), np.nan)
+    made[np.repeat(lengths >= 0, counts)] = values.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return pa.array(made)
 
 
 def _texts(values: Any, where: str, before: int) -> tuple[pa.Array, np.ndarray]:

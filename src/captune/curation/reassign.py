@@ -36,6 +36,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from captune.curation.base import Captions, Verdicts, Work, setting
+from captune.curation.criteria import check_column
 from captune.errors import CurationError, UsageError
 from captune.utils.progress import Bar
 
@@ -88,6 +89,7 @@ class Reassign:
         if self.alike and self.alike_embeddings:
             raise UsageError("alike and alike_embeddings name the same vectors in two ways; keep one")
 
+        check_column(self.column)
         if self.images and (self.of == "images" or columns):
             raise UsageError(
                 "images gives captions to images of another source, by an encoder: take of captions, and by"
@@ -95,7 +97,9 @@ class Reassign:
 
     def decide(self, captions: Captions, work: Work) -> Verdicts:
         """Return the verdicts."""
-        pool = captions if self.images is None else _images(self.images, work)
+        pool = captions
+        if self.images is not None:
+            pool = Captions.of_images(self.images, work.path("no-captions.arrow"), work.path("pool.arrow"))
         codes, texts, first = _distinct(captions)
         found = self._vectors(captions, pool, texts, first, work)
         to_images = self.of == "captions"
@@ -295,26 +299,6 @@ def _nearest(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     scores = np.einsum("qd,qkd->qk", queries.astype(np.float64), vectors[rows].astype(np.float64))
     order = np.lexsort((rows, -np.round(scores, _DIGITS)))
     return np.take_along_axis(rows, order, 1)
-
-
-def _images(source: str, work: Work) -> Captions:
-    """The images of another source, without captions."""
-    from datasets import Dataset
-
-    from captune.curation.reading import SCHEMA, write_table
-    from captune.data.columns import column
-    from captune.data.sources import load_images
-
-    dataset = load_images(source, references=False)
-    if not isinstance(dataset, Dataset):
-        raise CurationError(f"images: {source} streams, and they are looked up by row: leave ?streaming= out")
-    ids = pa.chunked_array([pa.array(column(dataset, "image_id"), pa.string())])
-    files = work.path("no-captions.arrow"), work.path("pool.arrow")
-    write_table(SCHEMA.empty_table(), files[0])
-    write_table(pa.table({"image_id": ids}), files[1])
-    made = Captions.open(source, *files)
-    made.__dict__["images"] = dataset  # loaded already
-    return made
 
 
 def _distinct(captions: Captions) -> tuple[np.ndarray, pa.Array, np.ndarray]:

@@ -3,37 +3,47 @@
     <output>/captions.jsonl           the curated set, or .parquet, .tar and the like; see `captune.curation.outputs`
              curation.json            what was done: settings, counts by verdict and reason
              decisions/1-filter.parquet   a row for each caption that the step decided about
-             .work/                   while it is made: the set after each step, and costly parts; removed at the end
+             .work/                   while it is made: the set after each step, its decisions, and costly parts
 
-A killed run resumes where it was and ends with the same bytes. What decides the result (source, limit, steps) is kept
-in ``.work/settings.json`` and in ``curation.json``; a run with another is refused.
+A killed run resumes where it was and ends with the same bytes; one whose later steps were corrected keeps the steps
+before them. What decides the result (source, limit, steps, and the state of the files that they name) is kept in
+``.work/settings.json`` and in ``curation.json``; a run with another is refused. What `overwrite` replaces stays until
+the new set is written.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from captune.curation.base import CHANGE, DROP, KEEP, MOVE, SPLIT, VERDICTS, Captions, Verdicts, Work, as_settings
 from captune.curation.outputs import NAMES, check_format, write_set
 from captune.curation.reading import AT_ONCE, SCHEMA, read_source, table_writer, write_table
 from captune.curation.registry import Step, read_steps
 from captune.data.naming import Source
-from captune.errors import CurationError, UsageError, redact
+from captune.data.sources import _shards
+from captune.errors import CurationError, SourceError, UsageError, redact
 from captune.utils.files import lock_folder, output_path, parse_json, remove_leftovers, replace_file, replacing
 from captune.utils.pool import Pool
+from captune.utils.skipped import skip
 
+logger = logging.getLogger(__name__)
 KIND, FORMAT = "curation", 1
 REPORT, DECISIONS, WORK = "curation.json", "decisions", ".work"
+_PIECES = re.compile(r"[\s*?&=,]+|:(?!//)")  # of a scorer's spec or an engine's, where paths stand
 DECISION = pa.schema(
     {
         "image_id": pa.string(),
@@ -100,22 +110,27 @@ def curate(
             "limit": limit,
             "steps": [{name: as_settings(operation)} for name, operation in chosen],
         }
-        done = _begin(folder, settings, overwrite)
+        settings["state"] = _state(settings, folder)
+        done = _begin(folder, settings, overwrite, format)
         if done is not None:
+            logger.warning("%s is done already; nothing was made again", folder)
+            _say_left_out(done["in"])
             return done
         work = folder / WORK
         remove_leftovers(folder)
         captions, about = _source(source, limit, work)
+        _say_left_out(about)
         records = []
         with pool:
             for number, (name, operation) in enumerate(chosen, start=1):
                 own = Work(work / f"{number}-{name}", pool, device, progress)
                 before = captions.source
-                captions, record = _step(number, name, operation, captions, own, folder)
+                captions, record = _step(number, name, operation, captions, own)
                 records.append(record)
                 if captions.source != before:  # with images of its own
                     about.pop("no images", None)
         result = write_set(captions, folder, format, about.get("no images"))
+        _replace_old(folder, result["file"])
         report = {
             "kind": KIND,
             "format": FORMAT,
@@ -138,52 +153,154 @@ def _absolute(source: str) -> str:
     return redact(source.replace(where, os.path.abspath(path), 1) if os.path.exists(path) else source)
 
 
-def _mark(source: str) -> list[int] | None:
-    """The size and time of a source that is a file: it must not change while it is curated."""
-    try:
-        status = os.stat(os.path.expanduser(Source.parse(source).where))
-    except (OSError, ValueError):
-        return None
-    return [status.st_size, status.st_mtime_ns] if os.path.isfile(Source.parse(source).where) else None
+def _state(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """{path: the state of its files} of all that source and steps name on the disk; it must not change meanwhile.
+
+    Raises:
+        UsageError: the folder holds one of them, or lies in a folder that is the source.
+    """
+    found: dict[str, str] = {}
+    own, source = os.path.realpath(folder), Source.parse(settings["source"]).where
+    for text in _texts_in([settings["source"], settings["steps"]]):
+        for name in (text, text.rpartition("?")[0], *(piece for piece in _PIECES.split(text) if os.sep in piece)):
+            for path in _paths(name):
+                other = os.path.realpath(path)
+                if _within(other, own) or (name == source and _within(own, other)):
+                    raise UsageError(f"{path} and the output {folder} lie in each other: name another folder")
+                found[path] = _state_of(other, own)
+    return found
 
 
-def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Make the folder ready; return the report of a curation that is done."""
-    for place, done in ((folder / REPORT, True), (folder / WORK / "settings.json", False)):
-        if not place.is_file():
-            continue
-        kept = parse_json(place.read_bytes(), str(place), error=UsageError)
-        changed = [key for key in settings if not isinstance(kept, dict) or kept.get(key) != settings[key]]
-        if not changed and not overwrite:
-            if done:
-                shutil.rmtree(folder / WORK, ignore_errors=True)
-                return dict(kept)
-            if kept.get("mark") != _mark(settings["source"]):
-                raise UsageError(
-                    f"{settings['source']} has changed since its curation in {folder} began: pass --overwrite to begin "
-                    "again"
-                )
-            return None
-        if not overwrite:
-            what = ", ".join(changed) if isinstance(kept, dict) and kept.get("kind", KIND) == KIND else "everything"
+def _within(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
+
+
+def _paths(name: str) -> list[str]:
+    """What a name stands for on the disk: a file, a folder, or the shards of a pattern."""
+    path = os.path.expanduser(name)
+    if os.path.exists(path):
+        return [path] if name else []
+    with suppress(SourceError):  # said where it is read
+        return _shards(name) if os.sep in name else []
+    return []
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts_in(one)
+
+
+def _state_of(path: str, output: str) -> str:
+    """Sizes and times of a file, or of all files of a folder but those of the output."""
+    paths = [path]
+    if os.path.isdir(path):
+        paths = []
+        for where, folders, names in os.walk(path):
+            folders[:] = [name for name in folders if os.path.join(where, name) != output]
+            paths += [os.path.join(where, name) for name in names]
+    digest = xxhash.xxh64()
+    for one in sorted(paths):
+        with suppress(OSError):  # a link to nowhere
+            status = os.stat(one)
+            digest.update(os.fsencode(f"{os.path.relpath(one, path)}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+    return digest.hexdigest()
+
+
+def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, format: str | None) -> dict[str, Any] | None:
+    """Make the folder ready; return the report of a curation that is done.
+
+    Raises:
+        UsageError: the folder holds a curation with other settings or of other files, or something else.
+    """
+    work, mark = folder / WORK, folder / WORK / "settings.json"
+    begun = parse_json(mark.read_bytes(), str(mark), error=UsageError) if mark.is_file() else None
+    report = folder / REPORT
+    finished = parse_json(report.read_bytes(), str(report), error=UsageError) if report.is_file() else None
+    if not overwrite:
+        refusal = ""
+        if finished is not None:
+            refusal = _refusal(finished, settings) or "other settings (steps)" * (
+                finished["steps"] != settings["steps"]
+            )
+        if finished is not None and not refusal:
+            out = finished["out"]["file"]
+            there = (folder / out).exists()
+            if not there or (format is not None and NAMES[format] != out):
+                what = f"was written as {out}" if there else f"had {out}, which is not there any more"
+                raise UsageError(f"{folder} holds this curation, which {what}: pass --overwrite to make it again")
+            shutil.rmtree(work, ignore_errors=True)
+            return dict(finished)
+        if begun is not None:
+            refusal = _refusal(begun, settings)
+            if not refusal:
+                _keep_steps(work, _same_steps(begun["steps"], settings["steps"]))
+                replace_file(mark, json.dumps(settings))
+                return None
+        if refusal:
             raise UsageError(
-                f"{folder} holds a curation with other settings ({what}): name another folder, or pass --overwrite to "
-                "replace it"
+                f"{folder} holds a curation with {refusal}: name another folder, or pass --overwrite to replace it"
             )
     others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if others and not ((folder / REPORT).is_file() or (folder / WORK).is_dir()):
+    if others and not (report.is_file() or work.is_dir()):
         raise UsageError(f"{folder} holds something else ({', '.join(others[:3])}): name another folder")
-    (folder / WORK).mkdir(exist_ok=True)  # from here on the folder is a curation's, wherever this process is killed
-    (folder / WORK / "settings.json").unlink(missing_ok=True)
-    (folder / REPORT).unlink(missing_ok=True)
-    shutil.rmtree(folder / DECISIONS, ignore_errors=True)
-    for path in [*(folder / WORK).iterdir(), *(folder / name for name in NAMES.values())]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    replace_file(folder / WORK / "settings.json", json.dumps({**settings, "mark": _mark(settings["source"])}))
+    work.mkdir(exist_ok=True)  # from here on the folder is a curation's, wherever this process is killed
+    mark.unlink(missing_ok=True)
+    for path in work.iterdir():
+        _remove(path)
+    replace_file(mark, json.dumps(settings))
     return None
+
+
+def _refusal(kept: Any, settings: Mapping[str, Any]) -> str:
+    """What a curation that was begun differs in, but for its steps; "" where it is the same."""
+    if not isinstance(kept, dict) or kept.get("kind", KIND) != KIND or not isinstance(kept.get("steps"), list):
+        return "other settings (everything)"
+    if changed := [key for key in ("source", "limit") if kept.get(key) != settings[key]]:
+        return f"other settings ({', '.join(changed)})"
+    known = kept.get("state") or {}
+    other = [path for path, state in settings["state"].items() if known.get(path, state) != state]
+    return f"other data ({', '.join(other)} has changed)" if other else ""
+
+
+def _keep_steps(work: Path, number: int) -> None:
+    """Remove what was made by the steps behind the first so many."""
+    for path in [*work.iterdir(), *(work / DECISIONS).glob("*")]:
+        own = re.match(r"(\d+)[-.]", path.name)
+        if own and int(own[1]) > number:
+            _remove(path)
+
+
+def _same_steps(old: list[Any], new: list[Any]) -> int:
+    """How many first steps are the same."""
+    same = 0
+    for one, other in zip(old, new, strict=False):
+        if one != other:
+            break
+        same += 1
+    return same
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replace_old(folder: Path, file: str) -> None:
+    """Remove the curation that this one replaces, and put the decisions into place; killed in between, it goes on."""
+    if (folder / REPORT).is_file():
+        for name in NAMES.values():
+            if name != file:
+                _remove(folder / name)
+        (folder / REPORT).unlink()
+    if (made := folder / WORK / DECISIONS).is_dir():
+        shutil.rmtree(folder / DECISIONS, ignore_errors=True)
+        os.replace(made, folder / DECISIONS)
 
 
 def _source(source: str, limit: int | None, work: Path) -> tuple[Captions, dict[str, Any]]:
@@ -194,20 +311,25 @@ def _source(source: str, limit: int | None, work: Path) -> tuple[Captions, dict[
     return Captions.open(source, captions, images), found
 
 
+def _say_left_out(about: Mapping[str, Any]) -> None:
+    """Say what reading the source left out, in a run that resumes, too."""
+    for reason, items in about.get("left out", {}).items():
+        for item, count in items.items():
+            skip(reason, item, count)
+
+
 def _images(captions: Captions) -> int:
     return len(captions.starts) - 1
 
 
-def _step(
-    number: int, name: str, operation: Any, captions: Captions, work: Work, folder: Path
-) -> tuple[Captions, dict[str, Any]]:
+def _step(number: int, name: str, operation: Any, captions: Captions, work: Work) -> tuple[Captions, dict[str, Any]]:
     """Apply one step, unless it was applied; return what is left and the step's record."""
     path, mark = (work.folder.parent / f"{number}.{suffix}" for suffix in ("arrow", "json"))
+    decisions = work.folder.parent / DECISIONS / f"{number}-{name}.parquet"
     if not mark.is_file():
         verdicts = operation.decide(captions, work)
         verdicts.check()
         record = _record(number, name, captions, verdicts)
-        decisions = folder / DECISIONS / f"{number}-{name}.parquet"
         decisions.parent.mkdir(exist_ok=True)
         _write_decisions(captions, verdicts, decisions)
         images, fresh = _apply(captions, verdicts, path)
@@ -227,8 +349,8 @@ def _step(
         left = Captions.open(kept["images of"], path, path.with_suffix(".images"), kept["fresh"])
     if not len(left):
         raise CurationError(
-            f"step {number}, {name}, leaves no caption ({'; '.join(record['reasons'])}): see "
-            f"{folder / DECISIONS / f'{number}-{name}.parquet'}, and run with other steps and --overwrite"
+            f"step {number}, {name}, leaves no caption ({'; '.join(record['reasons'])}): see {decisions}, and run "
+            "again with other steps; those before it are kept"
         )
     shutil.rmtree(work.folder, ignore_errors=True)
     return left, record
@@ -254,7 +376,7 @@ def _record(number: int, name: str, captions: Captions, verdicts: Verdicts) -> d
         **{VERDICTS[verdict]: counts[verdict] for verdict in range(len(VERDICTS))},
         "captions out": left,
         "reasons": reasons,
-        **({"notes": verdicts.notes} if verdicts.notes else {}),
+        "notes": verdicts.notes,
     }
 
 

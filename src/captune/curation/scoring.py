@@ -2,7 +2,8 @@
 
 A scorer that compares with references is given the *other* captions of the image: a caption is no reference of itself.
 What such a scorer takes from all references together (CIDEr's document frequencies) is of the whole set as the step
-finds it, so that a score does not depend on where a part ends.
+finds it, and one that compares all captions (self-retrieval) gets the set in one part, so that a score does not depend
+on where a part ends.
 """
 
 from __future__ import annotations
@@ -62,12 +63,16 @@ def scores(by: str, captions: Captions, work: Work) -> Scores:
             have = ", ".join(captions.columns) or "no column of numbers"
             raise CurationError(f"{captions.source} has no column {name!r} of numbers; it has {have}")
         values = captions.column(name).astype(np.float64)
+        if not np.isfinite(values).any():
+            raise CurationError(f"the column {name!r} of {captions.source} holds no number for any caption")
         return Scores(values, np.where(np.isfinite(values), 0, 3).astype(np.uint8), by)
     judge = _Judge(by, captions, work.device)
     scorer = judge.scorer
     _say_blind(scorer, captions.source)
     # an image's captions are compared with each other, or with references: parts hold them together
     size = IMAGES if "image" in scorer.required_columns else TEXTS
+    if any(one.together for one, _ in getattr(scorer, "parts", [(scorer, 1.0)])):
+        size = len(captions)
     mark = fingerprint(f"{scorer.identity} {by} {len(captions)}")
     parts = [
         (f"scores-{mark}-{number:06d}.npy", (start, stop), stop - start)

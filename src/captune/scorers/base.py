@@ -62,6 +62,7 @@ class Scorer:
         kept_every: how many captions are judged between two writes to it.
         fitted_file: the file of a run directory that keeps what `fit` froze.
         grouped: whether it compares the captions of an image with each other, so that one alone has no score.
+        together: whether a caption's number depends on the other captions, or images, that are judged with it.
         group: reference, image, questions or text; for listings of scorers from other packages.
         Settings: a dataclass of what a spec sets, read by `captune.utils.spec.parse`; listings show its fields.
         positional: the fields of `Settings` that a spec gives by position, as in "clip:MODEL".
@@ -82,6 +83,7 @@ class Scorer:
     cache: Cache | None = None
     kept_every: int = 128
     grouped: bool = False
+    together: bool = False
     fitted_file: str = ""
     group: str = ""
     Settings: ClassVar[type | None] = None

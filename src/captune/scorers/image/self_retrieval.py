@@ -59,6 +59,7 @@ class SelfRetrieval(Scorer):
     source = "Luo et al., CVPR 2018; Liu et al., ECCV 2018"
     cost = "one pass of the encoder"
     required_columns = ("image",)
+    together = True
     positional = ("model",)
     usage = "self_retrieval:model?k=1,5&n=99"
 

@@ -154,7 +154,8 @@ class BertScore(Scorer):
         self._rescale = settings.rescale
         self._cut = 0.0
         # with an idf of the evaluated references, a row depends on the other captions' references
-        self.cached = not self.weighted or self._idf_file is not None
+        self.together = self.weighted and self._idf_file is None
+        self.cached = not self.together
 
     @property
     def encoder(self) -> TokenEncoder:

@@ -61,6 +61,7 @@ class Consensus(Scorer):
                 f"{self.similarity.name!r} {what}: write 'consensus:rouge', 'consensus:cider' or 'consensus:sbert'"
             )
         self._refits, self._fitted = self.similarity.needs_fit, False
+        self.together = self._refits
 
     def check(self) -> None:
         """Raise ScorerError where what it runs on is missing."""
@@ -78,6 +79,7 @@ class Consensus(Scorer):
         """
         self.similarity.fit(references)
         self._refits, self._fitted = False, self._refits
+        self.together = False
         return self
 
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:

@@ -95,6 +95,7 @@ class SelfBleu(Scorer):
     """
 
     name = "self_bleu"
+    together = True
     primary = "self_bleu"
     higher_is_better: ClassVar = {"self_bleu": False}
     labels: ClassVar = {"self_bleu": "Self-BLEU"}
