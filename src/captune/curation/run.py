@@ -105,7 +105,7 @@ def curate(
     if lock is None:
         raise UsageError(f"another process is curating into {folder}: wait for it, or name another folder")
     try:
-        settings = {
+        settings: dict[str, Any] = {
             "source": _absolute(source),
             "limit": limit,
             "steps": [{name: as_settings(operation)} for name, operation in chosen],
@@ -292,7 +292,7 @@ def _remove(path: Path) -> None:
 
 
 def _replace_old(folder: Path, file: str) -> None:
-    """Remove the curation that this one replaces, and put the decisions into place; killed in between, it goes on."""
+    """Remove the curation that this one replaces, and put the decisions into place; a run killed in between resumes."""
     if (folder / REPORT).is_file():
         for name in NAMES.values():
             if name != file:
