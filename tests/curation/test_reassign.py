@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_pair
+from broken_images import encode, photo
 from curation_sets import run, write
 
 from captune.curation.reassign import Reassign
@@ -278,3 +279,18 @@ def test_wrong_settings(settings: dict[str, str], message: str) -> None:
 def test_vectors_of_two_spaces(table: tuple[str, dict[str, np.ndarray]], tmp_path: Path) -> None:
     with pytest.raises(CurationError, match="g holds vectors of 5 numbers and v of 8: they are not of one space"):
         run(table[0], tmp_path / "out", {"reassign": {**COLUMNS, "text_embeddings": "g"}})
+
+
+def test_an_encoder_of_drawn_scenes_is_named_where_images_are_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        (tmp_path / f"photos/{number}.png").write_bytes(encode(photo(seed=number), "PNG"))
+        (tmp_path / f"photos/{number}.txt").write_text(f"number {number}")
+    drawn = run("storybook:train?n=4", tmp_path / "drawn", {"filter": {"by": "clip", "min": -9}})[0]["out"]["file"]
+    step = {"reassign": {"by": "storybook-clip", "alike": "storybook-clip", "keep": 1.0}}
+    run(str(tmp_path / "drawn" / drawn), tmp_path / "own", step)
+    assert "knows drawn scenes alone" not in caplog.text
+    run(str(tmp_path / "photos"), tmp_path / "other", step)
+    assert "encoding by storybook-clip looks through storybook-clip, which knows drawn scenes alone" in caplog.text

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+
+from captune.data.schemes import scheme_of
 from captune.errors import UsageError
 from captune.scorers.expression import is_expression
 from captune.scorers.registry import direction, known
 
+if TYPE_CHECKING:
+    from captune.curation.base import Captions
+
+logger = logging.getLogger(__name__)
 COLUMN = "column:"
 RESERVED = frozenset(
     {"image", "image_id", "references", "caption", "scene", "row", "number", "entry", "text"}
@@ -23,6 +31,18 @@ def check_by(by: str) -> None:
         raise UsageError("by is empty: name a scorer, such as clip")
     if not by.startswith(COLUMN):
         known(by)
+
+
+def say_blind(what: str, captions: Captions) -> None:
+    """Warn that something looks at other images than drawn scenes through the encoder that knows these alone."""
+    from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
+
+    drawn = scheme_of(captions.source).image_encoder == DEFAULT_IMAGE_ENCODER
+    if not drawn and "scene" not in captions.images.column_names:
+        logger.warning(
+            "%s looks through %s, which knows drawn scenes alone: what it says of %s means nothing; name a model, "
+            "such as openai/clip-vit-base-patch32", what, DEFAULT_IMAGE_ENCODER, captions.source,
+        )  # fmt: skip
 
 
 def check_column(name: str) -> None:

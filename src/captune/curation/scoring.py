@@ -9,7 +9,6 @@ on where a part ends.
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captune.curation.base import Captions, Verdicts, Work, keep
-from captune.curation.criteria import COLUMN
+from captune.curation.criteria import COLUMN, say_blind
 from captune.data.checking import without_bad
 from captune.data.columns import LazyImages
-from captune.data.schemes import scheme_of
 from captune.errors import CurationError, MissingColumn
+from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
 from captune.scorers import Scorer, load_scorer
 from captune.utils.hashing import fingerprint
 
-logger = logging.getLogger(__name__)
 TEXTS, IMAGES = 4096, 256  # captions of a part: of scorers that read texts alone, and of those that look at images
 WHY = ("", "the image has no other caption to compare with", "the image cannot be opened", "the score is no number")
 
@@ -68,7 +66,8 @@ def scores(by: str, captions: Captions, work: Work) -> Scores:
         return Scores(values, np.where(np.isfinite(values), 0, 3).astype(np.uint8), by)
     judge = _Judge(by, captions, work.device)
     scorer = judge.scorer
-    _say_blind(scorer, captions.source)
+    if "image" in scorer.required_columns and f"{DEFAULT_IMAGE_ENCODER}@" in scorer.signature:
+        say_blind(scorer.name, captions)
     # an image's captions are compared with each other, or with references: parts hold them together
     size = IMAGES if "image" in scorer.required_columns else TEXTS
     if any(one.together for one, _ in getattr(scorer, "parts", [(scorer, 1.0)])):
@@ -115,18 +114,6 @@ def _references(captions: Captions) -> Iterator[list[str]]:
         texts = captions.texts(start, stop)
         own = captions.starts[(captions.starts >= start) & (captions.starts <= stop)] - start
         yield from (texts[a:b] for a, b in itertools.pairwise(own))
-
-
-def _say_blind(scorer: Scorer, source: str) -> None:
-    from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
-
-    drawn = scheme_of(source).image_encoder == DEFAULT_IMAGE_ENCODER
-    if "image" in scorer.required_columns and not drawn and f"{DEFAULT_IMAGE_ENCODER}@" in scorer.signature:
-        logger.warning(
-                "%s looks through %s, which knows drawn scenes alone: its scores say nothing about %s; name a model, "
-                "as in clip:openai/clip-vit-base-patch32",
-                scorer.name, DEFAULT_IMAGE_ENCODER, source,
-            )  # fmt: skip
 
 
 class _Judge:
