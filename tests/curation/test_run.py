@@ -173,23 +173,37 @@ def test_any_file_event(source: str, tmp_path: Path) -> None:
         "captions.jsonl", "curation.json", "decisions/1-filter.parquet", "decisions/2-split.parquet",
         "decisions/3-dedup.parquet",
     }  # fmt: skip
+    corrected = [*steps[:2], {"dedup": {"most": 2}}]
+    run(source, tmp_path / "corrected", *corrected)
     ended, events = in_child(lambda: job(tmp_path / "counted"))
     assert not ended and events > 20
     for event in range(1, events + 1):
         folder = tmp_path / f"killed-{event}"
         ended, _ = in_child(lambda folder=folder: job(folder), event)  # type: ignore[misc]
         assert ended
+        shutil.copytree(folder, tmp_path / "other")
+        try:
+            run(source, tmp_path / "other", *corrected)
+        except UsageError:  # it was done
+            assert contents(tmp_path / "other").items() >= expected.items(), event
+        else:
+            assert contents(tmp_path / "other") == contents(tmp_path / "corrected"), event
         job(folder)
         assert contents(folder) == expected, event
         shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / "other")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_any_file_event_of_an_overwriting_run(source: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_any_file_event_of_an_overwriting_run(source: str, tmp_path: Path, format: str) -> None:
     def job(folder: Path) -> None:
         run(source, folder, {"filter": {"by": "length", "min": 3}}, overwrite=True)
 
-    run(source, tmp_path / "start", {"dedup": {}}, {"split": {}}, format="parquet")
+    def former(folder: Path) -> None:
+        run(source, folder, {"dedup": {}}, {"split": {}}, format=format)
+
+    former(tmp_path / "start")
     job(tmp_path / "expected")
     expected = contents(tmp_path / "expected")
     shutil.copytree(tmp_path / "start", tmp_path / "counted")
@@ -200,9 +214,18 @@ def test_any_file_event_of_an_overwriting_run(source: str, tmp_path: Path) -> No
         shutil.copytree(tmp_path / "start", folder)
         ended, _ = in_child(lambda folder=folder: job(folder), event)  # type: ignore[misc]
         assert ended
+        shutil.copytree(folder, tmp_path / "other")
+        try:
+            former(tmp_path / "other")
+        except UsageError:  # the new one is being written, or is there
+            run(source, tmp_path / "other", {"filter": {"by": "length", "min": 3}})
+            assert contents(tmp_path / "other") == expected, event
+        else:
+            assert contents(tmp_path / "other") == contents(tmp_path / "start"), event
         job(folder)
         assert contents(folder) == expected, event
         shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / "other")
 
 
 def test_scores_that_are_made_are_not_made_again(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,10 +278,10 @@ def test_data_that_changed_are_refused(source: str, tmp_path: Path) -> None:
         run(source, tmp_path / "begun", *steps, {"filter": {"by": "length", "min": 99}})
     for name in ("done", "begun"):
         write(Path(other), [["a cat", "a dog"]])
-        with pytest.raises(UsageError, match=r"other data \(.*test.jsonl has changed\)"):
+        with pytest.raises(UsageError, match=r"other data \(.*test.jsonl: changed, or not there\)"):
             run(source, tmp_path / name, *steps)
     write(Path(source), [["a new one"]])
-    with pytest.raises(UsageError, match=r"set.jsonl, .*test.jsonl has changed"):
+    with pytest.raises(UsageError, match=r"set.jsonl, .*test.jsonl: changed"):
         run(source, tmp_path / "done", *steps)
 
 
@@ -270,8 +293,51 @@ def test_a_folder_that_changed_is_refused(tmp_path: Path) -> None:
     run(str(tmp_path / "photos"), tmp_path / "out", {"dedup": {}})
     run(str(tmp_path / "photos"), tmp_path / "out", {"dedup": {}})
     (tmp_path / "photos/b.txt").write_text("something else")
-    with pytest.raises(UsageError, match="photos has changed"):
+    with pytest.raises(UsageError, match="photos: changed"):
         run(str(tmp_path / "photos"), tmp_path / "out", {"dedup": {}})
+
+
+def test_shards_that_came_or_went_are_noticed(tmp_path: Path) -> None:
+    for number in range(3):
+        table = pa.table({"image_id": [f"i{number}"], "caption": [f"number {number}"]})
+        pq.write_table(table, tmp_path / f"p-{number}.parquet")
+    (tmp_path / "p-2.parquet").rename(tmp_path / "later")
+    run(str(tmp_path / "p-*.parquet"), tmp_path / "out", {"dedup": {}})
+    with pytest.raises(CurationError):
+        run(str(tmp_path / "p-*.parquet"), tmp_path / "begun", {"filter": {"by": "length", "min": 99}})
+    (tmp_path / "later").rename(tmp_path / "p-2.parquet")
+    for name, step in (("out", {"dedup": {}}), ("begun", {"filter": {"by": "length", "min": 99}})):
+        with pytest.raises(UsageError, match=r"p-\*.parquet: changed, or not there"):
+            run(str(tmp_path / "p-*.parquet"), tmp_path / name, step)
+
+
+@pytest.mark.parametrize("name", ["photos", "my%20photos"])
+def test_images_that_changed_are_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name.replace("%20", " "))
+    folder.mkdir()
+    (folder / "a.png").write_bytes(encode(photo(), "PNG"))
+    Path("a.jsonl").write_text('{"image": "a.png", "references": ["a dog"]}\n')
+    run(f"a.jsonl?images={name}", tmp_path / "out", {"dedup": {}})
+    run(f"a.jsonl?images={name}", tmp_path / "out", {"dedup": {}})
+    (folder / "a.png").write_bytes(encode(photo(seed=1), "PNG"))
+    with pytest.raises(UsageError, match=r"photos: changed"):
+        run(f"a.jsonl?images={name}", tmp_path / "out", {"dedup": {}})
+
+
+def test_what_a_scorer_names_is_noticed_and_a_word_is_no_file(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("judge.py").write_text("def short(captions, **columns):\n    return [-len(c) for c in captions]\n")
+    step = {"filter": {"by": "judge.py:short - length", "keep": 0.5}}
+    run(source, Path("length"), step)
+    run(source, Path("length"), step)
+    Path("judge.py").write_text("def short(captions, **columns):\n    return [float(len(c)) for c in captions]\n")
+    with pytest.raises(UsageError, match=r"judge.py: changed"):
+        run(source, Path("length"), step)
+    prompted = {"rewrite": {"model": "storybook", "prompt": "cats / dogs"}}
+    assert run("storybook:train?n=2", Path("clip"), prompted)["state"] == {}
 
 
 def test_an_output_in_its_source_or_around_it_is_refused(source: str, tmp_path: Path) -> None:

@@ -48,3 +48,11 @@ def test_columns_of_a_scheme() -> None:
     assert load_images("storybook:test?n=3&caption=alt_text")["references"] == [[text] for text in first["alt_text"]]
     with pytest.raises(SourceError, match="no column 'alt' of captions; it has references, scene, alt_text"):
         load_images("storybook:test?n=3&caption=alt")
+
+
+def test_a_curated_table_is_trained_on(tmp_path: Path) -> None:
+    """A tenth of it is held out, captioned and judged; a table that is streamed has no such part."""
+    run("storybook:train?caption=alt_text&n=20", tmp_path / "set", {"levels": {"by": "clip", "bins": 2}})
+    arguments = ["--model", "storybook", "--images", str(tmp_path / "set/captions.parquet"), "--condition", "level"]
+    assert main(["sft", *arguments, "--max-steps", "1", "--batch-size", "2", "--output", str(tmp_path / "sft")]) == 0
+    assert (tmp_path / "sft/scores.json").is_file()

@@ -92,7 +92,7 @@ class Reassign:
         check_column(self.column)
         if self.images and (self.of == "images" or columns):
             raise UsageError(
-                "images gives captions to images of another source, by an encoder: take of captions, and by"
+                "images gives captions to images of another source by an encoder: leave of and columns of vectors out"
             )
 
     def decide(self, captions: Captions, work: Work) -> Verdicts:

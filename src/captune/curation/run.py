@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,10 @@ from captune.utils.skipped import skip
 logger = logging.getLogger(__name__)
 KIND, FORMAT = "curation", 1
 REPORT, DECISIONS, WORK = "curation.json", "decisions", ".work"
-_PIECES = re.compile(r"[\s*?&=,]+|:(?!//)")  # of a scorer's spec or an engine's, where paths stand
+WRITING = "writing"  # a file of the work folder: the set that was there is being replaced
+_PATHS = ("against", "images", "captions", "facts", "adapter", "prompt")  # fields of steps that name files and folders
+_SPECS = ("by", "alike", "check", "judge", "model", "decoder")  # and those that may, in the spec of a scorer or a model
+_PIECES = re.compile(r"[:=]([^\s*?&=,:]+)|([^\s*?&=,:]+\.py)\b")  # arguments, and files of scorers
 DECISION = pa.schema(
     {
         "image_id": pa.string(),
@@ -100,17 +104,17 @@ def curate(
     check_format(format)
     pool = Pool(workers, engine, address, device)
     folder = output_path(output, what="curated sets", folder=True)
+    settings: dict[str, Any] = {
+        "source": _absolute(source),
+        "limit": limit,
+        "steps": [{name: as_settings(operation)} for name, operation in chosen],
+    }
+    settings["state"] = _state(settings, folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(folder)
     if lock is None:
         raise UsageError(f"another process is curating into {folder}: wait for it, or name another folder")
     try:
-        settings: dict[str, Any] = {
-            "source": _absolute(source),
-            "limit": limit,
-            "steps": [{name: as_settings(operation)} for name, operation in chosen],
-        }
-        settings["state"] = _state(settings, folder)
         done = _begin(folder, settings, overwrite, format)
         if done is not None:
             logger.warning("%s is done already; nothing was made again", folder)
@@ -129,8 +133,7 @@ def curate(
                 records.append(record)
                 if captions.source != before:  # with images of its own
                     about.pop("no images", None)
-        result = write_set(captions, folder, format, about.get("no images"))
-        _replace_old(folder, result["file"])
+        result = _write(captions, folder, format, about.get("no images"))
         report = {
             "kind": KIND,
             "format": FORMAT,
@@ -140,6 +143,7 @@ def curate(
             "out": {"images": _images(captions), "captions": len(captions), **result},
         }
         replace_file(folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        (work / WRITING).unlink()
         shutil.rmtree(work)
         return report
     finally:
@@ -154,20 +158,22 @@ def _absolute(source: str) -> str:
 
 
 def _state(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """{path: the state of its files} of all that source and steps name on the disk; it must not change meanwhile.
+    """{what source and steps name on the disk: the state of its files}; it must not change meanwhile.
 
     Raises:
-        UsageError: the folder holds one of them, or lies in a folder that is the source.
+        UsageError: the output holds the source or something else that is named, or lies in a folder that is the source.
     """
     found: dict[str, str] = {}
     own, source = os.path.realpath(folder), Source.parse(settings["source"]).where
-    for text in _texts_in([settings["source"], settings["steps"]]):
-        for name in (text, text.rpartition("?")[0], *(piece for piece in _PIECES.split(text) if os.sep in piece)):
-            for path in _paths(name):
-                other = os.path.realpath(path)
-                if _within(other, own) or (name == source and _within(own, other)):
-                    raise UsageError(f"{path} and the output {folder} lie in each other: name another folder")
-                found[path] = _state_of(other, own)
+    for name in dict.fromkeys([*_named_by_source(settings["source"]), *_named_by_steps(settings["steps"])]):
+        path = os.path.abspath(os.path.expanduser(name))
+        files = [path] if os.path.exists(path) else _shards_of(name)
+        if not files or path == os.path.abspath(folder):
+            continue
+        for file in map(os.path.realpath, files):
+            if _within(file, own) or (name == source and _within(own, file)):
+                raise UsageError(f"{name} and the output {folder} lie in each other: name another folder")
+        found[path] = _state_of(files, own)
     return found
 
 
@@ -175,38 +181,47 @@ def _within(path: str, folder: str) -> bool:
     return os.path.commonpath([path, folder]) == folder
 
 
-def _paths(name: str) -> list[str]:
-    """What a name stands for on the disk: a file, a folder, or the shards of a pattern."""
-    path = os.path.expanduser(name)
-    if os.path.exists(path):
-        return [path] if name else []
+def _named_by_source(text: str) -> list[str]:
+    try:
+        parsed = Source.parse(text)
+    except SourceError:  # no source, or said where it is read
+        return []
+    return [name for name in (parsed.where, parsed.images) if name]
+
+
+def _named_by_steps(steps: Sequence[Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """What fields of steps name, whether it is there or not; texts such as a prompt are not looked at."""
+    for step in steps:
+        for name, value in ((name, value) for own in step.values() for name, value in own.items()):
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and name in _PATHS:
+                    yield from _named_by_source(text)
+                elif isinstance(text, str) and name in _SPECS:
+                    yield text
+                    yield from (unquote(piece) for pieces in _PIECES.findall(text) for piece in pieces if piece)
+
+
+def _shards_of(name: str) -> list[str]:
+    """The shards that a pattern names."""
     with suppress(SourceError):  # said where it is read
-        return _shards(name) if os.sep in name else []
+        return _shards(name) if any(mark in name for mark in "*?[{") else []
     return []
 
 
-def _texts_in(value: Any) -> Iterator[str]:
-    """Every text in lists and mappings."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts_in(one)
-
-
-def _state_of(path: str, output: str) -> str:
-    """Sizes and times of a file, or of all files of a folder but those of the output."""
-    paths = [path]
-    if os.path.isdir(path):
-        paths = []
+def _state_of(paths: Sequence[str], output: str) -> str:
+    """Names, sizes and times of files, and of all files of folders but those of the output."""
+    files = []
+    for path in paths:
+        if not os.path.isdir(path):
+            files.append(path)
         for where, folders, names in os.walk(path):
-            folders[:] = [name for name in folders if os.path.join(where, name) != output]
-            paths += [os.path.join(where, name) for name in names]
+            folders[:] = [name for name in folders if os.path.realpath(os.path.join(where, name)) != output]
+            files += [os.path.join(where, name) for name in names]
     digest = xxhash.xxh64()
-    for one in sorted(paths):
+    for file in sorted(files):
         with suppress(OSError):  # a link to nowhere
-            status = os.stat(one)
-            digest.update(os.fsencode(f"{os.path.relpath(one, path)}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+            status = os.stat(file)
+            digest.update(os.fsencode(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
@@ -216,16 +231,18 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, format: str 
     Raises:
         UsageError: the folder holds a curation with other settings or of other files, or something else.
     """
-    work, mark = folder / WORK, folder / WORK / "settings.json"
+    work, mark, report = folder / WORK, folder / WORK / "settings.json", folder / REPORT
     begun = parse_json(mark.read_bytes(), str(mark), error=UsageError) if mark.is_file() else None
-    report = folder / REPORT
     finished = parse_json(report.read_bytes(), str(report), error=UsageError) if report.is_file() else None
+    if (work / WRITING).exists():
+        finished = None  # it says of a set that is written over
+    ours = finished is not None and begun is not None and not _refusal(finished, begun, steps=True)
+    if begun is not None and not ours and not _refusal(begun, settings, steps=overwrite):
+        _keep_steps(work, _same_steps(begun["steps"], settings["steps"]))
+        replace_file(mark, json.dumps(settings))
+        return None
     if not overwrite:
-        refusal = ""
-        if finished is not None:
-            refusal = _refusal(finished, settings) or "other settings (steps)" * (
-                finished["steps"] != settings["steps"]
-            )
+        refusal = "" if finished is None else _refusal(finished, settings, steps=True)
         if finished is not None and not refusal:
             out = finished["out"]["file"]
             there = (folder / out).exists()
@@ -233,13 +250,10 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, format: str 
                 what = f"was written as {out}" if there else f"had {out}, which is not there any more"
                 raise UsageError(f"{folder} holds this curation, which {what}: pass --overwrite to make it again")
             shutil.rmtree(work, ignore_errors=True)
+            remove_leftovers(folder)
             return dict(finished)
-        if begun is not None:
-            refusal = _refusal(begun, settings)
-            if not refusal:
-                _keep_steps(work, _same_steps(begun["steps"], settings["steps"]))
-                replace_file(mark, json.dumps(settings))
-                return None
+        if begun is not None and not refusal:
+            refusal = _refusal(begun, settings, steps=False) or _refusal(begun, settings, steps=True)
         if refusal:
             raise UsageError(
                 f"{folder} holds a curation with {refusal}: name another folder, or pass --overwrite to replace it"
@@ -247,6 +261,8 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, format: str 
     others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if others and not (report.is_file() or work.is_dir()):
         raise UsageError(f"{folder} holds something else ({', '.join(others[:3])}): name another folder")
+    if finished is None:
+        report.unlink(missing_ok=True)
     work.mkdir(exist_ok=True)  # from here on the folder is a curation's, wherever this process is killed
     mark.unlink(missing_ok=True)
     for path in work.iterdir():
@@ -255,15 +271,22 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, format: str 
     return None
 
 
-def _refusal(kept: Any, settings: Mapping[str, Any]) -> str:
-    """What a curation that was begun differs in, but for its steps; "" where it is the same."""
-    if not isinstance(kept, dict) or kept.get("kind", KIND) != KIND or not isinstance(kept.get("steps"), list):
-        return "other settings (everything)"
-    if changed := [key for key in ("source", "limit") if kept.get(key) != settings[key]]:
+def _refusal(kept: Any, settings: Any, *, steps: bool) -> str:
+    """What a curation that was begun differs in, with its steps or but for them; "" where it is the same."""
+    for one in (kept, settings):
+        if not isinstance(one, dict) or one.get("kind", KIND) != KIND or not isinstance(one.get("steps"), list):
+            return "other settings (everything)"
+    names = ("source", "limit", "steps") if steps else ("source", "limit")
+    if changed := [key for key in names if kept.get(key) != settings.get(key)]:
         return f"other settings ({', '.join(changed)})"
-    known = kept.get("state") or {}
-    other = [path for path, state in settings["state"].items() if known.get(path, state) != state]
-    return f"other data ({', '.join(other)} has changed)" if other else ""
+    known, now = kept.get("state"), settings.get("state")
+    if known is None or now is None:  # of a former version
+        return ""
+    if not steps:  # what the steps behind the first other one name does not matter
+        known = {path: known[path] for path in known if path in now}
+        now = {path: now[path] for path in known}
+    other = sorted(path for path in {*known, *now} if known.get(path) != now.get(path))
+    return f"other data ({', '.join(other)}: changed, or not there)" if other else ""
 
 
 def _keep_steps(work: Path, number: int) -> None:
@@ -291,16 +314,26 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _replace_old(folder: Path, file: str) -> None:
-    """Remove the curation that this one replaces, and put the decisions into place; a run killed in between resumes."""
-    if (folder / REPORT).is_file():
-        for name in NAMES.values():
-            if name != file:
-                _remove(folder / name)
-        (folder / REPORT).unlink()
-    if (made := folder / WORK / DECISIONS).is_dir():
-        shutil.rmtree(folder / DECISIONS, ignore_errors=True)
-        os.replace(made, folder / DECISIONS)
+def _write(captions: Captions, folder: Path, format: str | None, no_images: str | None) -> dict[str, Any]:
+    """Write the set and its decisions in place of what the folder holds; return what `write_set` does.
+
+    Whenever it is killed, `.work` is whole, and says that a `curation.json` that is there does not count.
+    """
+    work, writing = folder / WORK, folder / WORK / WRITING
+    before = writing.exists()
+    replace_file(writing, "")
+    try:
+        result = write_set(captions, folder, format, no_images)
+    except CurationError:
+        if not before:
+            writing.unlink()
+        raise
+    for name in NAMES.values():
+        if name != result["file"]:
+            _remove(folder / name)
+    _remove(folder / DECISIONS)
+    shutil.copytree(work / DECISIONS, folder / DECISIONS)
+    return result
 
 
 def _source(source: str, limit: int | None, work: Path) -> tuple[Captions, dict[str, Any]]:

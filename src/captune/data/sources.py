@@ -418,7 +418,7 @@ def _distinct(folder: Path, names: pa.StringArray) -> None:
 def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -> ImageSource:
     """What `datasets` reads: parquet, webdataset shards, saved datasets and names on the hub."""
     options = {key: str(value) for key, value in source.columns.items() if key != "streaming"}
-    stream = bool(source.streaming) or stream
+    stream = bool(source.streaming) or (stream and source.part is None)  # a stream has no parts
     path = Path(source.where).expanduser()
     base = path if path.is_dir() else path.parent
     if source.images and not Path(source.images).expanduser().is_dir():
