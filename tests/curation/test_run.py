@@ -350,6 +350,8 @@ def test_an_output_in_its_source_or_around_it_is_refused(source: str, tmp_path: 
     before = contents(tmp_path / "out")
     with pytest.raises(UsageError, match="lie in each other"):
         run(str(tmp_path / "out/captions.jsonl"), tmp_path / "out", {"dedup": {}}, overwrite=True)
+    with pytest.raises(UsageError, match="lie in each other"):
+        run(str(tmp_path / "out"), tmp_path / "out", {"dedup": {}}, overwrite=True)
     assert contents(tmp_path / "out") == before
 
 

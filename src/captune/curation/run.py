@@ -20,23 +20,20 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
 from captune.curation.base import CHANGE, DROP, KEEP, MOVE, SPLIT, VERDICTS, Captions, Verdicts, Work, as_settings
 from captune.curation.outputs import NAMES, check_format, write_set
 from captune.curation.reading import AT_ONCE, SCHEMA, read_source, table_writer, write_table
 from captune.curation.registry import Step, read_steps
+from captune.curation.state import state_of
 from captune.data.naming import Source
-from captune.data.sources import _shards
-from captune.errors import CurationError, SourceError, UsageError, redact
+from captune.errors import CurationError, UsageError, redact
 from captune.utils.files import lock_folder, output_path, parse_json, remove_leftovers, replace_file, replacing
 from captune.utils.pool import Pool
 from captune.utils.skipped import skip
@@ -45,9 +42,6 @@ logger = logging.getLogger(__name__)
 KIND, FORMAT = "curation", 1
 REPORT, DECISIONS, WORK = "curation.json", "decisions", ".work"
 WRITING = "writing"  # a file of the work folder: the set that was there is being replaced
-_PATHS = ("against", "images", "captions", "facts", "adapter", "prompt")  # fields of steps that name files and folders
-_SPECS = ("by", "alike", "check", "judge", "model", "decoder")  # and those that may, in the spec of a scorer or a model
-_PIECES = re.compile(r"[:=]([^\s*?&=,:]+)|([^\s*?&=,:]+\.py)\b")  # arguments, and files of scorers
 DECISION = pa.schema(
     {
         "image_id": pa.string(),
@@ -109,7 +103,7 @@ def curate(
         "limit": limit,
         "steps": [{name: as_settings(operation)} for name, operation in chosen],
     }
-    settings["state"] = _state(settings, folder)
+    settings["state"] = state_of(settings, folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(folder)
     if lock is None:
@@ -155,74 +149,6 @@ def _absolute(source: str) -> str:
     where = Source.parse(source).where
     path = os.path.expanduser(where)
     return redact(source.replace(where, os.path.abspath(path), 1) if os.path.exists(path) else source)
-
-
-def _state(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """{what source and steps name on the disk: the state of its files}; it must not change meanwhile.
-
-    Raises:
-        UsageError: the output holds the source or something else that is named, or lies in a folder that is the source.
-    """
-    found: dict[str, str] = {}
-    own, source = os.path.realpath(folder), Source.parse(settings["source"]).where
-    for name in dict.fromkeys([*_named_by_source(settings["source"]), *_named_by_steps(settings["steps"])]):
-        path = os.path.abspath(os.path.expanduser(name))
-        files = [path] if os.path.exists(path) else _shards_of(name)
-        if not files or path == os.path.abspath(folder):
-            continue
-        for file in map(os.path.realpath, files):
-            if _within(file, own) or (name == source and _within(own, file)):
-                raise UsageError(f"{name} and the output {folder} lie in each other: name another folder")
-        found[path] = _state_of(files, own)
-    return found
-
-
-def _within(path: str, folder: str) -> bool:
-    return os.path.commonpath([path, folder]) == folder
-
-
-def _named_by_source(text: str) -> list[str]:
-    try:
-        parsed = Source.parse(text)
-    except SourceError:  # no source, or said where it is read
-        return []
-    return [name for name in (parsed.where, parsed.images) if name]
-
-
-def _named_by_steps(steps: Sequence[Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
-    """What fields of steps name, whether it is there or not; texts such as a prompt are not looked at."""
-    for step in steps:
-        for name, value in ((name, value) for own in step.values() for name, value in own.items()):
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str) and name in _PATHS:
-                    yield from _named_by_source(text)
-                elif isinstance(text, str) and name in _SPECS:
-                    yield text
-                    yield from (unquote(piece) for pieces in _PIECES.findall(text) for piece in pieces if piece)
-
-
-def _shards_of(name: str) -> list[str]:
-    """The shards that a pattern names."""
-    with suppress(SourceError):  # said where it is read
-        return _shards(name) if any(mark in name for mark in "*?[{") else []
-    return []
-
-
-def _state_of(paths: Sequence[str], output: str) -> str:
-    """Names, sizes and times of files, and of all files of folders but those of the output."""
-    files = []
-    for path in paths:
-        if not os.path.isdir(path):
-            files.append(path)
-        for where, folders, names in os.walk(path):
-            folders[:] = [name for name in folders if os.path.realpath(os.path.join(where, name)) != output]
-            files += [os.path.join(where, name) for name in names]
-    digest = xxhash.xxh64()
-    for file in sorted(files):
-        with suppress(OSError):  # a link to nowhere
-            status = os.stat(file)
-            digest.update(os.fsencode(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"))
-    return digest.hexdigest()
 
 
 def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, format: str | None) -> dict[str, Any] | None:
