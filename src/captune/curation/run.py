@@ -250,7 +250,7 @@ def _write(captions: Captions, folder: Path, format: str | None, no_images: str 
     replace_file(writing, "")
     try:
         result = write_set(captions, folder, format, no_images)
-    except CurationError:
+    except BaseException:  # the set was not replaced
         if not before:
             writing.unlink()
         raise
