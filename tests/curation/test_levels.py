@@ -79,8 +79,6 @@ def test_edges_ascend() -> None:
 
 
 def test_no_level_of_equal_count_is_empty(tmp_path: Path) -> None:
-    source = write(
-        tmp_path / "set.jsonl", [["a", "b", "c", "d e"], ["f g h", "i j k l"]]
-    )  # the least score is half of all
+    source = write(tmp_path / "set.jsonl", [["a", "b", "c", "d e"], ["f g h", "i j k l"]])
     with pytest.raises(CurationError, match=r"too many scores are equal for 3 levels of equal count \(4 differ\)"):
         run(source, tmp_path / "out", {"levels": {"by": "length", "equal": "count", "bins": 3}})

@@ -34,7 +34,7 @@ from captune.curation.registry import Step, read_steps
 from captune.curation.state import state_of
 from captune.data.naming import Source
 from captune.errors import CurationError, UsageError, redact
-from captune.utils.files import lock_folder, output_path, parse_json, remove_leftovers, replace_file, replacing
+from captune.utils.files import lock_folder, output_path, parse_json, remove, remove_leftovers, replace_file, replacing
 from captune.utils.pool import Pool
 from captune.utils.skipped import skip
 
@@ -192,7 +192,7 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, format: str 
     work.mkdir(exist_ok=True)  # from here on the folder is a curation's, wherever this process is killed
     mark.unlink(missing_ok=True)
     for path in work.iterdir():
-        _remove(path)
+        remove(path)
     replace_file(mark, json.dumps(settings))
     return None
 
@@ -220,7 +220,7 @@ def _keep_steps(work: Path, number: int) -> None:
     for path in [*work.iterdir(), *(work / DECISIONS).glob("*")]:
         own = re.match(r"(\d+)[-.]", path.name)
         if own and int(own[1]) > number:
-            _remove(path)
+            remove(path)
 
 
 def _same_steps(old: list[Any], new: list[Any]) -> int:
@@ -231,13 +231,6 @@ def _same_steps(old: list[Any], new: list[Any]) -> int:
             break
         same += 1
     return same
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write(captions: Captions, folder: Path, format: str | None, no_images: str | None) -> dict[str, Any]:
@@ -256,8 +249,8 @@ def _write(captions: Captions, folder: Path, format: str | None, no_images: str 
         raise
     for name in NAMES.values():
         if name != result["file"]:
-            _remove(folder / name)
-    _remove(folder / DECISIONS)
+            remove(folder / name)
+    remove(folder / DECISIONS)
     shutil.copytree(work / DECISIONS, folder / DECISIONS)
     return result
 

@@ -70,7 +70,7 @@ def scores(by: str, captions: Captions, work: Work) -> Scores:
         say_blind(scorer.name, captions)
     # an image's captions are compared with each other, or with references: parts hold them together
     size = IMAGES if "image" in scorer.required_columns else TEXTS
-    if any(one.together for one, _ in getattr(scorer, "parts", [(scorer, 1.0)])):
+    if any(one.together for one in _parts(scorer)):
         size = len(captions)
     mark = fingerprint(f"{scorer.identity} {by} {len(captions)}")
     parts = [
@@ -101,10 +101,14 @@ def drop_unscored(found: Scores, verdicts: Verdicts, by: str, keep: bool) -> Non
         (verdicts.keep if keep else verdicts.drop)(found.why == code, f"no score of {by}: {WHY[code]}")
 
 
+def _parts(scorer: Scorer) -> list[Scorer]:
+    """The scorers of a sum, or the one."""
+    return [part for part, _ in getattr(scorer, "parts", [(scorer, 1.0)])]
+
+
 def _fit(scorer: Scorer, captions: Captions) -> None:
     """Freeze what a scorer takes from all references, those of the set."""
-    parts = [part for part, _ in getattr(scorer, "parts", [(scorer, 1.0)])]
-    for part in parts:
+    for part in _parts(scorer):
         if part.needs_fit:
             part.fit(_references(captions))
 
@@ -165,7 +169,7 @@ class _Judge:
             others = [texts[a:i] + texts[i + 1 : b] for a, b in itertools.pairwise(own) for i in range(a, b)]
             columns["references"] = others
             made[[not one for one in others], 1] = 1
-        if any(one.grouped for one, _ in getattr(scorer, "parts", [(scorer, 1.0)])):
+        if any(one.grouped for one in _parts(scorer)):
             _, place, sizes = np.unique(rows, return_inverse=True, return_counts=True)
             made[sizes[place.reshape(-1)] < 2, 1] = 1
         if besides := needs - {"references", "image_id"}:

@@ -344,10 +344,15 @@ def discard(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left of `replacing`, `replacing_folder` and `discard`; for use under a lock."""
     for path in [found for depth in ("", "*/", "*/*/") for found in folder.glob(f"{depth}.*.tmp")]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_stale(folder: Path, names: Collection[str]) -> int:

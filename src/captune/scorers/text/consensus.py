@@ -60,8 +60,7 @@ class Consensus(Scorer):
                 f"scorer 'consensus' compares captions by a scorer of captions and references, and "
                 f"{self.similarity.name!r} {what}: write 'consensus:rouge', 'consensus:cider' or 'consensus:sbert'"
             )
-        self._refits, self._fitted = self.similarity.needs_fit, False
-        self.together = self._refits
+        self.together, self._fitted = self.similarity.needs_fit, False  # until it is fitted
 
     def check(self) -> None:
         """Raise ScorerError where what it runs on is missing."""
@@ -78,8 +77,7 @@ class Consensus(Scorer):
             references: the captions of each image.
         """
         self.similarity.fit(references)
-        self._refits, self._fitted = False, self._refits
-        self.together = False
+        self.together, self._fitted = False, self.together
         return self
 
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
@@ -98,7 +96,7 @@ class Consensus(Scorer):
                         pairs.setdefault((one, two), len(pairs))
         alike = np.zeros(0)
         if pairs:
-            if self._refits:
+            if self.together:
                 spoken = [[captions[i] for i in members if captions[i].strip()] for members in groups]
                 self.similarity.fit([texts for texts in spoken if texts])
             made = self.similarity.rows([one for one, _ in pairs], references=[[two] for _, two in pairs])
@@ -137,5 +135,5 @@ class Consensus(Scorer):
     @property
     def signature(self) -> str:
         """Everything that decides the figure: settings, model, version."""
-        own = "|df:judged-captions" if self._refits else "|df:fitted" if self._fitted else ""
+        own = "|df:judged-captions" if self.together else "|df:fitted" if self._fitted else ""
         return f"consensus|pairs:mean|empty:0{own}|by:[{self.similarity.signature}]"
