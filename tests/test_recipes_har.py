@@ -40,5 +40,5 @@ def test_the_recipe_for_photographs_is_a_valid_config(tmp_path: Path) -> None:
     config = build(HARConfig, {"output": tmp_path, "images": "photos/captions.csv"}, recipe)
     assert config.stage_1().cache_features and config.begin_token
     comment = recipe.read_text(encoding="utf-8").split("\n\n")[0]
-    for needle in ("captune har --config recipes/photos/har.yaml", "Hardware:", "Time, "):
+    for needle in ("captune har --config recipes/photos/har.yaml", "Hardware:", "Time:", "Expected score:"):
         assert needle in comment
