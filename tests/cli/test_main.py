@@ -548,6 +548,8 @@ def test_correlate_refuses_a_scorer_before_torch(tmp_path: Path) -> None:
         "caption --model storybook --images photos/a.csv?images=nosuch --output z.jsonl",
         "evaluate nosuch.jsonl --scorers length",
         "evaluate photos/a.csv --references ~/nosuch.json",
+        "evaluate photos/a.csv --images nosuch/*.png --scorers length",
+        "caption --model storybook --images nosuch-{00..09}.tar --output z.jsonl",
         "curate filter ./nosuch --by clip --keep 0.3 --output z",
         "curate ./nosuch --steps photos/a.csv --output z",
         "review nosuch photos/a.csv --export z.jsonl",
@@ -577,4 +579,6 @@ def test_what_is_not_there_is_refused_before_torch(words: str, tmp_path: Path) -
         [sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
     assert done.returncode == 2, done.stderr
-    assert "nosuch" in done.stderr and ("does not exist" in done.stderr or "cannot be read" in done.stderr)
+    assert "nosuch" in done.stderr and any(
+        said in done.stderr for said in ("does not exist", "cannot be read", "has a name like", "there is no")
+    )

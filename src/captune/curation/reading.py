@@ -35,7 +35,8 @@ from captune.data.readers import (
     references_at,
     row_entry,
 )
-from captune.data.sources import _shards, choose, load_images, load_references
+from captune.data.shards import shards_of
+from captune.data.sources import choose, load_images, load_references
 from captune.data.tables import _line
 from captune.errors import CurationError, SourceError
 from captune.utils.files import jsonl_rows, replacing
@@ -180,7 +181,7 @@ def _parquet_files(source: str) -> list[str]:
     parsed = Source.parse(source)
     if parsed.scheme is not None or parsed.streaming:
         return []
-    files = _shards(parsed.where)
+    files = shards_of(parsed.where)
     return files if files and files[0].lower().endswith(".parquet") else []
 
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import xxhash
 
 from captune.data.naming import Source
-from captune.data.sources import _shards
+from captune.data.shards import is_pattern, shards_of
 from captune.errors import SourceError, UsageError
 
 _PATHS = ("against", "images", "captions", "facts", "adapter", "prompt")  # fields of steps that name files and folders
@@ -77,7 +77,7 @@ def _named_by_steps(steps: Sequence[Mapping[str, Mapping[str, Any]]]) -> Iterato
 def _shards_of(name: str) -> list[str]:
     """The shards that a pattern names."""
     with suppress(SourceError):  # said where it is read
-        return _shards(name) if any(mark in name for mark in "*?[{") else []
+        return shards_of(name) if is_pattern(name) else []
     return []
 
 

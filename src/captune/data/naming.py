@@ -103,19 +103,30 @@ def is_path(where: str) -> bool:
 def check_there(source: str) -> None:
     """Refuse a source that is not there, before anything is loaded for it; the network is not asked.
 
-    What has an owner, as OWNER/NAME, may be on the hub, unless this machine is offline and has not got it. Patterns,
-    addresses and schemes are left to what loads them.
+    What has an owner, as OWNER/NAME, may be on the hub, unless this machine is offline and has not got it. Addresses
+    and schemes are left to what loads them.
 
     Raises:
         UsageError: there is no such file, folder or dataset.
         SourceError: it is not written as a source is.
     """
+    from captune.data.shards import SHARD_SUFFIXES, is_pattern, shards_of
+
     parsed = Source.parse(source)
     where = parsed.where
-    if "://" in where or any(mark in where for mark in "*?[{"):
+    if "://" in where:
         return
     name, colon, _ = where.partition(":")
     if not os.path.exists(os.path.expanduser(where)) and not (colon and name in SOURCES):
+        if is_pattern(where):
+            try:
+                found = shards_of(where)
+            except SourceError as error:  # one of those that braces name
+                raise UsageError(str(error)) from error
+            if not found:
+                kinds = " or ".join(SHARD_SUFFIXES)
+                raise UsageError(f"no {kinds} file has a name like {where}; of photos name their folder")
+            return
         local = where.count("/") != 1 or os.path.isdir(os.path.dirname(where)) or is_path(where)
         if (local or _offline()) and not _is_kept(where):
             raise UsageError(f"{where} does not exist; {KINDS}")

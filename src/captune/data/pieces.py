@@ -30,7 +30,8 @@ from captune.data.images import IMAGE_SUFFIXES
 from captune.data.naming import Source
 from captune.data.paths import ImageFolder
 from captune.data.readers import ID_KEYS, REFERENCE_KEYS, Blanks, as_id, first_key, nfc, references_at
-from captune.data.sources import _shards, load_images
+from captune.data.shards import shards_of
+from captune.data.sources import load_images
 from captune.data.tables import FEATURES, _check_image_column, _first_image, _image_columns, _line, _pair
 from captune.data.webdataset import _opened, _samples, check_options
 from captune.errors import SourceError, redact
@@ -238,7 +239,7 @@ def pieces_of(source: str, size: int, *, limit: int | None = None, references: b
     chosen = {key for key in ("n", "seed", "skip", "part", "shard", "split", "images") if getattr(parsed, key)}
     if remote and chosen:
         raise SourceError(f"{source}: of an address {', '.join(sorted(chosen))} cannot be chosen; leave that out")
-    found = _remote_files(parsed.where) if remote else ([] if chosen else _shards(parsed.where))
+    found = _remote_files(parsed.where) if remote else ([] if chosen else shards_of(parsed.where))
     options = {key: str(value) for key, value in parsed.columns.items() if key != "streaming"}
     if found and found[0].lower().endswith(".tar"):
         if limit is not None:

@@ -5,7 +5,6 @@ A source is written ``where?key=value&…``; `captune.data.naming.Source` has th
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 import re
@@ -37,6 +36,7 @@ from captune.data.readers import (
     read_entries,
 )
 from captune.data.schemes import Scheme
+from captune.data.shards import SHARD_SUFFIXES, shards_of
 from captune.data.tables import FEATURES, count_rows, guarded, load_hub, load_parquet, load_saved, normalise
 from captune.data.webdataset import count_samples, load_webdataset
 from captune.errors import SourceError, UsageError
@@ -362,7 +362,7 @@ def _folder(
         return None
     names, beside = listed(path)
     if not len(names):
-        if _shards(source.where):
+        if shards_of(source.where):
             return None
         kinds = sorted(files_below(path, ())[1].items())
         others = ", ".join(f"{len(paths)} {suffix or 'suffixless'}" for suffix, paths in kinds[:10])
@@ -427,7 +427,7 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
         if source.config is not None:
             raise SourceError(f"{source.where} has no configurations; leave ?config={source.config} out")
         dataset: ImageSource = load_saved(path, source.split)
-    elif files := _shards(source.where):
+    elif files := shards_of(source.where):
         if files[0].lower().endswith(".tar"):
             if source.split is not None:
                 raise SourceError(f"{source.where} has no splits; leave ?split={source.split} out")
@@ -454,67 +454,12 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
     return guarded(taken, source.where) if isinstance(taken, IterableDataset) else taken
 
 
-_SHARD_SUFFIXES = (".tar", ".parquet")
-
-
 def _before_pattern(where: str) -> Path | None:
     """The folder before the first ``*`` of a pattern of other files than shards and tables, if it is there."""
-    if "*" not in where or where.lower().endswith((".tar", ".parquet")):
+    if "*" not in where or where.lower().endswith(SHARD_SUFFIXES):
         return None
     folder = Path(where[: where.index("*")] + "x").parent
     return folder if folder.expanduser().is_dir() else None
-
-
-def _shards(where: str) -> list[str]:
-    """Parquet or tar files that a path, a folder or a pattern names; all of one kind.
-
-    Raises:
-        SourceError: a pattern in braces, such as ``{000..120}.tar``, names a file that is not there.
-    """
-    path = Path(where).expanduser()
-    if path.is_dir():
-        below = sorted(path / name for name in files_below(path, _SHARD_SUFFIXES)[0].to_pylist())
-    elif path.is_file() or not _BRACES.search(str(path)):
-        if path.suffix.lower() not in _SHARD_SUFFIXES:
-            return []
-        below = [path] if path.is_file() else [Path(file) for file in sorted(glob.glob(str(path)))]
-    else:
-        below = []
-        for name in _expanded(str(path)):
-            found = [name] if os.path.isfile(name) else sorted(glob.glob(name))
-            if not found:
-                raise SourceError(f"{where}: there is no {name}")
-            below += [Path(file) for file in found]
-    for kind in _SHARD_SUFFIXES:
-        if files := list(dict.fromkeys(str(file) for file in below if file.suffix.lower() == kind)):
-            if others := sorted(str(file) for file in below if file.suffix.lower() != kind):
-                skip(f"parquet files beside {kind} files", others[0], len(others))
-            return files
-    return []
-
-
-_BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
-MOST_SHARDS = 1_000_000
-
-
-def _expanded(pattern: str) -> list[str]:
-    """The names that a pattern with ``{0..5}``, ``{000..120}`` or ``{a,b}`` stands for, in a shell's order."""
-    found = _BRACES.search(pattern)
-    if found is None:
-        return [pattern]
-    first, _, last = found[1].partition("..")
-    if "," in found[1]:
-        parts = found[1].split(",")
-    elif not (re.fullmatch(r"[0-9]{1,9}", first) and re.fullmatch(r"[0-9]{1,9}", last)) or int(first) > int(last):
-        raise SourceError(f"{pattern}: {found[0]} is no range of numbers, such as {{000..120}}")
-    elif int(last) - int(first) >= MOST_SHARDS:
-        raise SourceError(f"{pattern}: {found[0]} names more than {MOST_SHARDS:,} files")
-    else:
-        padded = any(text.startswith("0") and len(text) > 1 for text in (first, last))
-        wide = max(len(first), len(last)) if padded else 0
-        parts = [f"{number:0{wide}d}" for number in range(int(first), int(last) + 1)]
-    rest = _expanded(pattern[found.end() :])
-    return [f"{pattern[: found.start()]}{part}{end}" for part in parts for end in rest]
 
 
 def count_images(source: str, *, limit: int | None = None) -> int | None:
@@ -526,7 +471,7 @@ def count_images(source: str, *, limit: int | None = None) -> int | None:
     """
     parsed = Source.parse(source)
     try:
-        files = [] if parsed.scheme is not None else _shards(parsed.where)
+        files = [] if parsed.scheme is not None else shards_of(parsed.where)
         if not files:
             return None
         count = count_samples if files[0].lower().endswith(".tar") else count_rows

@@ -8,7 +8,7 @@ from typing import Any
 
 from captune.data.naming import Source
 from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, as_id, first_key, nfc
-from captune.data.sources import _shards
+from captune.data.shards import shards_of
 from captune.errors import SourceError
 from captune.utils.files import jsonl_rows
 
@@ -56,7 +56,7 @@ def _rows(source: str, name: str) -> Iterator[tuple[str, Any, int]]:
             key = first_key(row, (*ID_KEYS, *IMAGE_KEYS))
             yield nfc(as_id(row[key] if key else None, f"{path}, line {number}")), row[name], _count(row)
         return
-    files = [] if parsed.scheme is not None else _shards(parsed.where)
+    files = [] if parsed.scheme is not None else shards_of(parsed.where)
     if not files or not files[0].lower().endswith(".parquet"):
         raise SourceError(
             f"{source}: the column {name!r} is read from JSON lines or parquet files, such as curate writes"

@@ -1,0 +1,69 @@
+"""The parquet or tar files, shards, that a path, a folder or a pattern such as ``{000..120}.tar`` names."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from captune.data.folders import files_below
+from captune.errors import SourceError
+from captune.utils.skipped import skip
+
+SHARD_SUFFIXES = (".tar", ".parquet")
+MOST_SHARDS = 1_000_000
+_BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
+
+
+def is_pattern(where: str) -> bool:
+    """Return whether a name has marks of a pattern."""
+    return any(mark in where for mark in "*?[{")
+
+
+def shards_of(where: str) -> list[str]:
+    """Parquet or tar files that a path, a folder or a pattern names; all of one kind.
+
+    Raises:
+        SourceError: a pattern in braces, such as ``{000..120}.tar``, names a file that is not there.
+    """
+    path = Path(where).expanduser()
+    if path.is_dir():
+        below = sorted(path / name for name in files_below(path, SHARD_SUFFIXES)[0].to_pylist())
+    elif path.is_file() or not _BRACES.search(str(path)):
+        if path.suffix.lower() not in SHARD_SUFFIXES:
+            return []
+        below = [path] if path.is_file() else [Path(file) for file in sorted(glob.glob(str(path)))]
+    else:
+        below = []
+        for name in _expanded(str(path)):
+            found = [name] if os.path.isfile(name) else sorted(glob.glob(name))
+            if not found:
+                raise SourceError(f"{where}: there is no {name}")
+            below += [Path(file) for file in found]
+    for kind in SHARD_SUFFIXES:
+        if files := list(dict.fromkeys(str(file) for file in below if file.suffix.lower() == kind)):
+            if others := sorted(str(file) for file in below if file.suffix.lower() != kind):
+                skip(f"parquet files beside {kind} files", others[0], len(others))
+            return files
+    return []
+
+
+def _expanded(pattern: str) -> list[str]:
+    """The names that a pattern with ``{0..5}``, ``{000..120}`` or ``{a,b}`` stands for, in a shell's order."""
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, _, last = found[1].partition("..")
+    if "," in found[1]:
+        parts = found[1].split(",")
+    elif not (re.fullmatch(r"[0-9]{1,9}", first) and re.fullmatch(r"[0-9]{1,9}", last)) or int(first) > int(last):
+        raise SourceError(f"{pattern}: {found[0]} is no range of numbers, such as {{000..120}}")
+    elif int(last) - int(first) >= MOST_SHARDS:
+        raise SourceError(f"{pattern}: {found[0]} names more than {MOST_SHARDS:,} files")
+    else:
+        padded = any(text.startswith("0") and len(text) > 1 for text in (first, last))
+        wide = max(len(first), len(last)) if padded else 0
+        parts = [f"{number:0{wide}d}" for number in range(int(first), int(last) + 1)]
+    rest = _expanded(pattern[found.end() :])
+    return [f"{pattern[: found.start()]}{part}{end}" for part in parts for end in rest]
