@@ -72,6 +72,11 @@ def test_no_two_modules_import_each_other() -> None:
         raise AssertionError(" <- ".join(error.args[1])) from None
 
 
+def test_no_module_takes_a_private_name_of_another() -> None:
+    takes = re.compile(r"^\s*from captune[.\w]* import .*\b_[a-z]", re.MULTILINE)
+    assert [m for m, path in FILES.items() if takes.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_nothing_asks_whether_a_source_is_storybook() -> None:
     asks = re.compile(r"""startswith\(\W*storybook|== ["']storybook["':]""")
     reaches = re.compile(r"captune\.storybook|captune import storybook")

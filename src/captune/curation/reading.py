@@ -37,7 +37,7 @@ from captune.data.readers import (
 )
 from captune.data.shards import shards_of
 from captune.data.sources import choose, load_images, load_references
-from captune.data.tables import _line
+from captune.data.tables import reason
 from captune.errors import CurationError, SourceError
 from captune.utils.files import jsonl_rows, replacing
 from captune.utils.skipped import counting, skip
@@ -205,7 +205,7 @@ def _batches(files: list[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
                     )
                 yield from file.iter_batches(batch_size=AT_ONCE // 4, columns=columns)
         except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{name} cannot be read as parquet: {_line(error)}") from error
+            raise SourceError(f"{name} cannot be read as parquet: {reason(error)}") from error
 
 
 def _batches_of_lines(path: Path, name: str) -> Iterator[pa.RecordBatch]:
@@ -218,7 +218,7 @@ def _batches_of_lines(path: Path, name: str) -> Iterator[pa.RecordBatch]:
         try:
             yield pa.record_batch([pa.array([row[name] for _, row in part], pa.list_(pa.float32()))], [name])
         except pa.ArrowException as error:
-            raise CurationError(f"{path}: {name} does not hold vectors ({_line(error)})") from error
+            raise CurationError(f"{path}: {name} does not hold vectors ({reason(error)})") from error
 
 
 def _numbers_of_lines(path: Path, ids: list[str], table: pa.Table) -> pa.Table:

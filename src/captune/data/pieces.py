@@ -32,8 +32,8 @@ from captune.data.paths import ImageFolder
 from captune.data.readers import ID_KEYS, REFERENCE_KEYS, Blanks, as_id, first_key, nfc, references_at
 from captune.data.shards import shards_of
 from captune.data.sources import load_images
-from captune.data.tables import FEATURES, _check_image_column, _first_image, _image_columns, _line, _pair
-from captune.data.webdataset import _opened, _samples, check_options
+from captune.data.tables import FEATURES, as_pair, check_image_column, first_image, image_columns, reason
+from captune.data.webdataset import check_options, opened, samples
 from captune.errors import SourceError, redact
 from captune.utils.remote import file_mark, filesystem, is_address
 from captune.utils.skipped import skip
@@ -132,7 +132,7 @@ class Files(Piece):
                 if isinstance(data, FileNotFoundError):
                     data = None
                 elif isinstance(data, Exception):
-                    raise SourceError(f"{self.root}/{name} cannot be read: {_line(data)}") from data
+                    raise SourceError(f"{self.root}/{name} cannot be read: {reason(data)}") from data
                 yield {"image": {"bytes": data, "path": name}, "image_id": nfc(name)}
 
 
@@ -158,9 +158,9 @@ class Table(Piece):
             for index, row in enumerate(_table_rows(name, start, stop, columns)):
                 place = f"{name}, row {start + index + 1}"
                 image_id, references = self._named(row, place, number + index)
-                image = _first_image(row, [self.image])["image"]
+                image = first_image(row, [self.image])["image"]
                 if self.folder is not None:
-                    image = _pair(image, ImageFolder(name, self.folder, self.folder))  # type: ignore[arg-type]
+                    image = as_pair(image, ImageFolder(name, self.folder, self.folder))  # type: ignore[arg-type]
                 elif not isinstance(image, bytes) and not (isinstance(image, dict) and image.get("bytes")):
                     named = image.get("path") if isinstance(image, dict) else image
                     if named:
@@ -208,7 +208,7 @@ class Shard(Piece):
     def read(self) -> Iterator[Row]:
         """Yield its samples that have an image."""
         if not is_address(self.file):
-            yield from _samples([self.file], dict(self.options))
+            yield from samples([self.file], dict(self.options))
             return
         system, path = filesystem(self.file)
         with tempfile.TemporaryDirectory(prefix="captune-") as folder:  # the members of a sample may lie anywhere in it
@@ -216,8 +216,8 @@ class Shard(Piece):
             try:
                 system.get_file(path, local)
             except (OSError, ValueError) as error:
-                raise SourceError(f"{self.file} cannot be read: {_line(error)}") from error
-            yield from _samples([self.file], dict(self.options), opener=lambda _: _opened(local))
+                raise SourceError(f"{self.file} cannot be read: {reason(error)}") from error
+            yield from samples([self.file], dict(self.options), opener=lambda _: opened(local))
 
 
 def pieces_of(source: str, size: int, *, limit: int | None = None, references: bool = False) -> list[Piece]:
@@ -340,7 +340,7 @@ def _remote_files(where: str) -> list[str]:
         else:
             names = [name for name in system.find(path) if name.lower().endswith((".tar", ".parquet"))]
     except (OSError, ValueError) as error:
-        raise SourceError(f"{where} cannot be read: {_line(error)}") from error
+        raise SourceError(f"{where} cannot be read: {reason(error)}") from error
     for kind in (".tar", ".parquet"):
         if files := sorted(name for name in names if name.lower().endswith(kind)):
             if others := [name for name in names if not name.lower().endswith(kind)]:
@@ -356,7 +356,7 @@ def _folder(where: str, size: int, limit: int | None) -> list[Piece]:
     try:
         listed = system.find(root, detail=True)
     except (OSError, ValueError) as error:
-        raise SourceError(f"{where} cannot be read: {_line(error)}") from error
+        raise SourceError(f"{where} cannot be read: {reason(error)}") from error
     base = root.rstrip("/") + "/"
     names: dict[str, dict[str, Any]] = {}
     others = Counter[str]()
@@ -398,7 +398,7 @@ def _open_table(name: str) -> pq.ParquetFile:
         system, path = filesystem(name)
         return pq.ParquetFile(system.open(path, "rb"))
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{name} cannot be read as parquet: {_line(error)}") from error
+        raise SourceError(f"{name} cannot be read as parquet: {reason(error)}") from error
 
 
 def _table_rows(name: str, start: int, stop: int, columns: list[str]) -> Iterator[Row]:
@@ -421,7 +421,7 @@ def _table_rows(name: str, start: int, stop: int, columns: list[str]) -> Iterato
                 if high > low:
                     yield from batch.slice(low, high - low).to_pylist()
         except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{name} cannot be read as parquet: {_line(error)}") from error
+            raise SourceError(f"{name} cannot be read as parquet: {reason(error)}") from error
 
 
 def _tables(
@@ -445,11 +445,11 @@ def _tables(
             raise SourceError(f"{files[0]} takes no ?{key}=")
         if value not in columns:
             raise SourceError(f"{files[0]} has no column {value!r}; it has {', '.join(columns)}")
-    images = _image_columns(SimpleNamespace(features=features), columns, options)
+    images = image_columns(SimpleNamespace(features=features), columns, options)
     if len(images) != 1:
         several = f"several columns of images ({', '.join(images)})" if images else "no column of images"
         raise SourceError(f"{files[0]} has {several}; it has {', '.join(columns)}; name one with ?image=COLUMN")
-    _check_image_column(features[images[0]], images[0], files[0])
+    check_image_column(features[images[0]], images[0], files[0])
     own_id = options.get("id") or first_key(set(columns) - set(images), ID_KEYS)
     said = options.get("caption") or first_key(columns, REFERENCE_KEYS) if references else None
     total = sum(counts) if limit is None else min(limit, sum(counts))

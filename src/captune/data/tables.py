@@ -60,7 +60,7 @@ def load_parquet(files: list[str], stream: bool) -> Dataset | IterableDataset:
     except Exception as error:  # datasets wraps whatever went wrong in the files in several classes of its own
         cause = error.__cause__ or error
         more = " …" if len(files) > 1 else ""
-        raise SourceError(f"{files[0]}{more} cannot be read as parquet: {_line(cause)}") from error
+        raise SourceError(f"{files[0]}{more} cannot be read as parquet: {reason(cause)}") from error
 
 
 def count_rows(name: str, options: Mapping[str, Any] | None = None) -> int:
@@ -68,7 +68,7 @@ def count_rows(name: str, options: Mapping[str, Any] | None = None) -> int:
     try:
         footer = pq.read_metadata(name)
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{name} cannot be read as parquet: {_line(error)}") from error
+        raise SourceError(f"{name} cannot be read as parquet: {reason(error)}") from error
     names = Counter(footer.schema.to_arrow_schema().names)
     if twice := [column for column, count in names.items() if count > 1]:
         raise SourceError(f"{name} has the column {twice[0]!r} {names[twice[0]]} times; give each its own name")
@@ -84,7 +84,7 @@ def guarded(dataset: IterableDataset, name: str) -> IterableDataset:
         except CaptuneError:
             raise
         except (pa.ArrowException, OSError, DatasetsError, CastError) as error:
-            raise SourceError(f"{name} cannot be read: {_line(error.__cause__ or error)}") from error
+            raise SourceError(f"{name} cannot be read: {reason(error.__cause__ or error)}") from error
 
     return IterableDataset.from_generator(rows, features=dataset.features)
 
@@ -100,7 +100,7 @@ def load_hub(name: str, config: str | None, split: str | None, streaming: bool) 
     except Exception as error:  # offline, not found, gated, scripts, bad configs: datasets has a class for each
         folder = name.rsplit("/", 1)[-1]
         raise SourceError(
-            f"{name!r} is neither a file nor a folder, and as a dataset it cannot be loaded ({_line(error)}). "
+            f"{name!r} is neither a file nor a folder, and as a dataset it cannot be loaded ({reason(error)}). "
             f"With a network: `hf download {name} --repo-type dataset --local-dir {folder}`, then pass ./{folder}"
         ) from error
     return _one_split(loaded, name, split)
@@ -117,7 +117,8 @@ def _one_split(loaded: Any, name: str, split: str | None) -> Any:
     return loaded[split]
 
 
-def _line(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Return why data could not be read, in a line."""
     if isinstance(error, CastError):
         return "its files do not have the same columns, or not of the same types"
     text = str(error).strip().split("\n")[0]
@@ -147,7 +148,7 @@ def normalise(
     for key in ("image", "caption", "id"):
         if key in options and options[key] not in columns:
             raise SourceError(f"{name} has no column {options[key]!r}; it has {', '.join(columns)}")
-    images = _image_columns(dataset, columns, options)
+    images = image_columns(dataset, columns, options)
     if with_images and not images:
         raise SourceError(f"{name} has no column of images; it has {', '.join(columns)}; name one with ?image=COLUMN")
     id_column = options.get("id") or first_key(set(columns) - set(images), ID_KEYS)
@@ -174,7 +175,7 @@ def normalise(
     return result.select_columns([column for column in wanted if column in result.features])
 
 
-def _image_columns(dataset: Any, columns: list[str], options: Mapping[str, str]) -> list[str]:
+def image_columns(dataset: Any, columns: list[str], options: Mapping[str, str]) -> list[str]:
     """The columns that hold images: as named, all of webdataset's suffix columns, or the one that is an image."""
     if "image" in options:
         return [options["image"]]
@@ -266,13 +267,13 @@ def _undecoded(dataset: Dataset, images: list[str]) -> Dataset:
 def _one_image_column(dataset: Dataset, images: list[str], where: ImageFolder, name: str) -> Dataset:
     feature = dataset.features[images[0]]
     if len(images) == 1:
-        _check_image_column(feature, images[0], name)
+        check_image_column(feature, images[0], name)
     if len(images) == 1 and feature not in _PATHS:
         dataset = dataset.cast_column(images[0], Image(decode=False))
         dataset = dataset if images[0] == "image" else dataset.rename_column(images[0], "image")
         return _with_pairs(dataset, where) if _has_paths(dataset) else dataset
     if len(images) == 1:
-        pairs: list[Any] = [_pair(value, where) for value in _values(dataset, images[0])]
+        pairs: list[Any] = [as_pair(value, where) for value in _values(dataset, images[0])]
         column = Dataset.from_dict({"image": pairs}, features=Features({"image": Image(decode=False)}))
         others = [key for key in dataset.column_names if key not in images]
         return concatenate_datasets([column, dataset.select_columns(others)], axis=1) if others else column
@@ -280,14 +281,14 @@ def _one_image_column(dataset: Dataset, images: list[str], where: ImageFolder, n
         dataset = dataset.cast_column(column, Image(decode=False))
     rest = {key: feature for key, feature in dataset.features.items() if key not in images}
     features = Features({**rest, "image": Image(decode=False)})
-    return dataset.map(_first_image, fn_kwargs={"columns": images}, remove_columns=images, features=features)
+    return dataset.map(first_image, fn_kwargs={"columns": images}, remove_columns=images, features=features)
 
 
 _PATHS = (Value("string"), Value("large_string"))
 _BYTES = (Value("binary"), Value("large_binary"))
 
 
-def _check_image_column(feature: Any, column: str, name: str) -> None:
+def check_image_column(feature: Any, column: str, name: str) -> None:
     """Refuse a column that does not hold images, as bytes, as paths, or as both."""
     if isinstance(feature, dict) and set(feature) != {"bytes", "path"}:
         raise SourceError(f"{name}: the column {column!r} holds {', '.join(feature)}, not bytes and path")
@@ -308,11 +309,11 @@ def _has_paths(dataset: Dataset) -> bool:
 
 def _with_pairs(dataset: Dataset, where: ImageFolder) -> Dataset:
     return dataset.map(
-        lambda row: {"image": _pair(row["image"], where)}, features=dataset.features, load_from_cache_file=False
+        lambda row: {"image": as_pair(row["image"], where)}, features=dataset.features, load_from_cache_file=False
     )
 
 
-def _pair(value: Any, where: ImageFolder) -> dict[str, Any] | None:
+def as_pair(value: Any, where: ImageFolder) -> dict[str, Any] | None:
     """An image as {"bytes", "path"}; a path alone has to lead into the data's folder."""
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}
@@ -323,7 +324,8 @@ def _pair(value: Any, where: ImageFolder) -> dict[str, Any] | None:
     return value
 
 
-def _first_image(row: dict[str, Any], columns: list[str]) -> dict[str, Any]:
+def first_image(row: dict[str, Any], columns: list[str]) -> dict[str, Any]:
+    """Return the first image of a row that is there, of several columns."""
     return {"image": next((row[column] for column in columns if row[column] is not None), None)}
 
 
@@ -337,14 +339,14 @@ def _normalise_stream(
 ) -> IterableDataset:
     features, blanks = dataset.features, Blanks()
     if features is not None and len(images) == 1:
-        _check_image_column(features[images[0]], images[0], name)
+        check_image_column(features[images[0]], images[0], name)
     for column in images:
         if features is not None and isinstance(features[column], Image):
             dataset = dataset.cast_column(column, Image(decode=False))
 
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
         image_id = nfc(as_id(row[id_column], f"{name}, row {index + 1} ({id_column})")) if id_column else f"{index:06d}"
-        image = _pair(_first_image(row, images)["image"], where) or {"bytes": None, "path": None}
+        image = as_pair(first_image(row, images)["image"], where) or {"bytes": None, "path": None}
         references = references_at(row[caption], f"{name}, row {index + 1}") if caption else []
         if blanks.remove(references):
             blanks.note(f"{name}, row {index + 1}")

@@ -62,14 +62,14 @@ def load_webdataset(files: list[str], options: dict[str, str], *, stream: bool, 
         if not os.path.isfile(name):
             raise SourceError(f"{name} is no file")
     if not images:
-        rows = list(_samples(files, options, images=False))
+        rows = list(samples(files, options, images=False))
         return Dataset.from_dict(
             {name: [row[name] for row in rows] for name in ("image_id", "references")},
             features=Features({name: FEATURES[name] for name in ("image_id", "references")}),
         )
     if stream:
         return IterableDataset.from_generator(
-            _samples, features=FEATURES, gen_kwargs={"files": files, "options": options}
+            samples, features=FEATURES, gen_kwargs={"files": files, "options": options}
         )
     return _cached(files, options)
 
@@ -94,7 +94,7 @@ def _cached(files: list[str], options: dict[str, str]) -> Dataset:
         skips: Skips = {}
         with replacing(table) as temporary:
             with ArrowWriter(path=str(temporary), features=FEATURES, writer_batch_size=100) as writer:
-                for row in _samples(files, options, skips=skips):
+                for row in samples(files, options, skips=skips):
                     writer.write(row)
                 written, _ = writer.finalize()
             if not written:
@@ -105,22 +105,23 @@ def _cached(files: list[str], options: dict[str, str]) -> Dataset:
     return Dataset.from_file(str(table))
 
 
-def _opened(name: str) -> IO[bytes]:
+def opened(name: str) -> IO[bytes]:
+    """Open a shard on the disk."""
     return open(name, "rb")
 
 
 def shard_captions(name: str) -> Iterator[tuple[str, list[str]]]:
     """Yield (key, captions) of a shard's images, as they are written: also blank ones and words for missing values."""
-    for row in _samples([name], {}, images=False, exact=True):
+    for row in samples([name], {}, images=False, exact=True):
         yield row["image_id"], row["references"]
 
 
-def _samples(
+def samples(
     files: list[str],
     options: dict[str, str],
     images: bool = True,
     skips: Skips | None = None,
-    opener: Callable[[str], IO[bytes]] = _opened,
+    opener: Callable[[str], IO[bytes]] = opened,
     exact: bool = False,
 ) -> Iterator[Row]:
     """Yield the samples of shards in the order in which their first members come; what is left out is counted.
