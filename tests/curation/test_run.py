@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -531,6 +532,14 @@ def test_tables_are_read_as_everywhere(query: str, listed: bool, tmp_path: Path)
     weights = {key: line["weight"] for line in lines for key in [line["image_id"]] if not listed}
     if not query and not listed:
         assert weights == {"b": [0], "a": [1, 6], "\u00e9": [4], "d": [5]}
+
+
+def test_images_of_a_table_are_found_as_everywhere(tmp_path: Path) -> None:
+    pairs = [{"bytes": encode(photo(seed=i), "PNG"), "path": None} for i in range(3)]
+    rows = datasets.Dataset.from_dict({"photo": pairs, "image_id": list("abc"), "caption": ["a", "b", "c"]})
+    rows.cast_column("photo", datasets.Image()).to_parquet(tmp_path / "t.parquet")
+    run(str(tmp_path / "t.parquet"), tmp_path / "out", {"filter": {"by": "length", "min": 0}}, format="parquet")
+    assert [row["image"].size for row in load_images(str(tmp_path / "out/captions.parquet"))] == [photo().size] * 3
 
 
 def as_lines(table: pa.Table, path: Path) -> str:

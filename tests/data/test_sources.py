@@ -18,7 +18,7 @@ from source_files import NAMES, TRUTH, content, images, write
 from captune.data import load_images, load_references, without_bad, write_captions
 from captune.data.columns import column, undecoded
 from captune.data.folders import list_images
-from captune.data.sources import sharded
+from captune.data.sources import part_of, sharded
 from captune.errors import BadImage, SourceError, UsageError
 from captune.utils.skipped import counting, sentences
 
@@ -342,6 +342,21 @@ def test_the_shards_of_a_source_are_its_images_once_each(tmp_path: Path, kind: s
         assert [len(part) for part in parts] == [3, 2, 2] and parts[0] == whole[::3]
         assert sorted(image_id for part in parts for image_id in part) == sorted(whole)
         assert [row["image_id"] for row in load(sharded(source, "2/3"), limit=1)] == whole[1:2]
+
+
+@pytest.mark.parametrize("limit", [20, 40, None])
+def test_parts_of_shards_share_no_image(tmp_path: Path, limit: int | None) -> None:
+    for i in range(100):
+        tiny.picture(i, (8, 8)).save(tmp_path / f"{i:03d}.png")
+    seen: list[str] = []
+    for shard in ("1/2", "2/2"):
+        source = sharded(str(tmp_path), shard)
+        parts = [part_of(source, part, limit=limit) for part in ("training", "held_out")]  # type: ignore[arg-type]
+        training, held_out = ([row["image_id"] for row in load_images(part or "")] for part in parts)
+        whole = len(load_images(source, limit=limit))
+        assert (len(training), len(held_out)) == (whole - whole // 10, whole // 10)
+        seen += training + held_out
+    assert len(set(seen)) == len(seen)
 
 
 def test_a_shard_that_is_none_is_refused(tmp_path: Path) -> None:

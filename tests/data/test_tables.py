@@ -13,6 +13,8 @@ from broken_images import encode, photo
 from source_files import NAMES, TRUTH, content, images
 
 from captune.data import load_images, load_references
+from captune.data.pieces import pieces_of
+from captune.data.shards import shards_of
 from captune.errors import BadImage, SourceError
 
 
@@ -76,6 +78,38 @@ def test_parquet_with_paths_and_with_addresses(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"words": ["a"]}).to_parquet(tmp_path / "w.parquet")
     with pytest.raises(SourceError, match="no column of images; it has words"):
         load_images(str(tmp_path / "w.parquet"))
+
+
+def test_paths_in_the_tables_of_a_folder_lead_from_it(tmp_path: Path) -> None:
+    images(tmp_path / "data")
+    (tmp_path / "data" / "part-0").mkdir()
+    datasets.Dataset.from_dict({"image": NAMES, "text": ["x", "y", "z"]}).to_parquet(tmp_path / "data/part-0/p.parquet")
+    for name in NAMES:
+        (tmp_path / "data" / name).rename((tmp_path / "data" / name).with_suffix(".bin"))  # a folder of images is none
+    names = [str(Path(name).with_suffix(".bin")) for name in NAMES]
+    datasets.Dataset.from_dict({"image": names, "text": ["x", "y", "z"]}).to_parquet(tmp_path / "data/part-0/p.parquet")
+    for source in (tmp_path / "data", tmp_path / "data/*/p.parquet"):
+        (piece,) = pieces_of(str(source), 8)
+        paths = [row["image"]["path"] for row in piece.read()]
+        assert paths == [row["image"]["path"] for row in load_images(str(source), decode=False)]
+        assert all(Path(path).is_file() for path in paths)
+
+
+def test_a_folder_of_images_with_a_table_in_it_is_one_source_to_all(tmp_path: Path) -> None:
+    images(tmp_path)
+    table(image_id=["x"], caption=["a dog"]).to_parquet(tmp_path / "extra.parquet")
+    assert not shards_of(str(tmp_path)) and shards_of(str(tmp_path / "extra.parquet"))
+    found = [row["image_id"] for piece in pieces_of(str(tmp_path), 2) for row in piece.read()]
+    assert found == [row["image_id"] for row in load_images(str(tmp_path))] == sorted(NAMES)
+
+
+def test_a_seed_draws_the_same_rows_for_captions_and_for_references(tmp_path: Path) -> None:
+    count = 12_000
+    names = {"image": ["a.png"] * count, "image_id": list(range(count)), "caption": ["a dog"] * count}
+    datasets.Dataset.from_dict(names).to_parquet(tmp_path / "t.parquet")
+    source = f"{tmp_path / 't.parquet'}?n=50&seed=1"
+    drawn = [row["image_id"] for row in load_images(source, decode=False, stream=True, references=False)]
+    assert drawn == list(load_references(source))
 
 
 def test_saved_datasets_and_their_splits(tmp_path: Path) -> None:

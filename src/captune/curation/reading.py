@@ -12,13 +12,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, Features
 
 from captune.data.columns import column
 from captune.data.naming import Source
@@ -30,14 +31,14 @@ from captune.data.readers import (
     REFERENCE_KEYS,
     as_id,
     first_key,
-    is_utf8,
+    is_said,
     nfc,
     references_at,
     row_entry,
 )
 from captune.data.shards import shards_of
 from captune.data.sources import choose, load_images, load_references
-from captune.data.tables import reason
+from captune.data.tables import image_columns, reason
 from captune.errors import CurationError, SourceError
 from captune.utils.files import jsonl_rows, replacing
 from captune.utils.skipped import counting, skip
@@ -146,19 +147,19 @@ def read_vectors(source: str, name: str, entries: np.ndarray, path: Path) -> np.
     out: np.ndarray | None = None
     done, before = 0, 0
     with replacing(path) as temporary:
-        for batch in _batches(files, [name]):
+        for file, first, batch in _batches(files, [name]):
             last = int(np.searchsorted(wanted, before + batch.num_rows))
             if last > done:
-                vectors = _matrix(batch.column(0), name, files[0])
+                vectors = _matrix(batch.column(0), name, f"{file}, rows {first + 1} to {first + batch.num_rows}")
                 if out is None:
                     shape = (len(entries), vectors.shape[1])
                     out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
                 if vectors.shape[1] != out.shape[1]:
-                    raise CurationError(f"{files[0]}: the vectors of {name} have several lengths")
+                    raise CurationError(f"{file}: the vectors of {name} have another length than those before")
                 out[order[done:last]] = vectors[wanted[done:last] - before]
             done, before = last, before + batch.num_rows
         if out is None or done < len(entries):
-            raise CurationError(f"{files[0]} has fewer rows than when its captions were read")
+            raise CurationError(f"{source} has fewer rows than when its captions were read")
         del out  # flushes it
     return np.load(path, mmap_mode="r")
 
@@ -179,7 +180,7 @@ def _matrix(values: Any, name: str, where: str) -> np.ndarray:
 
 def _parquet_files(source: str) -> list[str]:
     parsed = Source.parse(source)
-    if parsed.scheme is not None or parsed.streaming:
+    if parsed.scheme is not None or parsed.streaming or parsed.split or parsed.config:  # the last two are refused
         return []
     files = shards_of(parsed.where)
     return files if files and files[0].lower().endswith(".parquet") else []
@@ -192,10 +193,14 @@ def _json_lines(source: str) -> Path | None:
     return path if lines else None
 
 
-def _batches(files: list[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _batches(files: list[str], columns: list[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    """Columns of tables, or one of JSON lines: (file, its rows before, batch)."""
     for name in files:
+        first = 0
         if Path(name).suffix.lower() != ".parquet":
-            yield from _batches_of_lines(Path(name), columns[0])
+            for batch in _batches_of_lines(Path(name), columns[0]):
+                yield name, first, batch
+                first += batch.num_rows
             continue
         try:
             with pq.ParquetFile(name) as file:
@@ -203,7 +208,9 @@ def _batches(files: list[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
                     raise SourceError(
                         f"{name} has no column {missing[0]!r}; it has {', '.join(file.schema_arrow.names)}"
                     )
-                yield from file.iter_batches(batch_size=AT_ONCE // 4, columns=columns)
+                for batch in file.iter_batches(batch_size=AT_ONCE // 4, columns=columns):
+                    yield name, first, batch
+                    first += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise SourceError(f"{name} cannot be read as parquet: {reason(error)}") from error
 
@@ -237,7 +244,7 @@ def _numbers_of_lines(path: Path, ids: list[str], table: pa.Table) -> pa.Table:
         at = place.get(nfc(entry.image_id))
         if at is None:
             continue
-        good = [bool(text) and text.lower() not in MISSING and is_utf8(text) for text in entry.references]
+        good = [is_said(text) for text in entry.references]
         used = {first_key(row, keys) for keys in (ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS)}
         for name in row.keys() - used - others:
             found = _floats(row[name], len(good))
@@ -280,22 +287,24 @@ def _of_tables(source: str, files: list[str], limit: int | None) -> tuple[pa.Chu
         raise CurationError(
             f"{files[0]} has no column of captions; it has {', '.join(names)}; name it: ?caption=COLUMN"
         )
-    image = parsed.image or first_key(names, IMAGE_KEYS)
-    own = parsed.id or first_key([name for name in names if name != image], ID_KEYS)
+    options = {key: str(value) for key, value in parsed.columns.items()}
+    known = pa.schema([field for field in schema if not pa.types.is_map(field.type)], schema.metadata)  # of `datasets`
+    images = image_columns(SimpleNamespace(features=Features.from_arrow_schema(known)), names, options)
+    own = parsed.id or first_key(set(names) - set(images), ID_KEYS)
     listed = any(check(schema.field(said).type) for check in (pa.types.is_list, pa.types.is_large_list))
     numbers = [
         field.name
         for field in schema
-        if field.name not in (said, own, image, *SCHEMA.names) and _numeric(field.type, listed)
+        if field.name not in (said, own, *images, *SCHEMA.names) and _numeric(field.type, listed)
     ]
     parts: list[pa.Table] = []
     ids: list[Any] = []
     others: set[str] = set()  # that hold no number for each caption
     blanks, first_blank, before = 0, "", 0
-    for batch in _batches(files, [*([own] if own else []), said, *numbers]):
-        texts, parents = _texts(batch.column(said), files[0], before)
+    for file, first, batch in _batches(files, [*([own] if own else []), said, *numbers]):
+        texts, parents = _texts(batch.column(said), file, first)
         if own:
-            ids.append(_as_ids(batch.column(own), files[0], before, own))
+            ids.append(_as_ids(batch.column(own), file, first, own))
         else:
             ids.append(pa.array([f"{before + i:06d}" for i in range(batch.num_rows)], pa.string()))
         columns = {
@@ -311,8 +320,8 @@ def _of_tables(source: str, files: list[str], limit: int | None) -> tuple[pa.Chu
         blank = pc.or_(
             pc.equal(texts, ""), pc.is_in(pc.utf8_lower(texts), pa.array(sorted(MISSING), pa.large_string()))
         )
-        if (count := pc.sum(blank).as_py()) or False:
-            first_blank = first_blank or f"{files[0]}, row {before + int(parents[pc.index(blank, True).as_py()]) + 1}"
+        if count := pc.sum(blank).as_py():
+            first_blank = first_blank or f"{file}, row {first + int(parents[pc.index(blank, True).as_py()]) + 1}"
             blanks += count
             part = part.filter(pc.invert(blank))
         parts.append(part)
@@ -336,7 +345,7 @@ def _of_tables(source: str, files: list[str], limit: int | None) -> tuple[pa.Chu
     if len(order) < len(rows) or bool((np.diff(order) != 1).any()):
         table, rows = table.take(pa.array(order)), rows[order]
     table = table.append_column("row", pa.array(rows)).append_column("number", pa.array(np.arange(len(rows))))
-    about = {} if image else {"no images": f"{files[0]} has no column of images"}
+    about = {} if images else {"no images": f"{files[0]} has no column of images"}
     ids_chosen = pa.chunked_array([known.take(pa.array(chosen)).cast(pa.string())])
     return ids_chosen, table.select([*SCHEMA.names, *numbers]), about
 

@@ -27,7 +27,7 @@ class Source:
     Attributes:
         where: a path, a pattern, the name of a dataset, or ``scheme:name``.
         n: take so many images.
-        seed: sample them at random; without it the first `n` are taken.
+        seed: sample them at random; without it the first `n` are taken. A stream draws among 10,000 rows at a time.
         skip: leave out so many before: ``?skip=500`` and ``?n=500`` share no image.
         part: of what the other keys name, ``held_out``: 64 images, or a tenth of fewer than 640, always the same ones;
             or ``training``: the others.

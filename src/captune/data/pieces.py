@@ -30,7 +30,7 @@ from captune.data.images import IMAGE_SUFFIXES
 from captune.data.naming import Source
 from captune.data.paths import ImageFolder
 from captune.data.readers import ID_KEYS, REFERENCE_KEYS, Blanks, as_id, first_key, nfc, references_at
-from captune.data.shards import shards_of
+from captune.data.shards import base_of, shards_of
 from captune.data.sources import load_images
 from captune.data.tables import FEATURES, as_pair, check_image_column, first_image, image_columns, reason
 from captune.data.webdataset import check_options, opened, samples
@@ -236,7 +236,9 @@ def pieces_of(source: str, size: int, *, limit: int | None = None, references: b
         source = source.removeprefix("file://")
     parsed = Source.parse(source)
     remote = is_address(parsed.where)
-    chosen = {key for key in ("n", "seed", "skip", "part", "shard", "split", "images") if getattr(parsed, key)}
+    chosen = {
+        key for key in ("n", "seed", "skip", "part", "shard", "split", "images") if getattr(parsed, key) is not None
+    }
     if remote and chosen:
         raise SourceError(f"{source}: of an address {', '.join(sorted(chosen))} cannot be chosen; leave that out")
     found = _remote_files(parsed.where) if remote else ([] if chosen else shards_of(parsed.where))
@@ -248,7 +250,8 @@ def pieces_of(source: str, size: int, *, limit: int | None = None, references: b
         given = tuple(sorted(options.items()))
         return [Shard(os.path.basename(name), None, _digest([name, file_mark(name)]), name, given) for name in found]
     if found and found[0].lower().endswith(".parquet"):
-        return _tables(found, options, size, limit, remote, references)
+        folder = None if remote else os.path.abspath(base_of(parsed.where))
+        return _tables(found, options, size, limit, folder, references)
     if remote:
         if options:
             raise SourceError(f"{source}: a folder of images takes no {', '.join(options)}")
@@ -425,7 +428,7 @@ def _table_rows(name: str, start: int, stop: int, columns: list[str]) -> Iterato
 
 
 def _tables(
-    files: list[str], options: dict[str, str], size: int, limit: int | None, remote: bool, references: bool
+    files: list[str], options: dict[str, str], size: int, limit: int | None, folder: str | None, references: bool
 ) -> list[Piece]:
     counts: list[int] = []
     features: Features | None = None
@@ -456,7 +459,6 @@ def _tables(
     if not total:
         raise SourceError(f"{files[0]} holds no rows")
     marks = [file_mark(name) for name in files]
-    folder = None if remote else os.path.dirname(os.path.abspath(files[0]))
     made: list[Piece] = []
     index, at, before = 0, 0, 0  # the file, the next row in it, the rows of the files before
     for start in range(0, total, size):

@@ -145,6 +145,11 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def is_said(text: str) -> bool:
+    """Return whether a reference is kept: it is not blank, no word for a missing value, and whole in Unicode."""
+    return bool(text) and text.lower() not in MISSING and is_utf8(text)
+
+
 class Blanks:
     """Counts the references of one source that are left out because they say nothing."""
 

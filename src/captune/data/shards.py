@@ -8,28 +8,52 @@ import re
 from pathlib import Path
 
 from captune.data.folders import files_below
+from captune.data.images import IMAGE_SUFFIXES
 from captune.errors import SourceError
 from captune.utils.skipped import skip
 
 SHARD_SUFFIXES = (".tar", ".parquet")
 MOST_SHARDS = 1_000_000
+_MARKS = re.compile(r"[*?[{]")
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 
 
 def is_pattern(where: str) -> bool:
     """Return whether a name has marks of a pattern."""
-    return any(mark in where for mark in "*?[{")
+    return _MARKS.search(where) is not None
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether a folder was written by `Dataset.save_to_disk`."""
+    return any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+
+
+def base_of(where: str) -> Path:
+    """Return the folder that relative image paths in tables lead from.
+
+    That is the source itself, where it is a folder; the folder before the first mark of a pattern; or that of the file.
+    """
+    path = Path(where).expanduser()
+    if path.is_dir():
+        return path
+    mark = None if path.exists() else _MARKS.search(where)
+    return Path(where[: mark.start()] + "x" if mark else where).expanduser().parent
 
 
 def shards_of(where: str) -> list[str]:
     """Parquet or tar files that a path, a folder or a pattern names; all of one kind.
+
+    A folder with images, or with a dataset that `datasets` saved, is read as that, and has none.
 
     Raises:
         SourceError: a pattern in braces, such as ``{000..120}.tar``, names a file that is not there.
     """
     path = Path(where).expanduser()
     if path.is_dir():
-        below = sorted(path / name for name in files_below(path, SHARD_SUFFIXES)[0].to_pylist())
+        names, rest = files_below(path, SHARD_SUFFIXES)
+        if not IMAGE_SUFFIXES.isdisjoint(rest) or is_saved(path):
+            return []
+        below = sorted(path / name for name in names.to_pylist())
     elif path.is_file() or not _BRACES.search(str(path)):
         if path.suffix.lower() not in SHARD_SUFFIXES:
             return []

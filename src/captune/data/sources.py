@@ -36,7 +36,7 @@ from captune.data.readers import (
     read_entries,
 )
 from captune.data.schemes import Scheme
-from captune.data.shards import SHARD_SUFFIXES, shards_of
+from captune.data.shards import SHARD_SUFFIXES, base_of, is_saved, shards_of
 from captune.data.tables import FEATURES, count_rows, guarded, load_hub, load_parquet, load_saved, normalise
 from captune.data.webdataset import count_samples, load_webdataset
 from captune.errors import SourceError, UsageError
@@ -254,8 +254,9 @@ def part_of(source: str, part: Literal["held_out", "training"], *, limit: int | 
         dataset = load_images(source, limit=limit, decode=False)
         if isinstance(dataset, IterableDataset) or not held_out_number(len(dataset)):
             return None
-        if limit is not None:
-            settings = [setting for setting in settings if not setting.startswith("n=")] + [f"n={len(dataset)}"]
+        if limit is not None and len(dataset) == limit:
+            number = limit * (1 if parsed.shard is None else shard_of(parsed)[1])  # a shard is one of the first n
+            settings = [setting for setting in settings if not setting.startswith("n=")] + [f"n={number}"]
     return None if parsed.part == "held_out" else f"{where}?{'&'.join([*settings, f'part={part}'])}"
 
 
@@ -358,7 +359,7 @@ def _folder(
     None for any other source.
     """
     path = Path(source.where).expanduser()
-    if not path.is_dir() or (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+    if not path.is_dir() or is_saved(path):
         return None
     names, beside = listed(path)
     if not len(names):
@@ -418,12 +419,13 @@ def _distinct(folder: Path, names: pa.StringArray) -> None:
 def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -> ImageSource:
     """What `datasets` reads: parquet, webdataset shards, saved datasets and names on the hub."""
     options = {key: str(value) for key, value in source.columns.items() if key != "streaming"}
-    stream = bool(source.streaming) or (stream and source.part is None)  # a stream has no parts
+    # a stream has no parts, and draws from a few thousand rows at a time
+    stream = bool(source.streaming) or (stream and source.part is None and source.seed is None)
     path = Path(source.where).expanduser()
-    base = path if path.is_dir() else path.parent
+    base = base_of(source.where)
     if source.images and not Path(source.images).expanduser().is_dir():
         raise SourceError(f"{source.where}: ?images={source.images} is no folder")
-    if path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()):
+    if is_saved(path):
         if source.config is not None:
             raise SourceError(f"{source.where} has no configurations; leave ?config={source.config} out")
         dataset: ImageSource = load_saved(path, source.split)
@@ -458,8 +460,7 @@ def _before_pattern(where: str) -> Path | None:
     """The folder before the first ``*`` of a pattern of other files than shards and tables, if it is there."""
     if "*" not in where or where.lower().endswith(SHARD_SUFFIXES):
         return None
-    folder = Path(where[: where.index("*")] + "x").parent
-    return folder if folder.expanduser().is_dir() else None
+    return folder if (folder := base_of(where)).is_dir() else None
 
 
 def count_images(source: str, *, limit: int | None = None) -> int | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from captune.data.naming import Source
-from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, as_id, first_key, nfc
+from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, as_id, first_key, is_said, nfc, references_at
 from captune.data.shards import shards_of
 from captune.errors import SourceError
 from captune.utils.files import jsonl_rows
@@ -28,9 +29,7 @@ def load_values(
         SourceError: another kind of source, no such column, or a reference without a value.
     """
     found: dict[str, list[Any]] = {}
-    for image_id, values, count in _rows(source, name):
-        if not isinstance(values, list):
-            values = [values] * count
+    for image_id, values in _rows(source, name):
         found.setdefault(image_id, []).extend(values)
     made = []
     for image_id, texts in zip(image_ids, references, strict=True):
@@ -45,8 +44,8 @@ def load_values(
     return made
 
 
-def _rows(source: str, name: str) -> Iterator[tuple[str, Any, int]]:
-    """(image_id, value or values, number of captions) of each row."""
+def _rows(source: str, name: str) -> Iterator[tuple[str, list[Any]]]:
+    """(image_id, a value for each caption) of each row."""
     parsed = Source.parse(source)
     path = Path(parsed.where).expanduser()
     if path.is_file() and path.suffix.lower() in (".jsonl", ".ndjson"):
@@ -54,7 +53,9 @@ def _rows(source: str, name: str) -> Iterator[tuple[str, Any, int]]:
             if name not in row:
                 raise SourceError(f"{path}, line {number} has no {name!r}; it has {', '.join(row)}")
             key = first_key(row, (*ID_KEYS, *IMAGE_KEYS))
-            yield nfc(as_id(row[key] if key else None, f"{path}, line {number}")), row[name], _count(row)
+            place, said = f"{path}, line {number}", first_key(row, REFERENCE_KEYS)
+            values = _of_captions(row[name], row[said] if said else [], place)
+            yield nfc(as_id(row[key] if key else None, place)), values
         return
     files = [] if parsed.scheme is not None else shards_of(parsed.where)
     if not files or not files[0].lower().endswith(".parquet"):
@@ -67,17 +68,19 @@ def _rows(source: str, name: str) -> Iterator[tuple[str, Any, int]]:
         with pq.ParquetFile(file) as table:
             names = table.schema_arrow.names
             own = parsed.id or first_key([one for one in names if one not in IMAGE_KEYS], ID_KEYS)
-            said = parsed.caption or first_key(names, REFERENCE_KEYS)
-            if name not in names or own is None or said is None:
+            column = parsed.caption or first_key(names, REFERENCE_KEYS)
+            if name not in names or own is None or column is None:
                 raise SourceError(
                     f"{file} needs the columns image_id, references and {name}; it has {', '.join(names)}"
                 )
-            for batch in table.iter_batches(columns=[own, said, name]):
+            for batch in table.iter_batches(columns=[own, column, name]):
                 for row in batch.to_pylist():
-                    yield nfc(as_id(row[own], file)), row[name], _count({"references": row[said]})
+                    yield nfc(as_id(row[own], file)), _of_captions(row[name], row[column], file)
 
 
-def _count(row: dict[str, Any]) -> int:
-    key = first_key(row, REFERENCE_KEYS)
-    value = row[key] if key else []
-    return len(value) if isinstance(value, list) else 1
+def _of_captions(values: Any, captions: Any, place: str) -> list[Any]:
+    """A value for each caption that sources keep: those of blank ones are left out with them."""
+    kept = [is_said(text) for text in references_at(captions, place)]
+    if not isinstance(values, list):
+        return [values] * sum(kept)
+    return list(itertools.compress(values, kept)) if len(values) == len(kept) else values

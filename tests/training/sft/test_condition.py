@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from captune.cli.main import main
+from captune.data import load_references
 from captune.data.values import load_values
 from captune.errors import SourceError, UsageError
 from captune.models.captioner import Captioner
@@ -33,6 +34,19 @@ def config(output: Path, model: Path, images: str, **settings: Any) -> SFTConfig
     return SFTConfig(
         output=output, model=str(model), images=images, eval_images=images, device="cpu", **small | settings
     )
+
+
+def test_values_of_blank_captions_are_left_out_with_them(tmp_path: Path) -> None:
+    rows = [
+        {"image_id": "a", "captions": ["a dog", " ", "a red dog", "nan"], "weight": 2, "each": [1, 2, 3, 4]},
+        {"image_id": "b", "captions": "a cat", "weight": 0.5, "each": [5]},
+    ]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    known = load_references(str(tmp_path / "c.jsonl"))
+    for name, expected in (("weight", [[2, 2], [0.5]]), ("each", [[1, 3], [5]])):
+        assert load_values(str(tmp_path / "c.jsonl"), name, list(known), list(known.values())) == expected
+    with pytest.raises(SourceError, match="image 'a' has 1 captions and 2 values of each"):
+        load_values(str(tmp_path / "c.jsonl"), "each", ["a"], [["a dog"]])
 
 
 def test_a_prompt_for_each_image(captioner: Captioner, images: list[Image.Image]) -> None:
