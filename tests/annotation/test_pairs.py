@@ -123,11 +123,12 @@ def test_the_best_score_is_chosen_over_the_worst(tmp_path: Path) -> None:
     rows: list[tuple[str, str, float | None]] = [
         ("a.png", "good", 0.9), ("a.png", "bad", 0.1), ("a.png", "middle", 0.5), ("b.png", "one", 0.5),
         ("c.png", "same", 0.5), ("c.png", "too", 0.5), ("d.png", "near", 0.5), ("d.png", "by", 0.45),
-        ("d.png", "x", None),
+        ("d.png", "x", None), ("e.png", "first", float("nan")), ("e.png", "one", 0.7), ("e.png", "two", 0.5),
     ]  # fmt: skip
     path = table(tmp_path / "scores.jsonl", cider=rows)
-    assert pairs_of([path], by="cider") == [Pair("a.png", "good", "bad"), Pair("d.png", "near", "by")]
-    assert pairs_of([path], by="cider", margin=0.1) == [Pair("a.png", "good", "bad")]
+    decided = [Pair("a.png", "good", "bad"), Pair("d.png", "near", "by"), Pair("e.png", "one", "two")]
+    assert pairs_of([path], by="cider") == decided
+    assert pairs_of([path], by="cider", margin=0.1) == [decided[0], decided[2]]
     assert pairs_of([path], by="cider", better="lower")[0] == Pair("a.png", "bad", "good")
     path = table(tmp_path / "scores.jsonl", repetition=rows)
     assert pairs_of([path], by="repetition")[0] == Pair("a.png", "bad", "good")  # as the scorer declares

@@ -9,9 +9,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from curation_sets import run, write
 
+from captune.curation import curate
 from captune.curation.consensus import Consensus
 from captune.errors import CurationError, UsageError
 from captune.scorers import load_scorer
@@ -57,6 +59,16 @@ def test_the_most_frequent(tmp_path: Path) -> None:
     assert kept["i1"] == "a cat"
     assert [row["score"] for row in rows if row["image_id"] == "i1"] == [0.5, 0.5, 0.25, 0.25]
     assert kept["i3"] == texts[3][medoid(texts[3], "rouge")[0]]
+
+
+def test_a_thing_with_one_caption_has_a_value(tmp_path: Path) -> None:
+    source = write(tmp_path / "set.jsonl", [["a cat"], ["a dog", "a dog", "dogs"]])
+    steps = [{"consensus": {"choose": "frequency"}}, {"filter": {"by": "column:agreement", "min": 0.9}}]
+    curate(source, tmp_path / "out", steps, progress=False)
+    rows = pq.read_table(tmp_path / "out/decisions/2-filter.parquet").to_pylist()
+    assert [(row["before"], row["verdict"], row["score"]) for row in rows] == [
+        ("a cat", "keep", 1.0), ("a dog", "drop", pytest.approx(2 / 3)),
+    ]  # fmt: skip
 
 
 def test_lift(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -149,6 +150,13 @@ def test_what_two_sets_share_is_named(tmp_path: Path) -> None:
     report, rows = run(ours, tmp_path / "equal", {"dedup": {"against": equal}})
     assert [row["number"] for row in rows if row["verdict"] == "drop"] == [3]
     assert report["records"][0]["notes"]["shared with the other set"]["of them"] == ["i3#3 = i1#1"]
+
+
+@pytest.mark.parametrize("near", [{"near": 0.9, "embeddings": "embedding"}, {"near": 0.9, "by": "storybook-clip"}])
+def test_a_set_that_is_in_the_other_one_leaves_nothing(near: dict[str, Any], tmp_path: Path) -> None:
+    source = table_of(tmp_path / "own.parquet", np.eye(4, dtype=np.float32))
+    with pytest.raises(CurationError, match="leaves no caption"):
+        run(source, tmp_path / "out", {"dedup": {**near, "against": source}})
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def test_a_caption_is_no_reference_of_itself(by: str, source: str, tmp_path: Pat
             expected = scorer.per_caption(scorer.rows([text], references=[others]))[0]
             assert row["score"] == pytest.approx(expected, abs=1e-12)
     assert report["records"][0]["drop"] == 1
+
+
+def test_equal_scores_are_not_below_their_mean(tmp_path: Path) -> None:
+    rows = [{"image_id": f"i{n}", "caption": f"says {n}", "own": 0.1} for n in range(3)]  # whose mean is above .1
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, found = run(str(tmp_path / "set.jsonl"), tmp_path / "out", {"filter": {"by": "column:own", "zscore": 0}})
+    assert [row["verdict"] for row in found] == ["keep"] * 3
 
 
 def test_captions_of_an_image_are_compared_with_each_other(source: str, tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ def test_scores_that_do_not_differ_have_no_levels(tmp_path: Path) -> None:
         run(source, tmp_path / "out2", {"levels": {"by": "length", "equal": "count"}})
 
 
+def test_the_level_is_not_called_as_the_score() -> None:
+    with pytest.raises(UsageError, match="cannot be called 'score'"):
+        Levels(by="length", column="score")
+
+
 def test_edges_ascend() -> None:
     with pytest.raises(UsageError, match="ascend"):
         Levels(by="length", edges=(2.0, 1.0))

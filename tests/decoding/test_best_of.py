@@ -11,7 +11,7 @@ import torch
 
 from captune.decoding import load_decoder
 from captune.decoding.best_of import BestOf
-from captune.errors import MissingColumn
+from captune.errors import CaptionerError, MissingColumn
 from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
 from captune.models.families import attribute
@@ -47,6 +47,11 @@ def test_the_scorers_favourite_is_chosen(name: str, tiny_folder: Any, images: li
 
 def test_one_of_one_is_a_sample(captioner: Captioner, images: list) -> None:
     assert decoded(captioner, images, load_decoder("best-of:1:length")) == list(samples(captioner, images, 1)[:, 0])
+
+
+def test_beams_are_refused(captioner: Captioner, images: list) -> None:
+    with pytest.raises(CaptionerError, match="leave num_beams out"):
+        decoded(captioner, images, load_decoder("best-of:4:length"), num_beams=4)
 
 
 def test_greedy_and_other_settings_do_not_get_in_its_way(captioner: Captioner, images: list) -> None:

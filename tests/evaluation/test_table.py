@@ -12,8 +12,9 @@ import pyarrow.parquet as parquet
 import pytest
 
 from captune.cli.main import main
+from captune.errors import EvaluationError
 from captune.evaluation.run import evaluate_files
-from captune.evaluation.table import as_csv, as_latex, as_markdown, records, table
+from captune.evaluation.table import as_csv, as_latex, as_markdown, read_rows, records, table, write_rows
 
 
 @pytest.fixture
@@ -25,6 +26,20 @@ def files(tmp_path: Path) -> tuple[Path, Path, str]:
     references = tmp_path / "refs.json"
     references.write_text(json.dumps({key: [text, f"{text} outside"] for key, text in texts.items()}))
     return one, two, str(references)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_rows_are_read_as_they_were_written(tmp_path: Path, suffix: str) -> None:
+    texts = ["a dog\rand a cat", "two\nlines", 'a "cat", asleep', "\r", "plain"]
+    rows = [{"image_id": str(n), "caption": text, "clip": str(n / 2)} for n, text in enumerate(texts)]
+    write_rows(rows, tmp_path / f"rows{suffix}")
+    assert read_rows(tmp_path / f"rows{suffix}") == rows
+
+
+def test_a_row_of_another_width_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("image_id,caption,clip\n1,a dog, asleep,0.5\n")
+    with pytest.raises(EvaluationError, match="a row has 4 cells where the header has 3: 1, a dog"):
+        read_rows(tmp_path / "rows.csv")
 
 
 @pytest.fixture

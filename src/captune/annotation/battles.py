@@ -12,7 +12,6 @@ caption that was judged and has changed since is refused.
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import os
 import secrets
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from captune.errors import AnnotationError
+from captune.utils.files import write_csv
 from captune.utils.wording import counted
 
 VERDICTS = ("left", "right", "tie", "bad", "skip")
@@ -333,7 +333,5 @@ def counting(judgements: list[Judgement]) -> list[Judgement]:
 def as_csv(judgements: list[Judgement]) -> str:
     """Return the votes as a table, which `captune correlate` reads too once skips are left out."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Judgement._fields)
-    writer.writerows(judgements)
+    write_csv(text, [Judgement._fields, *judgements])
     return text.getvalue()

@@ -19,6 +19,7 @@ itself, and ``load_dataset("parquet", …)`` decodes it. ``image_id`` stands bes
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -130,6 +131,9 @@ def _of_scores(
             score = float(value)
         except (TypeError, ValueError):
             raise AnnotationError(f"{file}, row {number}: {by} is {value!r}, which is no number") from None
+        if not math.isfinite(score):
+            skip(f"captions without a score of {by}", image_id)
+            continue
         scored.setdefault(image_id, {})[caption] = score if higher else -score
     for image_id, captions in scored.items():
         best, worst = max(captions, key=captions.__getitem__), min(captions, key=captions.__getitem__)

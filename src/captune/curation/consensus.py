@@ -102,6 +102,7 @@ class Consensus:
 
         winner = int(members[best])
         if len(members) == 1:
+            chosen[winner] = score
             verdicts.keep(winner, "the only one")
             return
         same = normalised(texts[best])

@@ -5,8 +5,8 @@ decoded pixels. Near: vectors of an encoder, or of a column of the source, whose
 to what is near is one group. Of a group the first is kept, or with `best` the one with the highest value of a column.
 With `merge` the captions of an image that is there again are not dropped: they move to the image that is kept.
 
-`against` names another set: what this set shares with it is dropped, counted, and named in the record (`other`), and
-repetitions inside this set stay. Training captions are checked against a test set that way.
+`against` names another set: what this set shares with it is dropped and counted, the first thousand pairs are named in
+the report, and repetitions inside this set stay. Training captions are checked against a test set that way.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pydantic import Field
 from captune.curation.base import Captions, Verdicts, Work, keep, setting
 from captune.errors import BadImage, CurationError, UsageError
 
+MOST_NAMED = 1000  # matches in another set that are named
 _PART, _IMAGES = 4096, 256  # captions and images of a part
 _SPACES = re.compile(r"\s+")
 
@@ -141,15 +142,15 @@ class Dedup:
             from captune.curation.near import near_pairs
 
             mine = np.flatnonzero(~items.unusable() & (match < 0))
-            both = _together(
-                self._vectors(items, mine, work, "own"), self._vectors(theirs, usable, work, "against"), work
-            )
-            for i, j in near_pairs(both, self.near, own=len(mine), progress=work.progress):
-                rows, first = np.unique(i, return_index=True)
-                new = match[mine[rows]] < 0
-                match[mine[rows[new]]] = usable[j[first[new]] - len(mine)]
+            if len(mine) and len(usable):  # all else is equal, or is not to be compared
+                both = _together(
+                    self._vectors(items, mine, work, "own"), self._vectors(theirs, usable, work, "against"), work
+                )
+                for i, j in near_pairs(both, self.near, own=len(mine), progress=work.progress):
+                    rows, first = np.unique(i, return_index=True)
+                    new = match[mine[rows]] < 0
+                    match[mine[rows[new]]] = usable[j[first[new]] - len(mine)]
         found = np.flatnonzero(match >= 0)
-        names = [theirs.name(int(at)) for at in match[found]]
         near = len(found) - equal
         for chosen, how in ((shared[found], "an equal"), (~shared[found], "a near")):
             verdicts.drop(items.captions_of(found[chosen]), f"{how} {noun} is in {self.against}")
@@ -157,7 +158,8 @@ class Dedup:
             f"equal {noun}s": equal,
             f"near {noun}s": near,
             **({"images that cannot be opened there": unusable} if (unusable := int(theirs.unusable().sum())) else {}),
-            "of them": [f"{items.name(int(at))} = {name}" for at, name in zip(found[:1000], names, strict=False)],
+            "of them": [f"{items.name(int(at))} = {theirs.name(int(match[at]))}" for at in found[:MOST_NAMED]],
+            **({"and not named": len(found) - MOST_NAMED} if len(found) > MOST_NAMED else {}),
         }
 
     def _vectors(self, items: _Items, which: np.ndarray, work: Work, name: str) -> np.ndarray:

@@ -72,7 +72,8 @@ class Filter:
             mean, deviation = float(values[scored].mean()), float(values[scored].std())
             least = mean + self.zscore * deviation
             verdicts.notes |= {"mean": mean, "standard deviation": deviation}
-            verdicts.drop(scored & (values < least), f"{self.by} below {self.zscore:g} standard deviations")
+            under = scored & (values < least) & ~np.isclose(values, least, rtol=1e-9, atol=0)  # a mean of equal ones
+            verdicts.drop(under, f"{self.by} below {self.zscore:g} standard deviations")
         if self.keep is not None:
             number = math.ceil(self.keep * int(scored.sum()) - 1e-9)
             order = np.flatnonzero(scored)[np.argsort(-values[scored], kind="stable")]

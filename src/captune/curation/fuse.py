@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from captune.curation.base import Captions, Verdicts, Work, setting
+from captune.data.readers import nfc
 from captune.data.schemes import SOURCES
 from captune.errors import CurationError, UsageError, redact
 from captune.utils.files import LARGEST_CONFIG, read_file, read_jsonl, replace_file
@@ -157,7 +158,7 @@ class Fuse:
                 said = [_said(key, value, f"{path}, line {number}") for key, value in line.items()]
                 facts = [one for one in said if one]
                 if facts:
-                    found.setdefault(str(line["image_id"]), _Source([], [])).facts.extend(facts)
+                    found.setdefault(nfc(str(line["image_id"])), _Source([], [])).facts.extend(facts)
         return found
 
     def _write(

@@ -43,6 +43,8 @@ class Levels:
 
         check_by(self.by)
         check_column(self.column)
+        if self.column == "score":
+            raise UsageError("column cannot be called 'score': a step's record has the scores there, not the levels")
         if any(a >= b for a, b in zip(self.edges, self.edges[1:], strict=False)):
             raise UsageError("edges must ascend")
 

@@ -133,7 +133,7 @@ class Rewrite:
             bad += part["bad"]
             notes["captioner"] = part["captioner"]
         if bad:
-            notes["images that could not be captioned"] = bad[:1000]
+            notes["images that could not be captioned"] = {"number": len(bad), "the first": bad[:1000]}
         return made
 
 

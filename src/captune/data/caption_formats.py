@@ -17,7 +17,6 @@ its suffix. With the source of the images they are the source's.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -40,7 +39,7 @@ from captune.data.sidecars import (
     read_table,
 )
 from captune.errors import CaptionFileError, UsageError
-from captune.utils.files import is_stream, jsonl_line, jsonl_rows, output_path, read_json, replacing
+from captune.utils.files import is_stream, jsonl_line, jsonl_rows, output_path, read_json, replacing, write_csv
 from captune.utils.registry import nearest
 from captune.utils.skipped import Told, skip
 
@@ -221,14 +220,16 @@ def write_rows(file: IO[str], rows: Iterable[tuple[str, str]], delimiter: str, p
     Raises:
         CaptionFileError: for half a character.
     """
-    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-    quoting = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    for row in rows:
-        try:
-            "".join(row).encode()  # standard output would escape it
-        except UnicodeEncodeError as error:
-            raise _not_text(path, row[0]) from error
-        (quoting if "\r" in row[0] + row[1] else writer).writerow(row)  # the first does not quote a lone \r
+
+    def whole() -> Iterator[tuple[str, str]]:
+        for row in rows:
+            try:
+                "".join(row).encode()  # standard output would escape it
+            except UnicodeEncodeError as error:
+                raise _not_text(path, row[0]) from error
+            yield row
+
+    write_csv(file, whole(), delimiter)
 
 
 def _not_text(path: str | Path, image_id: str) -> CaptionFileError:

@@ -1,6 +1,6 @@
 """Webdataset shards: tar files whose members of one key make a sample, read without unpacking anything.
 
-A member's key is its name without its longest known extension, compared without case; dots in names stay, so that
+A member's key is its name without its last extension, compared without case; dots in names stay, so that
 ``000/22.05.jpg`` and ``000/22.06.jpg`` are two samples. The members of a sample may lie anywhere in a shard.
 """
 
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import datasets
-from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from datasets import Dataset, Features, IterableDataset
 from datasets.arrow_writer import ArrowWriter
 
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.readers import BLANK, HALF, REFERENCE_KEYS, Blanks, first_key, is_utf8, nfc, references_at
+from captune.data.tables import FEATURES
 from captune.errors import SourceError
 from captune.utils.files import parse_json, replace_file, replacing
 from captune.utils.hashing import fingerprint
 from captune.utils.skipped import skip
 
-FEATURES = Features({"image": Image(decode=False), "image_id": Value("string"), "references": List(Value("string"))})
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
 _FORMAT = 1  # of what is kept in the cache
 

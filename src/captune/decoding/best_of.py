@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 import numpy as np
 from pydantic import Field
 
+from captune.errors import CaptionerError
 from captune.models.caching.prefill import PrefillCache
 from captune.scorers import Scorer, check_needs, load_scorer
 
@@ -66,13 +67,13 @@ class BestOf:
         **settings: Any,
     ) -> list[str]:
         """Return one caption per image."""
+        if settings.get("num_beams", 1) > 1:
+            raise CaptionerError("best-of draws samples, and searches nothing with beams: leave num_beams out")
         columns = {"image": images, **(columns or {})}
         check_needs([self.judge], columns, len(images))
         core = getattr(captioner, "core", None)  # an engine elsewhere has none
         with nullcontext() if core is None else PrefillCache(core):
-            captions = captioner.generate(
-                images, **{**settings, "do_sample": True, "num_beams": 1, "num_return_sequences": self.n}
-            )
+            captions = captioner.generate(images, **{**settings, "do_sample": True, "num_return_sequences": self.n})
         if self.n == 1:
             return captions
         own = {name: [entry for entry in column for _ in range(self.n)] for name, column in columns.items()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from captune.errors import EvaluationError
-from captune.utils.files import jsonl_line, read_file, read_jsonl, replacing
+from captune.utils.files import jsonl_line, read_file, read_jsonl, replacing, write_csv
 from captune.utils.wording import counted
 
 COLUMNS = ("file", "scorer", "figure", "value", "low", "high", "n", "signature")
@@ -147,9 +147,7 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) 
             parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), temporary)
         elif suffix == ".csv":
             with temporary.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+                write_csv(file, [list(rows[0]), *(row.values() for row in rows)])
         else:
             temporary.write_text("".join(map(jsonl_line, rows)), encoding="utf-8", newline="\n")
 
@@ -177,10 +175,16 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         )
     try:
         text = read_file(path, error=EvaluationError).decode("utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header = next(reader, [])
+        rows = [row for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise EvaluationError(f"{path} cannot be read as CSV: {error}") from error
-    return [{key: value or None for key, value in row.items()} for row in rows]
+    if odd := next((row for row in rows if len(row) != len(header)), None):
+        raise EvaluationError(
+            f"{path}: a row has {len(odd)} cells where the header has {len(header)}: {', '.join(odd)[:100]}"
+        )
+    return [{key: value or None for key, value in zip(header, row, strict=True)} for row in rows]
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -162,7 +162,7 @@ def _figures(captioner: Captioner, images: Any, parts: Parts, config: RLConfig, 
         )
         peers = [flat[i * PEERS : (i + 1) * PEERS] for i in range(n)]
     scores = {kind: _scores(parts, texts, peers, columns) for kind, texts in captions.items()}
-    totals = {kind: _total(own, parts) for kind, own in scores.items()}
+    totals = {kind: summed(own, parts) for kind, own in scores.items()}
     notes: list[str] = []
     problems: list[str] = []
     for kind, own in totals.items():
@@ -229,8 +229,8 @@ def _scores(parts: Parts, captions: list[str], peers: list[list[str]], columns: 
     ]  # fmt: skip
 
 
-def _total(scores: list[np.ndarray], parts: Parts) -> np.ndarray:
-    """Return (N,): the weighted sum of the parts that can judge a caption; NaN where none can."""
+def summed(scores: list[np.ndarray], parts: Parts) -> np.ndarray:
+    """Return (N,): the weighted sum of the parts that can judge a caption, as in TRL; NaN where none can."""
     weighted = np.stack([weight * own for own, (_, weight) in zip(scores, parts, strict=True)])
     return np.where(np.isnan(weighted).all(axis=0), np.nan, np.nansum(weighted, axis=0))
 

@@ -285,7 +285,14 @@ def evaluation_limit(config: Any) -> int | None:
 
 
 def finish_run(
-    config: TrainingConfig, run_dir: RunDir, captioner: Captioner, *, row: str, method: str, role: str = "trained"
+    config: TrainingConfig,
+    run_dir: RunDir,
+    captioner: Captioner,
+    *,
+    row: str,
+    method: str,
+    role: str = "trained",
+    prompt: str | None = None,
 ) -> RunDir:
     """Save `adapter/`, caption the evaluation images before and after, score them, write report and model card.
 
@@ -298,20 +305,22 @@ def finish_run(
         row: the name of the trained captioner in tables.
         method: what was done, for the model card.
         role: the row's part in a comparison (`captune.runs.run_dir.ROLES`).
+        prompt: what it was trained under, where that is not the captioner's, which the base is asked with.
     """
-    processes.on_first(_finish, config, run_dir, captioner, row, method, role)
+    processes.on_first(_finish, config, run_dir, captioner, row, method, role, prompt)
     return run_dir
 
 
-def _finish(config: TrainingConfig, run_dir: RunDir, captioner: Captioner, row: str, method: str, role: str) -> None:
+def _finish(
+    config: TrainingConfig, run_dir: RunDir, captioner: Captioner, row: str, method: str, role: str, prompt: str | None
+) -> None:
     with replacing_folder(run_dir.adapter) as folder:
         captioner.save_adapter(folder)
     source, limit = evaluation_source(config), evaluation_limit(config)
     seen: dict[str, Any] = {"trained_on": True} if measured_on_training(config) else {}
     with captioner.disable_adapter():
         caption_and_score(captioner, source, run_dir, "base", role="base", limit=limit, **seen)
-    if captioner.condition is not None:  # it never saw the prompt alone
-        captioner.prompt = captioner.condition.prompts[captioner.condition.highest]
+    captioner.prompt = prompt or captioner.prompt
     caption_and_score(captioner, source, run_dir, row, role=role, limit=limit, **seen)
     if config.train_all_weights:
         with replacing_folder(run_dir.path / "model") as folder:

@@ -86,6 +86,23 @@ def test_what_cannot_be_judged_teaches_nothing() -> None:
     assert logprobs.grad.flatten().tolist() == pytest.approx([0, 0, -1 / 3])
 
 
+def test_a_part_that_cannot_judge_leaves_the_others_and_a_batch_without_any_no_figure(
+    captioner: Captioner, dataset: Any, tmp_path: Path
+) -> None:
+    trainer = build(captioner, dataset, settings(tmp_path))
+    none = math.nan
+    parts = {"one": [1.0, 2.0, none, 4.0], "other": [10.0, none, none, 40.0]}
+    judges = [lambda captions, values=values, **_: values for values in parts.values()]
+    for judge, name in zip(judges, parts, strict=True):
+        judge.name = name  # type: ignore[attr-defined]
+    trainer.reward.parts = [(judge, weight) for judge, weight in zip(judges, (1.0, 0.5), strict=True)]  # type: ignore[misc]
+    found = trainer._rewards(list("abcd"), [True] * 4, list(dataset.select(range(2))), 2)
+    torch.testing.assert_close(found, torch.tensor([[6.0, 2.0], [none, 24.0]]), equal_nan=True)
+    trainer._note("reward", torch.tensor([none, none]).nanmean())
+    trainer._note("reward", found[0].nanmean())
+    assert trainer._rewards_seen == [4.0] == trainer._seen["reward"]
+
+
 @pytest.mark.parametrize("baseline", ["greedy", "mean"])
 def test_the_step_has_the_gradient_of_equation_2(
     captioner: Captioner, dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, baseline: str

@@ -86,7 +86,8 @@ class VisionModel:
 
         captioner = self.captioner
         batch = captioner.encode([self._text(question) for question in questions], [q.image for q in questions])
-        check_length(batch["input_ids"].shape[1], captioner.core.config, questions[0], self.name)
+        longest = questions[int(batch["attention_mask"].sum(1).argmax())]
+        check_length(batch["input_ids"].shape[1], captioner.core.config, longest, self.name)
         with torch.inference_mode(), captioner.share_vision(max_images=64):
             inputs = batches.inputs_of(batch)
             logits = captioner.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].cpu()

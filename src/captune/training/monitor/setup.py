@@ -47,7 +47,7 @@ class Between(TrainerCallback):
 def monitor_without_stopping(
     config: TrainingConfig, captioner: Captioner, reward: Reward, run_dir: RunDir, **settings: Any
 ) -> dict[str, Any]:
-    """Build a monitor that evaluates four times, and neither stops the run nor chooses a checkpoint.
+    """Build a monitor that evaluates about four times, and neither stops the run nor chooses a checkpoint.
 
     Args:
         config: the run's settings.

@@ -93,9 +93,9 @@ def _interval(found: Figures, images: int) -> tuple[float, float] | None:
     if drawn is None:
         return None
     low, high = percentiles(drawn, 0.95)
-    if low == high:
+    if low == high and value in (0.0, 1.0):
         side = images / (images + Z**2)
-        low, high = (side, 1.0) if value > 0.5 else (0.0, 1 - side)
+        low, high = (side, 1.0) if value else (0.0, 1 - side)
     return round(low, 4), round(high, 4)
 
 

@@ -15,10 +15,12 @@ well: what is sampled must be what learns. See docs/methods/scst.md.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import TrainingArguments
@@ -30,7 +32,7 @@ from captune.scorers import load_reward
 from captune.scorers.base import Reward
 from captune.scorers.text.health import Health
 from captune.training.config import RLConfig
-from captune.training.gate import check_reward
+from captune.training.gate import check_reward, summed
 from captune.training.lifecycle import (
     claim_run,
     drop_start,
@@ -91,15 +93,16 @@ class RewardTrainer(MonitoredTrainer, CaptionerTrainer):
     def _rewards(self, captions: list[str], ended: list[bool], examples: list[dict[str, Any]], rows: int) -> Tensor:
         """Return R of each caption, (N, rows); note what each scorer gave the samples, before its weight."""
         columns = {name: [e[name] for e in examples for _ in range(rows)] for name in examples[0]}
-        total = torch.zeros(len(examples), rows, dtype=torch.float64)
-        for part, weight in self.reward.parts:
+        found: list[np.ndarray] = []
+        for part, _ in self.reward.parts:
             scores = torch.tensor(part(captions, **columns, ended=ended), dtype=torch.float64).view(-1, rows)
             if scores.isinf().any():  # NaN is what a scorer cannot judge
                 self.stop(
                     f"the reward {part.name} is infinite for {captions[int(scores.isinf().flatten().nonzero()[0])]!r}"
                 )
             self._note(f"rewards/{part.name}/mean", scores[:, -self.config.num_generations :].nanmean())
-            total += weight * scores
+            found.append(scores.flatten().numpy())
+        total = torch.from_numpy(summed(found, self.reward.parts)).view(-1, rows)
         return total.to(self.captioner.device, torch.float32)
 
     def _note_health(self, captions: Sequence[str], ended: Sequence[bool]) -> None:
@@ -121,9 +124,11 @@ class RewardTrainer(MonitoredTrainer, CaptionerTrainer):
         self._rewards_seen[:] = values["rewards"]
 
     def _note(self, name: str, value: Tensor | float) -> None:
-        self._seen[name].append(float(value))
-        if name == "reward":
-            self._rewards_seen.append(float(value))
+        """Note a figure of a step; none of a batch in which the reward could judge nothing (NaN)."""
+        if math.isfinite(value := float(value)):
+            self._seen[name].append(value)
+            if name == "reward":
+                self._rewards_seen.append(value)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the means of what was noted since the last time, too."""

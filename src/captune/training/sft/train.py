@@ -259,7 +259,7 @@ def run(config: SFTConfig) -> RunDir:
     texts = read_texts(config.texts)
     captioner = load_captioner(config)
     dataset = load_training_images(config, references=True)
-    prompts = weights = None
+    condition = prompts = weights = None
     if config.condition is not None:
         values = read_values(config, config.condition, dataset)
         condition = Condition.of(config.condition, {one for own in values.values() for one in own}, captioner.prompt)
@@ -282,4 +282,5 @@ def run(config: SFTConfig) -> RunDir:
     captioner.freeze_vision()
     what = "all weights of the language model" if config.train_all_weights else "LoRA"
     method = f"supervised fine-tuning ({what}{' and the connector' if config.train_connector else ''})"
-    return finish_run(config, run_dir, captioner, row="supervised", method=method, role="supervised")
+    under = None if condition is None else condition.prompts[condition.highest]  # it never saw the prompt alone
+    return finish_run(config, run_dir, captioner, row="supervised", method=method, role="supervised", prompt=under)
