@@ -347,6 +347,19 @@ def test_b5_how_many_are_held_out(tmp_path: Path, query: str, limit: int | None,
     assert not measured_on_training(settings)
 
 
+def test_b5_images_of_another_source_are_known_by_their_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two", "other"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            tiny.picture(index + 10 * (name == "other"), (8, 8)).save(tmp_path / name / f"{index}.png")
+        rows = [json.dumps({"image": f"{index}.png", "references": ["a ball"]}) for index in range(4)]
+        (tmp_path / name / "captions.jsonl").write_text("\n".join(rows) + "\n")
+    images = str(tmp_path / "one")
+    for judged, learned in (("one/captions.jsonl", True), ("two", True), ("other", False)):
+        settings = config(tmp_path / "run", images=images, eval_images=str(tmp_path / judged))
+        assert measured_on_training(settings) is learned
+
+
 def test_b5_too_few_images_to_hold_some_out(tiny_folder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Log, headline of the report and model card say on what the figures were measured."""
     source = own_images(tmp_path / "own", 9)

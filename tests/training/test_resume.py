@@ -84,6 +84,20 @@ def losses(run_dir: RunDir) -> list[Any]:
     return [(row["step"], row.get("loss"), row.get("train_loss")) for row in run_dir.metrics()]
 
 
+def test_a_run_is_not_resumed_on_other_images(config: Any, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = run(config("whole")), cut(config("run"), 5, monkeypatch)
+    file = Path(source)
+    text = file.read_text()
+    file.write_text(text.replace("ball", "kite", 1))
+    assert file.read_text() != text
+    with pytest.raises(RunError, match="checkpoint-4 was trained on other images or references"):
+        run(config("run"))
+    file.write_text(text)
+    assert (
+        weights(run(config("run"))) == weights(whole) and not broken.path.joinpath("incomplete-checkpoint-4").exists()
+    )
+
+
 # -- A1: complete or ignored
 
 

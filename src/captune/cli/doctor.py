@@ -182,7 +182,10 @@ def _image_encoder() -> Check:
     if not there:
         last = EFFICIENTNETS[-1]
         return Check(last.name, "optional", "not here; encodes photographs without the hub", last.how_to_get())
-    return Check(there[-1].name, "ok", f"{there[-1].find()}; unpacked at first use in {there[-1].folder}")
+    model = there[-1]
+    if model.is_unpacked():
+        return Check(model.name, "ok", str(model.folder))
+    return Check(model.name, "ok", f"{model.find()}; unpacked at first use in {model.folder}")
 
 
 def _torchvision() -> Check:

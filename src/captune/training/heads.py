@@ -146,8 +146,8 @@ class HeadTraining:
         state = checkpoints.trainer_state(folder)
         if state["data"] != self.data:
             raise RunError(
-                f"{folder} was trained on other images or captions than those that the same source holds now; pass "
-                "--overwrite, or name another --output"
+                f"{folder} was trained on other images, captions or encoders than those that the same names stand for "
+                "now; pass --overwrite, or name another --output"
             )
         self.heads.load_state_dict(load_file(folder / "heads.safetensors"))
         self.kept = load_file(folder / "best.safetensors")

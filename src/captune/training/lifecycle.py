@@ -15,7 +15,9 @@ from peft import PeftModel
 from transformers import set_seed
 from trl.trainer.utils import use_adapter
 
-from captune.data import load_references, part_of
+from captune.data import load_images, load_references, part_of
+from captune.data.columns import column
+from captune.data.images import read_image
 from captune.data.naming import Source
 from captune.data.schemes import scheme_of
 from captune.decoding import Decoder
@@ -145,7 +147,7 @@ def load_training_images(config: Any, *, references: bool = False, source: str |
     """
     from datasets import IterableDataset
 
-    from captune.data import load_images, without_bad
+    from captune.data import without_bad
     from captune.data.columns import bounded
 
     source = source or config.images
@@ -268,15 +270,33 @@ def has_own_evaluation(config: Any) -> bool:
 
 
 def measured_on_training(config: Any) -> bool:
-    """Return whether a run is judged on images that it learns from; `config` is a `RunConfig`."""
-    source = evaluation_source(config)
-    if Source.parse(source).where != Source.parse(config.images).where:
-        return False
-    training = config.images
+    """Return whether a run is judged on images that it learns from; `config` is a `RunConfig`.
+
+    Images of one name in two sources are compared by their bytes.
+    """
+    training, source = config.images, evaluation_source(config)
     if not has_own_evaluation(config):
         training = part_of(training, "training", limit=config.limit) or training
-    learned = load_references(training, limit=config.limit)
-    return not learned.keys().isdisjoint(load_references(source, limit=evaluation_limit(config)))
+    learned, judged = ((training, config.limit), (source, evaluation_limit(config)))
+    same = Source.parse(source).where == Source.parse(training).where
+    try:
+        known = load_references(learned[0], limit=learned[1])
+    except SourceError:
+        if same:
+            raise
+        return False  # a dataset was trained on that has no name
+    both = known.keys() & load_references(judged[0], limit=judged[1]).keys()
+    if same or not both:
+        return bool(both)
+    ours, theirs = (_undecoded_images(*one, image_ids=both) for one in (learned, judged))
+    return any(read_image(ours[name], name) == read_image(theirs[name], name) for name in sorted(both))
+
+
+def _undecoded_images(source: str, limit: int | None, *, image_ids: Collection[str]) -> dict[str, Any]:
+    """{image id: what `read_image` takes} of some images of a source."""
+    rows = load_images(source, limit=limit, decode=False)
+    ids = column(rows, "image_id")
+    return {image_id: rows[row]["image"] for row, image_id in enumerate(ids) if image_id in image_ids}
 
 
 def evaluation_limit(config: Any) -> int | None:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +21,12 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from captune.data.columns import column
 from captune.errors import RunError, first_line
 from captune.runs import checkpoints
 from captune.runs.run_dir import RunDir
 from captune.utils.files import discard, disk_failed, sync
+from captune.utils.hashing import fingerprint
 from captune.utils.memory import forget
 from captune.utils.processes import TERMINATED, on_sigterm
 
@@ -66,6 +69,13 @@ class ResumableTrainer(Trainer):
     _stopped: bool = False
     _started: float = 0.0
 
+    @cached_property
+    def _data(self) -> str:
+        """A digest of the training images' ids and references, in order; empty where they have no ids."""
+        rows: Any = getattr(self.train_dataset, "rows", self.train_dataset)  # of single pairs
+        names = [name for name in ("image_id", "references") if name in getattr(rows, "column_names", ())]
+        return fingerprint(json.dumps([column(rows, name) for name in names])) if "image_id" in names else ""
+
     # -- saving ----------------------------------------------------------------------------------------------------
 
     def save_more(self, folder: Path) -> None:
@@ -78,6 +88,7 @@ class ResumableTrainer(Trainer):
             "total_loss": self._total_loss_scalar,
             "logged_at": self._globalstep_last_logged,
             "seconds": time.time() - self._started,
+            "data": self._data,
         }
 
     def put_back(self, values: dict[str, Any]) -> None:
@@ -98,7 +109,13 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = str(folder)  # the run may have moved
         file = self._resumed / f"{self.args.process_index}-{VALUES}"
         if file.is_file():  # an earlier version wrote none
-            self.put_back(json.loads(file.read_text(encoding="utf-8")))
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if values.get("data", self._data) != self._data:
+                raise RunError(
+                    f"{self._resumed} was trained on other images or references than those that the same source holds "
+                    "now: put these back, pass --overwrite, or name another --output"
+                )
+            self.put_back(values)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         output = Path(self._get_output_dir(trial=trial))

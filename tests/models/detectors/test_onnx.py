@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -187,6 +188,18 @@ def test_the_image_processor_beside_the_file_prepares_images(tmp_path: Path) -> 
     fixed = save_onnx(folder / "fixed.onnx", detr, size=(64, 64))
     with pytest.raises(DetectorError, match=r"takes 64 x 64 pixels, and its preprocessor_config.json makes 48 x 32"):
         load_detector(fixed)
+
+
+def test_the_digest_is_of_weights_outside_of_the_file_too(tmp_path: Path) -> None:
+    model = onnx.load(save_onnx(tmp_path / "whole.onnx", {"output0": np.zeros((6, cells()))}, metadata=NAMES))
+    path = tmp_path / "y.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, location="y.data", size_threshold=64)
+    before = load_detector(path).digest
+    assert (tmp_path / "y.data").stat().st_size and load_detector(path).digest == before
+    data = bytearray((tmp_path / "y.data").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "y.data").write_bytes(data)
+    assert load_detector(path).digest != before
 
 
 def test_the_digest_changes_with_what_decides(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from captune.evaluation.cache import Cache
 from captune.evaluation.run import evaluate_files
 from captune.models.detectors import Detections
 from captune.scorers import check_needs, load_scorer
+from captune.scorers._support.detections import DetectionFile
 from captune.scorers.image.detected import Detected
 from captune.utils.skipped import counting
 
@@ -180,6 +181,15 @@ def test_a_file_without_settings_does_not_claim_a_threshold(tmp_path: Path, capl
     assert (
         "|threshold:0.5 or the file's, unknown|" in load_scorer(f"detected:?detections={file}&threshold=0.5").signature
     )
+
+
+def test_ids_that_are_one_number_are_two_images(tmp_path: Path) -> None:
+    said = {"007": "dog", "7": "cat", "000000000042": "car"}
+    rows = ({"image_id": name, "objects": [{"label": label, "score": 1}]} for name, label in said.items())
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = DetectionFile(tmp_path / "d.jsonl", lambda text: [text])
+    assert [file.of(name) for name in ("007", "7", "42", 42, "000000000042")] == [{"dog"}, {"cat"}, *[{"car"}] * 3]
+    assert file.of("8") is None and len(file.found) == 3
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def test_other_data_under_the_same_name_is_refused_when_a_run_resumes(
         with pytest.raises(KeyboardInterrupt):
             run(config)
     tiny_pair.source(tmp_path / "own", 1)
-    with pytest.raises(RunError, match="other images or captions"):
+    with pytest.raises(RunError, match="other images, captions or encoders"):
         run(config)
 
 
@@ -299,7 +299,7 @@ def test_an_image_that_was_replaced_is_no_image_of_the_checkpoint(
         with pytest.raises(KeyboardInterrupt):
             run(config)
     tiny.picture(900, (60, 64)).save(tmp_path / "own" / "3.png")
-    with pytest.raises(RunError, match="other images or captions"):
+    with pytest.raises(RunError, match="other images, captions or encoders"):
         run(config)
 
 

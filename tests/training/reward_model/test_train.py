@@ -140,7 +140,7 @@ def test_a_checkpoint_of_other_pairs_is_refused(folder: Path, tmp_path: Path, mo
     pairs.write_text(
         json.dumps(row | {"chosen": row["rejected"], "rejected": row["chosen"]}) + "\n" + "".join(lines[1:])
     )
-    with pytest.raises(RunError, match="other images or captions"):
+    with pytest.raises(RunError, match="other images, captions or encoders"):
         run(config)
 
 

@@ -26,6 +26,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import re
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -46,6 +47,7 @@ SIZE = 640  # of an input whose size the file leaves open
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _DETR = ("DETR", "RT-DETR")
+_LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)  # of weights outside; then their file's name, so long
 
 
 def check(path: Path) -> None:
@@ -237,13 +239,21 @@ class OnnxDetector:
 
     @cached_property
     def digest(self) -> str:
-        """8 hex digits of the file, the classes' names, and how images are prepared."""
+        """8 hex digits of the file and its external weights, the classes' names, and how images are prepared."""
         state = hashlib.sha256()
-        with self.path.open("rb") as file:
-            state.update(hashlib.file_digest(file, "sha256").digest())
+        for path in (self.path, *self._external()):
+            with path.open("rb") as file:
+                state.update(hashlib.file_digest(file, "sha256").digest())
         processor = None if self.processor is None else self.processor.to_dict()
         state.update(json.dumps([self.layout, self.names, self.size, processor], default=str, sort_keys=True).encode())
         return state.hexdigest()[:8]
+
+    def _external(self) -> list[Path]:
+        """The files of weights that lie outside of the model, as its tensors name them."""
+        content = self.path.read_bytes()
+        places = [(match.end(), match[1][0]) for match in _LOCATION.finditer(content)]
+        names = {content[start : start + length].decode("utf-8", "replace") for start, length in places}
+        return [path for name in sorted(names) if (path := self.path.parent / name).is_file()]
 
     # -- images in, boxes out ------------------------------------------------------------------------------------------
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from captune.data.readers import nfc
 from captune.errors import ScorerError
 from captune.utils.files import jsonl_rows, read_json
 from captune.utils.hashing import fingerprint
@@ -17,6 +19,7 @@ from captune.utils.skipped import skip
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Found = list[tuple[str, float]]  # labels with scores
 Mentions = Callable[[str], list[str]]  # the classes that a text names
 
@@ -81,14 +84,14 @@ class DetectionFile:
             where = f"{self.path}, line {number}"
             if row.get("image_id") in (None, "") or "objects" not in row:
                 raise ScorerError(f"{where} is no detections of an image: it needs image_id and objects")
-            key = image_key(row["image_id"])
+            key = nfc(str(row["image_id"]))
             if key in found:
                 raise ScorerError(f"{where}: a second line for image {row['image_id']!r}")
             found[key] = read_objects(row["objects"], where)
         if not found:
             raise ScorerError(f"{self.path} holds no detections")
         self.labels.all({label for one in found.values() for label, _ in one})
-        return found
+        return by_image(found)
 
     @cached_property
     def settings(self) -> tuple[Sequence[str] | None, float | None]:
@@ -114,7 +117,7 @@ class DetectionFile:
 
     def of(self, image_id: Any, threshold: float = 0.0) -> frozenset[str] | None:
         """Return the classes found in an image; None where the file has no such image."""
-        found = self.found.get(image_key(image_id))
+        found = look_up(self.found, image_id)
         return None if found is None else seen(found, threshold, self.labels)
 
     @property
@@ -152,5 +155,16 @@ def read_objects(entry: Any, where: str) -> Found:
 
 def image_key(image_id: Any) -> str:
     """Return what stands for an image: COCO's 42, "42" and "000000000042" are one."""
-    text = str(image_id)
+    text = nfc(str(image_id))
     return str(int(text)) if text.isascii() and text.isdecimal() else text
+
+
+def by_image(found: Mapping[str, T]) -> dict[str, T]:
+    """Return what is said of each image under its key; under its id where two ids, "7" and "007", have one key."""
+    keys = Counter(map(image_key, found))
+    return {key if keys[key := image_key(image_id)] == 1 else image_id: one for image_id, one in found.items()}
+
+
+def look_up(found: Mapping[str, T], image_id: Any) -> T | None:
+    """Return what `by_image` has of an image; None where it has nothing."""
+    return found.get(nfc(str(image_id)), found.get(image_key(image_id)))

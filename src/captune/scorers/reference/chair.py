@@ -14,7 +14,7 @@ from pydantic import Field
 from captune.errors import ScorerError
 from captune.scorers import Scorer, check_references, safe_ratio
 from captune.scorers._support import ptb
-from captune.scorers._support.detections import DetectionFile, image_key
+from captune.scorers._support.detections import DetectionFile, by_image, image_key, look_up
 from captune.scorers._support.objects import read_by_image
 from captune.scorers._support.vocabulary import COCO, Vocabulary
 from captune.utils.hashing import fingerprint
@@ -157,9 +157,8 @@ class Chair(Scorer):
 
     def _of_image(self, image_id: str) -> tuple[frozenset[str], bool]:
         """What an image shows, and whether a detector says so."""
-        key = image_key(image_id)
-        if self.file and key in self.truth:
-            return self.truth[key], False
+        if self.file and (shown := look_up(self.truth, image_id)) is not None:
+            return shown, False
         found = self.detections.of(image_id) if self.detections else None
         if found is not None:
             return found, True
@@ -216,7 +215,7 @@ def _objects_by_image(file: Path) -> dict[str, list[str]]:
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()
     ):
         raise ScorerError(f'{file} is neither COCO instance annotations nor {{"image id": ["object", ...]}}')
-    return {image_key(key): names for key, names in content.items()}
+    return by_image(content)
 
 
 def _coco(content: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -214,7 +214,8 @@ def run(config: EncoderConfig) -> RunDir:
             f"{config.images}: {len(train)} images are left to learn from, fewer than a batch of {config.batch_size}"
         )
     training = Training(fresh_heads(train, config), config)
-    training.data = fingerprint(json.dumps([train.ids, train.captions, train.contents]))
+    read = [[part.ids, part.captions, part.contents] for part in (train, choice)]
+    training.data = fingerprint(json.dumps([read, image_encoder.digest, text_encoder.digest]))
     fit(training, Batches(train, config).draw, choice, run_dir)
     training.heads.load_state_dict(training.kept)
     found = measured(training.heads, unseen, redact(parts[2].source))
@@ -253,7 +254,7 @@ def card(run_dir: RunDir, config: EncoderConfig, found: Recall, step: int, image
         )
     ]
     own = "its own choice of held-out images" if config.choice_images is None else code(one_line(config.choice_images))
-    spec = shlex.quote(f"clip:{name}")
+    spec = shlex.quote(f"clip:{one_line(str(config.output))}")
     return "\n".join([
         f"# {cell(name)}", "",
         f"Heads on two frozen encoders, {code(config.image_encoder)} and {code(config.text_encoder)}, trained with "

@@ -142,7 +142,8 @@ def run(config: RewardModelConfig) -> RunDir:
     torch.manual_seed(config.seed)
     training = Training(RewardHead(train.texts.shape[-1], config.hidden, config.dropout), config, chosen)
     told = [list(one) for part in parts[:2] for one in part.preferences]
-    training.data = fingerprint(json.dumps([train.ids, train.contents, told]))
+    read = [[part.ids, part.contents] for part in (train, choice)]
+    training.data = fingerprint(json.dumps([read, told, encoder.digest]))
 
     def draw(step: int) -> tuple[Tensor, ...]:
         rows = np.random.default_rng((config.seed, step)).permutation(len(learned))[: config.batch_size]
@@ -166,7 +167,7 @@ def card(run_dir: RunDir, config: RewardModelConfig, found: Accuracy, step: int,
     name = one_line(run_dir.path.resolve().name)
     ties = int((learned.winner == 0).sum())
     between = f"{found.interval[0]:.1%} to {found.interval[1]:.1%}" if found.interval else "none, of one image"
-    spec = shlex.quote(f"reward_model:{name}")
+    spec = shlex.quote(f"reward_model:{one_line(str(config.output))}")
     at = f"step {step}" if step else "step 0: no step was better than the encoder alone"
     return "\n".join([
         f"# {cell(name)}", "",

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import operator
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,27 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from captune.data import load_references
 from captune.data.images import blank
-from captune.data.readers import read_entries
+from captune.data.readers import nfc, read_entries
 from captune.data.values import load_values
 from captune.data.views import view
 from captune.errors import SettingError, SourceError
 from captune.models.captioner import Captioner
 from captune.models.condition import Condition, as_written
 from captune.runs.run_dir import RunDir
-from captune.training.lifecycle import claim_run, finish_run, load_captioner, load_training_images, make_trainable
+from captune.training.lifecycle import (
+    claim_run,
+    evaluation_source,
+    finish_run,
+    load_captioner,
+    load_training_images,
+    make_trainable,
+)
 from captune.training.sft.config import SFTConfig
 from captune.training.trainer import CaptionerTrainer
 from captune.utils import processes
+from captune.utils.skipped import skip
 
 # -- batches -----------------------------------------------------------------------------------------------------------
 
@@ -213,18 +222,27 @@ def text_loss(captioner: Captioner, captions: Sequence[str]) -> Tensor:
     return captioner.model(**batch, use_cache=False).loss
 
 
-def read_texts(source: str | None) -> list[str]:
+def read_texts(source: str | None, judged: Collection[str] = ()) -> list[str]:
     """Return the captions of a file, each different one once; none without a file.
 
+    Args:
+        source: the file.
+        judged: ids of the images that the run is judged on: their captions are left out, and counted.
+
     Raises:
-        SourceError: it cannot be read, or holds no caption.
+        SourceError: it cannot be read, or holds no other caption.
     """
     if not source:
         return []
-    texts = list(dict.fromkeys(text for entry in read_entries(Path(source)) for text in entry.references))
+    texts: dict[str, None] = {}
+    for entry in read_entries(Path(source)):
+        if nfc(entry.image_id) in judged:
+            skip("texts of images that the run is judged on", entry.image_id, len(entry.references))
+        else:
+            texts |= dict.fromkeys(entry.references)
     if not texts:
-        raise SourceError(f"--texts {source} holds no caption")
-    return texts
+        raise SourceError(f"--texts {source} holds no caption{' of an image that is not judged' * bool(judged)}")
+    return list(texts)
 
 
 def read_values(config: SFTConfig, name: str, rows: Any) -> dict[str, list[Any]]:
@@ -256,7 +274,8 @@ def run(config: SFTConfig) -> RunDir:
     run_dir = claim_run(config, "sft")
     if run_dir.done:
         return run_dir
-    texts = read_texts(config.texts)
+    judged = evaluation_source(config)
+    texts = read_texts(config.texts, load_references(judged) if config.texts and judged != config.images else ())
     captioner = load_captioner(config)
     dataset = load_training_images(config, references=True)
     condition = prompts = weights = None
