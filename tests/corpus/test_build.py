@@ -125,6 +125,18 @@ def test_a_finished_corpus_is_opened_without_work(source: str, tmp_path: Path) -
     assert encoder.images == 0 and not encoder.texts and len(corpus) == 60
 
 
+def test_captions_that_changed_are_noticed(source: str, tmp_path: Path) -> None:
+    build(source, tmp_path)
+    file = Path(source)
+    text = file.read_text()
+    first = json.loads(text.splitlines()[0])
+    first["captions"][0] = "something else"
+    file.write_text("\n".join([json.dumps(first), *text.splitlines()[1:]]) + "\n")
+    with pytest.raises(CorpusError, match=r"other captions, or images of other names.*--overwrite"):
+        build(source, tmp_path)
+    assert len(build(source, tmp_path, overwrite=True)) == 60
+
+
 def test_another_corpus_is_not_overwritten_unless_asked(source: str, tmp_path: Path) -> None:
     build(source, tmp_path)
     with pytest.raises(CorpusError, match="text encoder bag@bag1, not bag@bag2.*overwrite"):

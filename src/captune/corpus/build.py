@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -38,6 +40,7 @@ from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 _TEXTS_AT_ONCE = 512  # enough for batches of like length
+_READ = ("image_id", "references")  # columns
 
 Row = dict[str, Any]
 
@@ -83,6 +86,7 @@ def build(
         "complete": False,
         "source": redact(source) if isinstance(source, str) else f"a dataset of {_count(dataset) or 'unknown'} rows",
         "rows": _count(dataset),
+        "read": _digest(dataset),
         "text_encoder": _named(text_model),
         "image_encoder": _named(image_model),
         "shard_size": shard_size,
@@ -114,6 +118,17 @@ def _count(dataset: ImageSource) -> int | None:
     return len(dataset) if isinstance(dataset, Dataset) else None
 
 
+def _digest(dataset: ImageSource) -> str | None:
+    """Of ids and captions, as they are read; None of a stream, which is read once."""
+    if not isinstance(dataset, Dataset):
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    plain = dataset.select_columns([name for name in _READ if name in dataset.column_names]).with_format("arrow")
+    for start in range(0, len(dataset), 10_000):
+        digest.update(json.dumps(plain[start : start + 10_000].to_pydict()).encode())
+    return digest.hexdigest()
+
+
 def _begin(folder: Path, settings: dict[str, Any], encoders: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """The config of the build that starts or resumes here; CorpusError if the folder holds another one."""
     if overwrite:
@@ -130,6 +145,8 @@ def _begin(folder: Path, settings: dict[str, Any], encoders: dict[str, Any], ove
         for key, what in {"source": "source", "rows": "number of rows"}.items()
         if begun.get(key) != settings[key]
     ]
+    if not differences and begun.get("read", settings["read"]) != settings["read"]:  # an earlier version wrote none
+        differences.append("other captions, or images of other names, than the source has now")
     for slot in ("text_encoder", "image_encoder"):
         if not files.same_encoder(begun, slot, encoders[slot]):
             then, now = ("{name}@{digest}".format(**c[slot]) for c in (begun, settings))
