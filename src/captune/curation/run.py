@@ -32,7 +32,7 @@ from captune.curation.outputs import NAMES, check_format, write_set
 from captune.curation.reading import AT_ONCE, SCHEMA, read_source, table_writer, write_table
 from captune.curation.registry import Step, read_steps
 from captune.curation.state import state_of
-from captune.data.naming import Source
+from captune.data.naming import absolute
 from captune.errors import CurationError, UsageError, redact
 from captune.utils.files import lock_folder, output_path, parse_json, remove, remove_leftovers, replace_file, replacing
 from captune.utils.pool import Pool
@@ -99,7 +99,7 @@ def curate(
     pool = Pool(workers, engine, address, device)
     folder = output_path(output, what="curated sets", folder=True)
     settings: dict[str, Any] = {
-        "source": _absolute(source),
+        "source": redact(absolute(source)),
         "limit": limit,
         "steps": [{name: as_settings(operation)} for name, operation in chosen],
     }
@@ -143,12 +143,6 @@ def curate(
     finally:
         if lock >= 0:
             os.close(lock)
-
-
-def _absolute(source: str) -> str:
-    where = Source.parse(source).where
-    path = os.path.expanduser(where)
-    return redact(source.replace(where, os.path.abspath(path), 1) if os.path.exists(path) else source)
 
 
 def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, format: str | None) -> dict[str, Any] | None:

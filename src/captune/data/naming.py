@@ -100,6 +100,13 @@ def is_path(where: str) -> bool:
     return where.startswith((".", "/", "~")) or Path(where).suffix.lower() in known
 
 
+def absolute(source: str) -> str:
+    """Return the source with its path made absolute, where that is a local one: another process may work elsewhere."""
+    where = Source.parse(source).where
+    path = os.path.expanduser(where)
+    return source.replace(where, os.path.abspath(path), 1) if os.path.exists(path) else source
+
+
 def check_there(source: str) -> None:
     """Refuse a source that is not there, before anything is loaded for it; the network is not asked.
 

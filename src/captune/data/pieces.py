@@ -27,7 +27,7 @@ from datasets import Dataset, Features, Image, IterableDataset
 
 from captune.data.columns import ImageSource, column
 from captune.data.images import IMAGE_SUFFIXES
-from captune.data.naming import Source
+from captune.data.naming import Source, absolute
 from captune.data.paths import ImageFolder
 from captune.data.readers import ID_KEYS, REFERENCE_KEYS, Blanks, as_id, first_key, nfc, references_at
 from captune.data.shards import base_of, shards_of
@@ -260,7 +260,7 @@ def pieces_of(source: str, size: int, *, limit: int | None = None, references: b
 
 
 def _rows(source: str, size: int, limit: int | None, repeats: bool) -> list[Piece]:
-    written = source if ":" in source.partition("?")[0] else _absolute(source)
+    written = source if ":" in source.partition("?")[0] else absolute(source)
     _loaded.cache_clear()
     dataset = _loaded(written)
     ids = _ids(dataset)
@@ -277,13 +277,6 @@ def _rows(source: str, size: int, limit: int | None, repeats: bool) -> list[Piec
         name = f"images {start} to {start + len(part) - 1}"
         made.append(Rows(name, len(part), _digest([*part, *states]), written, start, _digest(part)))
     return made
-
-
-def _absolute(source: str) -> str:
-    """The source with its local path made absolute: another process may work in another folder."""
-    where = Source.parse(source).where
-    path = os.path.expanduser(where)
-    return source.replace(where, os.path.abspath(path), 1) if os.path.exists(path) else source
 
 
 @functools.lru_cache(maxsize=2)

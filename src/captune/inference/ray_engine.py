@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captune.data.caption_formats import write_captions
-from captune.data.naming import Source
+from captune.data.naming import absolute
 from captune.data.parts import MANIFEST, PARTS, WINDOW, check_part_size, parts_format, read_manifest
 from captune.data.pieces import Piece, Rows, pieces_of
 from captune.decoding import load_decoder
@@ -170,7 +170,7 @@ def caption_to_parts(
     job = _Job(
         None if model is None else _absolute(str(model)),
         loading,
-        source if is_address(source) or not os.path.exists(Source.parse(source).where) else _absolute_source(source),
+        source if is_address(source) else absolute(source),
         folder.where,
         chosen,
         batch_size,
@@ -225,11 +225,6 @@ def _absolute(name: str) -> str:
     """A model's name, a local folder made absolute: a worker may start in another one."""
     path = os.path.expanduser(name)
     return os.path.abspath(path) if os.path.exists(path) else name
-
-
-def _absolute_source(source: str) -> str:
-    where = Source.parse(source).where
-    return source.replace(where, os.path.abspath(os.path.expanduser(where)), 1)
 
 
 class _Folder:

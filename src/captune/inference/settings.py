@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from captune.data.lines import CAPTIONS, Kind
-from captune.data.naming import Source
+from captune.data.naming import absolute
 from captune.decoding import Decoder
 from captune.errors import CaptionFileError, redact
 from captune.utils.files import replace_file
@@ -54,9 +53,7 @@ def _source_name(source: Any) -> str | None:
     """Return the source as written, a local path made absolute; None for a dataset object, which has no name."""
     if not isinstance(source, str | Path):
         return None
-    where = Source.parse(str(source)).where
-    path = Path(where).expanduser()
-    return redact(str(source).replace(where, os.path.abspath(path), 1) if path.exists() else str(source))
+    return redact(absolute(str(source)))
 
 
 def beside(output: Path, suffix: str) -> Path:
