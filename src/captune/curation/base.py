@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 VERDICTS = ("keep", "drop", "change", "move", "split")
 KEEP, DROP, CHANGE, MOVE, SPLIT = range(len(VERDICTS))
+MOST_NAMED = 1000  # items that a note lists
 
 
 def setting(help: str, default: Any = MISSING, *, metavar: str | None = None) -> Any:

@@ -22,10 +22,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from captune.curation.base import Captions, Verdicts, Work, keep, setting
+from captune.curation.base import MOST_NAMED, Captions, Verdicts, Work, keep, setting
 from captune.errors import BadImage, CurationError, UsageError
 
-MOST_NAMED = 1000  # matches in another set that are named
 _PART, _IMAGES = 4096, 256  # captions and images of a part
 _SPACES = re.compile(r"\s+")
 

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from captune.curation.base import Captions, Verdicts, Work, setting
+from captune.curation.base import MOST_NAMED, Captions, Verdicts, Work, setting
 from captune.errors import UsageError, redact
 from captune.utils.files import replace_file
 
@@ -133,7 +133,8 @@ class Rewrite:
             bad += part["bad"]
             notes["captioner"] = part["captioner"]
         if bad:
-            notes["images that could not be captioned"] = {"number": len(bad), "the first": bad[:1000]}
+            notes["images that could not be captioned"] = bad[:MOST_NAMED]
+            notes |= {"and not named": len(bad) - MOST_NAMED} if len(bad) > MOST_NAMED else {}
         return made
 
 
