@@ -125,16 +125,13 @@ def test_a_finished_corpus_is_opened_without_work(source: str, tmp_path: Path) -
     assert encoder.images == 0 and not encoder.texts and len(corpus) == 60
 
 
-def test_captions_that_changed_are_noticed(source: str, tmp_path: Path) -> None:
-    build(source, tmp_path)
-    file = Path(source)
-    text = file.read_text()
-    first = json.loads(text.splitlines()[0])
-    first["captions"][0] = "something else"
-    file.write_text("\n".join([json.dumps(first), *text.splitlines()[1:]]) + "\n")
+def test_captions_that_changed_are_noticed(tmp_path: Path) -> None:
+    source, folder = corpora.source(tmp_path / "own", CAPTIONS), tmp_path / "corpus"
+    build(source, folder)
+    corpora.source(tmp_path / "own", [["something else"], *CAPTIONS[1:]])
     with pytest.raises(CorpusError, match=r"other captions, or images of other names.*--overwrite"):
-        build(source, tmp_path)
-    assert len(build(source, tmp_path, overwrite=True)) == 60
+        build(source, folder)
+    assert len(build(source, folder, overwrite=True)) == 59
 
 
 def test_another_corpus_is_not_overwritten_unless_asked(source: str, tmp_path: Path) -> None:

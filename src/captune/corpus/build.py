@@ -199,7 +199,7 @@ class _Job:
                 if shard is None:
                     if path.exists() and made is None:
                         logger.warning("%s is damaged; its part of the source is encoded again", path)
-                    shard = self._shard(reader.rows(number * self.shard_size, self.shard_size), pool, bar)
+                    shard = self.shard(reader.rows(number * self.shard_size, self.shard_size), pool, bar)
                     if not shard.rows:
                         return number
                     files.write_shard(path, shard)
@@ -213,7 +213,8 @@ class _Job:
         own = set(shard.images)
         return not (own & self.known) and all(item in own or item in self.known for item, _ in shard.entries)
 
-    def _shard(self, rows: Iterator[Row], pool: ThreadPoolExecutor, bar: Any) -> Shard:
+    def shard(self, rows: Iterator[Row], pool: ThreadPoolExecutor, bar: Any) -> Shard:
+        """Encode rows into a shard."""
         shard = Shard(rows=0)
         seen: set[str] = set()
         images: list[np.ndarray] = []

@@ -113,7 +113,7 @@ def _begin(job: _Job) -> Callable[[Any], tuple[int, float, dict[str, dict[str, i
         encoding = Encoding(text_model, image_model, folder, job.batch_size, job.shard_size, False)
         encoding.known.update(known)
         with counting() as skipped, ThreadPoolExecutor(max_workers=1) as pool, tqdm(disable=True) as bar:
-            shard = encoding._shard(iter(piece.read()), pool, bar)
+            shard = encoding.shard(iter(piece.read()), pool, bar)
             files.write_shard(files.shard_path(folder, number), shard)
         return shard.rows, time.perf_counter() - started, skipped
 

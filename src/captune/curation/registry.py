@@ -14,12 +14,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from captune.errors import CaptuneError, UsageError
 from captune.utils.files import LARGEST_CONFIG, parse_yaml, read_file
 from captune.utils.registry import Registry, nearest
 from captune.utils.spec import convert, show
+
+if TYPE_CHECKING:
+    from captune.curation.base import Operation
 
 OPERATIONS = Registry(
     "captune.operations",
@@ -49,7 +52,7 @@ SUMMARIES = {
     "fuse": "Fuse each caption with those of models and with what experts found, by a writer (CapsFusion).",
 }
 
-Step = tuple[str, Any]
+Step = tuple[str, "Operation"]
 
 
 def read_steps(steps: Sequence[Step | Mapping[str, Any]] | str | Path) -> list[Step]:

@@ -27,7 +27,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from captune.curation.base import CHANGE, DROP, KEEP, MOVE, SPLIT, VERDICTS, Captions, Verdicts, Work, as_settings
+from captune.curation.base import (
+    CHANGE,
+    DROP,
+    KEEP,
+    MOVE,
+    SPLIT,
+    VERDICTS,
+    Captions,
+    Operation,
+    Verdicts,
+    Work,
+    as_settings,
+)
 from captune.curation.outputs import NAMES, check_format, write_set
 from captune.curation.reading import AT_ONCE, SCHEMA, read_source, table_writer, write_table
 from captune.curation.registry import Step, read_steps
@@ -268,7 +280,9 @@ def _images(captions: Captions) -> int:
     return len(captions.starts) - 1
 
 
-def _step(number: int, name: str, operation: Any, captions: Captions, work: Work) -> tuple[Captions, dict[str, Any]]:
+def _step(
+    number: int, name: str, operation: Operation, captions: Captions, work: Work
+) -> tuple[Captions, dict[str, Any]]:
     """Apply one step, unless it was applied; return what is left and the step's record."""
     path, mark = (work.folder.parent / f"{number}.{suffix}" for suffix in ("arrow", "json"))
     decisions = work.folder.parent / DECISIONS / f"{number}-{name}.parquet"

@@ -1,19 +1,33 @@
-"""Finding bad images before a long job meets them."""
+"""Finding images that are bad, or lack a caption, before a long job meets them."""
 
 from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image
 
 from captune.data.columns import column, undecoded
 from captune.data.images import open_image
-from captune.errors import BadImage
+from captune.errors import BadImage, SourceError
 from captune.utils.progress import Bar
 from captune.utils.skipped import skip
+from captune.utils.wording import counted
+
+
+def refuse_without_captions(source: str, lacking: Sequence[str]) -> None:
+    """Raise SourceError where images of a source have no caption; says where these may stand."""
+    if not lacking:
+        return
+    tables = sorted(Path(source).glob("captions.*")) if Path(source).is_dir() else []
+    hint = f"; their captions may stand in {tables[0]}, which is a source, too" if tables else ""
+    raise SourceError(
+        f"{source}: no caption to learn from for {counted(len(lacking), 'image')}, the first is {lacking[0]!r}{hint}"
+    )
 
 
 def without_bad(

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -16,6 +15,7 @@ from transformers import set_seed
 from trl.trainer.utils import use_adapter
 
 from captune.data import load_images, load_references, part_of
+from captune.data.checking import refuse_without_captions
 from captune.data.columns import column
 from captune.data.images import read_image
 from captune.data.naming import Source
@@ -29,7 +29,6 @@ from captune.runs.run_dir import RunDir, plain
 from captune.training.config import DEFAULT_SHOWN, RunConfig, TrainingConfig, flag
 from captune.utils import processes
 from captune.utils.files import remove_leftovers, replacing_folder
-from captune.utils.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -168,13 +167,7 @@ def load_training_images(config: Any, *, references: bool = False, source: str |
         raise SourceError(f"{source}: not one of {len(bad)} images can be used; the first, {bad[0][0]}: {bad[0][1]}")
     if references:
         lacking = [i for i, refs in zip(dataset["image_id"], dataset["references"], strict=True) if not refs]
-        if lacking:
-            tables = sorted(Path(source).glob("captions.*")) if Path(source).is_dir() else []
-            hint = f"; their captions may stand in {tables[0]}, which is a source, too" if tables else ""
-            raise SourceError(
-                f"{source}: no caption to learn from for {counted(len(lacking), 'image')}, the first is "
-                f"{lacking[0]!r}{hint}"
-            )
+        refuse_without_captions(source, lacking)
     return dataset
 
 

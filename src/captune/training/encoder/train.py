@@ -11,13 +11,13 @@ import json
 import logging
 import math
 import shlex
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from captune.data import column, load_images, without_bad
+from captune.data.checking import refuse_without_captions
 from captune.data.sources import held_out_number
 from captune.errors import SourceError, redact
 from captune.models.encoders import check_frozen, load_image_encoder, load_text_encoder
@@ -61,13 +61,7 @@ def captioned(source: str, limit: int | None = None) -> Captioned:
             skip("blank captions", image_id, blank)
         captions.append(own)
     lacking = [image_id for image_id, own in zip(ids, captions, strict=True) if not own]
-    if lacking:
-        tables = sorted(Path(source).glob("captions.*")) if Path(source).is_dir() else []
-        hint = f"; their captions may stand in {tables[0]}, which is a source, too" if tables else ""
-        raise SourceError(
-            f"{source}: {len(lacking)} of {len(ids)} images have no caption to learn from, the first is "
-            f"{lacking[0]!r}{hint}"
-        )
+    refuse_without_captions(source, lacking)
     return Captioned(source, rows, ids, captions)
 
 
