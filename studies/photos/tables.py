@@ -29,6 +29,7 @@ COLUMNS = shared(FILE, "columns")
 BASES = {"refine": "stage 1", "zero": "base", "decoders": "greedy"}
 SUPERVISED = "supervised"
 GAPS = {"CIDEr-D": "cider", "detected F1": "detected"}
+NO_GAP = "no gap"  # in place of a share, where supervision is not above the base
 SCORERS: dict[str, Scorer] = {name: load_scorer(name) for name in ("cider", "detected")}  # which sum up rows
 ENDINGS, DISTINCT = 0.02, 0.6  # bars
 RANKING = Path(scorer_study.__file__).parent / "results"
@@ -36,8 +37,8 @@ RANKING = Path(scorer_study.__file__).parent / "results"
 INTRODUCTION = (
     "Made by `python -m studies photos --tables`. Means over the seeds; in brackets 95% intervals: of figures and of "
     "differences to the section's base a bootstrap over the test images (seeds' scores of an image averaged first), of "
-    "shares of the gap a t interval over seeds. They are not corrected for the number of comparisons. *clip* is "
-    "weak: {recall}. It judges rows that were rewarded by it, too."
+    "shares of the gap a t interval over seeds (*no gap*: that to supervision does not lie above 0). They are not "
+    "corrected for the number of comparisons. *clip* is weak: {recall}. It judges rows that were rewarded by it, too."
 )
 
 
@@ -122,11 +123,18 @@ def differences_table(results: Results, base: str, *, gaps: bool = False) -> str
         words, objects = (results.against(row.name, base, scorer) for scorer in ("cider", "detected"))
         cells = [change(words, "cider"), *(change(objects, key) for key in ("precision", "recall", "detected"))]
         if gaps:
-            shares = [results.share(row.name, base, SUPERVISED, "test", key) for key in GAPS.values()]
-            cells += ["-" if share is None else str(share) for share in shares]
+            cells += [share_of_gap(results, row.name, base, key) for key in GAPS.values()]
         lines.append([row.name, role(row), *cells])
     head = ["CIDEr-D", "detected P", "R", "F1", *(f"share of the {name} gap" for name in GAPS if gaps)]
     return markdown([f"more than {base}", "", *head], lines)
+
+
+def share_of_gap(results: Results, name: str, base: str, key: str) -> str:
+    """The share of the gap to supervision; none where the interval of that gap does not lie above 0."""
+    share = results.share(name, base, SUPERVISED, "test", key)
+    if share is None:
+        return "-"
+    return str(share) if above(results.against(SUPERVISED, base, key), key) == "yes" else NO_GAP
 
 
 def bar_1(results: Results) -> str:
@@ -158,7 +166,8 @@ def bar_3(results: Results) -> str:
         if row.role in ("zero", "outside", "control"):
             words, objects = (results.against(row.name, base, scorer) for scorer in ("cider", "detected"))
             share = results.share(row.name, base, SUPERVISED, "test", "cider")
-            closed = "-" if share is None else "yes" if share.mean >= SHARE else "no"
+            open_gap = share_of_gap(results, row.name, base, "cider") == NO_GAP
+            closed = NO_GAP if open_gap else "-" if share is None else "yes" if share.mean >= SHARE else "no"
             lines.append([row.name, role(row), above(words, "cider"), above(objects, "detected"), closed])
     return markdown(["", "", "CIDEr-D up", "detected F1 up", f"closes {SHARE} of the CIDEr-D gap"], lines)
 
