@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ from captune.corpus import files
 from captune.corpus.files import Shard
 from captune.corpus.index import EXACT, INDEXES, make_index
 from captune.data import ImageSource, load_images, open_image
-from captune.data.columns import undecoded
+from captune.data.columns import read_digest, undecoded
 from captune.data.images import BATCH_PIXELS
 from captune.data.schemes import scheme_of
 from captune.errors import BadImage, CorpusError, redact
@@ -40,7 +38,6 @@ from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 _TEXTS_AT_ONCE = 512  # enough for batches of like length
-_READ = ("image_id", "references")  # columns
 
 Row = dict[str, Any]
 
@@ -86,7 +83,7 @@ def build(
         "complete": False,
         "source": redact(source) if isinstance(source, str) else f"a dataset of {_count(dataset) or 'unknown'} rows",
         "rows": _count(dataset),
-        "read": _digest(dataset),
+        "read": read_digest(dataset),
         "text_encoder": _named(text_model),
         "image_encoder": _named(image_model),
         "shard_size": shard_size,
@@ -116,17 +113,6 @@ def _named(encoder: Any) -> dict[str, str]:
 
 def _count(dataset: ImageSource) -> int | None:
     return len(dataset) if isinstance(dataset, Dataset) else None
-
-
-def _digest(dataset: ImageSource) -> str | None:
-    """Of ids and captions, as they are read; None of a stream, which is read once."""
-    if not isinstance(dataset, Dataset):
-        return None
-    digest = hashlib.blake2b(digest_size=8)
-    plain = dataset.select_columns([name for name in _READ if name in dataset.column_names]).with_format("arrow")
-    for start in range(0, len(dataset), 10_000):
-        digest.update(json.dumps(plain[start : start + 10_000].to_pydict()).encode())
-    return digest.hexdigest()
 
 
 def _begin(folder: Path, settings: dict[str, Any], encoders: dict[str, Any], overwrite: bool) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -66,6 +68,18 @@ def column(dataset: ImageSource, name: str) -> list[Any]:
     if isinstance(dataset, IterableDataset):
         return [row[name] for row in undecoded(dataset)]
     return list(dataset.with_format(None)[name])
+
+
+def read_digest(dataset: object) -> str | None:
+    """Return a digest of ids and references, in order; None of a stream, and of what is no dataset of images."""
+    if not isinstance(dataset, Dataset) or "image_id" not in dataset.column_names:
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    names = [name for name in ("image_id", "references") if name in dataset.column_names]
+    plain = dataset.select_columns(names).with_format("arrow")
+    for start in range(0, len(dataset), 10_000):
+        digest.update(json.dumps(plain[start : start + 10_000].to_pydict()).encode())
+    return digest.hexdigest()
 
 
 class LazyImages(Sequence[Any]):

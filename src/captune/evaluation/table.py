@@ -147,7 +147,8 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) 
             parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), temporary)
         elif suffix == ".csv":
             with temporary.open("w", encoding="utf-8", newline="") as file:
-                write_csv(file, [list(rows[0]), *(row.values() for row in rows)])
+                header = list(rows[0])
+                write_csv(file, [header, *([row[name] for name in header] for row in rows)])
         else:
             temporary.write_text("".join(map(jsonl_line, rows)), encoding="utf-8", newline="\n")
 

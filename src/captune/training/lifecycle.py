@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -16,12 +16,11 @@ from trl.trainer.utils import use_adapter
 
 from captune.data import load_images, load_references, part_of
 from captune.data.checking import refuse_without_captions
-from captune.data.columns import column
 from captune.data.images import read_image
 from captune.data.naming import Source
 from captune.data.schemes import scheme_of
 from captune.decoding import Decoder
-from captune.errors import RunError, SourceError
+from captune.errors import BadImage, RunError, SourceError
 from captune.models.captioner import Captioner
 from captune.models.condition import read_condition
 from captune.runs.checkpoints import newest
@@ -29,6 +28,7 @@ from captune.runs.run_dir import RunDir, plain
 from captune.training.config import DEFAULT_SHOWN, RunConfig, TrainingConfig, flag
 from captune.utils import processes
 from captune.utils.files import remove_leftovers, replacing_folder
+from captune.utils.hashing import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -281,15 +281,18 @@ def measured_on_training(config: Any) -> bool:
     both = known.keys() & load_references(judged[0], limit=judged[1]).keys()
     if same or not both:
         return bool(both)
-    ours, theirs = (_undecoded_images(*one, image_ids=both) for one in (learned, judged))
-    return any(read_image(ours[name], name) == read_image(theirs[name], name) for name in sorted(both))
+    ours, theirs = (_contents(*one, image_ids=both) for one in (learned, judged))
+    return not ours.isdisjoint(theirs)
 
 
-def _undecoded_images(source: str, limit: int | None, *, image_ids: Collection[str]) -> dict[str, Any]:
-    """{image id: what `read_image` takes} of some images of a source."""
-    rows = load_images(source, limit=limit, decode=False)
-    ids = column(rows, "image_id")
-    return {image_id: rows[row]["image"] for row, image_id in enumerate(ids) if image_id in image_ids}
+def _contents(source: str, limit: int | None, *, image_ids: Collection[str]) -> set[tuple[str, str]]:
+    """(image id, a digest of its bytes) of some images of a source, but for those that cannot be read."""
+    found = set()
+    for row in load_images(source, limit=limit, decode=False):
+        if row["image_id"] in image_ids:
+            with suppress(BadImage):
+                found.add((row["image_id"], fingerprint(read_image(row["image"], row["image_id"]))))
+    return found
 
 
 def evaluation_limit(config: Any) -> int | None:

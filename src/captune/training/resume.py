@@ -21,12 +21,11 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from captune.data.columns import column
+from captune.data.columns import read_digest
 from captune.errors import RunError, first_line
 from captune.runs import checkpoints
 from captune.runs.run_dir import RunDir
 from captune.utils.files import discard, disk_failed, sync
-from captune.utils.hashing import fingerprint
 from captune.utils.memory import forget
 from captune.utils.processes import TERMINATED, on_sigterm
 
@@ -70,11 +69,9 @@ class ResumableTrainer(Trainer):
     _started: float = 0.0
 
     @cached_property
-    def _data(self) -> str:
-        """A digest of the training images' ids and references, in order; empty where they have no ids."""
-        rows: Any = getattr(self.train_dataset, "rows", self.train_dataset)  # of single pairs
-        names = [name for name in ("image_id", "references") if name in getattr(rows, "column_names", ())]
-        return fingerprint(json.dumps([column(rows, name) for name in names])) if "image_id" in names else ""
+    def _data(self) -> str | None:
+        """What `read_digest` says of the training images."""
+        return read_digest(getattr(self.train_dataset, "rows", self.train_dataset))  # the rows of single pairs
 
     # -- saving ----------------------------------------------------------------------------------------------------
 

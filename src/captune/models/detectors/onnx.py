@@ -240,17 +240,17 @@ class OnnxDetector:
     @cached_property
     def digest(self) -> str:
         """8 hex digits of the file and its external weights, the classes' names, and how images are prepared."""
-        state = hashlib.sha256()
-        for path in (self.path, *self._external()):
+        content = self.path.read_bytes()
+        state = hashlib.sha256(hashlib.sha256(content).digest())
+        for path in self._external(content):
             with path.open("rb") as file:
                 state.update(hashlib.file_digest(file, "sha256").digest())
         processor = None if self.processor is None else self.processor.to_dict()
         state.update(json.dumps([self.layout, self.names, self.size, processor], default=str, sort_keys=True).encode())
         return state.hexdigest()[:8]
 
-    def _external(self) -> list[Path]:
+    def _external(self, content: bytes) -> list[Path]:
         """The files of weights that lie outside of the model, as its tensors name them."""
-        content = self.path.read_bytes()
         places = [(match.end(), match[1][0]) for match in _LOCATION.finditer(content)]
         names = {content[start : start + length].decode("utf-8", "replace") for start, length in places}
         return [path for name in sorted(names) if (path := self.path.parent / name).is_file()]

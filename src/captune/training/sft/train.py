@@ -274,8 +274,10 @@ def run(config: SFTConfig) -> RunDir:
     run_dir = claim_run(config, "sft")
     if run_dir.done:
         return run_dir
-    judged = evaluation_source(config)
-    texts = read_texts(config.texts, load_references(judged) if config.texts and judged != config.images else ())
+    texts: list[str] = []
+    if config.texts:
+        judged = evaluation_source(config)
+        texts = read_texts(config.texts, load_references(judged) if judged != config.images else ())
     captioner = load_captioner(config)
     dataset = load_training_images(config, references=True)
     condition = prompts = weights = None
