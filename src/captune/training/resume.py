@@ -106,13 +106,8 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = str(folder)  # the run may have moved
         file = self._resumed / f"{self.args.process_index}-{VALUES}"
         if file.is_file():  # an earlier version wrote none
-            values = json.loads(file.read_text(encoding="utf-8"))
-            if values.get("data", self._data) != self._data:
-                raise RunError(
-                    f"{self._resumed} was trained on other images or references than those that the same source holds "
-                    "now: put these back, pass --overwrite, or name another --output"
-                )
-            self.put_back(values)
+            refuse_other_data(self._resumed, self._data)
+            self.put_back(json.loads(file.read_text(encoding="utf-8")))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         output = Path(self._get_output_dir(trial=trial))
@@ -199,6 +194,25 @@ class ResumableTrainer(Trainer):
 
 
 VALUES = "accumulated.json"
+
+
+def refuse_other_data(checkpoint: Path, data: str | None) -> None:
+    """Compare the training images with those that a checkpoint is of; an early version's does not say.
+
+    Args:
+        checkpoint: a complete one.
+        data: what `read_digest` says of the images now.
+
+    Raises:
+        RunError: they are others, or have other references.
+    """
+    file = checkpoint / f"0-{VALUES}"
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if values.get("data", data) != data:
+        raise RunError(
+            f"{checkpoint} was trained on other images or references than those that the same source holds now: put "
+            "these back, pass --overwrite, or name another --output"
+        )
 
 
 def training_is_over(checkpoint: Path, max_steps: int) -> bool:

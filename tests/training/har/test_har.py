@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from captune.errors import SettingError, SourceError
+from captune.errors import RunError, SettingError, SourceError
 from captune.models.captioner import Captioner
 from captune.training import trainer as training
 from captune.training.har import train as har
@@ -64,6 +64,30 @@ def test_a_killed_pipeline_ends_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     resumed = run(HARConfig(output=tmp_path / "cut", **SMALL))
     a, b = tensors(whole.adapter), tensors(resumed.adapter)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_pipeline_killed_between_its_stages_is_not_resumed_on_other_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        captioner_image().save(tmp_path / f"{number}.png")
+    table = tmp_path / "captions.csv"
+    first = "image,caption\n" + "".join(f"{number}.png,a red ball\n" for number in range(6))
+    table.write_text(first)
+    settings = SMALL | {"images": str(table), "accept_reward": True}
+
+    def killed(config: Any) -> Any:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(har, "refine", killed)
+        with pytest.raises(InterruptedError):
+            run(HARConfig(output=tmp_path / "run", **settings))
+    table.write_text(first.replace("red", "blue", 1))
+    with pytest.raises(RunError, match="checkpoint-2 was trained on other images or references"):
+        run(HARConfig(output=tmp_path / "run", **settings))
+    table.write_text(first)
+    assert run(HARConfig(output=tmp_path / "run", **settings)).finished
 
 
 def test_a_finished_stage_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
