@@ -31,7 +31,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from captune.models import inputs as batches
 from captune.models.captioner import Captioner
-from captune.models.families import SHORT
+from captune.models.requests import PROMPT
 from captune.storybook import captioner_model as builder
 from captune.utils.versions import versions
 
@@ -79,7 +79,7 @@ def idefics3(words: Any, pixels: int, vision: dict[str, int], text: dict[str, in
         pad_token_id=words.pad_token_id,
     )
     torch.manual_seed(0)
-    return Captioner(Idefics3ForConditionalGeneration(config), processor, prompt=SHORT)
+    return Captioner(Idefics3ForConditionalGeneration(config), processor, prompt=PROMPT)
 
 
 def smolvlm() -> Captioner:
@@ -126,7 +126,7 @@ def qwen(words: Any, images: Any, text: dict[str, Any], vision: dict[str, int], 
     )
     template = builder.CHAT_TEMPLATE.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
     torch.manual_seed(0)
-    return Captioner(Qwen2VLForConditionalGeneration(config), Stills(images, words, template), prompt=SHORT)
+    return Captioner(Qwen2VLForConditionalGeneration(config), Stills(images, words, template), prompt=PROMPT)
 
 
 def qwen2_vl() -> Captioner:

@@ -11,7 +11,8 @@ import torch
 
 from captune.errors import CaptionerError
 from captune.models.captioner import Captioner
-from captune.models.families import FAMILIES, SHORT, attribute
+from captune.models.families import FAMILIES, attribute
+from captune.models.requests import PROMPT
 
 NAMES = [*FAMILIES, "vipllava"]  # vipllava has no row: the generic one
 CAPTIONS = ["a red ball", "two green fish and a small yellow bird", "a house in 2011, with <PERSON>"]
@@ -56,7 +57,7 @@ def test_prompt(captioner: Captioner) -> None:
     ):  # a base model without turns: nothing but the image, as the paper has it
         assert text.rstrip() == "<image>" and captioner.prompt == ""
     else:
-        assert SHORT in text and text.rstrip().lower().endswith(("assistant:", "assistant"))
+        assert PROMPT in text and text.rstrip().lower().endswith(("assistant:", "assistant"))
 
 
 def test_a_family_without_a_row_gets_the_generic_one(tiny_folder) -> None:

@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from captune.errors import CaptionerError
-
-SHORT = "Describe this image in the shortest form."
+from captune.models.requests import PROMPT
 
 # A template for base models, which have no turns: the parts of every message in order, nothing around them.
 PLAIN_TEMPLATE = (
@@ -62,7 +61,7 @@ class Family:
     language_model: str
     vision: str
     connector: tuple[str, ...]
-    prompt: str = SHORT
+    prompt: str = PROMPT
     base_prompt: str = ""
     chat_template: str | None = None
     max_new_tokens: int = 64

@@ -9,6 +9,7 @@ from PIL import Image
 
 from captune.errors import SettingError
 
+PROMPT = "Describe this image in the shortest form."  # beside the image, as of families that name no other
 MAX_NEW_TOKENS = 64  # as of families that name no number
 #: what a request may set beside temperature, length and seed
 SETTINGS = ("top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "stop")

@@ -23,14 +23,13 @@ from PIL import Image
 
 from captune.data.images import upright_rgb
 from captune.errors import CaptionerError, CaptuneError, ServerError, SettingError, redact
-from captune.models.requests import Completion, request_settings, sample_seed
+from captune.models.requests import PROMPT, Completion, request_settings, sample_seed
 from captune.models.server import ChatServer, RequestRefused
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
-PROMPT = "Describe this image in the shortest form."
 LOSSLESS = 2**18  # pixels
 MAX_SIDE = 2048  # pixels
 MAX_BYTES = 2**22  # of an encoded image

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoProcessor, GenerationConfig
 from captune.data.images import upright_rgb
 from captune.errors import CaptionerError, first_line
 from captune.models import hub
-from captune.models.families import FAMILIES, SHORT
-from captune.models.requests import MAX_NEW_TOKENS, request_settings, sample_seed
+from captune.models.families import FAMILIES
+from captune.models.requests import MAX_NEW_TOKENS, PROMPT, request_settings, sample_seed
 from captune.utils.files import read_json
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class VllmCaptioner:
                 raise CaptionerError(f"no prompt is known for model type {model_type!r}: its processor has no template")
             processor.chat_template = family.chat_template
         self.turns = self._render([], False) != self._render([], True)
-        default = (family.prompt if family else SHORT) if self.turns else (family.base_prompt if family else "")
+        default = (family.prompt if family else PROMPT) if self.turns else (family.base_prompt if family else "")
         self.prompt = default if prompt is None else prompt
         self.image_token_id, self.lora, self.weights = image_token_id, lora, weights
         self.eos_ids = sorted({*eos_ids, *([self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id else [])})

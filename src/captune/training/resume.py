@@ -32,7 +32,7 @@ from captune.utils.processes import TERMINATED, on_sigterm
 logger = logging.getLogger(__name__)
 
 
-class Between(TrainerCallback):
+class Resumption(TrainerCallback):
     """Puts back what the trainer had in memory, when its loop has reset it; saves and ends after SIGTERM."""
 
     def __init__(self, trainer: ResumableTrainer) -> None:
@@ -156,7 +156,7 @@ class ResumableTrainer(Trainer):
         self._stopped = self._resumed is not None and training_is_over(self._resumed, self.args.max_steps)
         if self._resumed is not None:
             self.args.eval_on_start = False  # it is in the metrics already
-        self.add_callback(Between(self))
+        self.add_callback(Resumption(self))
         forget()  # what was remembered while a mapper was fitted, say: a run that resumes finds it fitted
         with self._noting_sigterm():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
