@@ -35,6 +35,7 @@ class Study:
     about: ClassVar[str]
     default: ClassVar[tuple[str, ...] | None] = None  # sections that run unless others are named; None: all
     threads: ClassVar[int | None] = None  # 1: processor time is the time of one core
+    bases: ClassVar[Sequence[str]] = ("storybook",)  # captioners unless others are named; (): it makes its own
     rows: ClassVar[dict[str, list[Any]]]  # {section: its rows}
     seeds: ClassVar[dict[str, Sequence[int]]]  # {section: default seeds}; "" is that of all others
 
@@ -76,7 +77,7 @@ class Study:
         rows: list[Any] = []
         for section in self.args.only:
             seeds = self.args.seeds or self.seeds.get(section, self.seeds[""])
-            rows += expand(self.rows[section], seeds, self.args.bases)
+            rows += expand(self.rows[section], seeds, self.args.bases or [""])
         names = {row.name for row in rows}
         if unknown := set(self.args.rows or ()) - names:
             raise SystemExit(f"there is no row {sorted(unknown)}; there are {sorted(names)}")
@@ -102,7 +103,7 @@ class Study:
         bar = tqdm(todo, desc="study", unit="row")
         for done, row in enumerate(bar):
             section = "" if row.section == "rows" else f"{row.section}: "
-            label = f"{section}{row.name}, seed {row.seed}, {Path(row.base).name}"
+            label = ", ".join(filter(None, [f"{section}{row.name}", f"seed {row.seed}", Path(row.base).name]))
             bar.set_postfix_str(label)
             if self.args.budget_minutes * 60 - (time.monotonic() - started) < self.slowest:
                 return f"{len(todo) - done} rows are left: the budget is used up; run the same command again"
@@ -133,14 +134,11 @@ class Study:
             description=cls.about,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument(
-            "--bases",
-            "--base",
-            "--model",
-            nargs="+",
-            default=["storybook"],
-            help="captioners (default: the shipped one)",
-        )
+        if cls.bases:
+            flags = ("--bases", "--base", "--model")
+            parser.add_argument(*flags, nargs="+", default=cls.bases, help="captioners (default: the shipped one)")
+        else:
+            parser.set_defaults(bases=cls.bases)
         parser.add_argument("--seeds", nargs="+", type=int, help=f"of the training runs; default: {cls.seeds['']}")
         parser.add_argument("--only", nargs="+", choices=[*cls.rows, "tables"], help="sections")
         parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; default: all")

@@ -46,6 +46,7 @@ JUDGED = ("rows", "refine", "zero", "decoders")  # sections whose captions the s
 
 class Study(runner.Study):
     name, about = "photos", __doc__ or ""
+    bases = ()
     rows, default = ROWS, ("rows", "refine", "sums", "zero", "decoders", "scorers")
     seeds = {"": (7, 8, 9), "choices": (1,), "sums": (7,), "scorers": (7,)}  # noqa: RUF012
 
