@@ -497,8 +497,8 @@ def test_merge_writes_a_plain_folder(model, photos, tmp_path, capsys):
     from captune import Captioner
 
     captioner = Captioner.load(model, device="cpu")
-    captioner.add_lora(4, 8, 0.0)
     torch.manual_seed(3)
+    captioner.add_lora(4, 8, 0.0)
     for name, weight in captioner.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.5)

@@ -49,7 +49,7 @@ def test_balance_keeps_as_many_of_each_level(tmp_path: Path) -> None:
     assert record["reasons"] == {"drop: more of level 0 than of another": 7, "drop: more of level 3 than of another": 1}
 
 
-@settings(max_examples=50, derandomize=True, database=None)
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), min_size=2, max_size=40), st.integers(2, 9))
 def test_uniform_bins_are_those_of_scikit_learn(values: list[float], bins: int) -> None:
     """KBinsDiscretizer(strategy="uniform"): edges by linspace, inner ones only, a value on an edge in the upper bin."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -134,9 +135,10 @@ def test_ray_changes_nothing_and_a_killed_worker_costs_nothing(
 
     def kill() -> None:
         wait_for(lambda: list((tmp_path / "out/.work/1-filter").glob("scores-*.npy")))
-        for number in ray_workers():
-            os.kill(number, signal.SIGKILL)
-            killed.append(number)
+        for number in wait_for(ray_workers, 120):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+                killed.append(number)
 
     thread = threading.Thread(target=kill)
     thread.start()

@@ -47,7 +47,8 @@ def captions_of(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", WHOLE_FILES)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, derandomize=True, database=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(captions=st.dictionaries(IDS, TEXT, min_size=1, max_size=6))
 def test_every_caption_comes_back(tmp_path: Path, name: str, captions: dict[str, str]) -> None:
     captions = {unicodedata.normalize("NFC", key): text for key, text in captions.items()}

@@ -46,7 +46,7 @@ def test_golden_values() -> None:
 numbers = st.lists(st.tuples(st.integers(-3, 3), st.integers(1, 5), st.integers(0, 3)), min_size=2, max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(numbers)
 def test_a_weight_is_how_often_a_judgement_stands_there(rows: list[tuple[int, int, int]]) -> None:
     x, y, times = np.array(rows).T
@@ -57,7 +57,7 @@ def test_a_weight_is_how_often_a_judgement_stands_there(rows: list[tuple[int, in
     np.testing.assert_allclose(weighted, repeated, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(numbers)
 def test_symmetric_and_turned_round(rows: list[tuple[int, int, int]]) -> None:
     x, y, _ = np.array(rows).T.astype(float)

@@ -174,7 +174,7 @@ def test_a_reply_without_an_end_is_given_up() -> None:
     try:
         for path, why in (("slow", "the reply timed out"), ("large", "the reply has more than 16,777,216 bytes")):
             started = time.monotonic()
-            server = Server(f"http://127.0.0.1:{http.server_port}/{path}#m", timeout=0.5, attempts=1)
+            server = Server(f"http://127.0.0.1:{http.server_port}/{path}#m", timeout=2, attempts=1)
             if path == "large":
                 server.timeout = 20
             with pytest.raises(ScorerError, match=f"{why}; it was asked about it"):

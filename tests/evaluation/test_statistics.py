@@ -102,9 +102,9 @@ def test_five_hundred_captions_take_well_under_a_second(data: tuple) -> None:
     for name in ("bleu", "rouge", "cider", "health"):
         scorer = load_scorer(name)
         rows = scorer.rows(captions, references=references)
-        start = time.perf_counter()
+        start = time.process_time()
         bootstrap_interval(scorer, rows, list(scorer.corpus(rows)), resamples=1000, seed=0)
-        assert time.perf_counter() - start < 1.0  # measured: 0.01
+        assert time.process_time() - start < 1.0  # measured: 0.01
 
 
 def test_paired_finds_a_difference_and_no_difference(data: tuple) -> None:

@@ -151,9 +151,10 @@ def test_a_killed_worker_costs_no_caption(ray: Any, few: tuple[str, str], tmp_pa
 
     def kill() -> None:
         wait_for(lambda: list((output / "records").glob("*.json")))
-        for number in workers():
-            os.kill(number, signal.SIGKILL)
-            killed.append(number)
+        for number in wait_for(workers, 120):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+                killed.append(number)
 
     thread = threading.Thread(target=kill)
     thread.start()

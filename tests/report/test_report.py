@@ -405,9 +405,9 @@ def test_c2_half_a_character_and_a_book_for_a_caption(run: Path, tmp_path: Path)
     texts = ["\ud800", "a red house on the beach " * 40_000, *("a car" for _ in ids[2:])]
     lines = [json.dumps({"image_id": i, "caption": text}) for i, text in zip(ids, texts, strict=True)]
     first.write_text("\n".join(lines) + "\n")
-    started = time.monotonic()
+    started = time.process_time()
     page = Page(render([run], tmp_path / "report.html"))
-    assert time.monotonic() - started < 10  # 33 s, when each character copied all before it
+    assert time.process_time() - started < 10  # 33 s, when each character copied all before it
     assert "are shown and compared by their first 5,000 characters" in page.text
     assert len(page.source) < 1_000_000
 

@@ -92,7 +92,8 @@ def command(name: str, model: Path, output: Path, processes: int) -> list[str]:
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 DDP = str(ROOT / "recipes" / "processes" / "ddp.yaml")
-ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file", DDP, "--num_processes", "2"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file", DDP, "--num_processes", "2",
+              "--main_process_port", "0"]  # fmt: skip
 
 
 def launch(
@@ -120,7 +121,7 @@ def launch(
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=3600,
     )
     assert done.returncode == 0, done.stderr[-14000:]
     return done.stderr + done.stdout

@@ -236,6 +236,7 @@ def test_latent_steps_lower_the_loss(
         tmp_path / "run", objective="latent", max_steps=12, batch_size=4, learning_rate=0.02, beta=0.0, lora_dropout=0.0
     )
     mapper = mapper_of(captioner, images)
+    torch.manual_seed(0)
     captioner.add_lora(4, 8, 0.0)
     run_dir = train(captioner, dataset, settings, mapper)
     losses = [row["loss"] for row in run_dir.metrics() if "loss" in row]
