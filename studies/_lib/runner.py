@@ -77,7 +77,7 @@ class Study:
         rows: list[Any] = []
         for section in self.args.only:
             seeds = self.args.seeds or self.seeds.get(section, self.seeds[""])
-            rows += expand(self.rows[section], seeds, self.args.bases or [""])
+            rows += expand(self.rows[section], seeds, self.args.bases)
         names = {row.name for row in rows}
         if unknown := set(self.args.rows or ()) - names:
             raise SystemExit(f"there is no row {sorted(unknown)}; there are {sorted(names)}")
@@ -138,7 +138,7 @@ class Study:
             flags = ("--bases", "--base", "--model")
             parser.add_argument(*flags, nargs="+", default=cls.bases, help="captioners (default: the shipped one)")
         else:
-            parser.set_defaults(bases=cls.bases)
+            parser.set_defaults(bases=[""])
         parser.add_argument("--seeds", nargs="+", type=int, help=f"of the training runs; default: {cls.seeds['']}")
         parser.add_argument("--only", nargs="+", choices=[*cls.rows, "tables"], help="sections")
         parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; default: all")

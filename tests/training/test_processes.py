@@ -121,7 +121,7 @@ def launch(
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=3600,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-14000:]
     return done.stderr + done.stdout

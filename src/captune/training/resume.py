@@ -104,10 +104,8 @@ class ResumableTrainer(Trainer):
         best = self.state.best_global_step
         if best and (folder := self._resumed.with_name(f"{PREFIX_CHECKPOINT_DIR}-{best}")).is_dir():
             self.state.best_model_checkpoint = str(folder)  # the run may have moved
-        file = self._resumed / f"{self.args.process_index}-{VALUES}"
-        if file.is_file():  # an earlier version wrote none
-            refuse_other_data(self._resumed, self._data)
-            self.put_back(json.loads(file.read_text(encoding="utf-8")))
+        if values := read_accumulated(self._resumed, self._data, self.args.process_index):
+            self.put_back(values)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         output = Path(self._get_output_dir(trial=trial))
@@ -196,23 +194,25 @@ class ResumableTrainer(Trainer):
 VALUES = "accumulated.json"
 
 
-def refuse_other_data(checkpoint: Path, data: str | None) -> None:
-    """Compare the training images with those that a checkpoint is of; an early version's does not say.
+def read_accumulated(checkpoint: Path, data: str | None, rank: int = 0) -> dict[str, Any]:
+    """Return what a process had `accumulated` at a checkpoint of the same data; nothing of an early version's.
 
     Args:
         checkpoint: a complete one.
-        data: what `read_digest` says of the images now.
+        data: what `read_digest` says of the training images now.
+        rank: of the process.
 
     Raises:
-        RunError: they are others, or have other references.
+        RunError: they are other images, or have other references.
     """
-    file = checkpoint / f"0-{VALUES}"
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file = checkpoint / f"{rank}-{VALUES}"
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if values.get("data", data) != data:
         raise RunError(
             f"{checkpoint} was trained on other images or references than those that the same source holds now: put "
             "these back, pass --overwrite, or name another --output"
         )
+    return values
 
 
 def training_is_over(checkpoint: Path, max_steps: int) -> bool:

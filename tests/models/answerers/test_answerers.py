@@ -359,7 +359,7 @@ def test_a_dead_server_ends_the_work_soon() -> None:
         server = Server(f"{url}#m", delay=0.01, attempts=2, workers=2)
         with pytest.raises(ScorerError, match="in 2 attempts"):
             server.answer_probabilities(QUESTIONS * 40)
-    assert len(seen) < 100
+    assert len(seen) < 20
     with pytest.raises(ScorerError, match="nothing answers at .*vllm serve m"):
         server.check()
     with pytest.raises(ScorerError, match="refused"):

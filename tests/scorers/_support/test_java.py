@@ -117,7 +117,7 @@ def test_silence_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     program = start(timeout=1)
     with pytest.raises(ScorerError, match="TEST gave no answer for 1 s and was ended"):
         program.ask(["a", "b" * 1_000_000])
-    assert not any(fake_java.is_running(run["pid"]) for run in fake_java.seen(tmp_path))
+    assert not fake_java.is_running(fake_java.seen(tmp_path)[0]["pid"])
     assert not program.folder.exists()
 
 
@@ -176,7 +176,7 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: p
     with pytest.raises(KeyboardInterrupt):
         program.ask(["a"])
     assert time.monotonic() - begun < 10
-    assert not any(fake_java.is_running(run["pid"]) for run in fake_java.seen(tmp_path))
+    assert not fake_java.is_running(fake_java.seen(tmp_path)[0]["pid"])
 
 
 def test_ends_with_the_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_wait_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, 
     with start(timeout=1 if "sleep" in body else 30) as program, pytest.raises(ScorerError) as e:
         program.wait()
     assert str(e.value) == message
-    assert not any(fake_java.is_running(run["pid"]) for run in fake_java.seen(tmp_path))
+    assert not fake_java.is_running(fake_java.seen(tmp_path)[0]["pid"])
     assert not program.folder.exists()
 
 

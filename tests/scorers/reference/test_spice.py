@@ -145,9 +145,9 @@ def test_failures_leave_no_score_no_process_and_no_file(
     fake_java.install(tmp_path, monkeypatch, body)
     with pytest.raises(ScorerError, match=message):
         load_scorer(f"spice:{corenlp}?timeout={1 if 'sleep' in body else 30}").rows(CAPTIONS, references=REFERENCES)
-    for run in fake_java.seen(tmp_path):
-        assert not fake_java.is_running(run["pid"])
-        assert not Path(run["cwd"]).exists()
+    (run,) = fake_java.seen(tmp_path)
+    assert not fake_java.is_running(run["pid"])
+    assert not Path(run["cwd"]).exists()
 
 
 def test_settings_and_signature(corenlp: Path) -> None:

@@ -28,7 +28,7 @@ from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
 from captune.training.har.config import HARConfig
 from captune.training.lifecycle import claim_run, load_training_images
-from captune.training.resume import refuse_other_data
+from captune.training.resume import read_accumulated
 from captune.training.scst.train import run as refine
 from captune.training.sft.train import read_texts
 from captune.training.sft.train import run as align
@@ -64,8 +64,8 @@ def run(config: HARConfig) -> RunDir:
         processes.on_first(_save, model, processor, parts)
     if not mle.finished:
         align(config.stage_1())
-    elif run_dir.resumes and (last := newest(mle.path)) and newest(refined.path) is None:  # killed between the stages
-        refuse_other_data(last, read_digest(load_training_images(config.stage_1(), references=True)))
+    elif (last := newest(mle.path)) and newest(refined.path) is None:  # killed between the stages
+        read_accumulated(last, read_digest(load_training_images(config.stage_1(), references=True)))
     processes.on_first(_merge, config, parts, mle, merged)
     if not refined.finished or refined.config["max_steps"] != config.scst_steps:
         refine(config.stage_2())
