@@ -36,6 +36,7 @@ class Study:
     default: ClassVar[tuple[str, ...] | None] = None  # sections that run unless others are named; None: all
     threads: ClassVar[int | None] = None  # 1: processor time is the time of one core
     bases: ClassVar[Sequence[str]] = ("storybook",)  # captioners unless others are named; (): it makes its own
+    several_bases: ClassVar[bool] = False  # whether it takes more than one
     rows: ClassVar[dict[str, list[Any]]]  # {section: its rows}
     seeds: ClassVar[dict[str, Sequence[int]]]  # {section: default seeds}; "" is that of all others
 
@@ -136,7 +137,8 @@ class Study:
         )
         if cls.bases:
             flags = ("--bases", "--base", "--model")
-            parser.add_argument(*flags, nargs="+", default=cls.bases, help="captioners (default: the shipped one)")
+            nargs, what = ("+", "captioners") if cls.several_bases else (1, "the captioner")
+            parser.add_argument(*flags, nargs=nargs, default=cls.bases, help=f"{what} (default: the shipped one)")
         else:
             parser.set_defaults(bases=[""])
         parser.add_argument("--seeds", nargs="+", type=int, help=f"of the training runs; default: {cls.seeds['']}")

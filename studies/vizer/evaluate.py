@@ -62,7 +62,7 @@ def learn(spec: Spec, bench: Bench, exam: Exam) -> dict[str, Any]:
 
 
 class Study(runner.Study):
-    name, about = "vizer", __doc__ or ""
+    name, about, several_bases = "vizer", __doc__ or "", True
     rows, seeds = ROWS, {"": (7,)}
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - a study lives as long as its process

@@ -54,3 +54,14 @@ def test_every_row_that_is_one_run_is_a_config(name: str, tmp_path: Path) -> Non
         method = METHODS[file.suffixes[-2][1:]]
         config = build(method.config, {"model": "storybook", "output": tmp_path / "run"}, file, method.presets)
         assert config.images.startswith("storybook:"), file
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_of_one_captioner_refuses_a_second(name: str, tmp_path: Path) -> None:
+    flags = ["--bases", "storybook", "other"]
+    if name == "vizer":
+        rows = study(name, tmp_path, *flags).todo()
+        assert {row.base for row in rows} == {"storybook", "other"}
+    else:  # a second one's rows would count as finished by the first
+        with pytest.raises(SystemExit):
+            study(name, tmp_path, *flags)
