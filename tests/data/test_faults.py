@@ -53,17 +53,27 @@ JPEG = encode(photo(), "JPEG")
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("image,caption\na.jpg,a girl, a hat\n", "line 2: expected an image and a caption in 2 cells.*found 3"),
-        ("image,caption,split\na.jpg,a man, a dog,train\n", "line 2.*in 3 cells.*found 4"),
-        ("image,caption,split\na.jpg,a man\n", "line 2.*in 3 cells.*found 2"),
+        (
+            "image,caption\na.jpg,a girl, a hat\n",
+            "line 2: expected 2 cells, as in the header, found 3.*quotation marks",
+        ),
+        ("image,caption,split\na.jpg,a man, a dog,train\n", "line 2: expected 3 cells, as in the header, found 4"),
+        ("image,caption,split\na.jpg,a man\n", "line 2: expected 3 cells, as in the header, found 2"),
         (
             'image,caption\nb.jpg,x\na.jpg,"a man\nb.jpg,a dog\nc.jpg,a cat"\n',
             "line 3.*closes it in line 5.*line 4",
         ),
+        (
+            ',image,caption\n0,b.jpg,x\n1,a.jpg,"a man\n2,b.jpg,a dog\n3,c.jpg,a cat"\n',
+            "line 3.*closes it in line 5.*line 4",
+        ),
         ('image,caption\na.jpg,"a man\nb.jpg,a dog\nc.jpg,a cat\n', "line 2 to 4: unexpected end of data"),
         ('image,caption\na.jpg,"stop" sign\n', "line 2: ',' expected"),
-        ("image|caption|split\na.jpg|a | b|train\n", "line 2.*in 3 cells.*found 4"),
-        ("image_name| comment_number| comment\na.jpg| 0| a | b\n", "line 2.*in 3 cells.*found 4"),
+        ("image|caption|split\na.jpg|a | b|train\n", "line 2: expected 3 cells, as in the header, found 4"),
+        (
+            "image_name| comment_number| comment\na.jpg| 0| a | b\n",
+            "line 2: expected 3 cells, as in the header, found 4",
+        ),
         ("image,caption,caption\na.jpg,x,y\n", "the column 'caption' stands twice"),
         ("image,caption\n ,a dog\n", "line 2: expected an image's file name"),
     ],

@@ -257,6 +257,11 @@ def test_plain_references_come_from_the_captions_file(tmp_path: Path, captions: 
         ("o.csv", "image_id,caption,caption,rating\n1,x,x,1\n", "column 'caption' stands twice"),
         ("o.csv", "name,score\n1,x\n", "no known human judgements"),
         ("o.jsonl", '{"image_id": 1, "caption": "x", "rating": 1}\n{"image_id"\n', "line 2: Expecting"),
+        (
+            "o.jsonl",
+            '{"image_id": 1, "caption": "x", "rating": 1, "rating": 2}\n',
+            "line 1: the key 'rating' stands twice",
+        ),
         ("o.jsonl", "[1]\n", "line 1: expected a JSON object, found list"),
         ("o.jsonl", '{"image_id": 1, "caption": "x", "rating": true}\n', "line 1: 'rating' is True"),
         ("o.jsonl", '{"image_id": 1, "caption": "x", "references": [1], "rating": 1}\n', "expected a list of texts"),

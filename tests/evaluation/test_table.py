@@ -38,7 +38,13 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path, suffix: str) -> None
 
 def test_a_row_of_another_width_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("image_id,caption,clip\n1,a dog, asleep,0.5\n")
-    with pytest.raises(EvaluationError, match="a row has 4 cells where the header has 3: 1, a dog"):
+    with pytest.raises(EvaluationError, match="line 2: expected 3 cells, as in the header, found 4: .'1', 'a dog'"):
+        read_rows(tmp_path / "rows.csv")
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("image_id,clip,clip\n1,0.5,0.7\n")
+    with pytest.raises(EvaluationError, match="the column 'clip' stands twice"):
         read_rows(tmp_path / "rows.csv")
 
 

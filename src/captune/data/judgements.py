@@ -20,8 +20,6 @@ the format is an error with its line.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import math
 import re
@@ -37,7 +35,8 @@ import numpy as np
 from captune.data.readers import ID_KEYS, IMAGE_KEYS, MISSING, TEXT_SUFFIXES, TOKEN, as_id, nfc, text_entries
 from captune.data.sources import load_references
 from captune.errors import SourceError
-from captune.utils.files import read_file, uncollected
+from captune.utils.files import decode_row, parse_json, read_file, uncollected
+from captune.utils.tables import header_of, refuse_repeated, rows_of
 
 OWN = "captions that are one of their image's references"
 NO_CAPTION = "captions that are not in the captions file"
@@ -457,21 +456,7 @@ def _crowdflower(path: Path, text: str, captions: Captions | None) -> Judgements
 
 
 def _json(path: Path, text: str, captions: Captions | None) -> Judgements:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise SourceError(f"{path}: the key {max(keys, key=keys.count)!r} stands twice in one object; keep one")
-        return dict(pairs)
-
-    try:
-        content = json.loads(text, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise SourceError(f"{path} is not valid JSON: {error.msg} ({where})") from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"{path} cannot be read as JSON: {error}") from error
+    content = parse_json(text, str(path), error=SourceError, nan=True)
     if isinstance(content, dict):
         annotations = content.get("annotations")
         if (
@@ -754,56 +739,32 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]
             yield f"line {number}", {"line": line}  # which is named and left out
             continue
         try:
-            row = json.loads(line)
+            row = decode_row(line.encode("utf-8"))
         except (ValueError, RecursionError) as error:
-            why = getattr(error, "msg", None) or str(error)
-            raise SourceError(f"{path}, line {number}: {why}") from error
-        if not isinstance(row, dict):
-            raise SourceError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+            raise SourceError(f"{path}, line {number}: {error}") from error
         yield f"line {number}", row
 
 
 def _header(first: str) -> tuple[str, list[str]] | None:
     """(delimiter, names of the columns) of a table of judgements."""
     for delimiter in ",\t;|":
-        try:
-            names = [cell.strip().lower() for cell in next(csv.reader([first], delimiter=delimiter, strict=True), [])]
-        except csv.Error:
-            continue
+        names = header_of(first, delimiter=delimiter)
         if {"caption", "rating"} <= set(names) or {"caption_a", "caption_b", "winner"} <= set(names):
             return delimiter, names
     return None
 
 
 def _table_rows(path: Path, text: str, delimiter: str, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if len(set(names)) < len(names):
-        twice = max(names, key=list(names).count)
-        raise SourceError(f"{path}, line 1: the column {twice!r} stands twice; keep one")
-    rows = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True)
-    next(rows)
-    start = rows.line_num + 1
-    try:
-        for row in rows:
-            number, start = start, rows.line_num + 1
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(names):
-                raise SourceError(
-                    f"{path}, line {number}: expected {len(names)} cells, as in the header, found {len(row)}"
-                )
-            cells: dict[str, Any] = {name: cell.strip() for name, cell in zip(names, row, strict=True)}
-            for name in ("references", "reference"):
-                if cells.get(name, "").startswith("["):
-                    try:
-                        cells[name] = json.loads(cells[name])
-                    except ValueError as error:
-                        raise SourceError(f"{path}, line {number}: {name!r} is no JSON list: {error}") from error
-            yield f"line {number}", cells
-    except csv.Error as error:
-        raise SourceError(
-            f"{path}, line {start}: {error}; a cell that begins with a quotation mark ends with one, and those inside "
-            'are doubled: "a ""stop"" sign"'
-        ) from error
+    refuse_repeated(path, names, names, SourceError)
+    for number, _, row in rows_of(path, text, SourceError, delimiter=delimiter):
+        cells: dict[str, Any] = {name: cell.strip() for name, cell in zip(names, row, strict=True)}
+        for name in ("references", "reference"):
+            if cells.get(name, "").startswith("["):
+                try:
+                    cells[name] = json.loads(cells[name])
+                except ValueError as error:
+                    raise SourceError(f"{path}, line {number}: {name!r} is no JSON list: {error}") from error
+        yield f"line {number}", cells
 
 
 # ----------------------------------------------------------------- Pascal-50S

@@ -7,7 +7,6 @@ JSONL, a JSON list of results, and a JSON object {id: caption or captions}. No i
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import os
 import re
@@ -18,9 +17,10 @@ from typing import Any, NamedTuple
 
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.paths import ImageFolder
-from captune.errors import CaptionFileError, SourceError
+from captune.errors import CaptionFileError, CaptuneError, SourceError
 from captune.utils.files import jsonl_rows, read_file, read_json, uncollected
 from captune.utils.skipped import skip
+from captune.utils.tables import QUOTES, header_of, refuse_repeated, rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -254,24 +254,19 @@ def _read_text(path: Path) -> Iterator[Entry]:
 
 def text_entries(path: Path, text: str) -> Iterator[Entry]:
     """Return an entry for each row of a caption table whose text has been read, blank captions too."""
-    first = text.split("\n", 1)[0]
+    first = text.partition("\n")[0]
     if TOKEN.match(first):
         return _read_token(path, text)
     for delimiter in "|\t,;":
         # Flickr30k's results.csv quotes nothing: its captions hold lone quotation marks
         plain = delimiter == "|" and "| " in first
-        options: dict[str, Any] = {"delimiter": delimiter, "strict": True, "skipinitialspace": True}
+        options: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": True}
         options["quoting"] = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
-        try:
-            header = [cell.strip().lower() for cell in next(csv.reader([first.rstrip("\r")], **options), [])]
-        except csv.Error:
-            continue
+        header = header_of(first, **options)
         image, caption = first_key(header, (*IMAGE_KEYS, *ID_KEYS)), first_key(header, REFERENCE_KEYS)
         if image is not None and caption is not None:
-            for name in (image, caption):
-                if header.count(name) > 1:
-                    raise SourceError(f"{path}, line 1: the column {name!r} stands twice; keep one")
-            rows = _read_table(path, text, options, header.index(image), header.index(caption), len(header))
+            refuse_repeated(path, header, (image, caption), SourceError)
+            rows = _read_table(path, text, options, header.index(image), header.index(caption))
             return (row._replace(name=None) for row in rows) if image in ID_KEYS else rows
     raise SourceError(
         f"{path} is not a known caption table: expected lines 'name.jpg#0<tab>caption' (Flickr8k), a header "
@@ -292,70 +287,54 @@ def _read_token(path: Path, text: str) -> Iterator[Entry]:
         yield Entry(name, name, [caption.strip()], number)
 
 
-def _read_table(
-    path: Path, text: str, options: dict[str, Any], image: int, caption: int, columns: int
-) -> Iterator[Entry]:
-    """A table with a header; every row has as many cells."""
-    quoted = options["quoting"] != csv.QUOTE_NONE
-    # newline="\n": only line feeds end a row, whatever else a caption holds
-    rows = csv.reader(io.StringIO(text, newline="\n"), **options)
-    next(rows)
-    start = rows.line_num + 1  # of the row that comes
-    try:
-        for row in rows:
-            number, start = start, rows.line_num + 1
-            if len(row) != columns:
-                if not any(cell.strip() for cell in row):
-                    continue
-                if not quoted and len(row) == 2:  # one row of results.csv lacks the mark before its comment
-                    row = [row[0], *re.split(r"\s+", row[1].strip(), maxsplit=1)]
-                if len(row) != columns:
-                    raise SourceError(_wrong_width(path, number, row, columns, quoted))
-            if start - number > 1 and (line := _swallowed(row, number, options, row[image], columns)):
-                raise SourceError(
-                    f"{path}, line {number}: a quotation mark opens a cell there and closes it in line {start - 1}, "
-                    f"and line {line} between them looks like a row of its own; put caption and marks right: "
-                    'a cell with a quotation mark is written "a ""stop"" sign"'
-                )
-            name = row[image].strip()
-            if not name or "\n" in name:
-                if not any(cell.strip() for cell in row):
-                    continue
-                raise SourceError(f"{path}, line {number}: expected an image's file name, found {name!r}")
-            yield Entry(name, name, [row[caption].strip()], number)
-    except csv.Error as error:
-        end = f" to {rows.line_num}" if rows.line_num > start else ""
-        raise SourceError(
-            f"{path}, line {start}{end}: {error}; a cell that begins with a quotation mark ends with one, and those "
-            'inside are doubled: "a ""stop"" sign"'
-        ) from error
+def _read_table(path: Path, text: str, options: dict[str, Any], image: int, caption: int) -> Iterator[Entry]:
+    plain = options["quoting"] == csv.QUOTE_NONE
+
+    def mend(row: list[str]) -> list[str]:  # one row of results.csv lacks the mark before its comment
+        return [row[0], *re.split(r"\s+", row[1].strip(), maxsplit=1)] if plain and len(row) == 2 else row
+
+    for number, lines, row in rows_of(path, text, SourceError, mend=mend, **options):
+        refuse_swallowed(path, number, lines, row, image, options["delimiter"], SourceError)
+        name = row[image].strip()
+        if not name or "\n" in name:
+            raise SourceError(f"{path}, line {number}: expected an image's file name, found {name!r}")
+        yield Entry(name, name, [row[caption].strip()], number)
 
 
-def _wrong_width(path: Path, number: int, row: list[str], columns: int, quoted: bool) -> str:
-    advice = ""
-    if len(row) > columns:
-        advice = (
-            "; put a caption that holds the separator in quotation marks" if quoted else "; take it out of captions"
-        )
-    shown = str(row) if len(str(row)) < 200 else str(row)[:200] + " ..."
-    return (
-        f"{path}, line {number}: expected an image and a caption in {columns} cells, as in the header, found "
-        f"{len(row)}: {shown}{advice}"
-    )
+def refuse_swallowed(
+    path: Path, number: int, lines: int, row: list[str], image: int, delimiter: str, error: type[CaptuneError]
+) -> None:
+    """Refuse a row of several lines one of which looks like a row: a lone quotation mark swallows what follows.
 
-
-def _swallowed(row: list[str], number: int, options: dict[str, Any], name: str, columns: int) -> int | None:
-    """The line of the first row that a cell over several lines seems to hold: it begins with a file's name."""
-    delimiter = options["delimiter"]
-    named = os.path.splitext(name.strip())[1].lower() in IMAGE_SUFFIXES
+    Args:
+        path: of the table, for errors.
+        number: of the row's first line.
+        lines: how many it has.
+        row: its cells.
+        image: which of them names the image.
+        delimiter: what stands between cells.
+        error: what is raised.
+    """
+    if lines == 1:
+        return
+    kind = _kind(row[image])
     for cell in row:
         for line, text in enumerate(cell.split("\n")[1:], start=1):
-            first = text.split(delimiter, 1)[0].strip().strip('"')
-            if named and delimiter in text and os.path.splitext(first)[1].lower() in IMAGE_SUFFIXES:
-                return number + line
-            if not named and text.count(delimiter) == columns - 1:
-                return number + line
-    return None
+            cells = [part.strip().strip('"') for part in text.split(delimiter)]
+            alike = len(cells) > max(image, 1 - image) and _kind(cells[image]) == kind
+            if alike and (kind != "text" or len(cells) == len(row)):
+                raise error(
+                    f"{path}, line {number}: a quotation mark opens a cell there and closes it in line "
+                    f"{number + lines - 1}, and line {number + line} between them looks like a row of its own; put "
+                    f"caption and marks right: {QUOTES}"
+                )
+
+
+def _kind(name: str) -> str:
+    name = name.strip()
+    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        return "file"
+    return "number" if name.isdecimal() else "text"
 
 
 # ----------------------------------------------------------------------- JSON

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, first_key
+from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, first_key, refuse_swallowed
 from captune.errors import CaptionFileError
 from captune.utils.files import jsonl_rows, read_file
 from captune.utils.skipped import Told, skip
+from captune.utils.tables import header_of, refuse_repeated, rows_of
 
 CaptionEntry = tuple[str, int, Any, Any]  # a noun and a number for messages, image_id, caption
 
@@ -31,27 +30,18 @@ def read_table(path: Path) -> Iterator[CaptionEntry]:
     except UnicodeDecodeError as error:
         raise CaptionFileError(f"{path} is not UTF-8 text: {error}") from error
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = [cell.strip().lower() for cell in next(rows, [])]
-        image, caption = first_key(header, (*ID_KEYS, *IMAGE_KEYS)), first_key(header, REFERENCE_KEYS)
-        if image is None or caption is None:
-            raise CaptionFileError(
-                f"{path}: the first line must name a column of ids and one of captions, such as image_id,caption; it "
-                f"is {', '.join(header) or 'empty'}"
-            )
-        places = header.index(image), header.index(caption)
-        for row in rows:
-            if len(row) != len(header):
-                if not any(row):
-                    continue
-                raise CaptionFileError(
-                    f"{path}, line {rows.line_num}: {len(row)} cells where the header has {len(header)}; a caption "
-                    "that holds the separator stands in quotation marks"
-                )
-            yield "line", rows.line_num, row[places[0]], row[places[1]]
-    except csv.Error as error:
-        raise CaptionFileError(f"{path}, line {rows.line_num}: {error}") from error
+    header = header_of(text, delimiter=delimiter)
+    image, caption = first_key(header, (*ID_KEYS, *IMAGE_KEYS)), first_key(header, REFERENCE_KEYS)
+    if image is None or caption is None:
+        raise CaptionFileError(
+            f"{path}: the first line must name a column of ids and one of captions, such as image_id,caption; it "
+            f"is {', '.join(header) or 'empty'}"
+        )
+    refuse_repeated(path, header, (image, caption), CaptionFileError)
+    places = header.index(image), header.index(caption)
+    for number, lines, row in rows_of(path, text, CaptionFileError, delimiter=delimiter):
+        refuse_swallowed(path, number, lines, row, places[0], delimiter, CaptionFileError)
+        yield "line", number, row[places[0]], row[places[1]]
 
 
 def read_metadata(path: Path) -> Iterator[CaptionEntry]:

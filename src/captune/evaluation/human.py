@@ -9,8 +9,6 @@ A scorer whose figure is better when lower is negated, so that every correlation
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -32,6 +30,7 @@ from captune.evaluation.cache import Cache
 from captune.evaluation.correlation import Figures, difference, fought, rated
 from captune.evaluation.run import available_scorers
 from captune.evaluation.statistics import holm
+from captune.evaluation.table import read_rows
 from captune.scorers import Scorer, load_scorer
 from captune.scorers.registry import direction, label
 from captune.utils.files import parse_yaml, read_file, read_json
@@ -408,8 +407,7 @@ def published_figures(where: str | Path | None, format: str) -> list[dict[str, A
     else:
         path = Path(where).expanduser()
         if path.suffix.lower() == ".csv":
-            text = read_file(path, error=EvaluationError).decode("utf-8-sig", "replace")
-            content = list(csv.DictReader(io.StringIO(text, newline="")))
+            content = read_rows(path)
         elif path.suffix.lower() == ".json":
             content = read_json(path, error=EvaluationError)
         else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from captune.errors import EvaluationError
 from captune.utils.files import jsonl_line, read_file, read_jsonl, replacing, write_csv
+from captune.utils.tables import header_of, refuse_repeated, rows_of
 from captune.utils.wording import counted
 
 COLUMNS = ("file", "scorer", "figure", "value", "low", "high", "n", "signature")
@@ -176,16 +177,12 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         )
     try:
         text = read_file(path, error=EvaluationError).decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = next(reader, [])
-        rows = [row for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{path} cannot be read as CSV: {error}") from error
-    if odd := next((row for row in rows if len(row) != len(header)), None):
-        raise EvaluationError(
-            f"{path}: a row has {len(odd)} cells where the header has {len(header)}: {', '.join(odd)[:100]}"
-        )
-    return [{key: value or None for key, value in zip(header, row, strict=True)} for row in rows]
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is not UTF-8 text: {error}") from error
+    header = header_of(text, lower=False)
+    refuse_repeated(path, header, header, EvaluationError)
+    rows = rows_of(path, text, EvaluationError)
+    return [{key: value or None for key, value in zip(header, row, strict=True)} for _, _, row in rows]
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {

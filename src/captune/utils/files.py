@@ -149,15 +149,17 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def parse_json(text: str | bytes, where: str, *, error: type[CaptuneError] = CaptionFileError) -> Any:
+def parse_json(
+    text: str | bytes, where: str, *, error: type[CaptuneError] = CaptionFileError, nan: bool = False
+) -> Any:
     """Parse JSON from outside; whatever is wrong with it is an `error` that names `where` and the line.
 
-    Refused besides what is no JSON: NaN and infinities, text that is not UTF-8, nesting that the parser cannot follow,
-    and a key that stands twice in one object (the parser would keep the last).
+    Refused besides what is no JSON: NaN and infinities unless `nan`, text that is not UTF-8, nesting that the parser
+    cannot follow, and a key that stands twice in one object (the parser would keep the last).
     """
     try:
         text = _text(text)
-        return _JSON.decode(text)
+        return (_ROWS if nan else _JSON).decode(text)
     except json.JSONDecodeError as problem:
         place = f"line {problem.lineno}, column {problem.colno}"
         raise error(f"{where} is not valid JSON: {problem.msg} ({place})") from problem

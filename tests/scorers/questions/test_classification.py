@@ -116,7 +116,7 @@ def test_json_and_csv_say_the_same(file: Path, tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("l.csv", ""), ("l.csv", "image_id\na.jpg\n"), ("l.csv", "file,species\na.jpg,dog\n"), ("l.json", "[]"),
-        ("l.csv", "image_id,species,breed\na.jpg,dog,\n"), ("l.csv", "image_id,species,breed\na.jpg,dog\n"),
+        ("l.csv", "image_id,species,breed\na.jpg,dog,\n"),
         ("l.json", "{}"), ("l.json", '{"a": ["dog"]}'), ("l.json", '{"a": {"s": "dog"}, "b": {"t": "cat"}}'),
     ],
 )  # fmt: skip
@@ -126,6 +126,21 @@ def test_a_file_of_another_form_is_an_error_in_a_sentence(name: str, content: st
         ScorerError, match="names no classes .* it must be a CSV with the columns image_id,species,breed"
     ):
         Species(str(tmp_path / name), answerer=Reader()).check()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("image_id,species,breed\na.jpg,dog\n", "line 2: expected 3 cells"),
+        ("image_id,species,breed\na.jpg,dog,pug,cat\n", "line 2: expected 3 cells"),
+        ("image_id,species\na.jpg,dog\na.jpg,cat\n", "line 3: a second row of image 'a.jpg'"),
+        ("image_id,species,species\na.jpg,dog,cat\n", "the column 'species' stands twice"),
+    ],
+)
+def test_a_row_of_classes_that_would_be_read_in_part_names_its_line(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text(content)
+    with pytest.raises(ScorerError, match=said):
+        Species(str(tmp_path / "l.csv"), answerer=Reader()).check()
 
 
 def test_what_is_missing_is_named(file: Path) -> None:

@@ -205,15 +205,23 @@ def test_any_vocabulary(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"sofa": ["couch"], "couch": []}', "'couch' is in two classes, 'sofa' and 'couch'"),
+        ('{"sofa": ["couch"], "sofa": ["settee"]}', "the key 'sofa' stands twice"),
         ('["sofa"]', "must be a JSON object"),
         ('{"sofa": "couch"}', "must be a JSON object"),
-        ("{", "is not JSON"),
+        ("{", "is not valid JSON"),
     ],
 )
 def test_a_bad_vocabulary(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "words.json").write_text(content)
     with pytest.raises(ScorerError, match=message):
         load_scorer(f"chair:?vocabulary={tmp_path / 'words.json'}").rows(["a"], references=[["a"]])
+
+
+@pytest.mark.parametrize("content", ['{"1": ["dog"]}\n{"1": ["cat"]}', '{"1": ["dog"], "1": ["cat"]}'])
+def test_an_image_that_stands_twice_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "objects.jsonl").write_text(content)
+    with pytest.raises(ScorerError, match=r"objects\.jsonl.*'1'"):
+        load_scorer(f"chair:{tmp_path / 'objects.jsonl'}").rows(["a dog"], image_id=["1"])
 
 
 @pytest.mark.parametrize("content", ['[{"a": 1}]', '{"1": "dog"}', '{"1": ["dog"]}\n[2]', "nonsense", '"text"'])

@@ -133,9 +133,11 @@ def test_bad_files(tmp_path: Path) -> None:
         load_scorer(f"objects:{tmp_path / 'none.jsonl'}").check()
     bad = tmp_path / "bad.json"
     for content, message in (
-        ("{", "is not JSON"),
-        ('["a"]', "is not JSON|not of the form"),
+        ("{", "is not valid JSON"),
+        ('["a"]', "not of the form"),
         ('{"a": {"b": []}}', "form"),
+        ('{"a": []}\n{"b": [], "a": []}', "line 2: a second entry of image 'a'"),
+        ('{"a": [], "a": []}', "'a' stands twice"),
     ):
         bad.write_text(content)
         with pytest.raises(ScorerError, match=message):

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from captune.errors import ScorerError
+from captune.utils.files import decode_row, parse_json, read_file
+
 
 def read_by_image(file: Path) -> Any:
-    """Read one JSON object, or the objects of all lines as one.
+    """Read one JSON value, or the objects of all lines as one.
+
+    Of lines that have an `image_id` instead, such as detections, the first is returned: the caller says what it wants.
 
     Raises:
-        ValueError: it is neither.
+        ScorerError: it is neither, or an image stands twice.
     """
-    text = file.read_text(encoding="utf-8")
     try:
+        text = read_file(file, error=ScorerError).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ScorerError(f"{file} is not UTF-8 text: {error}") from error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    found: dict[str, Any] = {}
+    for number, line in lines:
         try:
-            return json.loads(text)
-        except json.JSONDecodeError:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    wrong = next((row for row in rows if not isinstance(row, dict)), None)
-    if wrong is not None:
-        raise ValueError(f"a line is no object but {type(wrong).__name__}")
-    return {key: value for row in rows for key, value in row.items()}
+            row = decode_row(line.encode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            if not found:  # the first line is no object: one value over several
+                return parse_json(text, str(file), error=ScorerError)
+            why = "nested too deeply to be read" if isinstance(error, RecursionError) else error
+            raise ScorerError(f"{file}, line {number}: {why}") from error
+        if "image_id" in row:
+            return row
+        if twice := found.keys() & row.keys():
+            raise ScorerError(f"{file}, line {number}: a second entry of image {min(twice)!r}; keep one")
+        found |= row
+    return found

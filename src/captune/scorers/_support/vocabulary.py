@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import lru_cache
 from pathlib import Path
 
 from captune.errors import ScorerError
 from captune.scorers._support import ptb
+from captune.utils.files import read_json
 
 COCO = Path(__file__).with_name("coco_objects.json")
 
@@ -48,10 +48,7 @@ class Vocabulary:
 
 
 def _read(file: Path) -> dict[str, str]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ScorerError(f"{file} is not JSON: {error}") from error
+    content = read_json(file, error=ScorerError)
     if not isinstance(content, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()
     ):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import string
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from captune.models.answerers import Question, one_line
 from captune.scorers.questions.base import QuestionScorer
 from captune.utils.files import parse_json
 from captune.utils.hashing import fingerprint
+from captune.utils.tables import header_of, refuse_repeated, rows_of
 
 NOT_STATED = "not stated in the caption"
 CHOICES = 19  # and "not stated": 20 letters, whose probabilities a server shows all
@@ -65,7 +65,7 @@ class Species(QuestionScorer):
         try:
             data = self.file.read_bytes()
             text = data.decode("utf-8-sig")
-            table = parse_json(text, str(self.file)) if self.file.suffix.lower() == ".json" else _csv(text)
+            table = parse_json(text, str(self.file)) if self.file.suffix.lower() == ".json" else _csv(self.file, text)
             levels = list(next(iter(table.values())))
             labels = {str(i): tuple(str(own[level]).strip() for level in levels) for i, own in table.items()}
             if not levels or not all(all(own) for own in labels.values()):
@@ -161,8 +161,14 @@ def _asked(level: str, path: tuple[str, ...]) -> str:
     return f"{level} of {path[-1].replace('_', ' ')}" if path else level
 
 
-def _csv(text: str) -> dict[str, dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(text))
-    if reader.fieldnames is None or reader.fieldnames[0] != "image_id":
+def _csv(path: Path, text: str) -> dict[str, dict[str, str]]:
+    header = header_of(text, lower=False)
+    if header[:1] != ["image_id"]:
         raise ValueError("the first column is not image_id")
-    return {row["image_id"]: {level: row[level] or "" for level in reader.fieldnames[1:]} for row in reader}
+    refuse_repeated(path, header, header, ScorerError)
+    table: dict[str, dict[str, str]] = {}
+    for number, _, (image_id, *own) in rows_of(path, text, ScorerError):
+        if image_id in table:
+            raise ScorerError(f"{path}, line {number}: a second row of image {image_id!r}; keep one")
+        table[image_id] = dict(zip(header[1:], own, strict=True))
+    return table

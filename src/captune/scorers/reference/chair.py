@@ -198,10 +198,7 @@ class Chair(Scorer):
 
 def _objects_by_image(file: Path) -> dict[str, list[str]]:
     """{image id: names of objects} from COCO's instance annotations, {id: [names]}, or such objects line by line."""
-    try:
-        content = read_by_image(file)
-    except ValueError as error:
-        raise ScorerError(f"{file} is not JSON: {error}") from error
+    content = read_by_image(file)
     if isinstance(content, dict) and {"image_id", "objects"} <= content.keys():
         raise ScorerError(f"{file} holds detections: write chair:?detections={file}")
     if isinstance(content, dict) and {"annotations", "categories"} <= content.keys():

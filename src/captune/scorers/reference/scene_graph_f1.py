@@ -239,10 +239,7 @@ def _singular(name: str) -> str:
 
 def _read(file: Path, example: str) -> dict[str, Truth]:
     """{image id: truth} as one JSON object, or as one per line."""
-    try:
-        content = read_by_image(file)
-    except ValueError as error:
-        raise ScorerError(f"{file} is not JSON of the form {example}: {error}") from error
+    content = read_by_image(file)
     kind = dict if ": {" in example else list
     if not isinstance(content, dict) or not all(isinstance(value, kind) for value in content.values()):
         raise ScorerError(f"{file} is not of the form {example}")
