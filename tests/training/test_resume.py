@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import DefaultFlowCallback
 
 from captune.errors import CaptuneError, RunError
@@ -25,6 +28,8 @@ from captune.runs.run_dir import RunDir
 from captune.training import trainer as training
 from captune.training.grpo.train import CaptionGRPOConfig
 from captune.training.grpo.train import run as run_grpo
+from captune.training.scst.config import SCSTConfig
+from captune.training.scst.train import run as run_scst
 from captune.training.sft.train import SFTConfig, run
 from captune.utils.files import remove_leftovers
 from captune.utils.memory import remembers
@@ -90,12 +95,60 @@ def test_a_run_is_not_resumed_on_other_images(config: Any, source: str, monkeypa
     text = file.read_text()
     file.write_text(text.replace("ball", "kite", 1))
     assert file.read_text() != text
-    with pytest.raises(RunError, match="checkpoint-4 was trained on other images or references"):
+    with pytest.raises(RunError, match="checkpoint-4 was trained with other images, references or columns"):
         run(config("run"))
     file.write_text(text)
     assert (
         weights(run(config("run"))) == weights(whole) and not broken.path.joinpath("incomplete-checkpoint-4").exists()
     )
+
+
+def test_a_run_is_not_resumed_on_other_pixels(config: Any, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(config("run"), 5, monkeypatch)
+    file = next(path for path in sorted(Path(source).parent.rglob("*")) if path.suffix in (".png", ".jpg"))
+    Image.new("RGB", (33, 47), "red").save(file)
+    with pytest.raises(RunError, match="checkpoint-4 was trained with other images, references or columns"):
+        run(config("run"))
+
+
+def test_a_run_is_not_resumed_on_another_base(
+    config: Any, tiny_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = shutil.copytree(tiny_folder("idefics3"), tmp_path / "base")
+    cut(config("run", model=str(base)), 5, monkeypatch)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value * 1.05 for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match="checkpoint-4 was trained with other weights of the base"):
+        run(config("run", model=str(base)))
+
+
+def test_a_run_is_not_resumed_on_other_texts(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = tmp_path / "texts.csv"
+    texts.write_text("image,caption\nx.jpg,a red ball\ny.jpg,a blue cube\n")
+    cut(config("run", texts=str(texts), text_steps=2), 5, monkeypatch)
+    texts.write_text("image,caption\nx.jpg,a red ball\ny.jpg,a green cube\n")
+    with pytest.raises(RunError, match="checkpoint-4 was trained with other texts"):
+        run(config("run", texts=str(texts), text_steps=2))
+
+
+@pytest.mark.parametrize("method", ["scst", "grpo"])
+def test_a_run_is_not_resumed_on_another_reward(
+    method: str, tiny_folder: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, kind = {"scst": (run_scst, SCSTConfig), "grpo": (run_grpo, CaptionGRPOConfig)}[method]
+    reward = tmp_path / "reward.py"
+    code = "def mine(completions, **columns):\n    return [{}float(len(text)) for text in completions]\n"
+    reward.write_text(code.format(""))
+    settings: dict[str, Any] = {"max_steps": 6, "batch_size": 2, "lora_r": 2, "lora_alpha": 4, "save_steps": 2}
+    settings |= {"num_generations": 2, "max_new_tokens": 4, "accept_reward": True, "reward": f"{reward}:mine"}
+    settings |= {"model": str(tiny_folder("idefics3")), "images": source, "device": "cpu", "gate_images": 2}
+    config = kind(output=tmp_path / "run", **settings)
+    cut(config, 5, monkeypatch, train)
+    reward.write_text(code.format("-"))
+    with pytest.raises(RunError, match="checkpoint-4 was trained with other rewards"):
+        train(config)
+    reward.write_text(code.format(""))
+    assert train(config).finished
 
 
 # -- A1: complete or ignored

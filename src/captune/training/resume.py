@@ -10,9 +10,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from captune.data.columns import read_digest
+from captune.data.columns import content_digest
 from captune.errors import RunError, first_line
 from captune.runs import checkpoints
 from captune.runs.run_dir import RunDir
@@ -68,10 +67,15 @@ class ResumableTrainer(Trainer):
     _stopped: bool = False
     _started: float = 0.0
 
-    @cached_property
-    def _data(self) -> str | None:
-        """What `read_digest` says of the training images."""
-        return read_digest(getattr(self.train_dataset, "rows", self.train_dataset))  # the rows of single pairs
+    _made_of: dict[str, Any] | None = None
+
+    def made_of(self) -> dict[str, Any]:
+        """Return what a run that resumes must find as it was, by its name in messages; None is not compared.
+
+        It is asked before a checkpoint is read.
+        """
+        rows = getattr(self.train_dataset, "rows", self.train_dataset)  # those of single pairs
+        return {IMAGES: content_digest(rows)}
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
@@ -85,7 +89,7 @@ class ResumableTrainer(Trainer):
             "total_loss": self._total_loss_scalar,
             "logged_at": self._globalstep_last_logged,
             "seconds": time.time() - self._started,
-            "data": self._data,
+            "made_of": self._made_of,
         }
 
     def put_back(self, values: dict[str, Any]) -> None:
@@ -104,7 +108,7 @@ class ResumableTrainer(Trainer):
         best = self.state.best_global_step
         if best and (folder := self._resumed.with_name(f"{PREFIX_CHECKPOINT_DIR}-{best}")).is_dir():
             self.state.best_model_checkpoint = str(folder)  # the run may have moved
-        if values := read_accumulated(self._resumed, self._data, self.args.process_index):
+        if values := read_accumulated(self._resumed, self._made_of or {}, self.args.process_index):
             self.put_back(values)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -151,6 +155,7 @@ class ResumableTrainer(Trainer):
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train; from a checkpoint, exactly as if there had been no interruption."""
         self._resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._made_of = self.made_of()
         self._stopped = self._resumed is not None and training_is_over(self._resumed, self.args.max_steps)
         if self._resumed is not None:
             self.args.eval_on_start = False  # it is in the metrics already
@@ -192,26 +197,29 @@ class ResumableTrainer(Trainer):
 
 
 VALUES = "accumulated.json"
+IMAGES, WEIGHTS, REWARDS = "images, references or columns", "weights of the base", "rewards"  # of `made_of`
 
 
-def read_accumulated(checkpoint: Path, data: str | None, rank: int = 0) -> dict[str, Any]:
-    """Return what a process had `accumulated` at a checkpoint of the same data; nothing of an early version's.
+def read_accumulated(checkpoint: Path, made_of: Mapping[str, Any], rank: int = 0) -> dict[str, Any]:
+    """Return what a process had `accumulated` at a checkpoint of the same run; nothing of an early version's.
 
     Args:
         checkpoint: a complete one.
-        data: what `read_digest` says of the training images now.
+        made_of: what the trainer's `made_of` says now, or a part of it.
         rank: of the process.
 
     Raises:
-        RunError: they are other images, or have other references.
+        RunError: the run was made of something else.
     """
     file = checkpoint / f"{rank}-{VALUES}"
     values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if values.get("data", data) != data:
-        raise RunError(
-            f"{checkpoint} was trained on other images or references than those that the same source holds now: put "
-            "these back, pass --overwrite, or name another --output"
-        )
+    then = values.get("made_of") or {}
+    for what, now in made_of.items():
+        if None not in (now, then.get(what)) and now != then[what]:
+            raise RunError(
+                f"{checkpoint} was trained with other {what} than the same settings name now: put these back, pass "
+                "--overwrite, or name another --output"
+            )
     return values
 
 

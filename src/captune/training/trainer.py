@@ -18,7 +18,7 @@ from captune.models.captioner import Captioner
 from captune.runs.checkpoints import newest
 from captune.runs.run_dir import RunDir
 from captune.training.config import TrainingConfig
-from captune.training.resume import ResumableTrainer
+from captune.training.resume import WEIGHTS, ResumableTrainer
 from captune.training.sharing import average_gradients, share, total
 from captune.utils import processes
 from captune.utils.progress import Bar
@@ -162,6 +162,10 @@ class CaptionerTrainer(FiniteTrainer):
             model=captioner.model, args=args, train_dataset=dataset, data_collator=identity_collate, **kwargs
         )
         self.captioner = captioner
+
+    def made_of(self) -> dict[str, Any]:
+        """Return what a run that resumes must find as it was: the base's weights, too."""
+        return super().made_of() | {WEIGHTS: self.captioner.base_digest()}
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
         """Return the loss of a batch, a scalar; `images` are those of the examples."""

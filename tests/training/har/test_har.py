@@ -84,7 +84,7 @@ def test_a_pipeline_killed_between_its_stages_is_not_resumed_on_other_captions(
         with pytest.raises(InterruptedError):
             run(HARConfig(output=tmp_path / "run", **settings))
     table.write_text(first.replace("red", "blue", 1))
-    with pytest.raises(RunError, match="checkpoint-2 was trained on other images or references"):
+    with pytest.raises(RunError, match="checkpoint-2 was trained with other images, references or columns"):
         run(HARConfig(output=tmp_path / "run", **settings))
     table.write_text(first)
     assert run(HARConfig(output=tmp_path / "run", **settings)).finished

@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from captune.data.columns import read_digest
+from captune.data.columns import content_digest
 from captune.models.captioner import Captioner
 from captune.models.prefix_captioner import assemble
 from captune.runs.checkpoints import newest
@@ -28,7 +28,7 @@ from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
 from captune.training.har.config import HARConfig
 from captune.training.lifecycle import claim_run, load_training_images
-from captune.training.resume import read_accumulated
+from captune.training.resume import IMAGES, read_accumulated
 from captune.training.scst.train import run as refine
 from captune.training.sft.train import read_texts
 from captune.training.sft.train import run as align
@@ -65,7 +65,7 @@ def run(config: HARConfig) -> RunDir:
     if not mle.finished:
         align(config.stage_1())
     elif (last := newest(mle.path)) and newest(refined.path) is None:  # killed between the stages
-        read_accumulated(last, read_digest(load_training_images(config.stage_1(), references=True)))
+        read_accumulated(last, {IMAGES: content_digest(load_training_images(config.stage_1(), references=True))})
     processes.on_first(_merge, config, parts, mle, merged)
     if not refined.finished or refined.config["max_steps"] != config.scst_steps:
         refine(config.stage_2())

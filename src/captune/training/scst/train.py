@@ -46,6 +46,7 @@ from captune.training.lifecycle import (
 from captune.training.losses import leave_one_out, scst_loss, token_kl, token_logprobs
 from captune.training.monitor.setup import monitor_without_stopping
 from captune.training.monitor.trainer import Monitor, MonitoredTrainer
+from captune.training.resume import REWARDS
 from captune.training.reward import prepare_reward
 from captune.training.scst.config import SCSTConfig
 from captune.training.sequences import caption_logits, sample
@@ -112,6 +113,10 @@ class RewardTrainer(MonitoredTrainer, CaptionerTrainer):
         for name in ("length", "bad_endings"):
             self._note(name, health[name])
         self._note("cut", 1 - sum(ended) / len(ended))
+
+    def made_of(self) -> dict[str, Any]:
+        """Return what a run that resumes must find as it was: the reward, too."""
+        return super().made_of() | {REWARDS: [part.identity for part, _ in self.reward.parts]}
 
     def accumulated(self) -> dict[str, Any]:
         """Return what was noted since the last log entry and the last evaluation, too."""

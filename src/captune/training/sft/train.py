@@ -17,6 +17,7 @@ that come without images, after the prompt without its image. See docs/methods/s
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import random
@@ -50,6 +51,7 @@ from captune.training.lifecycle import (
 from captune.training.sft.config import SFTConfig
 from captune.training.trainer import CaptionerTrainer
 from captune.utils import processes
+from captune.utils.hashing import fingerprint
 from captune.utils.skipped import skip
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -120,6 +122,11 @@ class SFTTrainer(CaptionerTrainer):
         self.prompts, self.weights = prompts, weights
         self.image_dropout, self.image_views = image_dropout, image_views
         self.texts, self.text_steps = texts, text_steps
+
+    def made_of(self) -> dict[str, Any]:
+        """Return what a run that resumes must find as it was: texts, conditions and weights, too."""
+        read = json.dumps([list(self.texts), self.prompts, self.weights], default=list)
+        return super().made_of() | {"texts, conditions or weights of captions": fingerprint(read)}
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
         """Return the loss of the module on one sampled reference of each image."""
