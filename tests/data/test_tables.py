@@ -40,6 +40,18 @@ def test_parquet_with_images_inside(tmp_path: Path) -> None:
     assert list(content(f"{tmp_path}?n=2&seed=4")) == list(content(f"{tmp_path}?seed=4"))[:2]
 
 
+def test_rows_of_an_image_say_the_same_of_it(tmp_path: Path) -> None:
+    pixels = [photo()] * 3
+    for objects in ([["dog"]] * 3, [["dog"], ["dog"], ["cat", "dog"]]):
+        rows = table(image=pixels, image_id=["x", "y", "x"], caption=["a", "b", "c"], objects=objects)
+        rows.to_parquet(tmp_path / "a.parquet")
+        if objects[0] == objects[2]:
+            assert load_images(str(tmp_path / "a.parquet"))["objects"][:] == [["dog"], ["dog"]]
+        else:
+            with pytest.raises(SourceError, match="rows 1 and 3 of 'x' have different objects"):
+                load_images(str(tmp_path / "a.parquet"))
+
+
 def test_columns_are_named_in_the_source(tmp_path: Path) -> None:
     table(key=list("abc"), comment_de=["ein Hund", "zwei", "drei"]).to_parquet(tmp_path / "a.parquet")
     source = f"{tmp_path / 'a.parquet'}?id=key&caption=comment_de"

@@ -245,6 +245,19 @@ def test_scorers_that_look_at_images(tmp_path: Path) -> None:
         correlate(file, scorers=["fake:image"], images=str(pictures(tmp_path / "others", ["z.png"])))
 
 
+def test_a_name_that_several_images_have_is_not_guessed(tmp_path: Path) -> None:
+    rows = [{"image_id": f"{i}.png", "caption": f"dog {i}", "rating": i} for i in range(4)]
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps(rows))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    pictures(photos / "a", ["0.png", "1.png", "2.png", "3.png"])
+    pictures(photos / "b", ["3.png"])
+    result = correlate(file, scorers=["fake:image"], images=str(photos), bootstrap=10)
+    assert result["bad_images"] == {"3.png": "several images have this name"}
+    assert result["scores"]["fake:image"]["n"] == 3
+
+
 def test_judgements_without_references(tmp_path: Path) -> None:
     file = tmp_path / "own.json"
     file.write_text(json.dumps([{"image_id": i, "caption": f"dog {'very ' * i}", "rating": i} for i in range(4)]))

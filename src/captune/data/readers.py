@@ -126,6 +126,13 @@ def _merge(path: Path, noun: str, entries: Iterable[Entry]) -> list[Entry]:
                     f"{path}, {noun} {number}: two images share the image_id {image_id!r}: {first.name} "
                     f"({noun} {first.number}) and {name}"
                 )
+            if entry.kept is not None and entry.kept != first.kept:
+                if first.kept is not None:
+                    raise SourceError(
+                        f"{path}, {noun} {number}: {image_id!r} has other {', '.join(entry.kept)} than in {noun} "
+                        f"{first.number}; put all of an image's into one"
+                    )
+                merged[image_id] = first._replace(kept=entry.kept)
             first.references.extend(references)
     blanks.say()
     return list(merged.values())

@@ -160,12 +160,14 @@ def normalise(
     ids = _ids(_values(dataset, id_column), name, id_column) if id_column else [f"{i:06d}" for i in range(len(dataset))]
     if images and len(set(ids)) < len(ids):
         _same_images(dataset, images, ids, name, id_column)
+    rows_ids = ids
     ids, references, first = _group(ids, references, name, id_column)
     keep = [column for column in columns if column in KEPT]
     result = dataset.select_columns([*(images if with_images else []), *keep])
     if with_images:
         result = _one_image_column(result, images, where, name)
     if len(first) < len(dataset):
+        _same_values(dataset, keep, rows_ids, name)
         result = result.select(first).flatten_indices()
     if not result.column_names:
         return Dataset.from_dict({"image_id": ids, "references": references})
@@ -229,6 +231,19 @@ def _references(values: list[Any], name: str) -> list[list[str]]:
         made.append(references)
     blanks.say()
     return made
+
+
+def _same_values(dataset: Dataset, columns: list[str], ids: list[str], name: str) -> None:
+    """Refuse an id beside which two different values of a column stand."""
+    for column in columns:
+        first: dict[str, tuple[int, Any]] = {}
+        for row, (image_id, value) in enumerate(zip(ids, _values(dataset, column), strict=True), start=1):
+            number, other = first.setdefault(image_id, (row, value))
+            if other != value:
+                raise SourceError(
+                    f"{name}: rows {number} and {row} of {image_id!r} have different {column}; put all of an image's "
+                    "into one"
+                )
 
 
 def _same_images(dataset: Dataset, images: list[str], ids: list[str], name: str, id_column: str | None) -> None:

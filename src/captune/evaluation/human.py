@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -210,8 +211,9 @@ def _columns(found: Judgements, judges: Sequence[Scorer], images: str | None) ->
         raise EvaluationError(f"{images} streams; judgements need a source that can be read by id")
     ids = column(dataset, "image_id")
     row_of = {image_id: row for row, image_id in enumerate(ids)}
+    names = Counter(image_id.rpartition("/")[2] for image_id in row_of)
     for image_id, row in list(row_of.items()):  # photos/x.jpg is x.jpg to whoever judged it
-        row_of.setdefault(image_id.rpartition("/")[2], row)
+        row_of.setdefault(name := image_id.rpartition("/")[2], row if names[name] == 1 else -1)
     rows = [row_of.get(i, row_of.get(found.file_names.get(i, ""), -1)) for i in columns["image_id"]]
     if all(row < 0 for row in rows):
         raise EvaluationError(
@@ -222,7 +224,8 @@ def _columns(found: Judgements, judges: Sequence[Scorer], images: str | None) ->
     if truth in needed:
         truths = column(dataset, truth)
         columns[truth] = [truths[row] if row >= 0 else None for row in rows]
-    return columns, {i: "not in the images" for i, row in zip(columns["image_id"], rows, strict=True) if row < 0}
+    lacking = [i for i, row in zip(columns["image_id"], rows, strict=True) if row < 0]
+    return columns, {i: "several images have this name" if names[i] > 1 else "not in the images" for i in lacking}
 
 
 def _scored(

@@ -33,7 +33,7 @@ from captune.models.encoders.pair import frozen_vectors
 from captune.utils.files import discard, lock_folder, naming, read_json, replace_file
 from captune.utils.hashing import fingerprint
 from captune.utils.progress import Bar
-from captune.utils.skipped import skip
+from captune.utils.skipped import Told, skip
 
 CHUNK = 32  # images encoded together
 TEXTS = 512  # captions encoded together
@@ -165,7 +165,12 @@ def vectors_of(
         return torch.stack(made, dim=1).numpy()
 
     def encode_texts(start: int) -> np.ndarray:
-        return torch.as_tensor(text_encoder.encode_texts(captions[start : start + TEXTS])).numpy()
+        before = getattr(text_encoder, "truncated", 0)
+        vectors = torch.as_tensor(text_encoder.encode_texts(captions[start : start + TEXTS])).numpy()
+        if cut := getattr(text_encoder, "truncated", 0) - before:
+            told = Told(f"captions were cut behind the {text_encoder.context_length} tokens of the text encoder")
+            skip(told, f"{data.source}, captions from {start} on", cut)
+        return vectors
 
     own = folder / fingerprint(json.dumps(about, sort_keys=True))
     with _alone(own):

@@ -222,6 +222,7 @@ def test_the_digest_changes_with_what_decides(tmp_path: Path) -> None:
         ({"output": np.zeros((84, 85))}, {"inputs": ("images", "sizes")}, r"its inputs are images \(1, 3, 64, 64\)"),
         ({"output": np.zeros((84, 85))}, {"kind": TensorProto.UINT8}, "tensor.uint8.*, not one batch of images"),
         ({"output": np.zeros((5, 6))}, {}, "classes have no names"),
+        ({"output": np.full((300, 6), 0.3)}, {"metadata": NAMES}, r"YOLOv10 \(6 columns, the last a class\)"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused(tmp_path: Path, outputs: Any, options: Any, said: str) -> None:
@@ -238,6 +239,22 @@ def test_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     path = save_onnx(tmp_path / "end.onnx", {"o": rows}, metadata={"names": "['cat']"})
     with pytest.raises(DetectorError, match="answers with class 7, and only 1 classes have names"):
         load_detector(path).detect([WIDE], threshold=0.5)
+
+
+def test_the_number_of_a_device_reaches_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    path, session, given = save_yolox(tmp_path / "tiny.onnx", {}), onnxruntime.InferenceSession, []
+
+    def begin(path: str, options: Any, providers: list[Any]) -> Any:
+        given.append(providers)
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", begin)
+    for device in ("cuda", "cuda:1"):
+        load_detector(path, device=device)
+    assert given == [["CUDAExecutionProvider"], [("CUDAExecutionProvider", {"device_id": "1"})]]
 
 
 def test_what_is_no_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,23 @@ def test_slots_take_the_model_that_fits(tmp_path: Path) -> None:
         load_text_encoder("no/such-model", "cpu")
 
 
+def test_a_map_without_a_pooler_is_averaged_over_places(tmp_path: Path) -> None:
+    import torch
+    from transformers import BitImageProcessorPil, PoolFormerConfig, PoolFormerModel
+
+    torch.manual_seed(0)
+    shape = {"hidden_sizes": [4, 6, 8, 12], "depths": [1, 1, 1, 1]}
+    model = PoolFormerModel(PoolFormerConfig(**shape)).eval()
+    processor = BitImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    pictures = [tiny.picture(0), tiny.picture(1, (50, 80))]
+    with torch.no_grad():
+        states = model(**processor(pictures, return_tensors="pt")).last_hidden_state
+    assert states.shape == (2, 12, 2, 2)
+    expected = states.flatten(2).mean(-1).numpy()
+    found = np.asarray(VisionEncoder(model, processor, name="poolformer").encode_images(pictures))
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = str(tiny_encoders.clip(tmp_path / "clip"))
     source = corpora.source(tmp_path / "s", CAPTIONS[:5])

@@ -11,6 +11,7 @@ from captune.evaluation.statistics import evaluate
 from captune.scorers import check_needs, load_scorer
 from captune.scorers._support.vocabulary import COCO, singular
 from captune.scorers.reference.chair import Chair
+from captune.utils.skipped import counting
 
 # What the authors' program says (its words singularised by pattern's rules), checked by hand.
 ORIGINAL = [
@@ -140,6 +141,20 @@ def test_truth_from_a_file_and_from_references(tmp_path: Path) -> None:
             scorer.rows(["a dog"], image_id=["43"])
     by_name = load_scorer(f"chair:{tmp_path / 'instances.json'}").rows(["a dog"], image_id=["a.jpg"])
     np.testing.assert_array_equal(by_name, [[0, 1, 0, 1, 2]])
+
+
+def test_names_of_the_file_are_read_as_labels_are(tmp_path: Path) -> None:
+    file = tmp_path / "objects.json"
+    file.write_text('{"1": ["teddy_bear", "gizmo"], "2": ["hot_dog"]}')
+    with counting() as counts:
+        rows = load_scorer(f"chair:{file}").rows(["a teddy bear", "a dog"], image_id=["1", "2"])
+    np.testing.assert_array_equal(rows, [[0, 1, 0, 1, 1], [1, 1, 1, 0, 1]])
+    assert [(what, list(ids)) for what, ids in counts.items()] == [
+        ("labels of objects.json that name no object of the vocabulary", ["gizmo"])
+    ]
+    file.write_text('{"1": ["Hund"], "2": ["Katze"]}')
+    with pytest.raises(ScorerError, match="objects.json: none of its 2 labels .* names an object of the vocabulary"):
+        load_scorer(f"chair:{file}").rows(["a dog"], image_id=["1"])
 
 
 def detections(folder: Path, classes: list[str] | None = None) -> Path:

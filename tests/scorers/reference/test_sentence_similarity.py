@@ -8,6 +8,7 @@ import pytest
 import tiny_text_encoders
 
 from captune.errors import ScorerError
+from captune.evaluation.cache import Cache
 from captune.evaluation.statistics import evaluate
 from captune.scorers import load_scorer
 from captune.scorers.reference.sentence_similarity import SbertSimilarity
@@ -59,6 +60,16 @@ def test_evaluation_and_signature(folder: Path) -> None:
     assert list(figures.values) == ["sbert"] and figures.value == pytest.approx(figures.per_caption.mean())
     assert figures.signature.startswith(f"sbert|model:{folder}@")
     assert "|references:mean|context:32|truncated:16.7%|sentence-transformers:" in figures.signature
+
+
+def test_the_share_of_cut_captions_does_not_depend_on_what_the_cache_has(folder: Path, tmp_path: Path) -> None:
+    signatures = []
+    for _ in range(2):  # the second time all rows are known
+        scorer = load_scorer(f"sbert:{folder}", device="cpu")
+        scorer.cache = Cache(tmp_path / "cache")
+        scorer.measure(CAPTIONS, {"references": REFERENCES})
+        signatures.append(scorer.signature)
+    assert "|truncated:16.7%|" in signatures[0] and signatures[0] == signatures[1]
 
 
 def test_the_packaged_model_prefers_the_right_caption() -> None:

@@ -56,6 +56,18 @@ def vectors(folder: Path, name: str = "train", **changes: Any) -> Any:
     return vectors_of(kept, data, *encoders, whole=True, views=config.image_views)
 
 
+def test_captions_that_the_text_encoder_cuts_are_counted(tmp_path: Path) -> None:
+    tiny_pair.prepare(tmp_path)
+    file = tmp_path / "train" / "captions.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[0]["references"][0] += " and a ball" * 60
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with counting() as counts:
+        vectors(tmp_path)
+    [(told, items)] = [(what, own) for what, own in counts.items() if "cut behind" in what]
+    assert "tokens of the text encoder" in told and list(items.values()) == [1]
+
+
 def test_leaves_a_folder_that_states_its_recall_and_holds_no_encoder(trained: Path) -> None:
     config = read_config(trained)
     assert config.recall is not None

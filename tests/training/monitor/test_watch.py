@@ -254,6 +254,17 @@ def test_what_is_missing_is_said_at_once(run_dir: RunDir, tmp_path: Path, images
         HeldOutMonitor(Scripted(), str(tmp_path / "broken"), [], run_dir, reward="length")
 
 
+def test_a_scorer_sees_the_columns_that_it_sees_in_an_evaluation(run_dir: RunDir) -> None:
+    class Seen(Marker):
+        name, optional_columns = "seen", ("references", "image_id", "nothing")
+
+        def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
+            assert columns.keys() == {"references", "image_id"}
+            return super().rows(captions)
+
+    assert watch(Scripted(), run_dir, [Seen()]).measure(0, None)["eval_seen"] == 1
+
+
 @pytest.mark.parametrize("scorer", [Failing(), Nothing()])
 def test_a_scorer_that_fails_names_itself(run_dir: RunDir, scorer: Scorer) -> None:
     judge = watch(Scripted(), run_dir, [Marker(), scorer])

@@ -101,14 +101,16 @@ class OnnxDetector:
 
         self.path, self.name = path, str(path)
         wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-        provider, available = wanted.get((device or "cpu").partition(":")[0]), onnxruntime.get_available_providers()
+        kind, _, index = (device or "cpu").partition(":")
+        provider, available = wanted.get(kind), onnxruntime.get_available_providers()
         if provider not in available:
             raise SettingError(f"onnxruntime cannot run {path.name} on {device} here (it has {', '.join(available)}): "
                                "leave the device out, or install onnxruntime-gpu")  # fmt: skip
+        where = [(provider, {"device_id": index})] if index else [provider]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=where)
         except Exception as error:  # onnxruntime has classes of its own for each way in which a file is broken
             raise DetectorError(f"{path} cannot be loaded by onnxruntime: {first_line(error)}") from error
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
@@ -188,13 +190,13 @@ class OnnxDetector:
                 return Layout("YOLOv5", wide - 5, (rows[0],))
             if wide == cells and number > 4:
                 return Layout("YOLOv8", number - 4, (rows[0],))
-            if wide == 6:
+            if wide == 6 and (first[..., 5] == first[..., 5].round()).all():  # a class's number, no score of a class
                 return Layout("YOLOv10", None, (rows[0],))
         said = ", ".join(f"{name} {tuple(array.shape)}" for name, array in zip(names, outputs, strict=True))
         raise DetectorError(
             f"{self.path.name}: with an input of {width} x {height} pixels its outputs are {said}, which is not how "
-            f"YOLOX ({cells} rows), YOLOv5 ({3 * cells} rows), YOLOv8 ({cells} columns), YOLOv10 (6 columns) or DETR "
-            "(logits and boxes) answer"
+            f"YOLOX ({cells} rows), YOLOv5 ({3 * cells} rows), YOLOv8 ({cells} columns), YOLOv10 (6 columns, "
+            "the last a class) or DETR (logits and boxes) answer"
         )
 
     def _find_names(self, count: int | None) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ class TextEncoder(LoadedEncoder):
         if not bool(vectors.isfinite().all()):
             bad = int((~vectors.isfinite().all(dim=-1)).nonzero()[0])
             raise EncoderError(f"text encoder {self.name!r} has no finite vector for the text {distinct[bad]!r}")
-        cut = self._longer(distinct)
+        cut = self.longer(distinct)
         rows = [index[text] for text in texts]
         self.texts += len(rows)
         self.truncated += sum(cut[row] for row in rows)
@@ -135,7 +135,8 @@ class TextEncoder(LoadedEncoder):
         """The share of the texts encoded so far that were longer than the context."""
         return self.truncated / self.texts if self.texts else 0.0
 
-    def _longer(self, texts: Sequence[str]) -> list[bool]:
+    def longer(self, texts: Sequence[str]) -> list[bool]:
+        """Return which texts are longer than the context, so that they are cut."""
         tokenizer = self.model.tokenizer
         if self.context_length is None or not callable(tokenizer):
             return [False] * len(texts)

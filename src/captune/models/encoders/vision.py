@@ -23,7 +23,8 @@ from captune.utils.loads import check_model
 class VisionEncoder:
     """A vision model without a text side (DINOv2, DINOv3, ViT, or a convolutional one).
 
-    Its feature is the pooled output, the [CLS] token's, or the mean over the tokens of a model that has none.
+    Its feature is the pooled output, the [CLS] token's, or the mean over the tokens, or
+    places, of a model that has none.
 
     Args:
         model: the loaded model.
@@ -70,6 +71,8 @@ class VisionEncoder:
             )
             output = self.model(**inputs)
             pooled = getattr(output, "pooler_output", None)
-            pooled = output.last_hidden_state.mean(dim=1) if pooled is None else pooled
+            if pooled is None:
+                states = output.last_hidden_state  # tokens (N, L, D), or a map (N, D, H, W)
+                pooled = states.mean(dim=(2, 3) if states.ndim == 4 else 1)
             # convolutional models of transformers pool to (N, D, 1, 1)
             return torch.nn.functional.normalize(pooled.flatten(1).float(), dim=-1).cpu()

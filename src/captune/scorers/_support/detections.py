@@ -25,7 +25,7 @@ Mentions = Callable[[str], list[str]]  # the classes that a text names
 
 
 class Labels:
-    """A detector's labels in a vocabulary's classes: "sofa" is a couch where a caption's sofa is.
+    """The labels of a detector, or of a file, in a vocabulary's classes: "sofa" is a couch where a caption's sofa is.
 
     Args:
         mentions: names the classes in a text.
@@ -107,6 +107,9 @@ class DetectionFile:
         labels, generation = kept.get("classes"), kept.get("generation")
         threshold = generation.get("threshold") if isinstance(generation, dict) else None
         known = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        if path.is_file() and not (known and isinstance(labels, list)):
+            logger.warning("%s does not say the classes of the detector, or its threshold; what it does not say is "
+                           "taken for all that there could be", path)  # fmt: skip
         return labels if isinstance(labels, list) else None, threshold if known else None
 
     @cached_property

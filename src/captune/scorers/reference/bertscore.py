@@ -217,15 +217,21 @@ class BertScore(Scorer):
             raise SettingError("bertscore: there is no frozen idf to save; call fit(references) first")
         self.idf.save(path)
 
+    def measure(self, captions: Sequence[str], columns: Mapping[str, Any]) -> np.ndarray:
+        """Return `rows`, of which the cache may have some; the share of texts that were cut is that of all."""
+        rows = super().measure(captions, columns)
+        before = self.encoder.truncated
+        self.encoder.token_ids(captions)
+        self._cut = (self.encoder.truncated - before) / max(1, len(captions))
+        return rows
+
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
         """(N, 3): F, P and R."""
         check_references(self.name, references)
         idf = self.idf
         if self.weighted and idf is None and captions:
             idf = Idf.of(references, self.encoder)
-        before = self.encoder.truncated
         tokens = [tuple(ids) for ids in self.encoder.token_ids(captions)]
-        self._cut = (self.encoder.truncated - before) / max(1, len(captions))
         texts = list(dict.fromkeys(r for own in references for r in own))
         known = {r: tuple(ids) for r, ids in zip(texts, self.encoder.token_ids(texts), strict=True)}
         theirs = [[known[r] for r in own] for own in references]

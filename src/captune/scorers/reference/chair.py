@@ -14,7 +14,7 @@ from pydantic import Field
 from captune.errors import ScorerError
 from captune.scorers import Scorer, check_references, safe_ratio
 from captune.scorers._support import ptb
-from captune.scorers._support.detections import DetectionFile, by_image, image_key, look_up
+from captune.scorers._support.detections import DetectionFile, Labels, by_image, image_key, look_up
 from captune.scorers._support.objects import read_by_image
 from captune.scorers._support.vocabulary import COCO, Vocabulary
 from captune.utils.hashing import fingerprint
@@ -119,8 +119,9 @@ class Chair(Scorer):
         """{image id: classes} of the file."""
         assert self.file is not None
         self.check()
-        found = _objects_by_image(self.file)
-        return {key: frozenset(c for name in names for c in self.mentions(name)) for key, names in found.items()}
+        found, labels = _objects_by_image(self.file), Labels(self.mentions, self.file.name)
+        labels.all({name for names in found.values() for name in names})
+        return {key: frozenset().union(*map(labels.classes, names)) for key, names in found.items()}
 
     def rows(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -85,14 +85,18 @@ class SbertSimilarity(Scorer):
         except EncoderError as error:
             raise ScorerError(f"sbert: {error}") from error
 
+    def measure(self, captions: Sequence[str], columns: Mapping[str, Any]) -> np.ndarray:
+        """Return `rows`, of which the cache may have some; the share of texts that were cut is that of all."""
+        rows = super().measure(captions, columns)
+        self._cut = float(np.mean(self.encoder.longer(captions))) if captions else 0.0
+        return rows
+
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
         """(N, 1)."""
         check_references(self.name, references)
         if not captions:
             return np.zeros((0, 1))
-        before = self.encoder.truncated
         ours = self.encoder.encode_texts(captions, batch_size=self.batch_size)
-        self._cut = (self.encoder.truncated - before) / len(captions)
         texts = list(dict.fromkeys(text for own in references for text in own))
         theirs = dict(zip(texts, self.encoder.encode_texts(texts, batch_size=self.batch_size), strict=True))
         reduce = np.mean if self.refs == "mean" else np.max

@@ -25,7 +25,7 @@ from captune.models.captioner import Captioner
 from captune.models.prefix_captioner import assemble
 from captune.runs.checkpoints import newest
 from captune.runs.run_dir import RunDir
-from captune.scorers import load_reward
+from captune.scorers import check_needs, load_reward
 from captune.training.har.config import HARConfig
 from captune.training.lifecycle import claim_run, load_training_images
 from captune.training.resume import IMAGES, read_accumulated
@@ -44,7 +44,9 @@ def run(config: HARConfig) -> RunDir:
     if run_dir.done:
         return run_dir
     if not run_dir.resumes:
-        load_reward(config.reward).check()  # of stage 2, before stage 1 begins
+        reward, images = load_reward(config.reward), load_training_images(config.stage_2())
+        reward.check()  # of stage 2, before stage 1 begins
+        check_needs([reward], {name: images[name] for name in images.column_names}, len(images))
         read_texts(config.texts)  # of stage 1, before the parts are loaded
     parts, merged = run_dir.path / "parts", run_dir.path / "captioner"
     mle, refined = RunDir(run_dir.path / "mle"), RunDir(run_dir.path / "scst")

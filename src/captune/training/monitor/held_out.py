@@ -202,7 +202,7 @@ class HeldOutMonitor:
         """Return the primary figure of each caption, (N,)."""
         scorer = self.scorers[name]
         try:
-            rows = scorer.measure(captions, {need: self.columns[need] for need in scorer.required_columns})
+            rows = scorer.measure(captions, self.columns)
             scores = np.asarray(scorer.per_caption(rows), dtype=float)
         except (RuntimeError, ValueError, OSError) as error:
             raise ScorerError(f"the monitor's scorer {scorer.name!r} failed at step {step}: {error}") from error
@@ -223,7 +223,7 @@ class HeldOutMonitor:
             np.mean([len(self.captioner.caption_ids(caption)) >= self.max_new_tokens for caption in captions])
         )
         if self._facts is not None:
-            rows = self._facts.measure(captions, {need: self.columns[need] for need in self._facts.required_columns})
+            rows = self._facts.measure(captions, self.columns)
             health["hallucinated"] = self._facts.corpus(rows)[self._hallucination]
         return health
 
