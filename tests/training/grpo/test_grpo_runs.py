@@ -178,12 +178,14 @@ def missing(scorer: Any) -> None:
 def test_c3_a_judge_that_stops_answering_ends_grpo_with_a_sentence(
     tmp_path: Path, tiny_folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "begun").touch()
     code = """
+from pathlib import Path
 from captune.errors import ScorerError
 calls = []
 def judged(completions, **columns):
     calls.append(len(completions))
-    if len(calls) == 7:
+    if len(calls) == 7 and Path(__file__).with_name("begun").exists():
         raise ScorerError("the judge at http://localhost:8000/v1 does not answer: start it again")
     return [float(len(text)) for text in completions]
 """
@@ -200,7 +202,7 @@ def judged(completions, **columns):
     assert "http://localhost:8000/v1 does not answer" in said and "Traceback" not in said
     assert not (output / "finished.json").exists()
     kept = RunDir(output).checkpoints()[-1]  # of the steps before; the run resumes from it
-    (tmp_path / "judge.py").write_text(code.replace("len(calls) == 7", "False"))
+    (tmp_path / "begun").unlink()
     assert main([*command, "--reward", f"{tmp_path}/judge.py:judged", "--accept-reward"]) == 0
     steps = [row["step"] for row in RunDir(output).metrics() if "loss" in row]
     assert kept.name == "checkpoint-2" and steps == [1, 2, 3, 4, 5, 6]

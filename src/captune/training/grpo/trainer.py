@@ -31,7 +31,6 @@ from captune.models.caching.prefill import PrefillCache
 from captune.models.caching.preprocessing import PreprocessingCache, RowCache
 from captune.models.caching.prompts import PromptCache
 from captune.models.captioner import Captioner
-from captune.scorers.base import Scorer
 from captune.training.monitor.trainer import Monitor, MonitoredTrainer
 from captune.training.resume import REWARDS, WEIGHTS
 from captune.training.sharing import SharedSampling
@@ -206,7 +205,7 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
 
     def made_of(self) -> dict[str, Any]:
         """Return what a run that resumes must find as it was: the base's weights and the rewards, too."""
-        rewards = [reward.identity for reward in self.reward_funcs if isinstance(reward, Scorer)]
+        rewards = [getattr(reward, "identity", None) for reward in self.reward_funcs]
         return super().made_of() | {WEIGHTS: self.captioner.base_digest(), REWARDS: rewards}
 
     def accumulated(self) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class RewardTrainer(MonitoredTrainer, CaptionerTrainer):
 
     def made_of(self) -> dict[str, Any]:
         """Return what a run that resumes must find as it was: the reward, too."""
-        return super().made_of() | {REWARDS: [part.identity for part, _ in self.reward.parts]}
+        return super().made_of() | {REWARDS: [getattr(part, "identity", None) for part, _ in self.reward.parts]}
 
     def accumulated(self) -> dict[str, Any]:
         """Return what was noted since the last log entry and the last evaluation, too."""
