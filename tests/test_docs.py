@@ -93,7 +93,10 @@ def test_links(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("http://", "https://", "#", "mailto:")):
-            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"
+            file = (page.parent / target.partition("#")[0]).resolve()
+            assert file.exists(), f"{page.name}: {target}"
+            # mkdocs, which is strict, knows the pages of docs/ alone
+            assert page.parent == ROOT or file.is_relative_to(ROOT / "docs"), f"{page.name}: {target} is no page"
 
 
 def test_the_reference_is_current() -> None:

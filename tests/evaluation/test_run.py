@@ -56,6 +56,15 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, 
     return references, good, poor
 
 
+def test_captions_that_are_their_own_references_are_noticed(files) -> None:
+    references, good, poor = files
+    (said,) = evaluate_files([good, poor], references=references, scorers=["bleu"])["warnings"]
+    assert said.startswith(f"all 20 captions of {good} stand word for word among their references: does {references}")
+    rows = good.read_text().splitlines()
+    good.write_text("\n".join([*rows[:-1], json.dumps({"image_id": "i19", "caption": "another"})]) + "\n")
+    assert evaluate_files([good, poor], references=references, scorers=["bleu"])["warnings"] == []
+
+
 @pytest.mark.parametrize("how", ["absent", "breaks"])
 def test_a_scorer_that_fails_takes_no_others_scores_with_it(files, how, capsys) -> None:
     references, good, poor = map(str, files)
@@ -105,7 +114,8 @@ def test_images_without_references_are_left_out_of_the_scorers_that_need_them(fi
     ask = {"scorers": ["bleu", "length"], "paired": True, "per_image": True, "bootstrap": 20}
     found = evaluate_files([good, poor], references=str(references), **ask)
     assert found["unreferenced"] == ["i18", "i19"] and found["matched"] == 20
-    (said,) = found["warnings"]
+    own, said = found["warnings"]
+    assert own.startswith("all 18 captions of")
     assert (
         "2 of the 20 captioned images have no reference in" in said and "(i18, i19); bleu are of the other 18" in said
     )
@@ -137,7 +147,8 @@ def test_references_of_some_of_the_images_leave_the_others_to_scorers_that_need_
     found = evaluate_files([captions], images=source, **ask)
     assert {spec: score["n"] for spec, score in found["scores"].items()} == {"rouge": 3, "length": 4}
     assert found["unreferenced"] == ids[3:]
-    strange, unreferenced = found["warnings"]
+    strange, own, unreferenced = found["warnings"]
+    assert own.startswith("all 3 captions of")
     assert strange.startswith("1 of the 5 captions") and f"({ids[3]}); rouge are of the other 3" in unreferenced
     assert evaluate_files([captions], **ask)["matched"] == 3  # the references alone say which images are meant
 
@@ -228,7 +239,9 @@ def test_c3_a_truncated_image_ends_no_evaluation(photos: Path, capsys) -> None:
     result = evaluate_files(files, references=source, scorers=["bleu", "bright", "length"], paired=True)
     assert [result["scores"][name]["n"] for name in ("bleu", "bright", "length")] == [3, 2, 3]
     assert list(result["bad_images"]) == ["1.png"] and not result["failed"]
-    assert result["warnings"] == ["1 of the 3 images cannot be opened; bright are of the other 2"]
+    own, unopened = result["warnings"]
+    assert own.startswith("all 3 captions of")
+    assert unopened == "1 of the 3 images cannot be opened; bright are of the other 2"
     assert main(["evaluate", str(files[0]), "--references", source, "--scorers", "bleu,bright", "--json"]) == 1
     out, err = capsys.readouterr()
     assert json.loads(out)["bad_images"].keys() == {"1.png"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SOURCES = """
 Images and references are named by a source: a folder (searched recursively), a COCO or Karpathy JSON file,
 Flickr8k/30k text or CSV, JSONL, parquet, webdataset shards, the name of a dataset on the Hugging Face hub, or the
-embedded world: storybook:train, :unlabelled, :val, :test, :ood. storybook:test?n=500&seed=91 draws 500 new images;
+embedded world: storybook:train, :unlabelled, :val, :test, :ood. storybook:test?n=500&seed=92 draws 500 new images;
 quote it in a shell."""
 
 

@@ -98,7 +98,7 @@ COMMAND = Command(
     description="Scores captions, made by captune or by anything else, against references and images. Captions and "
     "references are matched by image_id; what does not match is reported. An image without a reference is left out of "
     "the scorers that need references, and named.",
-    example='captune evaluate caps.jsonl --references "storybook:test?n=500&seed=0" --scorers cider,storybook,clip',
+    example="captune evaluate caps.jsonl --references storybook:test --scorers cider,storybook,clip",
     add_arguments=add_arguments,
     run=run,
     reads_sources=True,

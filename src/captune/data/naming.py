@@ -29,8 +29,7 @@ class Source:
         n: take so many images.
         seed: sample them at random; without it the first `n` are taken. A stream draws among 10,000 rows at a time.
         skip: leave out so many before: ``?skip=500`` and ``?n=500`` share no image.
-        part: of what the other keys name, ``held_out``: 64 images, or a tenth of fewer than 640, always the same ones;
-            or ``training``: the others.
+        part: of the images ``held_out``, always the same 64 (a tenth of fewer than 640), or ``training``: the rest.
         shard: ``i/n``: every n-th image of what the other keys name, from the i-th (1 to n); for several machines.
         split: a split of a dataset or of Karpathy's files; several: ``train+restval``.
         images: the image folder of a captions file.

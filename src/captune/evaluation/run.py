@@ -177,6 +177,7 @@ def evaluate_files(
     unscored = {"skipped": skipped, "failed": failed}
     warnings = _warnings(systems, len(ids), expected)
     warnings += _blind(next(iter(results.values())), images or references)
+    warnings += _among_references(texts, columns.get("references", ()), references)
     if bad:
         who = ", ".join(judge.name for judge in judges if "image" in judge.required_columns)
         left = len(ids) - len(unread)
@@ -369,6 +370,19 @@ def _warnings(systems: Mapping[str, Mapping[str, str]], matched: int, expected: 
             said.append(f"{strange} of the {len(captions)} captions in {name} are not scored: "
                         "no reference has their image_id")  # fmt: skip
     return said
+
+
+def _among_references(
+    texts: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]], source: Any
+) -> list[str]:
+    """A sentence for each file whose captions all stand among their references, as sidecars of captune's do."""
+    judged = [row for row, own in enumerate(references) if own]
+    return [
+        f"all {len(judged)} captions of {name} stand word for word among their references: does {source} hold these "
+        "very captions, written beside the images?"
+        for name, captions in texts.items()
+        if len(judged) > 1 and all(captions[row].strip() in map(str.strip, references[row]) for row in judged)
+    ]
 
 
 def _test(a: np.ndarray, b: np.ndarray, judge: Scorer, resamples: int, seed: int) -> dict[str, Any]:
