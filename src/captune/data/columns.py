@@ -104,8 +104,10 @@ def content_digest(dataset: object) -> str | None:
 
 
 def _size(image: dict[str, Any] | None) -> int | None:
-    if image is None or image["bytes"] is not None:
-        return image and len(image["bytes"])
+    if image is None:
+        return None
+    if image["bytes"] is not None:
+        return len(image["bytes"])
     try:
         return os.stat(image["path"]).st_size
     except (OSError, TypeError, ValueError):

@@ -168,7 +168,8 @@ def vectors_of(
         before = getattr(text_encoder, "truncated", 0)
         vectors = torch.as_tensor(text_encoder.encode_texts(captions[start : start + TEXTS])).numpy()
         if cut := getattr(text_encoder, "truncated", 0) - before:
-            told = Told(f"captions were cut behind the {text_encoder.context_length} tokens of the text encoder")
+            limit = getattr(text_encoder, "context_length", None)
+            told = Told(f"captions were cut behind the {limit} tokens of the text encoder")
             skip(told, f"{data.source}, captions from {start} on", cut)
         return vectors
 
