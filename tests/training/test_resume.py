@@ -151,6 +151,19 @@ def test_a_run_is_not_resumed_on_another_reward(
     assert train(config).finished
 
 
+def test_a_run_that_resumes_keeps_the_versions_that_it_began_with(
+    config: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = cut(config("run"), 3, monkeypatch)
+    recorded = broken.versions
+    assert "earlier" not in recorded
+    for number, torch_then in enumerate(("2.0.0", "2.1.0")):
+        (broken.path / "versions.json").write_text(json.dumps(broken.versions | {"torch": torch_then}))
+        last = cut(config("run"), 5, monkeypatch) if not number else run(config("run"))
+        assert f"was begun with torch {torch_then}, and is resumed with torch {recorded['torch']}" in caplog.text
+    assert last.versions == recorded | {"earlier": "torch 2.0.0; torch 2.1.0"}
+
+
 # -- A1: complete or ignored
 
 

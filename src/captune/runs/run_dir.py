@@ -272,13 +272,28 @@ class RunDir:
         config = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         replace_file(self.path / "config.yaml", config)  # first: a folder with it is a run
         facts = versions() | {"command": self._command or command_line(), "format": FORMAT}
-        replace_file(self.path / "versions.json", _json(facts))
+        replace_file(self.path / "versions.json", _json(facts | self._earlier(facts)))
         (self.path / CLEARING).unlink(missing_ok=True)
         remove_leftovers(self.path)
         (self.path / FINISHED).unlink(missing_ok=True)
         for call in self._deferred:
             call()
         self._deferred.clear()
+
+    def _earlier(self, facts: dict[str, Any]) -> dict[str, str]:
+        """What the steps before a resume were made with, where it was something else; it is said."""
+        try:
+            old = self.versions if self.resumes else {}
+        except RunError:
+            return {}
+        other = [
+            name for name in old if name in facts and name not in ("command", "format") and old[name] != facts[name]
+        ]
+        then, now = (", ".join(f"{name} {made[name]}" for name in other) for made in (old, facts))
+        if other:
+            logger.warning("%s was begun with %s, and is resumed with %s", self.path, then, now)
+        said = "; ".join(filter(None, (old.get("earlier"), then)))
+        return {"earlier": said} if said else {}
 
     def recover(self) -> None:
         """Set incomplete checkpoints aside, and cut metrics.jsonl to what it held at the last thing done."""
