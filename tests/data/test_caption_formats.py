@@ -295,7 +295,6 @@ def test_coco_ids_are_numbers_where_they_are(tmp_path: Path) -> None:
         ("x.csv", "a,b\n1,2\n", "must name a column of ids and one of captions"),
         ("x.csv", "image_id,caption\na,a dog, running\n", "line 2: expected 2 cells, as in the header, found 3"),
         ("x.csv", "image_id,caption,caption\na,a dog,a cat\n", "the column 'caption' stands twice"),
-        ("x.csv", 'image_id,caption\n1,"a dog\n2,a cat\n3,a man"\n', "line 2.*closes it in line 4, and line 3"),
         ("x.csv", 'file,caption\na.jpg,"a dog\nb.jpg,a cat"\n', "line 2.*closes it in line 3, and line 3"),
         ("x.csv", 'image_id,caption\na,"open\n', "line 2"),
         ("x.csv", "image_id,caption\n,x\n", "needs an image_id"),

@@ -239,7 +239,8 @@ def test_plain_json_and_results(tmp_path: Path) -> None:
         ),
         (
             "x.jsonl",
-            '{"image_id": 1, "objects": ["dog"]}\n{"image_id": 1}\n{"image_id": 1, "objects": ["cat"]}\n',
+            '{"image_id": 1, "objects": ["dog"]}\n{"image_id": 1, "objects": null}\n'
+            '{"image_id": 1, "objects": ["cat"]}\n',
             "line 3: '1' has other objects than in line 1",
         ),
         ("x.bin", "?", "is of no known kind"),

@@ -55,6 +55,10 @@ def test_a_quotation_mark_that_nothing_closes_names_the_lines() -> None:
 
 def test_a_header_is_read_with_the_separator_that_it_has() -> None:
     assert header_of(' Image,"Caption"\r\na,b', delimiter=",") == ["image", "caption"]
+    assert header_of('a,"b\nc"\n1,2') == ["a", "b\nc"]
+    assert [row for *_, row in rows_of("x.csv", "a,b\r1,2\r3,4\r", CaptionFileError)] == [["1", "2"], ["3", "4"]]
+    with pytest.raises(CaptionFileError, match="the column 'c' stands twice"):
+        refuse_repeated("x.csv", ["", "", "c", "c"], ["", "", "c", "c"], CaptionFileError)
     assert header_of("CLIP:a,b", lower=False) == ["CLIP:a", "b"] and header_of('"a" b,c') == [] == header_of("")
     with pytest.raises(CaptionFileError, match="the column 'b' stands twice"):
         refuse_repeated("x.csv", ["a", "b", "b"], ["a", "b"], CaptionFileError)

@@ -126,16 +126,26 @@ def _merge(path: Path, noun: str, entries: Iterable[Entry]) -> list[Entry]:
                     f"{path}, {noun} {number}: two images share the image_id {image_id!r}: {first.name} "
                     f"({noun} {first.number}) and {name}"
                 )
-            if entry.kept is not None and entry.kept != first.kept:
-                if first.kept is not None:
+            known = first.kept or {}
+            for column, value in (entry.kept or {}).items():
+                if known.get(column) is not None and not same_values(known[column], value):
                     raise SourceError(
-                        f"{path}, {noun} {number}: {image_id!r} has other {', '.join(entry.kept)} than in {noun} "
-                        f"{first.number}; put all of an image's into one"
+                        f"{path}, {noun} {number}: {image_id!r} has other {column} than in {noun} {first.number}; put "
+                        "all of an image's into one"
                     )
-                merged[image_id] = first._replace(kept=entry.kept)
+            more = {column: value for column, value in (entry.kept or {}).items() if known.get(column) is None}
+            if more:
+                merged[image_id] = first._replace(kept=known | more)
             first.references.extend(references)
     blanks.say()
     return list(merged.values())
+
+
+def same_values(one: Any, other: Any) -> bool:
+    """Return whether two rows of an image say the same of it: one says nothing, or lists differ in their order."""
+    if isinstance(one, list) and isinstance(other, list):
+        return sorted(map(repr, one)) == sorted(map(repr, other))
+    return None in (one, other) or bool(one == other)
 
 
 def nfc(text: str) -> str:
@@ -269,7 +279,7 @@ def text_entries(path: Path, text: str) -> Iterator[Entry]:
         plain = delimiter == "|" and "| " in first
         options: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": True}
         options["quoting"] = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
-        header = header_of(first, **options)
+        header = header_of(text, **options)
         image, caption = first_key(header, (*IMAGE_KEYS, *ID_KEYS)), first_key(header, REFERENCE_KEYS)
         if image is not None and caption is not None:
             refuse_repeated(path, header, (image, caption), SourceError)
@@ -329,7 +339,7 @@ def refuse_swallowed(
         for line, text in enumerate(cell.split("\n")[1:], start=1):
             cells = [part.strip().strip('"') for part in text.split(delimiter)]
             alike = len(cells) > max(image, 1 - image) and _kind(cells[image]) == kind
-            if alike and (kind != "text" or len(cells) == len(row)):
+            if alike and (kind == "file" or len(cells) == len(row)):
                 raise error(
                     f"{path}, line {number}: a quotation mark opens a cell there and closes it in line "
                     f"{number + lines - 1}, and line {number + line} between them looks like a row of its own; put "
@@ -337,11 +347,13 @@ def refuse_swallowed(
                 )
 
 
+def is_image_name(name: str) -> bool:
+    """Return whether a cell is the name of an image file, by its suffix."""
+    return os.path.splitext(name.strip())[1].lower() in IMAGE_SUFFIXES
+
+
 def _kind(name: str) -> str:
-    name = name.strip()
-    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-        return "file"
-    return "number" if name.isdecimal() else "text"
+    return "file" if is_image_name(name) else "number" if name.strip().isdecimal() else "text"
 
 
 # ----------------------------------------------------------------------- JSON

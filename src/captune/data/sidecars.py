@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, first_key, refuse_swallowed
+from captune.data.readers import ID_KEYS, IMAGE_KEYS, REFERENCE_KEYS, first_key, is_image_name, refuse_swallowed
 from captune.errors import CaptionFileError
 from captune.utils.files import jsonl_rows, read_file
 from captune.utils.skipped import Told, skip
@@ -40,7 +40,8 @@ def read_table(path: Path) -> Iterator[CaptionEntry]:
     refuse_repeated(path, header, (image, caption), CaptionFileError)
     places = header.index(image), header.index(caption)
     for number, lines, row in rows_of(path, text, CaptionFileError, delimiter=delimiter):
-        refuse_swallowed(path, number, lines, row, places[0], delimiter, CaptionFileError)
+        if is_image_name(row[places[0]]):  # a line of a caption may well begin with another id
+            refuse_swallowed(path, number, lines, row, places[0], delimiter, CaptionFileError)
         yield "line", number, row[places[0]], row[places[1]]
 
 

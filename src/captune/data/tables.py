@@ -30,7 +30,18 @@ from datasets.table import CastError
 
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.paths import ImageFolder
-from captune.data.readers import ID_KEYS, IMAGE_KEYS, KEPT, REFERENCE_KEYS, Blanks, as_id, first_key, nfc, references_at
+from captune.data.readers import (
+    ID_KEYS,
+    IMAGE_KEYS,
+    KEPT,
+    REFERENCE_KEYS,
+    Blanks,
+    as_id,
+    first_key,
+    nfc,
+    references_at,
+    same_values,
+)
 from captune.errors import CaptuneError, SourceError
 
 logger = logging.getLogger(__name__)
@@ -167,8 +178,10 @@ def normalise(
     if with_images:
         result = _one_image_column(result, images, where, name)
     if len(first) < len(dataset):
-        _same_values(dataset, keep, rows_ids, name)
+        kept = {column: _one_value(_values(dataset, column), rows_ids, f"{name}: {column}") for column in keep}
         result = result.select(first).flatten_indices()
+        for column, values in kept.items():
+            result = result.remove_columns(column).add_column(column, values, feature=dataset.features[column])
     if not result.column_names:
         return Dataset.from_dict({"image_id": ids, "references": references})
     result = result.add_column("image_id", ids)
@@ -233,17 +246,18 @@ def _references(values: list[Any], name: str) -> list[list[str]]:
     return made
 
 
-def _same_values(dataset: Dataset, columns: list[str], ids: list[str], name: str) -> None:
-    """Refuse an id beside which two different values of a column stand."""
-    for column in columns:
-        first: dict[str, tuple[int, Any]] = {}
-        for row, (image_id, value) in enumerate(zip(ids, _values(dataset, column), strict=True), start=1):
-            number, other = first.setdefault(image_id, (row, value))
-            if other != value:
-                raise SourceError(
-                    f"{name}: rows {number} and {row} of {image_id!r} have different {column}; put all of an image's "
-                    "into one"
-                )
+def _one_value(values: list[Any], ids: list[str], what: str) -> list[Any]:
+    """The value of each id once, the first that is not None; two that differ are refused."""
+    found: dict[str, tuple[int, Any]] = {}
+    for row, (image_id, value) in enumerate(zip(ids, values, strict=True), start=1):
+        number, known = found.setdefault(image_id, (row, value))
+        if not same_values(known, value):
+            raise SourceError(
+                f"{what} of {image_id!r} differ in rows {number} and {row}; put all of an image's into one"
+            )
+        if known is None:
+            found[image_id] = row, value
+    return [value for _, value in found.values()]
 
 
 def _same_images(dataset: Dataset, images: list[str], ids: list[str], name: str, id_column: str | None) -> None:

@@ -214,7 +214,10 @@ def _columns(found: Judgements, judges: Sequence[Scorer], images: str | None) ->
     names = Counter(image_id.rpartition("/")[2] for image_id in row_of)
     for image_id, row in list(row_of.items()):  # photos/x.jpg is x.jpg to whoever judged it
         row_of.setdefault(name := image_id.rpartition("/")[2], row if names[name] == 1 else -1)
-    rows = [row_of.get(i, row_of.get(found.file_names.get(i, ""), -1)) for i in columns["image_id"]]
+    rows = []
+    for i in columns["image_id"]:
+        row = row_of.get(i, -1)
+        rows.append(row if row >= 0 else row_of.get(found.file_names.get(i, ""), -1))
     if all(row < 0 for row in rows):
         raise EvaluationError(
             f"none of the judged images, such as {columns['image_id'][0]!r}, is in {images}, whose ids are "
@@ -225,7 +228,8 @@ def _columns(found: Judgements, judges: Sequence[Scorer], images: str | None) ->
         truths = column(dataset, truth)
         columns[truth] = [truths[row] if row >= 0 else None for row in rows]
     lacking = [i for i, row in zip(columns["image_id"], rows, strict=True) if row < 0]
-    return columns, {i: "several images have this name" if names[i] > 1 else "not in the images" for i in lacking}
+    several = {i for i in lacking if max(names[i], names[found.file_names.get(i, "")]) > 1}
+    return columns, {i: "several images have this name" if i in several else "not in the images" for i in lacking}
 
 
 def _scored(

@@ -216,9 +216,10 @@ def read_accumulated(checkpoint: Path, made_of: Mapping[str, Any], rank: int = 0
     then = values.get("made_of") or {}
     for what, now in made_of.items():
         if None not in (now, then.get(what)) and now != then[what]:
+            shown = f" ({then[what]} then, {now} now)" if isinstance(now, list) else ""
             raise RunError(
-                f"{checkpoint} was trained with other {what} than the same settings name now: put these back, pass "
-                "--overwrite, or name another --output"
+                f"{checkpoint} was trained with other {what} than the same settings name now{shown}: put these back, "
+                "pass --overwrite, or name another --output"
             )
     return values
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from captune.errors import CaptuneError
@@ -16,24 +16,30 @@ QUOTES = (
 
 
 def header_of(text: str, *, lower: bool = True, **options: Any) -> list[str]:
-    """Return the names of the first line, stripped; none where it is no CSV.
+    """Return the names of the first row, stripped; none where it is no CSV.
 
     Args:
         text: of the table, or its first line.
         lower: in lower case.
         options: of `csv.reader`.
     """
-    line = text.partition("\n")[0].rstrip("\r")
     try:
-        names = [cell.strip() for cell in next(csv.reader([line], strict=True, **options), [])]
+        names = [cell.strip() for cell in next(_reader(text, options), [])]
     except csv.Error:
         return []
     return [name.lower() for name in names] if lower else names
 
 
+def _reader(text: str, options: Mapping[str, Any]) -> Any:
+    """A reader for which only line feeds end a row, whatever else a caption holds; where there are none, returns do."""
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    return csv.reader(io.StringIO(text, newline="\n"), strict=True, **options)
+
+
 def refuse_repeated(path: Any, header: Sequence[str], names: Iterable[str], error: type[CaptuneError]) -> None:
     """Refuse a column that is read and that stands twice in the header."""
-    if twice := next((name for name in names if header.count(name) > 1), None):
+    if twice := next((name for name in names if name and header.count(name) > 1), None):
         raise error(f"{path}, line 1: the column {twice!r} stands twice; keep one")
 
 
@@ -49,12 +55,12 @@ def rows_of(
 
     Args:
         path: of the table, for errors.
-        text: of the table. Only line feeds end a row, whatever else a caption holds.
+        text: of the table.
         error: what is raised for a row that has more or fewer cells than the header, and for what is no CSV.
         mend: makes another row of one that has more or fewer cells.
         options: of `csv.reader`.
     """
-    rows = csv.reader(io.StringIO(text, newline="\n"), strict=True, **options)
+    rows = _reader(text, options)
     start = 1  # of the row that comes
     width = None
     try:

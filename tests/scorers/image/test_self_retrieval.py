@@ -99,6 +99,7 @@ def test_distractors_are_drawn_by_content_and_seed() -> None:
     )
     assert (1 / everyone.rows(captions, image=images)[:, -1] >= ranks).all()
     assert "|distractors:all|images:60|seed:0|" in everyone.signature
+    assert "|distractors:all|seed:0|" in everyone.identity  # that of a reward does not depend on the last batch
 
 
 def test_the_expected_rank_among_n_is_that_among_all() -> None:

@@ -157,6 +157,14 @@ def test_names_of_the_file_are_read_as_labels_are(tmp_path: Path) -> None:
         load_scorer(f"chair:{file}").rows(["a dog"], image_id=["1"])
 
 
+def test_underscores_of_the_vocabulary_are_its_own(tmp_path: Path) -> None:
+    words, file = tmp_path / "words.json", tmp_path / "objects.json"
+    words.write_text('{"traffic_light": []}')
+    file.write_text('{"1": ["traffic_light"]}')
+    scorer = load_scorer(f"chair:{file}?vocabulary={words}")
+    np.testing.assert_array_equal(scorer.rows(["a traffic_light"], image_id=["1"]), [[0, 1, 0, 1, 1]])
+
+
 def detections(folder: Path, classes: list[str] | None = None) -> Path:
     rows = [{"image_id": 43, "objects": [{"label": "dog", "score": 0.9}, {"label": "sofa", "score": 0.5}]}]
     rows += [{"image_id": "42", "objects": [{"label": "cat", "score": 0.9}]}, {"image_id": "44", "objects": []}]

@@ -39,7 +39,7 @@ class Labels:
     def classes(self, label: str) -> frozenset[str]:
         """Return the class of a label; a label that names none is left out, and counted."""
         if label not in self._known:
-            self._known[label] = frozenset(self.mentions(label.replace("_", " ")))
+            self._known[label] = frozenset(self.mentions(label) or self.mentions(label.replace("_", " ")))
             if not self._known[label]:
                 skip(f"labels of {self.who} that name no object of the vocabulary", label)
         return self._known[label]

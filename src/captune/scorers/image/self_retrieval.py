@@ -163,6 +163,11 @@ class SelfRetrieval(Scorer):
         return rows[:, -1]
 
     @property
+    def identity(self) -> str:
+        """The signature without what the images decide that were judged last."""
+        return "|".join(part for part in super().identity.split("|") if not part.startswith("images:"))
+
+    @property
     def signature(self) -> str:
         """Everything that decides the figure: settings, model, version."""
         encoder = self.encoder
