@@ -31,7 +31,7 @@ def header_of(text: str, *, lower: bool = True, **options: Any) -> list[str]:
 
 
 def _reader(text: str, options: Mapping[str, Any]) -> Any:
-    """A reader for which only line feeds end a row, whatever else a caption holds; where there are none, returns do."""
+    """A reader for which only line feeds end a row, whatever else a caption holds; without any, returns do."""
     if "\n" not in text:
         text = text.replace("\r", "\n")
     return csv.reader(io.StringIO(text, newline="\n"), strict=True, **options)
