@@ -76,12 +76,9 @@ def read_digest(dataset: object) -> str | None:
     """Return a digest of ids and references, in order; None of a stream, and of what is no dataset of images."""
     if not isinstance(dataset, Dataset) or "image_id" not in dataset.column_names:
         return None
-    digest = hashlib.blake2b(digest_size=8)
-    names = [name for name in ("image_id", "references") if name in dataset.column_names]
-    plain = dataset.select_columns(names).with_format("arrow")
-    for start in range(0, len(dataset), 10_000):
-        digest.update(json.dumps(plain[start : start + 10_000].to_pydict()).encode())
-    return digest.hexdigest()
+    return _digest_of(
+        dataset, [name for name in ("image_id", "references") if name in dataset.column_names]
+    ).hexdigest()
 
 
 def content_digest(dataset: object) -> str | None:
@@ -92,16 +89,21 @@ def content_digest(dataset: object) -> str | None:
     """
     if not isinstance(dataset, Dataset) or "image_id" not in dataset.column_names:
         return None
-    digest = hashlib.blake2b(digest_size=8)
-    plain = undecoded(dataset).with_format("arrow")
-    texts = plain.select_columns(sorted(set(plain.column_names) - {"image"}))
-    for start in range(0, len(dataset), 10_000):
-        digest.update(json.dumps(texts[start : start + 10_000].to_pydict(), default=repr).encode())
+    digest = _digest_of(dataset, sorted(set(dataset.column_names) - {"image"}))
     if isinstance((dataset.features or {}).get("image"), Image):
-        images = plain.select_columns(["image"])
+        images: Any = undecoded(dataset.select_columns(["image"])).with_format("arrow")
         for start in range(0, len(dataset), max(1, -(-len(dataset) // 2_000))):
             digest.update(str(_size(images[start]["image"])).encode())
     return digest.hexdigest()
+
+
+def _digest_of(dataset: Dataset, names: list[str]) -> Any:
+    """A digest, still open, of columns that hold no images."""
+    digest = hashlib.blake2b(digest_size=8)
+    plain = dataset.select_columns(names).with_format("arrow")
+    for start in range(0, len(dataset), 10_000):
+        digest.update(json.dumps(plain[start : start + 10_000].to_pydict(), default=repr).encode())
+    return digest
 
 
 def _size(image: Any) -> int | None:

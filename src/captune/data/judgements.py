@@ -739,7 +739,7 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]
             yield f"line {number}", {"line": line}  # which is named and left out
             continue
         try:
-            row = decode_row(line.encode("utf-8"))
+            row = decode_row(line)
         except (ValueError, RecursionError) as error:
             raise SourceError(f"{path}, line {number}: {error}") from error
         yield f"line {number}", row

@@ -338,7 +338,7 @@ def refuse_swallowed(
     for cell in row:
         for line, text in enumerate(cell.split("\n")[1:], start=1):
             cells = [part.strip().strip('"') for part in text.split(delimiter)]
-            alike = len(cells) > max(image, 1 - image) and _kind(cells[image]) == kind
+            alike = len(cells) > max(image, 1) and _kind(cells[image]) == kind
             if alike and (kind == "file" or len(cells) == len(row)):
                 raise error(
                     f"{path}, line {number}: a quotation mark opens a cell there and closes it in line "

@@ -562,9 +562,9 @@ def _object(line: str, decode: Any) -> dict[str, Any]:
     return row
 
 
-def decode_row(line: bytes) -> dict[str, Any]:
+def decode_row(line: str | bytes) -> dict[str, Any]:
     """Decode a line of JSON lines; a ValueError or a RecursionError says what is wrong with it."""
-    return _object(line.decode("utf-8"), _ROWS.decode)
+    return _object(line if isinstance(line, str) else line.decode("utf-8"), _ROWS.decode)
 
 
 def torn_line(path: Path) -> tuple[int, bytes]:

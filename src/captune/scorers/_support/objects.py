@@ -25,7 +25,7 @@ def read_by_image(file: Path) -> Any:
     found: dict[str, Any] = {}
     for number, line in lines:
         try:
-            row = decode_row(line.encode("utf-8"))
+            row = decode_row(line)
         except (ValueError, RecursionError) as error:
             if not found:  # the first line is no object: one value over several
                 return parse_json(text, str(file), error=ScorerError)

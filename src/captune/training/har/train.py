@@ -20,6 +20,7 @@ from typing import Any
 
 from transformers import set_seed
 
+from captune.data import load_images
 from captune.data.columns import content_digest
 from captune.models.captioner import Captioner
 from captune.models.prefix_captioner import assemble
@@ -44,9 +45,9 @@ def run(config: HARConfig) -> RunDir:
     if run_dir.done:
         return run_dir
     if not run_dir.resumes:
-        reward, images = load_reward(config.reward), load_training_images(config.stage_2())
-        reward.check()  # of stage 2, before stage 1 begins
-        check_needs([reward], {name: images[name] for name in images.column_names}, len(images))
+        (reward := load_reward(config.reward)).check()  # of stage 2, before stage 1 begins
+        images = load_images(config.images, limit=config.limit, decode=False)
+        check_needs([reward], dict.fromkeys(images.column_names or (), ()), 0)  # whether the columns are there
         read_texts(config.texts)  # of stage 1, before the parts are loaded
     parts, merged = run_dir.path / "parts", run_dir.path / "captioner"
     mle, refined = RunDir(run_dir.path / "mle"), RunDir(run_dir.path / "scst")
