@@ -32,7 +32,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from captune.errors import EvaluationError, MissingColumn, SettingError
-from captune.scorers import load_scorer
+from captune.scorers import load_scorer, weighted_sum
 from captune.scorers.expression import Expression
 
 logger = logging.getLogger(__name__)
@@ -166,11 +166,10 @@ class Scoring:
         for names, indices in by_columns.items():
             texts = [captions[i] for i in indices]
             columns = {name: [rows[i][name] for i in indices] for name in names}
-            values = {part.name: part(texts, **columns) for part, _ in self.parts}
+            values: dict[str, Any] = {part.name: part(texts, **columns) for part, _ in self.parts}
+            values["score"] = weighted_sum([values[part.name] for part, _ in self.parts], [w for _, w in self.parts])
             for k, i in enumerate(indices):
-                answers[i] = {name: scores[k] for name, scores in values.items()}
-                terms = [w * answers[i][part.name] for part, w in self.parts if not math.isnan(answers[i][part.name])]
-                answers[i]["score"] = sum(terms) if terms else math.nan  # as TRL adds up rewards, nansum
+                answers[i] = {name: float(scores[k]) for name, scores in values.items()}
         return answers
 
 

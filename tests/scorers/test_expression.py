@@ -126,3 +126,18 @@ def test_identity_is_that_of_all_parts() -> None:
 
     sum_of_both = Expression("cut + 0.5*cider", [(Cut(), 1.0), (Cider(), 0.5)])
     assert sum_of_both.identity == f"+1 * [cut] +0.5 * [{Cider().signature}]"
+
+
+def test_as_a_reward_it_is_the_sum_of_the_parts_that_can_judge() -> None:
+    """As TRL adds rewards up, whether the parts are given to a trainer one by one or as one function."""
+
+    def one(completions: list[str], **columns: object) -> list[float | None]:
+        return [1.0, None, None]
+
+    def other(completions: list[str], **columns: object) -> list[float | None]:
+        return [10.0, 20.0, None]
+
+    reward = Expression(
+        "one - 0.5*other", [(scorers.from_function(one)(), 1.0), (scorers.from_function(other)(), -0.5)]
+    )
+    assert np.array_equal(reward(["a", "b", "c"]), [-4.0, -10.0, np.nan], equal_nan=True)

@@ -12,6 +12,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from captune.models.plain_text import plain
+
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import BatchFeature
@@ -28,9 +30,7 @@ def second_turn(captioner: Captioner, images: Sequence[Image.Image], captions: S
     """Return a prompt batch, left padded, that asks for the correction of each image's caption."""
     turns, texts = captioner.has_turns(), []
     for caption in captions:
-        for token in captioner.tokenizer.all_special_tokens:  # a caption holds no image and ends no turn
-            caption = caption.replace(token, " ")
-        messages, caption = captioner.conversation(), " ".join(caption.split())
+        messages, caption = captioner.conversation(), " ".join(plain(captioner.tokenizer, caption).split())
         if turns:
             for role, text in (("assistant", caption), ("user", REQUEST)):
                 messages.append({"role": role, "content": [{"type": "text", "text": text}]})

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from captune.errors import ScorerError, first_line
 from captune.models import hub
 from captune.models.answerers.base import SILENT
-from captune.models.answerers.local import special_tokens
+from captune.models.plain_text import plain
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 from captune.utils.loads import check_model
@@ -121,7 +121,8 @@ class EntailmentModel:
         return found[[places[pair] for pair in pairs]] if pairs else found
 
     def _ids(self, premise: str, hypothesis: str) -> dict[str, list[int]]:
-        pair = self._tokenizer([self._plain(premise)], [self._plain(hypothesis)])  # lists: an empty text is one, too
+        texts = [[plain(self._tokenizer, text)] for text in (premise, hypothesis)]  # lists: an empty text is one, too
+        pair = self._tokenizer(*texts)
         ids = {key: values[0] for key, values in pair.items()}
         if len(ids["input_ids"]) > self.limit:
             raise ScorerError(
@@ -129,11 +130,6 @@ class EntailmentModel:
                 f"{self.limit} that NLI model {self.name!r} reads: leave long captions out or choose another model"
             )
         return ids
-
-    def _plain(self, text: str) -> str:
-        for special in special_tokens(self._tokenizer):
-            text = text.replace(special, " ")
-        return text
 
 
 def contradiction(config: Any, name: str) -> int:

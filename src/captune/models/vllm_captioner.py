@@ -19,6 +19,7 @@ from captune.data.images import upright_rgb
 from captune.errors import CaptionerError, first_line
 from captune.models import hub
 from captune.models.families import FAMILIES
+from captune.models.plain_text import plain
 from captune.models.requests import MAX_NEW_TOKENS, PROMPT, request_settings, sample_seed
 from captune.utils.files import read_json
 
@@ -193,16 +194,11 @@ class VllmCaptioner:
     def _text(self, turns: Sequence[tuple[str, str]]) -> str:
         """The prompt, and the conversation that follows it; a base model is shown the first reply before the image."""
         content: list[dict[str, str]] = [{"type": "text", "text": self.prompt}] if self.prompt else []
-        said = [(role, self._harmless(text)) for role, text in turns]
+        said = [(role, " ".join(plain(self.tokenizer, text).split())) for role, text in turns]
         if said and not self.turns:
             return self._render(content, True, before=f"{said[0][1]}\n")
         more = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
         return self._render(content, True, more)
-
-    def _harmless(self, text: str) -> str:
-        for token in self.tokenizer.all_special_tokens:  # a caption holds no image and ends no turn
-            text = text.replace(token, " ")
-        return " ".join(text.split())
 
     def _render(
         self, content: list[dict[str, str]], answer: bool, more: Sequence[dict[str, Any]] = (), before: str = ""

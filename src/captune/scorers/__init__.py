@@ -25,6 +25,7 @@ from captune.scorers.base import (
     columns_for,
     completion_text,
     safe_ratio,
+    weighted_sum,
 )
 from captune.scorers.files import from_function
 from captune.scorers.registry import (
@@ -68,4 +69,5 @@ __all__ = [
     "safe_ratio",
     "scorer_class",
     "split_specs",
+    "weighted_sum",
 ]

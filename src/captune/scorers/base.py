@@ -295,6 +295,17 @@ def check_references(name: str, references: Sequence[Sequence[str]]) -> None:
             )
 
 
+def weighted_sum(scores: Sequence[Any], weights: Sequence[float]) -> np.ndarray:
+    """Return (N,): the sum of the parts that can judge a caption, as in TRL; NaN where none can.
+
+    Args:
+        scores: (N,) of each part; None or NaN where it cannot judge.
+        weights: one of each part.
+    """
+    weighted = np.stack([weight * np.asarray(own, float) for own, weight in zip(scores, weights, strict=True)])
+    return np.where(np.isnan(weighted).all(axis=0), np.nan, np.nansum(weighted, axis=0))
+
+
 def safe_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Return part / whole, and 0 where there is nothing to divide by."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from captune.errors import ExpressionError, redact
-from captune.scorers.base import Scorer
+from captune.scorers.base import Scorer, weighted_sum
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _SCORER = r"(?:[^\s()*:]+\.py:)?[A-Za-z_]\w*"
@@ -137,8 +137,8 @@ class Expression(Scorer):
 
     def __call__(self, completions: Any, **columns: Any) -> list[float]:
         """TRL's reward. Each part is asked as a reward, so that it can refuse (CIDEr without frozen frequencies)."""
-        rewards = [weight * np.array(part(completions, **columns)) for part, weight in self.parts]
-        return [float(reward) for reward in np.sum(rewards, axis=0)]
+        rewards = [part(completions, **columns) for part, _ in self.parts]
+        return weighted_sum(rewards, [weight for _, weight in self.parts]).tolist()
 
     @property
     def signature(self) -> str:

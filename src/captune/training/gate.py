@@ -38,6 +38,7 @@ import torch
 from captune.errors import TrainingError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import GATE, RESULTS, RunDir, plain
+from captune.scorers import weighted_sum
 from captune.training.config import RLConfig
 from captune.utils import processes
 from captune.utils.files import replace_file
@@ -162,7 +163,7 @@ def _figures(captioner: Captioner, images: Any, parts: Parts, config: RLConfig, 
         )
         peers = [flat[i * PEERS : (i + 1) * PEERS] for i in range(n)]
     scores = {kind: _scores(parts, texts, peers, columns) for kind, texts in captions.items()}
-    totals = {kind: summed(own, parts) for kind, own in scores.items()}
+    totals = {kind: weighted_sum(own, [weight for _, weight in parts]) for kind, own in scores.items()}
     notes: list[str] = []
     problems: list[str] = []
     for kind, own in totals.items():
@@ -222,17 +223,8 @@ def _scores(parts: Parts, captions: list[str], peers: list[list[str]], columns: 
     size = 1 + len(peers[0])
     texts = [text for own, others in zip(captions, peers, strict=True) for text in (own, *others)]
     given = {column: [value for value in values for _ in range(size)] for column, values in columns.items()}
-    return [
-        np.array([np.nan if score is None else score for score in part(texts, **given, ended=[True] * len(texts))],
-                 dtype=np.float64)[::size]
-        for part, _ in parts
-    ]  # fmt: skip
-
-
-def summed(scores: list[np.ndarray], parts: Parts) -> np.ndarray:
-    """Return (N,): the weighted sum of the parts that can judge a caption, as in TRL; NaN where none can."""
-    weighted = np.stack([weight * own for own, (_, weight) in zip(scores, parts, strict=True)])
-    return np.where(np.isnan(weighted).all(axis=0), np.nan, np.nansum(weighted, axis=0))
+    ended = [True] * len(texts)
+    return [np.array(part(texts, **given, ended=ended), dtype=np.float64)[::size] for part, _ in parts]
 
 
 def _above(higher: np.ndarray, lower: np.ndarray, errors: float = ERRORS) -> bool | None:

@@ -10,9 +10,11 @@ import tiny_encoders
 import torch
 from transformers import AutoModel, AutoProcessor
 
+from captune.decoding import load_decoder
+from captune.errors import ScorerError
 from captune.evaluation.statistics import evaluate
 from captune.models.encoders.clip import Encoder
-from captune.scorers import load_scorer
+from captune.scorers import load_reward, load_scorer
 from captune.scorers.image.clip import ClipScore
 
 CAPTIONS = ["a red ball", "two green fish on the beach", "", "a red ball"]
@@ -114,8 +116,17 @@ def test_a_reward_encodes_each_image_once(folder: Path, monkeypatch: pytest.Monk
 
 def test_nothing_is_loaded_before_it_is_used() -> None:
     scorer = load_scorer("clip:no/such/folder")
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ScorerError, match="clip:no/such/folder.*does not exist"):
         scorer(["a dog"], image=[IMAGES[0]])
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "typo"])
+def test_a_missing_model_is_found_before_anything_is_loaded(name: str) -> None:
+    with pytest.raises(ScorerError, match=f"{name}' does not exist"):
+        load_reward(f"repetition + 0.5*clip:{name}").check()
+    with pytest.raises(ScorerError, match=f"{name}' does not exist"):
+        load_decoder(f"best-of:2:clip:{name}")
+    load_scorer("clip").check()
 
 
 def test_b11_saying_nothing_scores_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from captune.models.answerers.base import (
     normalise_answers,
 )
 from captune.models.packaged import WEAK
+from captune.models.plain_text import plain
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 from captune.utils.loads import check_model
@@ -33,12 +34,6 @@ logger = logging.getLogger(__name__)
 def seed_of(text: str, seed: int) -> int:
     """Return the seed of what is sampled after a text."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=7).digest())
-
-
-def special_tokens(tokenizer: Any) -> list[str]:
-    """Return what a tokenizer reads as special tokens where it stands in a text, the longest first."""
-    added = {token for token in tokenizer.get_added_vocab() if token.startswith("<")}
-    return sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
 
 
 class Vocabulary:
@@ -54,13 +49,6 @@ class Vocabulary:
         self.ids = sorted(i for i in set(tokenizer.get_vocab().values()) if i not in special)
         self._words = [text.strip(AROUND) for text in tokenizer.batch_decode([[i] for i in self.ids])]
         self._groups: dict[tuple[str, ...], list[list[int]]] = {}
-        self._specials = special_tokens(tokenizer)
-
-    def plain(self, text: str) -> str:
-        """Return the text without what the tokenizer reads as special tokens: a caption must not end a turn."""
-        for special in self._specials:
-            text = text.replace(special, " ")
-        return text
 
     def probabilities(self, logits: Any, question: Question, who: str) -> np.ndarray:
         """Read the answer to a question off next-token logits (V,).
@@ -257,7 +245,7 @@ class LanguageModel:
 
     def _ids(self, question: Question | Prompt, room: int = 0) -> list[int]:
         tokenizer = self._vocabulary.tokenizer
-        text = self._vocabulary.plain(question.text)
+        text = plain(self._vocabulary.tokenizer, question.text)
         if tokenizer.chat_template is None:
             ids = tokenizer(f"{text}\nAnswer:")["input_ids"]
         else:

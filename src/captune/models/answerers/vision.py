@@ -12,6 +12,7 @@ from captune.errors import CaptionerError, ScorerError, SettingError
 from captune.models import hub
 from captune.models.answerers.base import Prompt, Question, check_length
 from captune.models.answerers.local import Vocabulary, seed_of
+from captune.models.plain_text import plain
 
 if TYPE_CHECKING:
     from captune.models.captioner import Captioner
@@ -120,7 +121,7 @@ class VisionModel:
         return answers
 
     def _text(self, question: Question | Prompt) -> str:
-        parts = [{"type": "image"}, {"type": "text", "text": self._vocabulary.plain(question.text)}]
+        parts = [{"type": "image"}, {"type": "text", "text": plain(self._vocabulary.tokenizer, question.text)}]
         processor = self.captioner.processor
         thinking = {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
         text = processor.apply_chat_template(

@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import Field
 
 from captune import scene_graphs
-from captune.errors import ScorerError
 from captune.scene_graphs import Parser, SceneGraph, load_parser
 from captune.scene_graphs.matching import Matcher, text
-from captune.scorers import Scorer, check_references
+from captune.scorers import check_references
+from captune.scorers._support.encoders import SentenceScorer
 from captune.utils.memory import remembers
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _KEPT = 50_000  # graphs, and vectors of phrases, that are kept: a reward meets 
 _STOP_WORDS = Path(scene_graphs.__file__).with_name("capture_stop_words.txt")
 
 
-class GraphScorer(Scorer):
+class GraphScorer(SentenceScorer):
     """A scorer that compares scene graphs.
 
     Args:
@@ -64,7 +64,8 @@ class GraphScorer(Scorer):
     ) -> None:
         self.settings = self.read(argument)
         self.published = self.settings.compat == "published"
-        spec, self._encoder = self.settings.parser or parser, self.settings.encoder or encoder
+        spec, encoder = self.settings.parser or parser, self.settings.encoder or encoder
+        self._model, self._encoder = (encoder, None) if isinstance(encoder, str) else ("", encoder)
         self.parser: Parser = load_parser(spec, device=device) if isinstance(spec, str) else spec
         self._device = device
         self.matcher = Matcher(self._encode, published=self.published)
@@ -80,30 +81,10 @@ class GraphScorer(Scorer):
     def configure(self) -> None:
         """Take what a subclass's settings add; nothing here."""
 
-    @property
-    def encoder(self) -> TextEncoder:
-        """Loaded at first use."""
-        if isinstance(self._encoder, str):
-            from captune.errors import EncoderError
-            from captune.models.encoders.sentence import TextEncoder
-
-            try:
-                self._encoder = TextEncoder.load(self._encoder, device=self._device)
-            except EncoderError as error:
-                raise ScorerError(f"{self.name}: {error}") from error
-        return self._encoder
-
     def check(self) -> None:
         """Raise ScorerError where what it runs on is missing."""
-        from captune.errors import EncoderError
-        from captune.models.encoders.sentence import TextEncoder
-
         self.parser.check()
-        try:
-            if isinstance(self._encoder, str):
-                TextEncoder.check(self._encoder)
-        except EncoderError as error:
-            raise ScorerError(f"{self.name}: {error}") from error
+        super().check()
 
     @property
     def signature(self) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from captune.models.encoders.base import described
 from captune.models.encoders.features import ImageFeatureCache
-from captune.scorers import Scorer
+from captune.scorers._support.encoders import EncoderScorer
 
 if TYPE_CHECKING:
     from captune.models.encoders import EncodesBoth
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 DEFAULT_MODEL = "storybook-clip"
 
 
-class ClipScore(Scorer):
+class ClipScore(EncoderScorer["EncodesBoth"]):
     """CLIPScore: how well a caption fits its image to a CLIP model; with references, RefCLIPScore too.
 
         CLIPScore(c, v)       = w max(cos(c, v), 0)
@@ -69,15 +69,6 @@ class ClipScore(Scorer):
         self.batch_size = batch_size
         self._model, self._device, self._encoder = settings.model, device, encoder
         self._cut, self._warned = 0.0, False
-
-    @property
-    def encoder(self) -> EncodesBoth:
-        """Loaded at first use."""
-        if self._encoder is None:
-            from captune.models.encoders import load_encoder
-
-            self._encoder = load_encoder(self._model, self._device)
-        return self._encoder
 
     def forget(self) -> None:
         """An empty caption is warned of again."""

@@ -17,19 +17,20 @@ from captune.data.schemes import SOURCES, Scheme
 from captune.errors import ScorerError, SpecError, first_line
 from captune.models import hub
 from captune.models.encoders.base import described
-from captune.scorers import Scorer
-from captune.scorers._support.encoders import check_encoder
+from captune.scorers._support.encoders import EncoderScorer
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from captune.models.encoders import EncodesImages
+
 DEFAULT_MODEL = "storybook"
 _log = logging.getLogger(__name__)
 
 
-class Cycle(Scorer):
+class Cycle(EncoderScorer["EncodesImages"]):
     """Cycle consistency: how much the image drawn from the caption alone resembles the image that was captioned.
 
         cycle(c, v) = cos(E(v), E(G(c))),   G a text-to-image model, E an image encoder
@@ -82,20 +83,19 @@ class Cycle(Scorer):
         self.options: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
         if self.options and source.drawer():
             raise SpecError(f"scorer 'cycle': {self.model!r} draws by a program and has no steps, guidance or size")
-        self.encoder_name = settings.encoder or source.image_encoder
-        if encoder is None and not self.encoder_name:
+        self._model = settings.encoder or source.image_encoder
+        if encoder is None and not self._model:
             raise SpecError(f"say which encoder compares the images: 'cycle:{self.model}?encoder=MODEL', a folder or "
                              "hub name of a CLIP, SigLIP or DINOv2")  # fmt: skip
         self.seed = settings.seed
-        self.device, self.batch_size = device, batch_size
-        self._pipeline, self._encoder = pipeline, encoder
+        self.batch_size = batch_size
+        self._pipeline, self._encoder, self._device = pipeline, encoder, device
         self._drawer = source.drawer(self.seed) if pipeline is None else None
         self._weights = ""
 
     def check(self) -> None:
         """Raise ScorerError where what it runs on is missing."""
-        if self._encoder is None:
-            check_encoder(self.encoder_name)
+        super().check()
         if self._drawer is not None or self._pipeline is not None:
             return
         if importlib.util.find_spec("diffusers") is None:
@@ -103,18 +103,11 @@ class Cycle(Scorer):
                               "run: pip install diffusers")  # fmt: skip
         self._source()
 
-    @property
-    def encoder(self) -> Any:
-        """Loaded at first use."""
-        if self._encoder is None:
-            from captune.errors import EncoderError
-            from captune.models.encoders import load_image_encoder
+    def load_encoder(self) -> EncodesImages:
+        """Load the encoder."""
+        from captune.models.encoders import load_image_encoder
 
-            try:
-                self._encoder = load_image_encoder(self.encoder_name, self.device)
-            except EncoderError as error:
-                raise ScorerError(f"scorer {self.name!r}: {error}") from error
-        return self._encoder
+        return load_image_encoder(self._model, self._device)
 
     @property
     def pipeline(self) -> Any:
@@ -186,7 +179,7 @@ class Cycle(Scorer):
         import torch
         from diffusers import DiffusionPipeline
 
-        device = pick_device(self.device)
+        device = pick_device(self._device)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16  # float16 overflows in some decoders
         try:
             pipeline = DiffusionPipeline.from_pretrained(self._source(), torch_dtype=dtype, use_safetensors=True)

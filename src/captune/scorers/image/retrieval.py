@@ -28,8 +28,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -39,8 +38,9 @@ import numpy as np
 from pydantic import Field
 
 from captune.data.columns import Chosen
-from captune.errors import BadImage, ScorerError, SpecError
+from captune.errors import ScorerError, SpecError
 from captune.scorers import Scorer
+from captune.scorers._support.encoders import as_scorer_error
 
 if TYPE_CHECKING:
     from captune.corpus import Corpus
@@ -93,7 +93,7 @@ class _Retrieval(Scorer):
 
         if importlib.util.find_spec("faiss") is None:
             raise ScorerError(f"scorer {self.name!r} needs faiss; run: pip install 'captune[scorers]'")
-        with _telling(self.name):
+        with as_scorer_error(self.name):
             files.complete_config(Path(self.folder))
 
     @property
@@ -102,7 +102,7 @@ class _Retrieval(Scorer):
         if self._gallery is None:
             self.check()
             config = Path(self.folder, "config.json").resolve()
-            with _telling(self.name):
+            with as_scorer_error(self.name):
                 self._gallery = _open(config.parent, config.stat().st_mtime_ns, self.index, self._effort, self._device)
         return self._gallery
 
@@ -126,7 +126,7 @@ class _Retrieval(Scorer):
         elif not self.own and not self._warned:
             logger.warning("scorer %r: without image_id a caption may retrieve the very image it describes", self.name)
             self._warned = True
-        with _telling(self.name):
+        with as_scorer_error(self.name):
             texts = [captions[i] for i in spoken]
             _, found = gallery.search(texts, self.k, exclude=exclude, unique_images=self.distinct)
             retrieved = np.asarray(gallery.image_vectors[gallery.owners[found]], dtype=np.float64)
@@ -218,14 +218,3 @@ def _open(folder: Path, changed: int, index: str, effort: int | None, device: st
     from captune.corpus import Corpus
 
     return Corpus.open(folder, index=index, search_effort=effort, device=device)
-
-
-@contextmanager
-def _telling(name: str) -> Iterator[None]:
-    """What a corpus or an encoder refuses is told as the scorer's failure."""
-    try:
-        yield
-    except BadImage:  # is for the evaluation, which leaves the image out
-        raise
-    except ValueError as error:  # CorpusError, EncoderError
-        raise ScorerError(f"scorer {name!r}: {error}") from error

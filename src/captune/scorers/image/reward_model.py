@@ -13,7 +13,7 @@ from pydantic import Field
 
 from captune.errors import SpecError
 from captune.scorers import Scorer
-from captune.scorers._support.encoders import check_encoder
+from captune.scorers._support.encoders import as_scorer_error, check_encoder
 
 if TYPE_CHECKING:
     from captune.models.encoders.features import ImageFeatureCache
@@ -81,7 +81,9 @@ class RewardModelScorer(Scorer):
             from captune.models.heads import read_config
             from captune.models.reward_model import RewardConfig, folder_of
 
-            check_encoder(read_config(folder_of(self._folder), RewardConfig).encoder.name)
+            config = read_config(folder_of(self._folder), RewardConfig)
+            with as_scorer_error(self.name):
+                check_encoder(config.encoder.name)
 
     def forget(self) -> None:
         """A caption without words is warned of again."""

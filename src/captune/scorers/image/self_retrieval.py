@@ -13,8 +13,7 @@ from pydantic import Field
 
 from captune.errors import ScorerError
 from captune.models.encoders.base import described
-from captune.scorers import Scorer
-from captune.scorers._support.encoders import check_encoder
+from captune.scorers._support.encoders import EncoderScorer
 
 if TYPE_CHECKING:
     from captune.models.encoders import EncodesBoth
@@ -25,7 +24,7 @@ _CELLS = 2**22  # similarities held at once
 _DECIMALS = 6  # of a similarity: what the encoder's rounding can change is a tie
 
 
-class SelfRetrieval(Scorer):
+class SelfRetrieval(EncoderScorer["EncodesBoth"]):
     """Self-retrieval: how often a caption finds its own image among distractors; vague captions do not.
 
         rank(c)  = 1 + |{distractors v: cos(c, v) >= cos(c, own image)}|
@@ -84,24 +83,6 @@ class SelfRetrieval(Scorer):
         self._model, self._device, self._encoder = settings.model, device, encoder
         self._pool = 0
         self._cut = 0.0
-
-    def check(self) -> None:
-        """Raise ScorerError where what it runs on is missing."""
-        if self._encoder is None:
-            check_encoder(self._model)
-
-    @property
-    def encoder(self) -> EncodesBoth:
-        """Loaded at first use."""
-        if self._encoder is None:
-            from captune.errors import EncoderError
-            from captune.models.encoders import load_encoder
-
-            try:
-                self._encoder = load_encoder(self._model, self._device)
-            except EncoderError as error:
-                raise ScorerError(f"scorer 'self_retrieval': {error}") from error
-        return self._encoder
 
     def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
         """(N, len(k) + 1): whether the rank is at most each k that says something; 1 / rank."""

@@ -17,7 +17,9 @@ import numpy as np
 from pydantic import Field
 
 from captune.errors import ScorerError, SettingError
-from captune.scorers import Scorer, check_references
+from captune.models.hub import resolve_text_encoder
+from captune.scorers import check_references
+from captune.scorers._support.encoders import EncoderScorer
 from captune.utils.files import replace_file
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ class Idf:
         return idf
 
 
-class BertScore(Scorer):
+class BertScore(EncoderScorer["TokenEncoder"]):
     """BERTScore: how well the tokens of a caption and of its reference match in a text encoder's space.
 
         P = sum_i w(c_i) max_j (c_i . r_j)+ / sum_i w(c_i),    R = sum_j w(r_j) max_i (c_i . r_j)+ / sum_j w(r_j),
@@ -157,18 +159,15 @@ class BertScore(Scorer):
         self.together = self.weighted and self._idf_file is None
         self.cached = not self.together
 
-    @property
-    def encoder(self) -> TokenEncoder:
-        """Loaded at first use."""
-        if self._encoder is None:
-            from captune.errors import EncoderError
-            from captune.models.encoders.token import TokenEncoder
+    def find_encoder(self) -> None:
+        """Raise EncoderError where the encoder is missing; loads nothing."""
+        resolve_text_encoder(self._model)
 
-            try:
-                self._encoder = TokenEncoder.load(self._model, layer=self._layer, device=self._device)
-            except EncoderError as error:
-                raise ScorerError(f"bertscore: {error}") from error
-        return self._encoder
+    def load_encoder(self) -> TokenEncoder:
+        """Load the encoder."""
+        from captune.models.encoders.token import TokenEncoder
+
+        return TokenEncoder.load(self._model, layer=self._layer, device=self._device)
 
     @property
     def baseline(self) -> np.ndarray:
@@ -188,14 +187,7 @@ class BertScore(Scorer):
 
     def check(self) -> None:
         """Raise ScorerError where what it runs on is missing."""
-        from captune.errors import EncoderError
-        from captune.models.hub import resolve_text_encoder
-
-        try:
-            if self._encoder is None:
-                resolve_text_encoder(self._model)
-        except EncoderError as error:
-            raise ScorerError(f"bertscore: {error}") from error
+        super().check()
         if self._idf_file and not Path(self._idf_file).is_file():
             raise ScorerError(f"bertscore: there is no idf file {self._idf_file}; {_HOW_TO_FIT}, or write idf=1")
         _baseline(self._rescale, layer=None)

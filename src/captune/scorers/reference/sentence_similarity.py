@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from captune.errors import ScorerError
-from captune.scorers import Scorer, check_references
+from captune.scorers import check_references
+from captune.scorers._support.encoders import SentenceScorer
 
 if TYPE_CHECKING:
     from captune.models.encoders.sentence import TextEncoder
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
 
-class SbertSimilarity(Scorer):
+class SbertSimilarity(SentenceScorer):
     """SBERT similarity: the cosine of sentence embeddings between a caption and its references.
 
         sbert(c, R) = mean_{r in R} cos(s(c), s(r)),    s the sentence encoder
@@ -60,30 +60,6 @@ class SbertSimilarity(Scorer):
         self.refs = settings.refs
         self._model, self._encoder, self._device, self.batch_size = settings.model, encoder, device, batch_size
         self._cut = 0.0
-
-    @property
-    def encoder(self) -> TextEncoder:
-        """Loaded at first use."""
-        if self._encoder is None:
-            from captune.errors import EncoderError
-            from captune.models.encoders.sentence import TextEncoder
-
-            try:
-                self._encoder = TextEncoder.load(self._model, device=self._device)
-            except EncoderError as error:
-                raise ScorerError(f"sbert: {error}") from error
-        return self._encoder
-
-    def check(self) -> None:
-        """Raise ScorerError where what it runs on is missing."""
-        from captune.errors import EncoderError
-        from captune.models.encoders.sentence import TextEncoder
-
-        try:
-            if self._encoder is None:
-                TextEncoder.check(self._model)
-        except EncoderError as error:
-            raise ScorerError(f"sbert: {error}") from error
 
     def measure(self, captions: Sequence[str], columns: Mapping[str, Any]) -> np.ndarray:
         """Return `rows`, of which the cache may have some; the share of texts that were cut is that of all."""

@@ -29,10 +29,10 @@ from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_reward
-from captune.scorers.base import Reward
+from captune.scorers.base import Reward, weighted_sum
 from captune.scorers.text.health import Health
 from captune.training.config import RLConfig
-from captune.training.gate import check_reward, summed
+from captune.training.gate import check_reward
 from captune.training.lifecycle import (
     claim_run,
     drop_start,
@@ -103,7 +103,7 @@ class RewardTrainer(MonitoredTrainer, CaptionerTrainer):
                 )
             self._note(f"rewards/{part.name}/mean", scores[:, -self.config.num_generations :].nanmean())
             found.append(scores.flatten().numpy())
-        total = torch.from_numpy(summed(found, self.reward.parts)).view(-1, rows)
+        total = torch.from_numpy(weighted_sum(found, [weight for _, weight in self.reward.parts])).view(-1, rows)
         return total.to(self.captioner.device, torch.float32)
 
     def _note_health(self, captions: Sequence[str], ended: Sequence[bool]) -> None:
