@@ -66,3 +66,14 @@ def test_what_an_offline_machine_lacks_is_said(tmp_path: Path) -> None:
 def test_a_name_that_is_nearly_one_of_ours_is_said() -> None:
     assert hub.how_to_get("efficient-lite2", "efficient-lite2") == "; did you mean 'efficientnet-lite2'?"
     assert "hf download facebook/dinov2-base" in hub.how_to_get("facebook/dinov2-base", "facebook/dinov2-base")
+
+
+@pytest.mark.parametrize(
+    "problem", [ImportError("needs `protobuf`"), KeyError("llama4"), OSError("no config.json.\nmore")]
+)
+def test_what_cannot_be_loaded_is_one_sentence(problem: Exception) -> None:
+    with pytest.raises(EncoderError) as said, hub.loading("encoder", "a/b", "a/b", EncoderError, instead="; or none"):
+        raise problem
+    assert str(said.value).startswith("encoder 'a/b' cannot be loaded: ") and said.value.__cause__ is problem
+    assert str(said.value).endswith("; where the hub can be reached, run: hf download a/b; or none")
+    assert "more" not in str(said.value)

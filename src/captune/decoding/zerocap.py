@@ -40,12 +40,11 @@ from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessor
 from transformers.cache_utils import DynamicLayer
 
-from captune.errors import CaptionerError, first_line
+from captune.errors import CaptionerError
 from captune.models import hub
 from captune.models.captioner import NEUTRAL, check_length, check_room, neutral, positions_of
 from captune.models.encoders import EncodesBoth, load_encoder
@@ -94,13 +93,11 @@ class ZeroCapModel:
         """
         name = str(language_model)
         source = hub.resolve(name, what="language model", example="openai-community/gpt2")
-        try:
+        with hub.loading("language model", name, source, CaptionerError):
             tokenizer = AutoTokenizer.from_pretrained(source)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise CaptionerError(f"language model {name!r} cannot be loaded: {first_line(error)}") from error
         model, info = loaded
         check_model(model, info, what=f"language model {name!r}", error=CaptionerError)
         device = pick_device(device)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from captune.errors import ScorerError, first_line
+from captune.errors import ScorerError
 from captune.models import hub
 from captune.models.answerers.base import SILENT
 from captune.models.plain_text import plain
@@ -37,10 +37,8 @@ class EntailmentModel:
         if Path(self._source).is_dir():
             from transformers import AutoConfig
 
-            try:
+            with hub.loading("NLI model", self.name, self._source, ScorerError):
                 config = AutoConfig.from_pretrained(self._source)
-            except (OSError, ValueError, KeyError) as error:
-                raise self._unloadable(error) from error
             contradiction(config, self.name)
 
     @cached_property
@@ -55,18 +53,15 @@ class EntailmentModel:
     @cached_property
     def _model(self) -> Any:
         import torch
-        from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification
 
         self.check()
         device = pick_device(self._device)
         dtype = torch.float32 if str(device) == "cpu" else "auto"
-        try:
+        with hub.loading("NLI model", self.name, self._source, ScorerError):
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(
                 self._source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            raise self._unloadable(error) from error
         model, info = loaded
         check_model(model, info, what=f"NLI model {self.name!r}", error=ScorerError)
         contradiction(model.config, self.name)
@@ -77,13 +72,8 @@ class EntailmentModel:
         from transformers import AutoTokenizer
 
         self.check()
-        try:
+        with hub.loading("NLI model", self.name, self._source, ScorerError):
             return AutoTokenizer.from_pretrained(self._source)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-            raise self._unloadable(error) from error
-
-    def _unloadable(self, error: Exception) -> ScorerError:
-        return ScorerError(f"NLI model {self.name!r} cannot be loaded: {first_line(error)}")
 
     @cached_property
     def limit(self) -> int:

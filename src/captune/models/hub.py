@@ -14,9 +14,13 @@ Nothing is loaded here, and nothing but `check` looks into the hub's cache.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from captune.errors import CaptionerError, CaptuneError, EncoderError
+from safetensors import SafetensorError
+
+from captune.errors import CaptionerError, CaptuneError, EncoderError, first_line
 from captune.models.packaged import MINILM, PACKAGED, SMOLLM2
 from captune.utils.registry import Registry
 
@@ -124,6 +128,24 @@ def check(
             f"{what} {source!r} is not on this machine, which is offline: run `hf download {source}` where the hub "
             "can be reached"
         )
+
+
+@contextmanager
+def loading(what: str, name: str, source: str, error: type[CaptuneError], *, instead: str = "") -> Iterator[None]:
+    """Tell in one sentence what transformers cannot load of a model, and how to get it.
+
+    Args:
+        what: the noun in the message.
+        name: what the user calls it.
+        source: what `resolve` returned for it.
+        error: what is raised.
+        instead: what else there is, for the message.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError) as e:
+        reason = first_line(e).rstrip(".") + how_to_get(name, source) + instead
+        raise error(f"{what} {name!r} cannot be loaded: {reason}") from e
 
 
 def how_to_get(name: str, source: str) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from captune.errors import ScorerError, first_line
+from captune.errors import ScorerError
 from captune.models import hub
 from captune.scene_graphs.graph import SceneGraph
 from captune.scene_graphs.phrases import sentences
@@ -69,21 +69,15 @@ class FactualParser:
 
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            from safetensors import SafetensorError
             from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
             device = pick_device(self._device)
-            try:
+            otherwise = "; or use the parser 'grammar', which needs no model"
+            with hub.loading("scene-graph parser", self.name, self.name, ScorerError, instead=otherwise):
                 tokenizer = AutoTokenizer.from_pretrained(self.name)
                 model, info = AutoModelForSeq2SeqLM.from_pretrained(
                     self.name, use_safetensors=True, output_loading_info=True
                 )
-            except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-                reason = first_line(error)
-                raise ScorerError(
-                    f"the scene-graph parser {self.name} cannot be loaded: {reason.rstrip('.')}; where the hub can be "
-                    f"reached, run: hf download {self.name}; or use the parser 'grammar', which needs no model"
-                ) from error
             check_model(model, info, what=f"the scene-graph parser {self.name}", error=ScorerError)
             self._loaded = model.to(device).eval(), tokenizer
         return self._loaded

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from captune.errors import ScorerError, first_line
+from captune.errors import ScorerError
 from captune.models import hub
 from captune.models.answerers.base import (
     AROUND,
@@ -109,19 +109,16 @@ class LanguageModel:
     @cached_property
     def _model(self) -> Any:
         import torch
-        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         self.check()
         device = pick_device(self._device)
         dtype = torch.float32 if str(device) == "cpu" else "auto"
-        try:
+        with hub.loading("answering model", self.name, self._source, ScorerError):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self._source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
             model, info = loaded
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            raise self._unloadable("weights (*.safetensors)", error) from error
         check_model(model, info, what=f"answering model {self.name!r}", error=ScorerError)
         if self.name == hub.DEFAULT_ANSWERER:
             logger.warning("%s answers: %s; name a larger model for figures that count", self.name, WEAK)
@@ -132,14 +129,8 @@ class LanguageModel:
         from transformers import AutoTokenizer
 
         self.check()
-        try:
+        with hub.loading("answering model", self.name, self._source, ScorerError):
             return Vocabulary(AutoTokenizer.from_pretrained(self._source))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-            raise self._unloadable("tokenizer", error) from error
-
-    def _unloadable(self, what: str, error: Exception) -> ScorerError:
-        reason = first_line(error)
-        return ScorerError(f"the {what} of answering model {self.name!r} cannot be loaded: {reason}")
 
     def answer_probabilities(self, questions: Sequence[Question]) -> list[np.ndarray]:
         """Answer in batches of similar length, padded on the right, where a causal model does not look.

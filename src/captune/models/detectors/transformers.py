@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from captune.errors import DetectorError, first_line
+from captune.errors import DetectorError
 from captune.models.detectors.base import Detections, chosen
-from captune.models.hub import how_to_get, resolve
+from captune.models.hub import loading, resolve
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 from captune.utils.loads import check_finite, check_model
@@ -46,14 +45,11 @@ class TransformersDetector:
         """
         name = str(name_or_path)
         source = resolve(name, what="detector", example="PekingU/rtdetr_r18vd", error=DetectorError)
-        try:
+        with loading("detector", name, source, DetectorError):
             processor = AutoImageProcessor.from_pretrained(source, backend="pil")
             model, info = AutoModelForObjectDetection.from_pretrained(
                 source, use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            reason = first_line(error).rstrip(".") + how_to_get(name, source)
-            raise DetectorError(f"detector {name!r} cannot be loaded: {reason}") from error
         check_model(model, info, what=f"detector {name!r}", error=DetectorError)
         if not hasattr(processor, "post_process_object_detection"):
             raise DetectorError(f"detector {name!r}: its image processor {type(processor).__name__} makes no boxes")

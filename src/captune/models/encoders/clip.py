@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from captune.data.images import opened
-from captune.errors import EncoderError, SettingError, first_line
+from captune.errors import EncoderError, SettingError
 from captune.models.encoders.base import LoadedEncoder
-from captune.models.hub import how_to_get, resolve_encoder
+from captune.models.hub import loading, resolve_encoder
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 from captune.utils.loads import check_model
@@ -79,12 +78,9 @@ class Encoder(LoadedEncoder):
         """
         name = str(name_or_path)
         source = resolve_encoder(name)
-        try:
+        with loading("encoder", name, source, EncoderError):
             processor = AutoProcessor.from_pretrained(source, backend="pil")
             model, info = AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = first_line(error).rstrip(".") + how_to_get(name, source)
-            raise EncoderError(f"encoder {name!r} cannot be loaded: {reason}") from error
         check_model(model, info, what=f"encoder {name!r}", error=EncoderError)
         device = pick_device(device)
         return cls(model.to(device), processor, name=name)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from captune.errors import EncoderError, SettingError, first_line
+from captune.errors import EncoderError, SettingError
 from captune.models.encoders.base import LoadedEncoder
-from captune.models.hub import DEFAULT_TEXT_ENCODER, how_to_get, resolve_text_encoder
+from captune.models.hub import DEFAULT_TEXT_ENCODER, loading, resolve_text_encoder
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 from captune.utils.loads import check_model
@@ -58,16 +57,13 @@ class TextEncoder(LoadedEncoder):
 
         local = Path(source).is_dir()
         device = pick_device(device)
-        try:
+        with loading("text encoder", name, source, EncoderError):
             model = SentenceTransformer(
                 source,
                 device=str(device),
                 local_files_only=local,
                 model_kwargs={"use_safetensors": True, "dtype": torch.float32},
             )
-        except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
-            reason = first_line(error).rstrip(".") + how_to_get(name, source)
-            raise EncoderError(f"text encoder {name!r} cannot be loaded: {reason}") from error
         check_model(model, what=f"text encoder {name!r}", error=EncoderError, unused=("pooler",))
         return cls(model, name=name)
 

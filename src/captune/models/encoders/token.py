@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GPT2Tokenizer, RobertaTokenizer
 
-from captune.errors import EncoderError, SettingError, first_line
-from captune.models.hub import DEFAULT_TEXT_ENCODER, how_to_get, resolve_text_encoder
+from captune.errors import EncoderError, SettingError
+from captune.models.hub import DEFAULT_TEXT_ENCODER, loading, resolve_text_encoder
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 from captune.utils.loads import check_model
@@ -69,27 +68,22 @@ class TokenEncoder:
         """
         name = str(name_or_path)
         source = resolve_text_encoder(name)
-        try:
+        with loading("text encoder", name, source, EncoderError):
             tokenizer = AutoTokenizer.from_pretrained(source)
             config = AutoConfig.from_pretrained(source)
-            layers = getattr(config, "num_hidden_layers", None)
-            if layers is None:
-                raise EncoderError(f"{name} is a {config.model_type!r} model, which has no layers of text tokens")
-            if layer is not None and not 0 <= layer <= layers:
-                raise EncoderError(f"{name} has layers 0 to {layers}, not {layer}; name one of them: layer={layers}")
-            if layer is not None and layer < layers:
-                config.num_hidden_layers = layer
-                if getattr(config, "layer_types", None):
-                    config.layer_types = config.layer_types[:layer]
-            with _no_load_report():
-                model, found = AutoModel.from_pretrained(
-                    source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-                )
-        except EncoderError:
-            raise
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            reason = first_line(error).rstrip(".") + how_to_get(name, source)
-            raise EncoderError(f"text encoder {name!r} cannot be loaded: {reason}") from error
+        layers = getattr(config, "num_hidden_layers", None)
+        if layers is None:
+            raise EncoderError(f"{name} is a {config.model_type!r} model, which has no layers of text tokens")
+        if layer is not None and not 0 <= layer <= layers:
+            raise EncoderError(f"{name} has layers 0 to {layers}, not {layer}; name one of them: layer={layers}")
+        if layer is not None and layer < layers:
+            config.num_hidden_layers = layer
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[:layer]
+        with loading("text encoder", name, source, EncoderError), _no_load_report():
+            model, found = AutoModel.from_pretrained(
+                source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
         check_model(model, found, what=f"text encoder {name!r}", error=EncoderError, unused=("pooler",))
         if config.is_encoder_decoder:
             model = model.get_encoder()

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel
 
 import captune.models.encoders.efficientnet_lite  # noqa: F401  registers its model with the Auto classes
 from captune.data.images import open_image
-from captune.errors import EncoderError, first_line
-from captune.models.hub import how_to_get, resolve_encoder
+from captune.errors import EncoderError
+from captune.models.hub import loading, resolve_encoder
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity, weights_digest
 from captune.utils.loads import check_model
@@ -44,12 +43,9 @@ class VisionEncoder:
         """
         name = str(name_or_path)
         source = resolve_encoder(name, "image encoder")
-        try:
+        with loading("image encoder", name, source, EncoderError):
             processor = AutoImageProcessor.from_pretrained(source, backend="pil")
             model, info = AutoModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            reason = first_line(error).rstrip(".") + how_to_get(name, source)
-            raise EncoderError(f"image encoder {name!r} cannot be loaded: {reason}") from error
         check_model(model, info, what=f"image encoder {name!r}", error=EncoderError)
         return cls(model.to(pick_device(device)), processor, name=name)
 

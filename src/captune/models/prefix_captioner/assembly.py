@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -100,15 +99,12 @@ def assemble(
 
 def _language_model(name: str, dtype: Any) -> tuple[Any, Any]:
     source = hub.resolve(name, what="language model", example="mistralai/Mistral-7B-v0.3")
-    try:
+    with hub.loading("language model", name, source, CaptionerError):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
         lm, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = first_line(error).rstrip(".") + hub.how_to_get(name, source)
-        raise CaptionerError(f"language model {name!r} cannot be loaded: {reason}") from error
     check_model(lm, info, what=f"language model {name!r}", error=CaptionerError)
     if lm.base_model is lm or type(lm.get_output_embeddings()) is not nn.Linear:
         raise CaptionerError(f"language model {name!r} ({type(lm).__name__}) has no linear head on a model of its own")
@@ -121,12 +117,9 @@ def _language_model(name: str, dtype: Any) -> tuple[Any, Any]:
 
 def _image_encoder(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     source = hub.resolve(name, what="image encoder", example="openai/clip-vit-large-patch14")
-    try:
+    with hub.loading("image encoder", name, source, CaptionerError):
         whole, info = AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
         image_processor = AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = first_line(error).rstrip(".") + hub.how_to_get(name, source)
-        raise CaptionerError(f"image encoder {name!r} cannot be loaded: {reason}") from error
     tower = whole.get_encoder(modality="image")  # the whole model if the folder has no text side
     if not hasattr(tower.config, "hidden_size") and not hasattr(tower.config, "hidden_sizes"):
         raise CaptionerError(f"image encoder {name!r} ({type(tower).__name__}) cannot be used: no hidden_size")
