@@ -66,15 +66,6 @@ def test_quarters_need_four_tokens() -> None:
         image_inputs.pool([torch.ones(8, 2), torch.ones(3, 2)], [1, 1], "quarters")
 
 
-def test_visual_features_computed_before(captioner: Captioner, images: list) -> None:
-    batch = captioner.prepare(images, ["a red ball"] * 4)
-    with torch.no_grad():
-        mm = captioner.core.get_image_features(batch["pixel_values"], batch["pixel_attention_mask"], return_dict=True)
-        states, _ = captioner.caption_hidden_states(batch)
-        given, _ = captioner.caption_hidden_states(batch, mm=mm)
-    assert torch.allclose(states, given, atol=1e-6)
-
-
 def test_quarters_are_those_of_the_picture_where_there_is_a_grid() -> None:
     grid = torch.arange(16.0).view(16, 1)  # 4 x 4, row by row
     assert image_inputs.quarters(grid).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]

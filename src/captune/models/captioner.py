@@ -581,7 +581,7 @@ class Captioner:
         return image_inputs.pool(states, sizes, pool)
 
     def caption_hidden_states(
-        self, batch: BatchFeature, *, blind: bool = False, shift: bool = False, mm: Any = None
+        self, batch: BatchFeature, *, blind: bool = False, shift: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute f_psi(.): the last hidden states (before lm_head) at the caption's positions, EOS included.
 
@@ -589,7 +589,6 @@ class Captioner:
             batch: from `prepare(images, captions)` or `append`.
             blind: read the caption without an image: prompt text (or BOS) and caption only.
             shift: the states that predict each caption token, i.e. from the last prompt position on.
-            mm: visual features computed before (what `get_image_features` returns), in place of the pixels.
 
         Returns:
             hidden (B, T, H) and mask (B, T), T the longest caption in tokens; gradients flow.
@@ -606,9 +605,6 @@ class Captioner:
             starts = torch.full_like(counts, len(head))
         else:
             inputs, starts = batches.inputs_of(batch), mask.int().argmax(-1)
-            if mm is not None:
-                inputs = {k: v for k, v in inputs.items() if k not in ("pixel_values", "pixel_attention_mask")}
-                inputs["mm_encoder_outputs"] = {"image": mm}
         hidden = self.core.base_model(**inputs, use_cache=False).last_hidden_state
         steps = torch.arange(int(counts.max()), device=hidden.device)
         valid = steps[None] < counts[:, None]

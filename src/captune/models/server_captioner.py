@@ -3,26 +3,24 @@
 Each caption is one request of its own, with a seed of its own, so that it depends on its image and the settings alone:
 not on how many requests are made at once, on the batch, or on where a run was stopped.
 
-An image goes upright, as PNG (lossless) up to `LOSSLESS` pixels and as JPEG of quality 95 beyond; one whose longest
-side is over `max_side` is reduced to that, and one of more than `max_bytes` gets a lower quality, then half the size.
+How an image is sent: `captune.models.image_url`.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from PIL import Image
 
 from captune.data.images import upright_rgb
-from captune.errors import CaptionerError, CaptuneError, ServerError, SettingError, redact
+from captune.errors import CaptionerError, CaptuneError, ServerError, redact
+from captune.models.image_url import MAX_BYTES, MAX_SIDE, data_url
 from captune.models.requests import PROMPT, Completion, request_settings, sample_seed
 from captune.models.server import ChatServer, RequestRefused
 
@@ -30,36 +28,9 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
-LOSSLESS = 2**18  # pixels
-MAX_SIDE = 2048  # pixels
-MAX_BYTES = 2**22  # of an encoded image
-_QUALITIES = (95, 85, 70)
 _TELLING = 4  # images whose samples are all equal
 #: what an image itself is refused with; other refusals are of the model, the key or the address
 _OF_THE_IMAGE = (400, 413, 422)
-
-
-def encoded(image: Image.Image, max_side: int = MAX_SIDE, max_bytes: int = MAX_BYTES) -> tuple[str, bytes]:
-    """Return an image, RGB and upright, as ("png" or "jpeg", its bytes); see the module for the limits."""
-    if max(image.size) > max_side:
-        scale = max_side / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    while True:
-        if image.width * image.height <= LOSSLESS and len(data := _saved(image, "PNG")) <= max_bytes:
-            return "png", data
-        for quality in _QUALITIES:
-            if len(data := _saved(image, "JPEG", quality=quality, subsampling=0)) <= max_bytes:
-                return "jpeg", data
-        if max(image.size) == 1:
-            raise SettingError(f"no image fits into {max_bytes:,} bytes: raise max_bytes")
-        image = image.reduce(2)
-
-
-def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=format, **options)
-    return file.getvalue()
 
 
 class _Shown:
@@ -72,8 +43,7 @@ class _Shown:
     def url(self) -> str:
         with self._lock:
             if not self._url:
-                kind, data = encoded(self.image, *self.limits)
-                self._url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+                self._url = data_url(self.image, *self.limits)
             return self._url
 
 
@@ -102,7 +72,6 @@ class ServerCaptioner(ChatServer):
         SettingError: the address names no model.
     """
 
-    asks: ClassVar[str] = "a request"
     #: a checkpoint's generation_config.json changes no decoding, as with `Captioner`, where the server can be told so
     optional: Mapping[str, Any] = {**ChatServer.optional, "top_k": -1, "repetition_penalty": 1.0}
     seeded = True

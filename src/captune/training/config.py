@@ -237,8 +237,10 @@ class HeadsConfig:
     dropout: Share = setting("dropout of the frozen vectors", 0.3)
     max_steps: Count = setting("optimiser steps", 120)
     batch_size: Several = setting("examples per step", 256)
-    learning_rate: Rate = setting("peak learning rate of AdamW, reached by warm-up, then cosine decay", 1e-3)
-    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = setting("steps until the peak", 20)
+    learning_rate: Rate = setting(
+        "learning rate of AdamW: a cosine decay from it over all steps, times a linear warm-up", 1e-3
+    )
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = setting("steps of the warm-up", 20)
     weight_decay: Weight = setting("AdamW's weight decay", 0.1)
     eval_steps: Count = setting("steps between two looks at what chooses the step, each with a checkpoint", 20)
     patience: Several = setting("looks without a better figure after which training stops", 5)

@@ -125,16 +125,11 @@ def load_captioner(config: TrainingConfig) -> Captioner:
     )
 
 
-def steps_done(run_dir: RunDir, config: TrainingConfig) -> int:
-    """Return the last step that need not be done again: that of the last checkpoint, in the last round if any."""
-    return run_dir.steps_done(config.max_steps)
-
-
-def load_training_images(config: Any, *, references: bool = False, source: str | None = None) -> Any:
+def load_training_images(config: TrainingConfig, *, references: bool = False, source: str | None = None) -> Any:
     """Load the training images, without those held out for evaluation; bad ones are left out, each named in the log.
 
     Args:
-        config: a `RunConfig`; its `images` and `limit` are read.
+        config: its `images`, `eval_images`, `limit` and `batch_size` are read.
         references: whether every image must have one.
         source: in place of `config.images`.
 
@@ -247,23 +242,19 @@ def starting_captioner(captioner: Captioner) -> Iterator[None]:
 # -- end ---------------------------------------------------------------------------------------------------------------
 
 
-def evaluation_source(config: Any) -> str:
-    """Return the source of the images that a run is judged on: the training images only where they are too few.
-
-    Args:
-        config: a `RunConfig`.
-    """
+def evaluation_source(config: RunConfig) -> str:
+    """Return the source of the images that a run is judged on: the training images only where they are too few."""
     given = config.eval_images or scheme_of(config.images).held_out
     return given or part_of(config.images, "held_out", limit=config.limit) or config.images
 
 
-def has_own_evaluation(config: Any) -> bool:
+def has_own_evaluation(config: RunConfig) -> bool:
     """Return whether a run is judged on a source of its own, so that none of its images need be held out."""
     return bool(config.eval_images or scheme_of(config.images).held_out)
 
 
-def measured_on_training(config: Any) -> bool:
-    """Return whether a run is judged on images that it learns from; `config` is a `RunConfig`.
+def measured_on_training(config: RunConfig) -> bool:
+    """Return whether a run is judged on images that it learns from.
 
     Images of one name in two sources are compared by their bytes.
     """
@@ -295,8 +286,8 @@ def _contents(source: str, limit: int | None, *, image_ids: Collection[str]) -> 
     return found
 
 
-def evaluation_limit(config: Any) -> int | None:
-    """Return how many of them: the first `DEFAULT_SHOWN` where they are the training images."""
+def evaluation_limit(config: RunConfig) -> int | None:
+    """Return how many images a run is judged on; None: all, where they are not the training images."""
     return DEFAULT_SHOWN if evaluation_source(config) == config.images else None
 
 

@@ -26,7 +26,6 @@ def check_keys(
     what: str,
     remedy: str,
     error: type[CaptuneError],
-    allowed: Collection[str] = (),
 ) -> None:
     """Compare what a file holds with what the model has, and see that all values are finite.
 
@@ -36,12 +35,11 @@ def check_keys(
         what: the noun and name in the message.
         remedy: what to do.
         error: what is raised.
-        allowed: names that `found` may have besides.
 
     Raises:
         CaptuneError: names what is missing, too many, of another shape, or not finite.
     """
-    lacking, extra = expected.keys() - found.keys(), found.keys() - expected.keys() - set(allowed)
+    lacking, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
     shapes = [
         f"{name} {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
         for name in expected.keys() & found.keys()

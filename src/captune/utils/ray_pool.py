@@ -166,7 +166,6 @@ def answers(
     workers: int,
     device: str | None = None,
     threads: int | None = None,
-    retries: int = RETRIES,
 ) -> Iterator[Any]:
     """Yield what workers make of items, as it comes, in any order; an item of a lost worker is done again.
 
@@ -177,7 +176,6 @@ def answers(
         workers: how many.
         device: of the models; None: a GPU for each worker where the cluster has any.
         threads: of each worker; None: the environment's OMP_NUM_THREADS, else they have the cores between them.
-        retries: workers that may be lost over one item.
 
     Raises:
         Exception: the first one that a worker raised.
@@ -202,7 +200,7 @@ def answers(
             _Worker,
             batch_size=1,
             batch_format="pyarrow",
-            fn_constructor_args=(about, tries, retries),
+            fn_constructor_args=(about, tries),
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=1 if gpu else 0,
@@ -234,8 +232,8 @@ class _Tries:
 class _Worker:
     """A worker process: begins when the first item comes, so that what goes wrong is an answer."""
 
-    def __init__(self, about: bytes, tries: Any, retries: int) -> None:
-        self.about, self.tries, self.retries = about, tries, retries
+    def __init__(self, about: bytes, tries: Any) -> None:
+        self.about, self.tries = about, tries
         self.work: Any = None
 
     def __call__(self, batch: Any) -> Iterator[Any]:
@@ -273,7 +271,7 @@ class _Worker:
 
     def _count(self, number: int) -> None:
         count = self._begun(number)
-        if count > self.retries + 1:
+        if count > RETRIES + 1:
             raise CaptionerError(
                 f"{count - 1} workers were lost over the same part: it may need more memory than there is; take fewer "
                 "workers or a smaller batch size. What is finished is kept, and the same command resumes"

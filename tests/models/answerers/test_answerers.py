@@ -293,6 +293,17 @@ def test_an_image_goes_as_its_pixels() -> None:
     assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == image.tobytes()
 
 
+def test_a_large_image_goes_within_the_limits_of_servers() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 4000, 3), dtype=np.uint8)
+    _, seen = ask(
+        lambda payload, n: tiny_llm.completion({"B": 0.9}),
+        [Question("Rate.", tuple("ABCDE"), "x", Image.fromarray(noise))],
+    )
+    head, _, data = seen[0]["messages"][0]["content"][0]["image_url"]["url"].partition(",")
+    raw = base64.b64decode(data)
+    assert head == "data:image/jpeg;base64" and Image.open(io.BytesIO(raw)).width <= 2048 and len(raw) <= 2**22
+
+
 @pytest.mark.parametrize("trouble", [(500, "out of memory"), (503, "loading"), (429, "slow down"), 0.0])
 def test_passing_trouble_is_tried_again(trouble) -> None:
     answers, seen = ask(lambda payload, n: trouble if n < 3 else tiny_llm.completion({"No": 0.5}))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 from captune.errors import ScorerError, ServerError
 from captune.models.answerers.base import SILENT, Prompt, Question, match_answer, normalise_answers
+from captune.models.image_url import data_url
 from captune.models.server import ChatServer
 
 T = TypeVar("T")
@@ -115,16 +114,10 @@ class Server(ChatServer):
         content: Any = asked.text
         if asked.image is not None:
             content = [
-                {"type": "image_url", "image_url": {"url": _data_url(asked.image)}},
+                {"type": "image_url", "image_url": {"url": data_url(asked.image)}},
                 {"type": "text", "text": asked.text},
             ]
         try:
             return self.chat([{"role": "user", "content": content}], settings, asked.about)
         except ServerError as error:
             raise ScorerError(str(error)) from error
-
-
-def _data_url(image: Any) -> str:
-    file = io.BytesIO()
-    image.save(file, format="PNG")  # lossless
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -29,8 +29,7 @@ class Encoder(LoadedEncoder):
 
     Attributes:
         context_length: the most tokens of a text.
-        texts: how many have been encoded.
-        truncated: how many of them were cut.
+        truncated: how many texts have been cut.
 
     Args:
         model: the loaded model.
@@ -58,7 +57,7 @@ class Encoder(LoadedEncoder):
         self.context_length = int(min(text.max_position_embeddings, self.tokenizer.model_max_length))
         # SigLIP reads its text features at the last position, and was trained on texts padded to the full length
         self._padding = "max_length" if model.config.model_type.startswith("siglip") else "longest"
-        self.texts = self.truncated = 0
+        self.truncated = 0
 
     @classmethod
     def load(
@@ -132,14 +131,8 @@ class Encoder(LoadedEncoder):
             )
             features.append(self._features(self.model.get_text_features, inputs))
         rows = [index[text] for text in texts]
-        self.texts += len(rows)
         self.truncated += sum(cut[row] for row in rows)
         return torch.cat(features)[rows] if features else torch.empty(0, 0)
-
-    @property
-    def truncation_rate(self) -> float:
-        """The share of the texts encoded so far that were longer than the context."""
-        return self.truncated / self.texts if self.texts else 0.0
 
     def _token_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])

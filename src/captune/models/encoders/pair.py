@@ -195,19 +195,9 @@ class PairEncoder:
         return getattr(self.text_encoder, "context_length", None)
 
     @property
-    def texts(self) -> int:
-        """How many texts have been encoded."""
-        return int(getattr(self.text_encoder, "texts", 0))
-
-    @property
     def truncated(self) -> int:
-        """How many of them were cut."""
+        """How many texts have been cut."""
         return int(getattr(self.text_encoder, "truncated", 0))
-
-    @property
-    def truncation_rate(self) -> float:
-        """The share of the texts encoded so far that were longer than the context."""
-        return self.truncated / self.texts if self.texts else 0.0
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[Any], *, batch_size: int = 32) -> Tensor:

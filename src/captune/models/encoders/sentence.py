@@ -25,8 +25,7 @@ class TextEncoder(LoadedEncoder):
 
     Attributes:
         context_length: the most tokens of a text, None without a limit.
-        texts: how many have been encoded.
-        truncated: how many of them were cut.
+        truncated: how many texts have been cut.
 
     Args:
         model: a `SentenceTransformer`.
@@ -38,7 +37,7 @@ class TextEncoder(LoadedEncoder):
         self.name = name
         limit = model.get_max_seq_length()
         self.context_length: int | None = None if limit is None or limit == float("inf") else int(limit)
-        self.texts = self.truncated = 0
+        self.truncated = 0
 
     @classmethod
     def load(
@@ -122,14 +121,8 @@ class TextEncoder(LoadedEncoder):
             raise EncoderError(f"text encoder {self.name!r} has no finite vector for the text {distinct[bad]!r}")
         cut = self.longer(distinct)
         rows = [index[text] for text in texts]
-        self.texts += len(rows)
         self.truncated += sum(cut[row] for row in rows)
         return vectors[rows]
-
-    @property
-    def truncation_rate(self) -> float:
-        """The share of the texts encoded so far that were longer than the context."""
-        return self.truncated / self.texts if self.texts else 0.0
 
     def longer(self, texts: Sequence[str]) -> list[bool]:
         """Return which texts are longer than the context, so that they are cut."""

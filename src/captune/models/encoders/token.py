@@ -28,8 +28,7 @@ class TokenEncoder:
     Attributes:
         context_length: the most tokens of a text, None without a limit.
         empty: the number of special tokens around a text.
-        texts: how many have been tokenized.
-        truncated: how many of them were cut.
+        truncated: how many texts have been cut.
 
     Args:
         model: a text encoder of transformers.
@@ -46,7 +45,7 @@ class TokenEncoder:
         self._prefix = " " if isinstance(tokenizer, (RobertaTokenizer, GPT2Tokenizer)) else ""
         self.context_length = _context_length(model, tokenizer)
         self.empty = len(tokenizer("")["input_ids"])
-        self.texts = self.truncated = 0
+        self.truncated = 0
 
     @classmethod
     def load(
@@ -107,7 +106,6 @@ class TokenEncoder:
         stripped = [text.strip() for text in texts]
         written = [self._prefix + text if text else "" for text in stripped]
         ids = self.tokenizer(written, truncation=False, verbose=False)["input_ids"]
-        self.texts += len(ids)
         limit = self.context_length
         for i, tokens in enumerate(ids):
             if limit is not None and len(tokens) > limit:

@@ -10,7 +10,7 @@ from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import split_specs
 from captune.training.config import TrainingConfig
-from captune.training.lifecycle import evaluation_source, steps_done
+from captune.training.lifecycle import evaluation_source
 from captune.training.monitor.held_out import HeldOutMonitor, Reward, default_scorers
 
 
@@ -61,7 +61,7 @@ def monitor_without_stopping(
     """
     source = evaluation_source(config)
     monitor = HeldOutMonitor(captioner, source, default_scorers(reward, source), run_dir, reward=reward, **settings)
-    run_dir.when_begun(lambda: monitor.rewind(steps_done(run_dir, config)))
+    run_dir.when_begun(lambda: monitor.rewind(run_dir.steps_done(config.max_steps)))
     every = max(1, config.max_steps // 4)
     return {"monitor": monitor, "eval_strategy": "steps", "eval_on_start": True, "eval_steps": every}
 
@@ -94,7 +94,7 @@ def build_monitor(
         max_new_tokens=monitoring.max_new_tokens,
         temperature=monitoring.temperature,
     )
-    run_dir.when_begun(lambda: monitor.rewind(steps_done(run_dir, config)))
+    run_dir.when_begun(lambda: monitor.rewind(run_dir.steps_done(config.max_steps)))
     settings: dict[str, Any] = {
         "eval_strategy": "steps",
         "eval_steps": monitoring.eval_steps,
