@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from captune.corpus import files
 from captune.corpus.files import Shard
@@ -32,6 +31,7 @@ from captune.models.encoders import (
     load_text_encoder,
     unit_vectors,
 )
+from captune.utils.progress import Bar
 from captune.utils.registry import nearest
 from captune.utils.skipped import skip
 from captune.utils.versions import versions
@@ -171,7 +171,7 @@ class _Job:
         """
         reader = _Reader(dataset)
         with (
-            tqdm(total=reader.total, desc="corpus", unit="image", disable=not self.show) as bar,
+            Bar(total=reader.total, desc="corpus", unit="image", show=self.show) as bar,
             ThreadPoolExecutor(max_workers=1) as pool,  # opens the next images while the model is busy with these
         ):
             number = 0

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from captune.corpus.files import open_vectors, replacing_file
 from captune.errors import CorpusError
 from captune.utils.device import pick_device
+from captune.utils.progress import Bar
 
 if TYPE_CHECKING:
     import faiss
@@ -113,7 +113,7 @@ def make_index(folder: Path, kind: str, *, progress: bool = True) -> None:
         index = faiss.IndexHNSWFlat(dimension, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 80
     step = 16_384
-    with tqdm(total=count, desc=f"{kind} index", unit="vector", disable=not progress) as bar:
+    with Bar(total=count, desc=f"{kind} index", unit="vector", show=progress) as bar:
         for start in range(0, count, step):
             index.add(np.ascontiguousarray(vectors[start : start + step]))
             bar.update(min(step, count - start))

@@ -97,9 +97,8 @@ def _begin(job: _Job) -> Callable[[Any], tuple[int, float, dict[str, dict[str, i
     """Load the encoders of a worker, which have to be the driver's."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from tqdm.auto import tqdm
-
     from captune.models.encoders import load_image_encoder, load_text_encoder
+    from captune.utils.progress import Bar
 
     text_model = load_text_encoder(job.text_encoder, job.device)
     image_model = load_image_encoder(job.image_encoder, job.device)
@@ -112,7 +111,7 @@ def _begin(job: _Job) -> Callable[[Any], tuple[int, float, dict[str, dict[str, i
         number, piece, known = item
         encoding = Encoding(text_model, image_model, folder, job.batch_size, job.shard_size, False)
         encoding.known.update(known)
-        with counting() as skipped, ThreadPoolExecutor(max_workers=1) as pool, tqdm(disable=True) as bar:
+        with counting() as skipped, ThreadPoolExecutor(max_workers=1) as pool, Bar(show=False) as bar:
             shard = encoding.shard(iter(piece.read()), pool, bar)
             files.write_shard(files.shard_path(folder, number), shard)
         return shard.rows, time.perf_counter() - started, skipped

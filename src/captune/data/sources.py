@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 from datasets import Dataset, IterableDataset, List, Value
-from tqdm.auto import tqdm
 
 from captune.data.columns import ImageSource, column, decoded
 from captune.data.folders import files_below, listed, references_beside
@@ -40,6 +39,7 @@ from captune.data.shards import SHARD_SUFFIXES, base_of, is_saved, shards_of
 from captune.data.tables import FEATURES, count_rows, guarded, load_hub, load_parquet, load_saved, normalise
 from captune.data.webdataset import count_samples, load_webdataset
 from captune.errors import SourceError, UsageError
+from captune.utils.progress import Bar
 from captune.utils.remote import is_address
 from captune.utils.skipped import skip
 
@@ -476,7 +476,7 @@ def count_images(source: str, *, limit: int | None = None) -> int | None:
         if not files:
             return None
         count = count_samples if files[0].lower().endswith(".tar") else count_rows
-        bar = tqdm(files, desc="counting images", unit="shard", leave=False, delay=2)
+        bar = Bar(files, desc="counting images", unit="shard", leave=False, delay=2)
         total = sum(count(file, parsed.columns) for file in bar)
         return len(choose(total, replace(parsed, seed=None), limit))
     except (SourceError, OSError):  # reading says so, when it comes there

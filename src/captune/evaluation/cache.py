@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from captune.errors import redact
 from captune.scorers import Scorer
@@ -47,7 +46,7 @@ class Cache:
         mark = hashlib.sha256(f"{FORMAT} {scorer.identity}".encode()).hexdigest()[:24]
         file = self.folder / f"{mark}.jsonl"
         known = self._read(file, head)
-        entries = tqdm(captions, desc=f"{scorer.name}: looking up", leave=False, disable=len(captions) < 2000)
+        entries = Bar(captions, desc=f"{scorer.name}: looking up", leave=False, show=len(captions) >= 2000)
         keys = [
             _key(caption, {name: column[i] for name, column in columns.items()}) for i, caption in enumerate(entries)
         ]

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple, TypeGuard
 
 from datasets import Dataset
 from PIL import Image
-from tqdm.auto import tqdm
 
 from captune.data import ImageSource, load_images, open_image
 from captune.data.caption_formats import output_format
@@ -43,6 +42,7 @@ from captune.inference.order import Row, Windows, cost, decoded, select_images, 
 from captune.inference.outputs import FileOutput, Output, SidecarOutput, StreamOutput
 from captune.inference.settings import beside, job_settings, same_settings, write_settings
 from captune.utils.files import jsonl_line, naming
+from captune.utils.progress import Bar
 from captune.utils.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -340,7 +340,7 @@ class _Job:
         dataset = self.windows.dataset
         total = len(dataset) if isinstance(dataset, Dataset) else total
         with (
-            tqdm(total=total, desc=self.kind.nouns, unit="image", disable=not self.show) as bar,
+            Bar(total=total, desc=self.kind.nouns, unit="image", show=self.show) as bar,
             ThreadPoolExecutor(self.workers) as openers,  # of the next batch, while the model is busy with this one
             ThreadPoolExecutor(max_workers=self.at_once) as makers,
         ):

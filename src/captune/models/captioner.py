@@ -18,7 +18,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from PIL import Image
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import BatchFeature, GenerationConfig, PreTrainedModel
 
 from captune.data.images import upright_rgb
@@ -30,6 +29,7 @@ from captune.models.condition import Condition, read_condition
 from captune.models.families import Family, attribute, family_for, lora_targets
 from captune.utils import hashing
 from captune.utils.device import pick_device
+from captune.utils.progress import Bar
 from captune.utils.skipped import skip
 
 logger = logging.getLogger(__name__)
@@ -535,7 +535,7 @@ class Captioner:
         if total is None and hasattr(images, "__len__"):
             total = len(cast(Sized, images))
         stream = iter(images)
-        with tqdm(total=total, desc="captions", unit="image", disable=not progress) as bar:
+        with Bar(total=total, desc="captions", unit="image", show=progress) as bar:
             while pending := list(itertools.islice(stream, window * batch_size)):
                 pending.sort(key=lambda item: -(item[1].width * item[1].height))
                 for start in range(0, len(pending), batch_size):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from captune.errors import ScorerError
 from captune.models import hub
@@ -17,6 +16,7 @@ from captune.models.plain_text import plain
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 from captune.utils.loads import check_model
+from captune.utils.progress import Bar
 
 
 class EntailmentModel:
@@ -98,7 +98,7 @@ class EntailmentModel:
         ids = [self._ids(*pair) for pair in unique]
         order = sorted(range(len(unique)), key=lambda i: -len(ids[i]["input_ids"]))
         found = np.zeros(len(unique))
-        for start in tqdm(range(0, len(order), self.batch_size), desc="NLI", leave=False, disable=len(order) < SILENT):
+        for start in Bar(range(0, len(order), self.batch_size), desc="NLI", leave=False, show=len(order) >= SILENT):
             part = order[start : start + self.batch_size]
             batch = self._tokenizer.pad([ids[i] for i in part], return_tensors="pt").to(self._model.device)
             with torch.inference_mode():

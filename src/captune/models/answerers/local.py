@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from captune.errors import ScorerError
 from captune.models import hub
@@ -27,6 +26,7 @@ from captune.models.plain_text import plain
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 from captune.utils.loads import check_model
+from captune.utils.progress import Bar
 
 logger = logging.getLogger(__name__)
 
@@ -146,9 +146,7 @@ class LanguageModel:
         prompts = [self._ids(question) for question in questions]
         order = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))  # out of memory shows at once
         answers: dict[int, np.ndarray] = {}
-        for start in tqdm(
-            range(0, len(order), self.batch_size), desc="asking", leave=False, disable=len(order) < SILENT
-        ):
+        for start in Bar(range(0, len(order), self.batch_size), desc="asking", leave=False, show=len(order) >= SILENT):
             batch = order[start : start + self.batch_size]
             ends = torch.tensor([len(prompts[i]) - 1 for i in batch])
             ids = torch.zeros(len(batch), int(ends.max()) + 1, dtype=torch.long)
@@ -205,7 +203,7 @@ class LanguageModel:
         own = self._model.generation_config
         try:
             self._model.generation_config = neutral(own)
-            for start in tqdm(range(0, len(order), size), desc="asking", leave=False, disable=len(order) < SILENT):
+            for start in Bar(range(0, len(order), size), desc="asking", leave=False, show=len(order) >= SILENT):
                 batch = order[start : start + size]
                 width = len(rows[batch[0]])
                 ids = torch.full((len(batch), width), ends[0])

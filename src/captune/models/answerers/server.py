@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from captune.errors import ScorerError, ServerError
 from captune.models.answerers.base import SILENT, Prompt, Question, match_answer, normalise_answers
 from captune.models.image_url import data_url
 from captune.models.server import ChatServer
+from captune.utils.progress import Bar
 
 T = TypeVar("T")
 TOP_LOGPROBS = 20  # as many as OpenAI and vLLM give
@@ -67,7 +67,7 @@ class Server(ChatServer):
         pool = ThreadPoolExecutor(self.workers)
         try:
             answers = pool.map(ask, items)
-            return list(tqdm(answers, "asking", len(items), leave=False, disable=len(items) < SILENT))
+            return list(Bar(answers, "asking", len(items), leave=False, show=len(items) >= SILENT))
         finally:
             pool.shutdown(cancel_futures=True)
 

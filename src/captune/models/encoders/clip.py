@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from captune.data.images import opened
@@ -18,6 +17,7 @@ from captune.models.hub import loading, resolve_encoder
 from captune.utils.device import pick_device
 from captune.utils.hashing import identity
 from captune.utils.loads import check_model
+from captune.utils.progress import Bar
 
 _SILENT_BATCHES = 100  # fewer show no progress bar: a reward encodes as many at every step
 
@@ -155,5 +155,5 @@ def _batches(items: Sequence[Any], size: int, what: str) -> Iterator[Sequence[An
     if size < 1:
         raise SettingError(f"batch_size must be at least 1, not {size}")
     starts = range(0, len(items), size)
-    for start in tqdm(starts, desc=what, disable=len(starts) < _SILENT_BATCHES, leave=False):
+    for start in Bar(starts, desc=what, show=len(starts) >= _SILENT_BATCHES, leave=False):
         yield items[start : start + size]

@@ -25,7 +25,6 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from captune.data.images import opened
 from captune.errors import SettingError
@@ -34,6 +33,7 @@ from captune.models.heads import Frozen, HeadConfig, read_weights
 from captune.models.heads import read_config as read_head
 from captune.models.hub import resolve_encoder
 from captune.utils.hashing import identity
+from captune.utils.progress import Bar
 
 logger = logging.getLogger(__name__)
 _SILENT_BATCHES = 100  # as in `captune.models.encoders.clip`
@@ -226,7 +226,7 @@ def frozen_vectors(encoder: EncodesImages, images: Sequence[Any], *, whole: bool
         raise SettingError(f"batch_size must be at least 1, not {batch_size}")
     made = []
     silent = len(images) < _SILENT_BATCHES * batch_size
-    with tqdm(total=len(images), desc="encoding images", unit="image", disable=silent or None, leave=False) as bar:
+    with Bar(total=len(images), desc="encoding images", unit="image", show=not silent, leave=False) as bar:
         for batch in opened(images, batch_size):
             part = [squeezed(image) if whole else image for image in batch]
             made.append(torch.as_tensor(encoder.encode_images(part)))
