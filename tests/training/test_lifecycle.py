@@ -195,6 +195,20 @@ def test_b4_fewer_images_than_one_sampling_takes(tiny_folder: Any, tmp_path: Pat
     assert not (tmp_path / "run" / "mapper").exists()
 
 
+def test_too_few_images_to_fit_a_mapper_are_refused_before_anything_is_done(tiny_folder: Any, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"model": str(tiny_folder("idefics3")), "device": "cpu", "batch_size": 2, "whitened": 12}
+    settings = ViZerConfig(images="storybook:train?n=12&seed=3", output=tmp_path / "run", **common)
+    with pytest.raises(SourceError, match=r"fitted on 12 images, which differ in 11 .* for 12: give 13 images or more"):
+        vizer.run(settings)
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        tiny.picture(number).save(tmp_path / "photos" / f"{number}.png")
+    settings = ViZerConfig(images=str(tmp_path / "photos"), output=tmp_path / "other", **common)
+    with pytest.raises(SourceError, match=r"fitted on 11 images.*give 14 images or more, of which 1 are held out"):
+        vizer.run(settings)
+    assert not any((tmp_path / name).joinpath("round-1").exists() for name in ("run", "other"))
+
+
 def spoil(trainer: type, step: int, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """The loss of one step is not finite; its gradient is what the value makes of it."""
     loss_of = trainer.compute_loss

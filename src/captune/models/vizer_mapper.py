@@ -79,19 +79,22 @@ class Mapper(nn.Module):
         """Set the centre and the whitening directions from the features (N, D) that the mapper is fitted on.
 
         Raises:
-            SettingError: more whitened directions than images or feature dimensions.
+            SettingError: more whitened directions than these images differ in; one more would be rounding, divided by
+                next to nothing.
         """
         if not (self.config.centred or self.config.whitened):
             return
         self.centre.copy_(image_features.mean(dim=0))
         if self.config.whitened:
             _, spread, axes = torch.linalg.svd(image_features.float() - self.centre, full_matrices=False)
-            if self.config.whitened > len(spread):
+            rounding = torch.finfo(spread.dtype).eps * max(image_features.shape) * spread[0]
+            rank = int((spread > rounding).sum())
+            if self.config.whitened > rank:
                 raise SettingError(
-                    f"--whitened {self.config.whitened} needs as many images and feature dimensions; "
-                    f"there are {len(spread)}"
+                    f"--whitened {self.config.whitened} needs images that differ in so many directions; these "
+                    f"{len(image_features)}, with {image_features.shape[1]} features each, differ in {rank}"
                 )
-            scale = spread[: self.config.whitened].clamp(min=1e-6) / len(image_features) ** 0.5
+            scale = spread[: self.config.whitened] / len(image_features) ** 0.5
             self.directions.copy_((axes[: self.config.whitened] / scale[:, None]).T)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from itertools import count
 from typing import Any
 
 from peft import PeftModel
@@ -19,6 +20,7 @@ from captune.data.checking import refuse_without_captions
 from captune.data.images import read_image
 from captune.data.naming import Source
 from captune.data.schemes import scheme_of
+from captune.data.sources import held_out_number
 from captune.decoding import Decoder
 from captune.errors import BadImage, RunError, SourceError
 from captune.models.captioner import Captioner
@@ -188,8 +190,19 @@ def require_images(images: Any, config: TrainingConfig, generations: int = 1) ->
         product = " x ".join(f"{name} {number}" for name, number in factors.items() if number > 1)
         raise SourceError(
             f"{config.images}: {len(images)} images to learn from, but one sampling takes {needed} ({product}): "
-            f"nothing would be trained; give {needed} images or more, or lower --batch-size"
+            f"nothing would be trained; {enough(config, needed)}, or lower --batch-size"
         )
+
+
+def enough(config: RunConfig, needed: int) -> str:
+    """Say how many images must be given so that a run learns from so many: some may be held out of training."""
+    if has_own_evaluation(config):
+        return f"give {needed} images or more"
+    total = next(number for number in count(needed) if number - held_out_number(number) >= needed)
+    return (
+        f"give {total} images or more, of which {total - needed} are held out to measure on; or name others for that "
+        "with --eval-images"
+    )
 
 
 # -- what learns -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from captune.errors import CaptionerError
+from captune.errors import CaptionerError, SettingError
 from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper, MapperConfig
 from captune.scorers.image.vizer_mapper import ViZerScorer
@@ -224,8 +224,15 @@ def test_whitened_features_have_unit_variance(captioner: Captioner, dataset: dat
     assert target.shape == (len(features), 5) and losses
     assert torch.allclose(target.mean(0), torch.zeros(5), atol=1e-4)
     assert torch.allclose(target.T @ target / len(features), torch.eye(5), atol=1e-3)
-    with pytest.raises(ValueError, match="whitened 13 needs as many images"):
-        fit_mapper(captioner, dataset, texts(len(dataset)), MapperConfig(pool="quarters", whitened=13))
+    for number in (len(dataset), 13):  # centred, N images differ in N - 1 directions
+        with pytest.raises(SettingError, match=rf"whitened {number} needs .* differ in {len(dataset) - 1}$"):
+            fit_mapper(captioner, dataset, texts(len(dataset)), MapperConfig(pool="quarters", whitened=number))
+
+
+def test_equal_images_are_no_further_directions(captioner: Captioner, dataset: datasets.Dataset) -> None:
+    twice = datasets.concatenate_datasets([dataset, dataset])
+    with pytest.raises(SettingError, match=rf"differ in {len(dataset) - 1}$"):
+        fit_mapper(captioner, twice, texts(len(twice)), MapperConfig(pool="quarters", whitened=len(dataset) + 1))
 
 
 def test_images_may_have_different_numbers_of_captions(captioner: Captioner, dataset: datasets.Dataset) -> None:

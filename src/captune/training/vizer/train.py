@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from captune.errors import first_line
+from captune.errors import SourceError, first_line
 from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper
 from captune.runs.run_dir import RunDir
@@ -33,6 +33,7 @@ from captune.training.grpo.train import train_with_reward
 from captune.training.grpo.trainer import CaptionGRPOTrainer
 from captune.training.lifecycle import (
     claim_run,
+    enough,
     finish_run,
     keep_start,
     load_captioner,
@@ -51,10 +52,23 @@ logger = logging.getLogger(__name__)
 
 
 def mapper_images(config: ViZerConfig, images: Any) -> Any:
-    """Return what the mapper is fitted on: the first `mapper_size` images or, for ViZer_GT, those of its own source."""
+    """Return what the mapper is fitted on: the first `mapper_size` images or, for ViZer_GT, those of its own source.
+
+    Raises:
+        SourceError: there are too few for `whitened` directions; says how many are needed.
+    """
     if not config.zero_label:
         images = load_training_images(config, references=True, source=config.mapper_captions)
-    return images if config.mapper_size is None else images.select(range(min(config.mapper_size, len(images))))
+    if config.mapper_size is not None:
+        images = images.select(range(min(config.mapper_size, len(images))))
+    if config.whitened >= len(images):
+        needed = config.whitened + 1
+        more = enough(config, needed) if config.zero_label else f"give {needed} captioned images or more"
+        raise SourceError(
+            f"the mapper is fitted on {len(images)} images, which differ in {len(images) - 1} directions at most, and "
+            f"--whitened asks for {config.whitened}: {more}; or lower --whitened"
+        )
+    return images
 
 
 def captions_for_mapper(captioner: Captioner, images: Any, config: ViZerConfig) -> list[list[str]]:
@@ -210,10 +224,11 @@ def run(config: ViZerConfig) -> RunDir:
         processes.on_first(discard_broken_mappers, run_dir)
     captioner = load_captioner(config)
     images = load_training_images(config)
-    if not config.zero_label:
-        mapper_images(config, images)  # refuses what has no references before anything is written
     if config.objective == "reward":
         require_images(images, config)
+    if not run_dir.resumes:
+        mapper_images(config, images)  # refuses what is too little before anything is written
+    if config.objective == "reward":
         make_trainable(captioner, config)
         train_by_reward(captioner, config, run_dir, images, monitored=True)
     else:
