@@ -10,7 +10,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pillow
 
 from captune.data import load_images, load_references
-from captune.data.schemes import SOURCES, Drawer, Scheme, scheme_of, source_of
+from captune.data.schemes import SOURCES, Drawer, Scheme, scheme_of, source_of, warn_of_strangers
 from captune.errors import EvaluationError, SourceError
 from captune.evaluation.run import evaluate_files
 from captune.scorers.image.cycle import Cycle
@@ -86,6 +86,23 @@ def test_a_source_without_a_scheme_offers_nothing(plates: Scheme) -> None:
 def test_a_saved_copy_is_known_by_its_column() -> None:
     assert scheme_of("/saved", ["image", "scene"]).name == "storybook"
     assert scheme_of("/saved", ["image", "references"]).name == ""
+
+
+def test_a_captioner_of_one_scheme_is_a_stranger_elsewhere(plates: Plates, caplog: pytest.LogCaptureFixture) -> None:
+    plates.captioners = ("plater",)
+    for own in ("plates:all?n=2", "plates:other"):
+        warn_of_strangers("plater", own)
+    warn_of_strangers("storybook", "/saved", ["image", "scene"])
+    warn_of_strangers("someone/model", "photos")
+    assert not caplog.records
+    warn_of_strangers("plater", "photos")
+    warn_of_strangers("plater", "storybook:val")
+    warn_of_strangers("storybook", "photos", ["image", "references"])
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "the captioner 'plater' has seen the images of plates: alone",
+        "the captioner 'plater' has seen the images of plates: alone",
+        "the captioner 'storybook' has seen the images of storybook: alone",
+    ]
 
 
 def test_ids_tell_their_source(tmp_path: Path) -> None:

@@ -138,6 +138,24 @@ def test_images_without_references_are_left_out_of_the_scorers_that_need_them(fi
         evaluate_files([good], references=str(references), scorers=["bleu"])
 
 
+def test_where_the_references_are_is_said(tmp_path) -> None:
+    folder, captions, coco = tmp_path / "photos", tmp_path / "a.jsonl", tmp_path / "coco.json"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        tiny.picture(0).save(folder / name)
+    (folder / "captions.csv").write_text("image,caption\na.png,a cup\nb.png,a cat\n")
+    captions.write_text(
+        "".join(json.dumps({"image_id": name, "caption": "a cup"}) + "\n" for name in ("a.png", "b.png"))
+    )
+    with pytest.raises(EvaluationError, match=r"may stand in .*captions\.csv, which is a source"):
+        evaluate_files([captions], references=str(folder), scorers=["bleu"])
+    rows = [{"image_id": number, "id": number, "caption": "a cup"} for number in (1, 2)]
+    coco.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+                                "annotations": rows}))  # fmt: skip
+    with pytest.raises(EvaluationError, match=r"calls an image by its number: caption --images 'FILE.json\?images"):
+        evaluate_files([captions], references=str(coco), scorers=["bleu"])
+
+
 def test_references_of_some_of_the_images_leave_the_others_to_scorers_that_need_none(tmp_path) -> None:
     ids = list(load_references(source := "storybook:test?n=4"))
     captions, some = tmp_path / "a.jsonl", tmp_path / "some.json"

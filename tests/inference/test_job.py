@@ -410,6 +410,12 @@ def test_b10_images_inside_a_table_count_by_their_bytes(folder: Path, tmp_path: 
     assert [name for name in before if before[name] != after[name]] == ["2"]
 
 
+def test_drawn_images_are_what_they_were(tmp_path: Path, caplog: Any) -> None:
+    for _ in range(2):
+        job("storybook:test?n=3", tmp_path / "caps.jsonl")
+    assert "it is not known what they were" not in caplog.text
+
+
 def test_b10_captions_from_before_are_kept_and_that_is_said(folder: Path, tmp_path: Path, caplog: Any) -> None:
     output = tmp_path / "caps.jsonl"
     job(folder, output)

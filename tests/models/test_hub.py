@@ -35,6 +35,8 @@ def test_folders_and_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name in ("owner/other", "./model", "~/no/such", "a/b/c", str(tmp_path / "none")):
         with pytest.raises(CaptionerError, match="does not exist"):
             hub.resolve(name)
+    with pytest.raises(CaptionerError, match="'storybok' does not exist. Did you mean 'storybook'"):
+        hub.resolve("storybok", bare=False)
     with pytest.raises(CaptionerError, match="encoder folder 'gpt2' does not exist.*storybook"):
         hub.resolve("gpt2", what="encoder", bare=False)
     (tmp_path / "model.csv").write_text("image,caption\n")

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"scorers too (default: {SCORERS}; health alone where there are no references)",
     )
     parser.add_argument("--paired", action="store_true", help="test each further file against the first, by image")
-    add_scoring_flags(parser, "resamples per interval")
+    add_scoring_flags(parser, "resamples for intervals and paired tests: no p-value is below 1 / (N + 1)")
     parser.add_argument(
         "--format",
         choices=("table", "markdown", "latex", "csv", "json"),

@@ -13,6 +13,7 @@ from datasets import Dataset, Image
 
 from captune.data.columns import column, undecoded
 from captune.data.images import open_image
+from captune.data.naming import Source
 from captune.errors import BadImage, SourceError
 from captune.utils.progress import Bar
 from captune.utils.skipped import skip
@@ -23,11 +24,17 @@ def refuse_without_captions(source: str, lacking: Sequence[str]) -> None:
     """Raise SourceError where images of a source have no caption; says where these may stand."""
     if not lacking:
         return
-    tables = sorted(Path(source).glob("captions.*")) if Path(source).is_dir() else []
-    hint = f"; their captions may stand in {tables[0]}, which is a source, too" if tables else ""
     raise SourceError(
-        f"{source}: no caption to learn from for {counted(len(lacking), 'image')}, the first is {lacking[0]!r}{hint}"
+        f"{source}: no caption to learn from for {counted(len(lacking), 'image')}, the first is {lacking[0]!r}"
+        f"{captions_in(source)}"
     )
+
+
+def captions_in(source: str) -> str:
+    """Say, for the end of a message, that a folder of images holds a table of captions, where it does."""
+    folder = Path(Source.parse(source).where)
+    tables = sorted(folder.glob("captions.*")) if folder.is_dir() else []
+    return f"; their captions may stand in {tables[0]}, which is a source, too" if tables else ""
 
 
 def without_bad(

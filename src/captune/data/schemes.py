@@ -11,6 +11,7 @@ offers; a folder, a file or a dataset gets `Scheme()`, which offers nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from captune.data.questions import ExactReader, MultipleChoice
+
+logger = logging.getLogger(__name__)
 
 SOURCES = Registry("captune.sources", "source", error=SourceError)
 
@@ -67,6 +70,7 @@ class Scheme:
         monitor_scorers: those among them that may monitor a training run: they use no references and no truth.
         truth_scorer: the scorer that compares captions with the truth, which `truth_column` must give.
         hallucination: its figure for the share of false statements.
+        captioners: shipped captioners that have seen its images alone.
         image_encoder: the default image encoder for its images; "": the library's own default.
         text_encoder: the default text encoder for its captions.
         question_categories: the categories of its `questions`.
@@ -79,6 +83,7 @@ class Scheme:
     monitor_scorers: tuple[str, ...] = ()
     truth_scorer: str = ""
     hallucination: str = ""
+    captioners: tuple[str, ...] = ()
     image_encoder: str = ""
     text_encoder: str = ""
     question_categories: tuple[str, ...] = ()
@@ -152,6 +157,26 @@ def scheme_of(source: Any, columns: Iterable[str] | None = ()) -> Scheme:
     if not columns:
         return Scheme()
     return next((scheme for scheme in SOURCES.values() if scheme.truth_column in columns), Scheme())
+
+
+def warn_of_strangers(captioner: str, source: str, columns: Iterable[str] | None = ()) -> None:
+    """Log it where a shipped captioner is given other images than those that it has seen.
+
+    Args:
+        captioner: its name.
+        source: of the images, as written.
+        columns: of the source's dataset; see `scheme_of`.
+    """
+    offered = scheme_of(source, columns)
+    for scheme in SOURCES.values():
+        if captioner in scheme.captioners and scheme is not offered:
+            logger.warning(
+                "the captioner %r has seen the images of %s: alone; what it says of those of %s means nothing. Name a "
+                "model of photographs, such as HuggingFaceTB/SmolVLM-Base",
+                captioner,
+                scheme.name,
+                source,
+            )
 
 
 def source_of(image_ids: Sequence[str]) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from captune.data import load_images, load_references, load_scenes, read_captions, without_bad
+from captune.data.checking import captions_in
 from captune.data.columns import LazyImages, column
 from captune.data.places import Places
 from captune.data.schemes import SOURCES, scheme_of, source_of
@@ -64,7 +65,9 @@ def _advice(captioned: list[str], expected: list[str]) -> str:
             f'The captions are of other images: --references "{made}" belongs to them; to evaluate on "{asked}", '
             f'first run: captune caption --model … --images "{asked}" --output …'
         )
-    return (
+    numbered = all(image_id.isdecimal() for image_id in expected) and not captioned[0].isdecimal()
+    by_file = "A file of COCO's form calls an image by its number: caption --images 'FILE.json?images=FOLDER'. "
+    return by_file * numbered + (
         "Caption the images that the references belong to, or name the references of the captioned images; ids are "
         "what the source calls image_id (for a folder, the file's path inside it)."
     )
@@ -336,8 +339,8 @@ def _columns(
         columns["image"] = LazyImages(dataset.select(columns["image"]))
     if "references" in needed and not any(columns["references"]):
         raise EvaluationError(
-            f"none of the {len(ids)} captioned images, such as {ids[0]!r}, has a reference in {references}: scorers "
-            "that need none are scored without --references, as health is"
+            f"none of the {len(ids)} captioned images, such as {ids[0]!r}, has a reference in {references}"
+            f"{captions_in(str(references))}; scorers that need none are scored without --references, as health is"
         )
     return ids, columns, expected
 

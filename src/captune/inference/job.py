@@ -33,6 +33,7 @@ from captune.data import ImageSource, load_images, open_image
 from captune.data.caption_formats import output_format
 from captune.data.images import BATCH_PIXELS, LARGE_PIXELS, read_image
 from captune.data.lines import CAPTIONS, Kind
+from captune.data.schemes import warn_of_strangers
 from captune.data.sources import count_images, folder_of, is_empty_shard, whole_of
 from captune.decoding import Decoder, load_decoder
 from captune.errors import BadImage, CaptuneError, MissingColumn, ServerError, SettingError, SourceError
@@ -233,6 +234,8 @@ def caption_source(
     kind: Kind = getattr(captioner, "kind", CAPTIONS)
     chosen = output_format(output, format) if isinstance(output, str | Path) else None
     dataset = select_images(source, limit)
+    if isinstance(source, str | Path):
+        warn_of_strangers(getattr(captioner, "name", ""), str(source), dataset.column_names)
     if chosen is not None and chosen.name in ("webdataset",) and not isinstance(dataset, Dataset):
         raise SettingError(
             f"{output}: images of a stream cannot be looked up again; write .jsonl, then captune convert"

@@ -74,7 +74,8 @@ class Windows:
 
     def __init__(self, dataset: ImageSource, size: int, output: Output) -> None:
         self.dataset, self.size, self.output = dataset, size, output
-        self.stored = isinstance((dataset.features or {}).get("image"), ImageFeature)  # not drawn by a program
+        feature = (dataset.features or {}).get("image")
+        self.stored = isinstance(feature, ImageFeature) and not feature.decode  # not drawn by a program
         self.total = self.skipped = 0
         self.places = Ids(8)
 

@@ -76,8 +76,10 @@ def resolve(
     if is_local(name, bare=bare):
         others = [f"a hub name such as {example}", *([instead] if instead else [])]
         shipped = f", or one of: {', '.join(MODELS)}" if len(MODELS) else ""
+        near = difflib.get_close_matches(name, [*PACKAGED, *MODELS], n=1, cutoff=0.8)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise error(
-            f"{what} folder {name!r} does not exist. Give a folder saved with save_pretrained, "
+            f"{what} folder {name!r} does not exist.{hint} Give a folder saved with save_pretrained, "
             f"{', '.join(others)}{shipped}."
         )
     return name

@@ -25,6 +25,7 @@ class StorybookSource(Scheme):
     monitor_scorers = ("clip",)
     truth_scorer = "storybook"
     hallucination = "hallucinated_per_fact"
+    captioners = ("storybook",)
     image_encoder = "storybook-clip"
     text_encoder = "storybook-clip"  # as good a reward as a sentence encoder here (studies/cim), ten times as fast
     question_categories = ("background", "presence", "count", "colour", "size", "sub-kind", "relation")

@@ -19,7 +19,7 @@ from captune.data import load_images, load_references, part_of
 from captune.data.checking import refuse_without_captions
 from captune.data.images import read_image
 from captune.data.naming import Source
-from captune.data.schemes import scheme_of
+from captune.data.schemes import scheme_of, warn_of_strangers
 from captune.data.sources import held_out_number
 from captune.decoding import Decoder
 from captune.errors import BadImage, RunError, SourceError
@@ -157,6 +157,7 @@ def load_training_images(config: TrainingConfig, *, references: bool = False, so
             )
         source = training or source
     images = load_images(source, limit=config.limit)
+    warn_of_strangers(config.model, source, images.column_names)
     if isinstance(images, IterableDataset):
         raise SourceError(f"{source}: training reads each image several times, a stream cannot; leave streaming=1 out")
     dataset, bad = without_bad(bounded(images, config.batch_size))

@@ -155,4 +155,6 @@ def run(config: CaptionGRPOConfig) -> RunDir:
         **settings,
     )
     start = f", from the adapter {config.adapter}" if config.adapter else ""
-    return finish_run(config, run_dir, captioner, row=f"GRPO: {config.reward}", method=f"GRPO, {config.reward}{start}")
+    reads = ", which reads the references" if "references" in reward.required_columns else ""
+    method = f"GRPO, {config.reward}{reads}{start}"
+    return finish_run(config, run_dir, captioner, row=f"GRPO: {config.reward}", method=method)
