@@ -40,6 +40,7 @@ from captune.training.trainer import common_arguments, not_finite
 from captune.training.vizer import train as vizer
 from captune.training.vizer.config import ViZerConfig
 from captune.training.vizer.mapper_fit import fit_mapper
+from captune.utils.skipped import counting
 
 
 def config(output: Path, **settings: Any) -> SFTConfig:
@@ -391,3 +392,23 @@ def test_b5_a_source_with_its_own_held_out_images_keeps_them(tmp_path: Path) -> 
     assert evaluation_source(settings) == "storybook:val" and not measured_on_training(settings)
     assert len(load_training_images(config(tmp_path, images="storybook:train?n=20"))) == 20
     assert measured_on_training(config(tmp_path, images="storybook:val?n=20", eval_images="storybook:val?n=4"))
+
+
+def test_copies_of_what_is_held_out_are_not_trained_on(tmp_path: Path) -> None:
+    """Twenty photos, each twice under two names: the split by name puts one of a pair on each side."""
+    (tmp_path / "photos").mkdir()
+    for number in range(20):
+        for name in (f"{number}.png", f"{number} (1).png"):
+            tiny.picture(number).save(tmp_path / "photos" / name)
+    settings = config(tmp_path, images=str(tmp_path / "photos"))
+    held_out = {row["image"].tobytes() for row in load_images(evaluation_source(settings))}
+    with counting() as skipped:
+        learned = load_training_images(settings)
+    (copies,) = skipped.values()
+    assert len(learned) == 40 - 4 - sum(copies.values()) and 0 < sum(copies.values()) <= 4
+    assert held_out.isdisjoint(image.tobytes() for image in learned["image"])
+    assert not measured_on_training(settings)
+    other = config(tmp_path, images=str(tmp_path / "photos"), eval_images=str(tmp_path / "others"))
+    (tmp_path / "others").mkdir()
+    tiny.picture(3).save(tmp_path / "others" / "z.png")
+    assert measured_on_training(other)

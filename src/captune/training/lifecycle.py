@@ -5,24 +5,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import count
 from typing import Any
 
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from transformers import set_seed
 from trl.trainer.utils import use_adapter
 
 from captune.data import load_images, load_references, part_of
-from captune.data.checking import refuse_without_captions
-from captune.data.images import read_image
+from captune.data.checking import refuse_without_captions, sharing
 from captune.data.naming import Source
 from captune.data.schemes import scheme_of, warn_of_strangers
 from captune.data.sources import held_out_number
 from captune.decoding import Decoder
-from captune.errors import BadImage, RunError, SourceError
+from captune.errors import RunError, SourceError
 from captune.models.captioner import Captioner
 from captune.models.condition import read_condition
 from captune.runs.checkpoints import newest
@@ -30,7 +30,7 @@ from captune.runs.run_dir import RunDir, plain
 from captune.training.config import DEFAULT_SHOWN, RunConfig, TrainingConfig, flag
 from captune.utils import processes
 from captune.utils.files import remove_leftovers, replacing_folder
-from captune.utils.hashing import fingerprint
+from captune.utils.skipped import skip
 
 logger = logging.getLogger(__name__)
 
@@ -141,14 +141,13 @@ def load_training_images(config: TrainingConfig, *, references: bool = False, so
     Raises:
         SourceError: for a source that streams, where no image can be opened, or with `references`, where one has none.
     """
-    from datasets import IterableDataset
-
     from captune.data import without_bad
     from captune.data.columns import bounded
 
-    source = source or config.images
+    source, held = source or config.images, None
     if source == config.images and not has_own_evaluation(config):
         training = part_of(source, "training", limit=config.limit)
+        held = part_of(source, "held_out", limit=config.limit)
         if training is None:
             logger.warning(
                 "%s: too few images to hold some out, so the run will be measured on its training images; name others "
@@ -160,6 +159,8 @@ def load_training_images(config: TrainingConfig, *, references: bool = False, so
     warn_of_strangers(config.model, source, images.column_names)
     if isinstance(images, IterableDataset):
         raise SourceError(f"{source}: training reads each image several times, a stream cannot; leave streaming=1 out")
+    if held:
+        images = _apart(images, held)
     dataset, bad = without_bad(bounded(images, config.batch_size))
     if bad and not len(dataset):
         raise SourceError(f"{source}: not one of {len(bad)} images can be used; the first, {bad[0][0]}: {bad[0][1]}")
@@ -167,6 +168,14 @@ def load_training_images(config: TrainingConfig, *, references: bool = False, so
         lacking = [i for i, refs in zip(dataset["image_id"], dataset["references"], strict=True) if not refs]
         refuse_without_captions(source, lacking)
     return dataset
+
+
+def _apart(images: Any, held: str) -> Any:
+    """The training images without copies of those held out, each counted."""
+    copies = sharing(images, load_images(held, decode=False))
+    for row in copies:
+        skip("images to learn from that are also, under another name, among those held out", images["image_id"][row])
+    return images.select(sorted(set(range(len(images))) - set(copies))) if copies else images
 
 
 def require_images(images: Any, config: TrainingConfig, generations: int = 1) -> None:
@@ -270,34 +279,27 @@ def has_own_evaluation(config: RunConfig) -> bool:
 def measured_on_training(config: RunConfig) -> bool:
     """Return whether a run is judged on images that it learns from.
 
-    Images of one name in two sources are compared by their bytes.
+    Those of two sources are compared by their bytes, but for streams and what a program draws, whose names decide.
     """
-    training, source = config.images, evaluation_source(config)
+    training, source, limit = config.images, evaluation_source(config), evaluation_limit(config)
     if not has_own_evaluation(config):
         training = part_of(training, "training", limit=config.limit) or training
-    learned, judged = ((training, config.limit), (source, evaluation_limit(config)))
     same = Source.parse(source).where == Source.parse(training).where
     try:
-        known = load_references(learned[0], limit=learned[1])
+        known = load_references(training, limit=config.limit)
     except SourceError:
         if same:
             raise
         return False  # a dataset was trained on that has no name
-    both = known.keys() & load_references(judged[0], limit=judged[1]).keys()
-    if same or not both:
+    both = known.keys() & load_references(source, limit=limit).keys()
+    if same or scheme_of(training).name:  # copies of what is held out of one source were left out of training
         return bool(both)
-    ours, theirs = (_contents(*one, image_ids=both) for one in (learned, judged))
-    return not ours.isdisjoint(theirs)
-
-
-def _contents(source: str, limit: int | None, *, image_ids: Collection[str]) -> set[tuple[str, str]]:
-    """(image id, a digest of its bytes) of some images of a source, but for those that cannot be read."""
-    found = set()
-    for row in load_images(source, limit=limit, decode=False):
-        if row["image_id"] in image_ids:
-            with suppress(BadImage):
-                found.add((row["image_id"], fingerprint(read_image(row["image"], row["image_id"]))))
-    return found
+    learned, judged = (
+        load_images(one, limit=n, decode=False) for one, n in ((training, config.limit), (source, limit))
+    )
+    if isinstance(learned, Dataset) and isinstance(judged, Dataset):
+        return bool(sharing(learned, judged))
+    return bool(both)
 
 
 def evaluation_limit(config: RunConfig) -> int | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from captune.errors import RunError, SettingError, SourceError
 from captune.models.captioner import Captioner
+from captune.models.hub import resolve
 from captune.training import trainer as training
 from captune.training.har import train as har
 from captune.training.har.train import HARConfig, run
@@ -88,6 +90,29 @@ def test_a_pipeline_killed_between_its_stages_is_not_resumed_on_other_captions(
         run(HARConfig(output=tmp_path / "run", **settings))
     table.write_text(first)
     assert run(HARConfig(output=tmp_path / "run", **settings)).finished
+
+
+@pytest.mark.parametrize("part", ["image_encoder", "language_model"])
+def test_a_pipeline_is_not_resumed_with_another_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """The weights of a folder changed under their name while the pipeline stood still."""
+    folder = shutil.copytree(resolve(SMALL[part]), tmp_path / part)
+    settings = {**SMALL, part: str(folder)}
+    monkeypatch.setattr(har, "align", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(HARConfig(output=tmp_path / "run", **settings))
+    with pytest.raises(KeyboardInterrupt):  # as it was
+        run(HARConfig(output=tmp_path / "run", **settings))
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: 1.5 * tensor if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=f"was made of another {part.replace('_', ' ')} "):
+        run(HARConfig(output=tmp_path / "run", **settings))
+
+
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_finished_stage_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,9 +194,12 @@ def test_the_first_steps_read_texts_without_images(
         config(tmp_path, text_steps=4)
     with pytest.raises(SettingError, match="--text-steps 6 leaves none of 6 steps for images"):
         config(tmp_path, **{**texts, "text_steps": 6})
-    assert sft.read_texts(settings.texts, {"b.jpg"}) == ["two green fish"]  # not of images that a run is judged on
+    assert sft.read_texts(settings.texts, {"b.jpg": []}) == ["two green fish"]  # not of images that a run is judged on
     with pytest.raises(SourceError, match=r"texts.csv holds no caption of an image that is not judged"):
-        sft.read_texts(settings.texts, {"a.jpg", "b.jpg"})
+        sft.read_texts(settings.texts, {"a.jpg": [], "b.jpg": []})
+    other = {"elsewhere/b.jpg": ["My small  house", "a red ball", "a ball"]}  # the same photo by another name
+    assert sft.read_texts(settings.texts, other) == ["two green fish"]
+    assert len(sft.read_texts(settings.texts, {"c.jpg": ["a red ball"]})) == 3  # one caption in common is chance
     (tmp_path / "none.csv").write_text("image,caption\n")
     with pytest.raises(SourceError, match=r"none.csv holds no caption"):
         sft.read_texts(str(tmp_path / "none.csv"))

@@ -14,6 +14,8 @@ does not state k, the projector's depth or width, learning rates or steps; the d
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from transformers import set_seed
 
 from captune.data import load_images
 from captune.data.columns import content_digest
+from captune.errors import RunError
 from captune.models.captioner import Captioner
 from captune.models.prefix_captioner import assemble
 from captune.runs.checkpoints import newest
@@ -37,6 +40,7 @@ from captune.utils import processes
 from captune.utils.files import replacing_folder
 
 PARTS = ("parts", "mle", "captioner", "scst")
+MADE_OF = "made_of.json"  # in parts
 
 
 def run(config: HARConfig) -> RunDir:
@@ -52,7 +56,10 @@ def run(config: HARConfig) -> RunDir:
     parts, merged = run_dir.path / "parts", run_dir.path / "captioner"
     mle, refined = RunDir(run_dir.path / "mle"), RunDir(run_dir.path / "scst")
     model = processor = None
-    if not (run_dir.resumes and _saved(parts)):
+    made_of = _made_of(config)
+    if run_dir.resumes and _saved(parts):
+        _check_parts(parts, made_of)
+    else:
         set_seed(config.seed)
         model, processor = assemble(
             config.image_encoder,
@@ -64,7 +71,7 @@ def run(config: HARConfig) -> RunDir:
         )
     run_dir.begin()
     if model is not None:
-        processes.on_first(_save, model, processor, parts)
+        processes.on_first(_save, model, processor, parts, made_of)
     if not mle.finished:
         align(config.stage_1())
     elif (last := newest(mle.path)) and newest(refined.path) is None:  # killed between the stages
@@ -107,7 +114,31 @@ def _saved(folder: Path) -> bool:
     return (folder / "processor_config.json").is_file() or (folder / "preprocessor_config.json").is_file()
 
 
-def _save(model: Any, processor: Any, folder: Path) -> None:
+def _save(model: Any, processor: Any, folder: Path, made_of: dict[str, str] | None = None) -> None:
     with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        if made_of is not None:
+            (temporary / MADE_OF).write_text(json.dumps(made_of), encoding="utf-8")
+
+
+def _made_of(config: HARConfig) -> dict[str, str]:
+    """The names of the parts, and digests of the weights of those that are folders, which may change."""
+    found = {}
+    for what, name in (("image encoder", config.image_encoder), ("language model", config.language_model)):
+        digest = hashlib.sha256()
+        for path in sorted(Path(name).expanduser().glob("*.safetensors")):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        found[what] = f"{name}@{digest.hexdigest()[:16]}"
+    return found
+
+
+def _check_parts(parts: Path, made_of: dict[str, str]) -> None:
+    file = parts / MADE_OF
+    then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else made_of  # of a run of before
+    if other := next((what for what, name in made_of.items() if then.get(what) != name), None):
+        raise RunError(
+            f"{parts} was made of another {other} ({then.get(other)} then, {made_of[other]} now): put that back, pass "
+            "--overwrite, or name another --output"
+        )

@@ -21,7 +21,7 @@ import json
 import math
 import operator
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -229,27 +229,38 @@ def text_loss(captioner: Captioner, captions: Sequence[str]) -> Tensor:
     return captioner.model(**batch, use_cache=False).loss
 
 
-def read_texts(source: str | None, judged: Collection[str] = ()) -> list[str]:
+def read_texts(source: str | None, judged: Mapping[str, Sequence[str]] | None = None) -> list[str]:
     """Return the captions of a file, each different one once; none without a file.
 
     Args:
         source: the file.
-        judged: ids of the images that the run is judged on: their captions are left out, and counted.
+        judged: {image_id: references} of the images that the run is judged on. Their captions are left out, and
+            counted, and so are those of an image of another id whose captions are all among the references of one.
 
     Raises:
         SourceError: it cannot be read, or holds no other caption.
     """
     if not source:
         return []
+    judged = judged or {}
+    said: dict[str, set[str]] = {}
+    for image_id, references in judged.items():
+        for text in references:
+            said.setdefault(_wording(text), set()).add(image_id)
     texts: dict[str, None] = {}
     for entry in read_entries(Path(source)):
-        if nfc(entry.image_id) in judged:
+        alike = set.intersection(*(said.get(_wording(text), set()) for text in entry.references or ("",)))
+        if nfc(entry.image_id) in judged or alike:
             skip("texts of images that the run is judged on", entry.image_id, len(entry.references))
         else:
             texts |= dict.fromkeys(entry.references)
     if not texts:
         raise SourceError(f"--texts {source} holds no caption{' of an image that is not judged' * bool(judged)}")
     return list(texts)
+
+
+def _wording(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def read_values(config: SFTConfig, name: str, rows: Any) -> dict[str, list[Any]]:
@@ -284,7 +295,7 @@ def run(config: SFTConfig) -> RunDir:
     texts: list[str] = []
     if config.texts:
         judged = evaluation_source(config)
-        texts = read_texts(config.texts, load_references(judged) if judged != config.images else ())
+        texts = read_texts(config.texts, load_references(judged) if judged != config.images else None)
     captioner = load_captioner(config)
     dataset = load_training_images(config, references=True)
     condition = prompts = weights = None
