@@ -191,6 +191,24 @@ def held_out(data: P, number: int, first: int) -> tuple[P, P, P]:
     return data.select(rest), data.select(sorted(held[:first])), data.select(sorted(held[first:]))
 
 
+def each_once(part: Vectors, use: str) -> Vectors:
+    """Return a part with images of the same pixels as one that has the captions of all; each copy is counted.
+
+    Args:
+        part: what recall is measured on: of two equal images neither is found first.
+        use: what it is for, for the count.
+    """
+    same = part.images[:, 0] @ part.images[:, 0].T >= _SAME
+    first = same.int().argmax(dim=1).tolist()  # the earliest image that it equals
+    for row, kept in enumerate(first):
+        if kept < row:
+            skip(f"copies of other images {use}", part.ids[row])
+    kept = sorted(set(first))
+    return (
+        replace(part, owners=[first[owner] for owner in part.owners]).select(kept) if len(kept) < len(first) else part
+    )
+
+
 def without_shared(part: Vectors, use: str, *others: Vectors) -> Vectors:
     """Return a part without the images that also stand in others, by id or by pixels; each is counted.
 

@@ -352,6 +352,23 @@ def test_images_that_are_held_out_too_are_not_trained_on(folder: Path, tmp_path:
     assert set(items) == {"renamed", *(f"i{i}" for i in range(201, 207))}
 
 
+def test_recall_counts_a_photo_once_whatever_it_is_called(folder: Path, tmp_path: Path) -> None:
+    """Of two equal images neither is found first: recall of a table with a row a caption would be 0."""
+    once, twice = (tiny_pair.source(tmp_path / name, 400, 6) for name in ("once", "twice"))
+    lines = [json.loads(line) for line in Path(twice).read_text().splitlines()]
+    rows = [{**line, "references": line["references"][:1]} for line in lines]
+    rows += [{**line, "image_id": f"{line['image_id']} (1)", "references": line["references"][1:]} for line in lines]
+    Path(twice).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recalls = []
+    for source in (once, twice):
+        config = tiny_pair.config(folder, tmp_path / f"run {Path(source).parent.name}", eval_images=str(source))
+        with counting() as skipped:
+            recalls.append(read_config(run(config).path).recall)
+    assert recalls[0] is not None and recalls[1] is not None
+    assert recalls[1].model_dump(exclude={"source"}) == recalls[0].model_dump(exclude={"source"})
+    assert {reason: len(items) for reason, items in skipped.items()} == {"copies of other images to state recall on": 6}
+
+
 def test_holds_images_out_where_none_are_named(folder: Path, tmp_path: Path) -> None:
     source = tiny_pair.source(tmp_path / "many", 300, 45)
     config = tiny_pair.config(folder, tmp_path / "run", images=source, choice_images=None, eval_images=None)

@@ -27,7 +27,7 @@ from captune.runs.card import cell, code, one_line
 from captune.runs.run_dir import RunDir
 from captune.training.encoder.config import EncoderConfig
 from captune.training.encoder.objective import RANKS, info_nce, mean_recall, recall
-from captune.training.features import Captioned, Vectors, held_out, vectors_of, without_shared
+from captune.training.features import Captioned, Vectors, each_once, held_out, vectors_of, without_shared
 from captune.training.heads import FEATURES, HeadTraining, finished, fit, opened_run
 from captune.utils.hashing import fingerprint
 from captune.utils.skipped import skip
@@ -196,6 +196,9 @@ def run(config: EncoderConfig) -> RunDir:
         )
         for name, part in zip(("train", "choice", "unseen"), parts, strict=True)
     )
+    choice, unseen = each_once(choice, "to choose a step"), each_once(unseen, "to state recall on")
+    if len(unseen) < 2:
+        raise SourceError(f"{parts[2].source}: its images are one; recall needs 2 different ones at least")
     choice = without_shared(choice, "to choose a step", unseen)
     if len(choice) < 2:
         raise SourceError(
