@@ -89,7 +89,7 @@ def test_what_the_models_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     pixels = given(save_onnx(tmp_path / "v8.onnx", {"output0": np.zeros((6, cells()))}, metadata=NAMES))
     np.testing.assert_allclose(pixels[:, 20, 10] * 255, [10, 200, 30], rtol=1e-5)
     np.testing.assert_allclose(pixels[:, [5, 60], 10] * 255, 114, rtol=1e-5)  # grey above and below
-    detr = {"logits": np.zeros((5, 81)), "pred_boxes": np.zeros((5, 4))}
+    detr = {"logits": np.full((5, 81), -1.0), "pred_boxes": np.zeros((5, 4))}
     pixels = given(save_onnx(tmp_path / "detr.onnx", detr))
     expected = (np.array([10, 200, 30]) / 255 - MEAN) / DEVIATION
     np.testing.assert_allclose(pixels[:, 5, 10], expected, rtol=1e-4)
@@ -228,6 +228,29 @@ def test_the_digest_changes_with_what_decides(tmp_path: Path) -> None:
 def test_what_is_not_understood_is_refused(tmp_path: Path, outputs: Any, options: Any, said: str) -> None:
     with pytest.raises(DetectorError, match=said):
         load_detector(save_onnx(tmp_path / "tiny.onnx", outputs, **options))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (  # YOLO-NAS, PP-YOLOE: boxes in pixels
+            {"boxes": np.tile([10.0, 10, 50, 50], (84, 1)), "scores": np.full((84, 80), 0.1)},
+            "DETR's shapes, but hold boxes from 10 to 50 for a blank image, which are pixels",
+        ),
+        (  # SSD: after the softmax, the background first
+            {"boxes": np.full((84, 4), 0.4), "scores": np.eye(84, 81) * 0.9},
+            "hold scores from 0 to 0.9 for a blank image, which are probabilities.*; known are .* RT-DETR with logits",
+        ),
+        (  # YOLOv6
+            {"outputs": np.concatenate([np.full((84, 4), 20.0), np.ones((84, 1)), np.zeros((84, 80))], axis=1)},
+            "YOLOX's shape, but objectness is 1 all over a blank image, as YOLOv6 gives it; known are YOLOX",
+        ),
+        ({"boxes": np.zeros((0, 4)), "scores": np.zeros((0, 80))}, r"boxes \(1, 0, 4\), scores \(1, 0, 80\), which is"),
+    ],
+)  # fmt: skip
+def test_other_architectures_of_known_shapes_are_refused(tmp_path: Path, outputs: Any, said: str) -> None:
+    with pytest.raises(DetectorError, match=said):
+        load_detector(save_onnx(tmp_path / "tiny.onnx", outputs))
 
 
 def test_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

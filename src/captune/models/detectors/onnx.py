@@ -47,6 +47,7 @@ SIZE = 640  # of an input whose size the file leaves open
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _DETR = ("DETR", "RT-DETR")
+_KNOWN = "known are YOLOX, YOLOv5, v7 to v11, and DETR and RT-DETR with logits before the sigmoid and boxes from 0 to 1"
 _LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)  # of weights outside; then their file's name, so long
 
 
@@ -91,8 +92,8 @@ class OnnxDetector:
         device: cpu (default), or cuda with onnxruntime-gpu.
 
     Raises:
-        DetectorError: for a file that onnxruntime cannot read, or inputs and outputs of no layout
-            above; the message has their names and shapes.
+        DetectorError: for a file that onnxruntime cannot read, inputs and outputs of no layout above
+            (the message has their names and shapes), or outputs of such shapes with other numbers.
         SettingError: onnxruntime has no such device here.
     """
 
@@ -175,8 +176,9 @@ class OnnxDetector:
             queries = outputs[boxes[0]].shape[1]
             scores = [place for place in rows if place != boxes[0] and outputs[place].shape[1] == queries]
             named = [place for place in scores if "logits" in names[place]]
-            if len(scores) == 1 or len(named) == 1:
+            if queries and (len(scores) == 1 or len(named) == 1):
                 place = scores[0] if len(scores) == 1 else named[0]
+                self._check_detr(outputs[place], outputs[boxes[0]])
                 return Layout("DETR", outputs[place].shape[2], (place, boxes[0]))
         width, height = self.size
         cells = sum((width // stride) * (height // stride) for stride in STRIDES)
@@ -184,6 +186,9 @@ class OnnxDetector:
             first = outputs[rows[0]]
             _, number, wide = first.shape
             if number == cells and wide > 5:
+                if (first[..., 4] == 1).all():
+                    raise DetectorError(f"{self.path.name}: its outputs have YOLOX's shape, but objectness is 1 all "
+                                        f"over a blank image, as YOLOv6 gives it; {_KNOWN}")  # fmt: skip
                 middle = float(np.median(first[..., :2]))  # of all cells: half the image, or half a cell
                 return Layout("YOLOX", wide - 5, (rows[0],), decoded=middle > width / 8)
             if number == 3 * cells and wide > 5:
@@ -198,6 +203,17 @@ class OnnxDetector:
             f"YOLOX ({cells} rows), YOLOv5 ({3 * cells} rows), YOLOv8 ({cells} columns), YOLOv10 (6 columns, "
             "the last a class) or DETR (logits and boxes) answer"
         )
+
+    def _check_detr(self, logits: np.ndarray, boxes: np.ndarray) -> None:
+        """Raise DetectorError for what has DETR's shapes and other numbers, such as YOLO-NAS and SSD."""
+        said = ""
+        if boxes.min() < -1 or boxes.max() > 2:
+            said = f"boxes from {boxes.min():g} to {boxes.max():g} for a blank image, which are pixels"
+        elif logits.min() >= 0 and logits.max() <= 1:
+            said = f"scores from {logits.min():g} to {logits.max():g} for a blank image, which are probabilities"
+        if said:
+            raise DetectorError(f"{self.path.name}: its outputs have DETR's shapes, but hold {said}, "
+                                f"as YOLO-NAS, PP-YOLOE or SSD give them; {_KNOWN}")  # fmt: skip
 
     def _find_names(self, count: int | None) -> tuple[str, ...]:
         """The classes' names: as found, or COCO's if there are 80."""
