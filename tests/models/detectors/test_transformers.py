@@ -47,6 +47,20 @@ def test_it_answers_as_its_image_processor(folder: Path) -> None:
     assert detector.detect([], threshold=0.3) == []
 
 
+def test_an_image_does_not_change_what_is_found_in_the_one_beside_it(folder: Path) -> None:
+    """With a processor that keeps proportions and pads a batch, and a model that reads the padding."""
+    detector = load_detector(folder, device="cpu")
+    detector.processor = type(detector.processor)(size={"shortest_edge": 32, "longest_edge": 64})
+    images = [tiny.picture(number, size) for number, size in enumerate([(40, 80), (80, 40), (30, 60), (50, 50)])]
+    alone = [detector.detect([image], threshold=0.0)[0] for image in images]
+    together = detector.detect(images, threshold=0.0)
+    assert len({one.scores.tobytes() for one in alone}) == 4
+    for image, one, other in zip(images, alone, together, strict=True):
+        assert len(one.labels) == 6 and other.size == image.size and one.labels == other.labels
+        np.testing.assert_allclose(other.scores, one.scores, rtol=1e-5)
+        np.testing.assert_allclose(other.boxes, one.boxes, rtol=1e-4, atol=1e-3)
+
+
 def test_the_same_model_as_an_onnx_file_answers_the_same(tmp_path: Path) -> None:
     """Exported as optimum lays it: onnx/model.onnx in the folder with its config and its image processor."""
     pytest.importorskip("onnxruntime")

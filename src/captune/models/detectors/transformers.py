@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, BatchFeature
 
 from captune.errors import DetectorError
 from captune.models.detectors.base import Detections, chosen
@@ -62,21 +63,26 @@ class TransformersDetector:
 
     def detect(self, images: Sequence[Any], *, threshold: float, nms: float | None = None) -> list[Detections]:
         """Find objects; see `captune.models.detectors.Detector`."""
-        images = list(images)
-        if not images:
-            return []
-        with torch.inference_mode():
-            inputs = self.processor(images=images, return_tensors="pt").to(self.model.device, self.model.dtype)
-            outputs = self.model(**inputs)
-            check_finite([("logits", outputs.logits), ("boxes", outputs.pred_boxes)], error=DetectorError,
-                         what=f"what detector {self.name!r} says of an image")  # fmt: skip
-            # every box, since a threshold there means "more than", here "at least"
-            made = self.processor.post_process_object_detection(
-                outputs, threshold=-1.0, target_sizes=[(image.height, image.width) for image in images]
-            )
-        found = []
-        for image, one in zip(images, made, strict=True):
-            boxes, scores, classes = (np.asarray(one[key].float().cpu()) for key in ("boxes", "scores", "labels"))
-            settings = {"threshold": threshold, "nms": self.nms if nms is None else nms}
-            found.append(chosen(boxes, scores, classes.astype(int), self.names, image.size, **settings))
-        return found
+        found: dict[int, Detections] = {}
+        settings = {"threshold": threshold, "nms": self.nms if nms is None else nms}
+        prepared = [self.processor(images=[image], return_tensors="pt") for image in images]
+        groups: dict[torch.Size, list[int]] = defaultdict(list)  # padded to each other's size, images would change
+        for place, one in enumerate(prepared):
+            groups[one["pixel_values"].shape].append(place)
+        for places in groups.values():
+            sizes = [(images[place].height, images[place].width) for place in places]
+            for place, one in zip(places, self._run([prepared[place] for place in places], sizes), strict=True):
+                boxes, scores, classes = (np.asarray(one[key].float().cpu()) for key in ("boxes", "scores", "labels"))
+                size = images[place].size
+                found[place] = chosen(boxes, scores, classes.astype(int), self.names, size, **settings)
+        return [found[place] for place in range(len(images))]
+
+    @torch.inference_mode()
+    def _run(self, prepared: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> Any:
+        """Every box in images of equal prepared shape, and of these heights and widths."""
+        inputs = {name: torch.cat([one[name] for one in prepared]) for name in prepared[0]}
+        outputs = self.model(**BatchFeature(inputs).to(self.model.device, self.model.dtype))
+        check_finite([("logits", outputs.logits), ("boxes", outputs.pred_boxes)], error=DetectorError,
+                     what=f"what detector {self.name!r} says of an image")  # fmt: skip
+        # every box, since a threshold there means "more than", here "at least"
+        return self.processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
