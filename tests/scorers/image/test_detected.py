@@ -16,6 +16,7 @@ from captune.errors import DetectorError, EvaluationError, MissingColumn, Scorer
 from captune.evaluation.cache import Cache
 from captune.evaluation.run import evaluate_files
 from captune.models.detectors import Detections
+from captune.models.detectors.base import COCO_NAMES
 from captune.scorers import check_needs, load_scorer
 from captune.scorers._support.detections import DetectionFile
 from captune.scorers.image.detected import Detected
@@ -149,6 +150,21 @@ def test_labels_of_another_vocabulary(tmp_path: Path) -> None:
     assert list(*left_out.values()) == ["Ibis"]
     with pytest.raises(ScorerError, match=r"none of its 2 labels \(n01530575, n01689811\) names an object"):
         load_scorer("detected").rows(["a"], objects=[["n01530575", "n01689811"]])
+
+
+def test_a_label_is_what_its_last_words_name() -> None:
+    named = load_scorer("detected").names.classes
+    assert {name: named(name) for name in COCO_NAMES} == {name: {name} for name in COCO_NAMES}
+    for label, name in {
+        "Computer mouse": "mouse", "Dog bed": "bed", "Car seat": "chair", "Table tennis racket": "tennis racket",
+        "Dining table": "dining table", "Kitchen & dining room table": "dining table", "hot_dogs": "hot dog",
+        "person, individual, someone": "person", "mouse_(computer_equipment)": "mouse", "bus (vehicle)": "bus",
+    }.items():  # fmt: skip
+        assert named(label) == {name}, label
+    for label in ("Cat furniture", "Pizza cutter", "Toilet paper", "Ski boot", "Bicycle wheel", "", "train track"):
+        with counting() as left_out:
+            assert not named(label)
+        assert list(*left_out.values()) == [label]
 
 
 def test_other_forms_of_the_column() -> None:

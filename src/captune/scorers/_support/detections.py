@@ -21,25 +21,25 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Found = list[tuple[str, float]]  # labels with scores
-Mentions = Callable[[str], list[str]]  # the classes that a text names
+Named = Callable[[str], list[str]]  # the classes that a label names
 
 
 class Labels:
     """The labels of a detector, or of a file, in a vocabulary's classes: "sofa" is a couch where a caption's sofa is.
 
     Args:
-        mentions: names the classes in a text.
+        named: the classes that a label names.
         who: whose labels, for messages.
     """
 
-    def __init__(self, mentions: Mentions, who: str) -> None:
-        self.mentions, self.who = mentions, who
+    def __init__(self, named: Named, who: str) -> None:
+        self.named, self.who = named, who
         self._known: dict[str, frozenset[str]] = {}
 
     def classes(self, label: str) -> frozenset[str]:
         """Return the class of a label; a label that names none is left out, and counted."""
         if label not in self._known:
-            self._known[label] = frozenset(self.mentions(label) or self.mentions(label.replace("_", " ")))
+            self._known[label] = frozenset(self.named(label) or self.named(label.replace("_", " ")))
             if not self._known[label]:
                 skip(f"labels of {self.who} that name no object of the vocabulary", label)
         return self._known[label]
@@ -63,11 +63,11 @@ class DetectionFile:
 
     Args:
         path: the file, a line {"image_id": ..., "objects": [{"label": ..., "score": ...}]} an image.
-        mentions: names the classes in a text.
+        named: the classes that a label names.
     """
 
-    def __init__(self, path: Path, mentions: Mentions) -> None:
-        self.path, self.labels = path, Labels(mentions, path.name)
+    def __init__(self, path: Path, named: Named) -> None:
+        self.path, self.labels = path, Labels(named, path.name)
 
     def check(self) -> None:
         """Raise ScorerError where there is no such file."""

@@ -46,6 +46,18 @@ class Vocabulary:
         on_toilet = not said.isdisjoint({"toilet", "toilet seat"})
         return [name for phrase, name in found if name and not (on_toilet and phrase == "seat")]
 
+    def named(self, label: str) -> list[str]:
+        """The class of the longest phrase that ends a label: a dog bed is a bed, and a ski boot no object.
+
+        Of a label that lists names ("mouse, computer mouse") each counts; what is in brackets after one does not.
+        """
+        found = []
+        for name in [label, *re.split("[,;]", re.sub(r"\(.*?\)", " ", label))]:
+            words = [singular(word) for word in ptb.words(name)]
+            phrases = (" ".join(words[place:]) for place in range(len(words)))
+            found.append(next((self.classes[phrase] for phrase in phrases if phrase in self.classes), ""))
+        return [name for name in found if name]
+
 
 def _read(file: Path) -> dict[str, str]:
     content = read_json(file, error=ScorerError)

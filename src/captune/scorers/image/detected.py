@@ -42,10 +42,11 @@ class Detected(Scorer):
         detected:?detections=found.jsonl    a file of `captune detect`
         detected                            a column `objects` of the data: names, or {"label", "score"}
 
-    Labels are read as captions are ("sofa" is a couch); those that name no COCO class are left out and counted. What a
-    detector cannot find by its list of labels is not held against a caption: of a detector of persons and cars, only
-    these are judged. The detector's own faults are in the score: what it misses counts as invented. A list of words
-    ("person dog") scores as a sentence does: as a reward, add one that reads the whole text.
+    Labels have a caption's synonyms ("sofa" is a couch), and are what their last words name (a dog bed is a bed, a
+    pizza cutter no object); those that name no COCO class are left out and counted. What a detector cannot find by its
+    list of labels is not held against a caption: of a detector of persons and cars, only these are judged. The
+    detector's own faults are in the score: what it misses counts as invented. A list of words ("person dog") scores as
+    a sentence does: as a reward, add one that reads the whole text.
 
     Args:
         argument: what the spec says.
@@ -96,7 +97,7 @@ class Detected(Scorer):
         self._loaded, self.device = detector, device
         self.by_model = bool(model) or detector is not None
         self.vocabulary = Vocabulary()
-        self.file = DetectionFile(Path(detections).expanduser(), self.vocabulary.mentions) if detections else None
+        self.file = DetectionFile(Path(detections).expanduser(), self.vocabulary.named) if detections else None
         self.required_columns = ("image",) if self.by_model else ("image_id",) if self.file else ("objects",)
         self.cached = self.by_model
         default = DEFAULT_THRESHOLD if self.by_model else 0.0
@@ -127,7 +128,7 @@ class Detected(Scorer):
     def names(self) -> Labels:
         """Labels in COCO's classes."""
         who = Path(self.detector.name).name if self.by_model else "the column objects"
-        return Labels(self.vocabulary.mentions, who)
+        return Labels(self.vocabulary.named, who)
 
     @cached_property
     def judged(self) -> frozenset[str] | None:
@@ -211,4 +212,4 @@ class Detected(Scorer):
             by = f"model:{Path(self.detector.name).name}@{self.detector.digest}|nms:{self.detector.nms:g}"
         else:
             by = "column:objects"
-        return f"detected|{by}|threshold:{threshold}|vocabulary:coco80|tok:{ptb.VERSION}|empty:0"
+        return f"detected|{by}|threshold:{threshold}|vocabulary:coco80|labels:head|tok:{ptb.VERSION}|empty:0"

@@ -90,7 +90,7 @@ class Chair(Scorer):
         self.file = Path(settings.file).expanduser() if settings.file else None
         self.vocabulary_file = Path(settings.vocabulary or COCO).expanduser()
         detections = settings.detections
-        self.detections = DetectionFile(Path(detections).expanduser(), self.mentions) if detections else None
+        self.detections = DetectionFile(Path(detections).expanduser(), self._named) if detections else None
         if self.file or self.detections:
             self.required_columns, self.optional_columns = ("image_id",), ("references",)  # of this object
         self._referenced = not (self.file or self.detections)
@@ -114,12 +114,15 @@ class Chair(Scorer):
         """The class of each object that a text mentions, in order, repetitions included."""
         return self.vocabulary.mentions(text)
 
+    def _named(self, label: str) -> list[str]:
+        return self.vocabulary.named(label)
+
     @cached_property
     def truth(self) -> dict[str, frozenset[str]]:
         """{image id: classes} of the file."""
         assert self.file is not None
         self.check()
-        found, labels = _objects_by_image(self.file), Labels(self.mentions, self.file.name)
+        found, labels = _objects_by_image(self.file), Labels(self._named, self.file.name)
         labels.all({name for names in found.values() for name in names})
         return {key: frozenset().union(*map(labels.classes, names)) for key, names in found.items()}
 
@@ -194,7 +197,8 @@ class Chair(Scorer):
         vocabulary = (
             f"{self.vocabulary_file.name}@{fingerprint(self.vocabulary_file.read_bytes())}" if own else "coco80"
         )
-        return f"chair|truth:{'+'.join(truth)}|vocabulary:{vocabulary}|tok:{ptb.VERSION}"
+        labels = "|labels:head" if self.file or self.detections else ""
+        return f"chair|truth:{'+'.join(truth)}|vocabulary:{vocabulary}{labels}|tok:{ptb.VERSION}"
 
 
 def _objects_by_image(file: Path) -> dict[str, list[str]]:
