@@ -134,6 +134,56 @@ def test_captions_that_changed_are_noticed(tmp_path: Path) -> None:
     assert len(build(source, folder, overwrite=True)) == 59
 
 
+def replace_images(folder: Path) -> None:
+    for i in range(30):
+        (folder / f"{i:03d}.png").write_bytes(encode(photo(seed=100 + i), "PNG"))
+
+
+def test_images_that_were_replaced_under_their_names_are_noticed(tmp_path: Path) -> None:
+    source, folder = corpora.source(tmp_path / "own", CAPTIONS), tmp_path / "corpus"
+    before = build(source, folder).digest
+    replace_images(tmp_path / "own")
+    with pytest.raises(CorpusError, match=r"holds a corpus made .*other images, under the same names.*--overwrite"):
+        build(source, folder)
+    assert build(source, folder, overwrite=True).digest != before
+
+
+def test_an_unfinished_corpus_does_not_mix_images(tmp_path: Path) -> None:
+    class Failing(corpora.Bag):
+        def encode_images(self, images):
+            if self.images >= 20:
+                raise RuntimeError
+            return super().encode_images(images)
+
+    source, folder = corpora.source(tmp_path / "own", CAPTIONS), tmp_path / "corpus"
+    with pytest.raises(RuntimeError):
+        build(source, folder, Failing())
+    replace_images(tmp_path / "own")
+    with pytest.raises(CorpusError, match="holds an unfinished corpus made .*other images, under the same names"):
+        build(source, folder)
+
+
+def test_a_corpus_that_knows_no_contents_stays_usable(tmp_path: Path) -> None:
+    source, folder = corpora.source(tmp_path / "own", CAPTIONS), tmp_path / "corpus"
+    before = build(source, folder).digest
+    config = json.loads((folder / "config.json").read_text())
+    del config["contents"]
+    (folder / "config.json").write_text(json.dumps(config))
+    replace_images(tmp_path / "own")
+    assert build(source, folder).digest == before
+
+
+def test_times_and_columns_that_no_corpus_has_decide_nothing(tmp_path: Path) -> None:
+    source, folder = corpora.source(tmp_path / "own", CAPTIONS), tmp_path / "corpus"
+    dataset = load_images(source, decode=False)
+    build(dataset, folder)
+    for file in (tmp_path / "own").glob("*.png"):
+        os.utime(file, (1, 1))
+    encoder = corpora.Bag()
+    build(dataset.add_column("length", [1] * 30), folder, encoder)
+    assert not encoder.images
+
+
 def test_another_corpus_is_not_overwritten_unless_asked(source: str, tmp_path: Path) -> None:
     build(source, tmp_path)
     with pytest.raises(CorpusError, match="text encoder bag@bag1, not bag@bag2.*overwrite"):

@@ -18,7 +18,7 @@ from captune.corpus import files
 from captune.corpus.files import Shard
 from captune.corpus.index import EXACT, INDEXES, make_index
 from captune.data import ImageSource, load_images, open_image
-from captune.data.columns import read_digest, undecoded
+from captune.data.columns import content_digest, read_digest, undecoded
 from captune.data.images import BATCH_PIXELS
 from captune.data.schemes import scheme_of
 from captune.errors import BadImage, CorpusError, redact
@@ -84,6 +84,7 @@ def build(
         "source": redact(source) if isinstance(source, str) else f"a dataset of {_count(dataset) or 'unknown'} rows",
         "rows": _count(dataset),
         "read": read_digest(dataset),
+        "contents": _contents(dataset, offered.truth_column),
         "text_encoder": _named(text_model),
         "image_encoder": _named(image_model),
         "shard_size": shard_size,
@@ -115,6 +116,14 @@ def _count(dataset: ImageSource) -> int | None:
     return len(dataset) if isinstance(dataset, Dataset) else None
 
 
+def _contents(dataset: ImageSource, truth: str) -> str | None:
+    """A digest of the images, by the sizes that `content_digest` looks at; of drawn ones by the truth."""
+    if not isinstance(dataset, Dataset):
+        return None
+    names = [name for name in ("image", "image_id", truth) if name in dataset.column_names]
+    return content_digest(dataset.select_columns(names))  # other columns decide nothing of a corpus
+
+
 def _begin(folder: Path, settings: dict[str, Any], encoders: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """The config of the build that starts or resumes here; CorpusError if the folder holds another one."""
     if overwrite:
@@ -133,6 +142,8 @@ def _begin(folder: Path, settings: dict[str, Any], encoders: dict[str, Any], ove
     ]
     if not differences and begun.get("read", settings["read"]) != settings["read"]:  # an earlier version wrote none
         differences.append("other captions, or images of other names, than the source has now")
+    elif not differences and begun.get("contents", settings["contents"]) != settings["contents"]:
+        differences.append("other images, under the same names, than the source has now")
     for slot in ("text_encoder", "image_encoder"):
         if not files.same_encoder(begun, slot, encoders[slot]):
             then, now = ("{name}@{digest}".format(**c[slot]) for c in (begun, settings))
