@@ -281,6 +281,10 @@ class Corpus:
     def _image_rows(self) -> dict[str, int]:
         return {image_id: row for row, image_id in enumerate(self.image_ids)}
 
+    def has(self, image_id: str) -> bool:
+        """Return whether an image is in the corpus under this id."""
+        return image_id in self._image_rows
+
     @cached_property
     def _captions_of(self) -> np.ndarray:
         return np.bincount(self.owners, minlength=len(self.image_ids))

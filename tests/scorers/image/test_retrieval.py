@@ -105,6 +105,38 @@ def test_without_ids_it_says_that_images_may_find_themselves(corpus: Corpus, cap
     np.testing.assert_allclose(rows[0][:, 0], definition(own=True)[0], atol=1e-5)
 
 
+def test_own_images_under_other_ids_are_said(corpus: Corpus, caplog: pytest.LogCaptureFixture) -> None:
+    captions, images = [TEXTS[i][0] for i in range(3)], [photo(seed=i) for i in range(3)]
+    columns = {"image": images, "image_id": [f"photos/{i:03d}.png" for i in range(3)]}
+    absent = "none of the 3 images is in the corpus by its id; where it is under another id a caption retrieves its own"
+    with caplog.at_level(logging.INFO, "captune.scorers"):
+        grc, qir = GRC(None, corpus=corpus), QIR("x?k=19", corpus=corpus)
+        for _ in range(2):
+            grc.rows(captions, **columns)
+            rows = qir.rows(captions, **columns)
+    assert [(record.levelname, absent in record.message) for record in caplog.records] == [
+        ("INFO", True),
+        ("WARNING", True),
+    ]
+    assert caplog.records[1].message.endswith("its own image, and 3 of 3 captions did")
+    np.testing.assert_array_equal(rows, QIR("x?k=19&own=1", corpus=corpus).rows(captions, **columns))
+    caplog.clear()
+    columns["image_id"] = ["000.png", "001.png", "again.png"]
+    qir.forget()
+    qir.rows(captions, **columns)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "1 of 3 captions retrieved an image equal to their own, which is in the corpus under" in caplog.text
+
+
+def test_a_corpus_of_other_images_is_no_warning(corpus: Corpus, caplog: pytest.LogCaptureFixture) -> None:
+    columns = {"image": [photo(seed=50), photo(seed=51)], "image_id": ["a", "b"]}
+    with caplog.at_level(logging.INFO, "captune.scorers"):
+        QIR(None, corpus=corpus).rows(["red ball", "beach"], **columns)
+        QIR("x?own=1", corpus=corpus).rows(["red ball", "beach"], **columns)
+        QIR(None, corpus=corpus).rows(CAPTIONS, image=IMAGES, image_id=IDS)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
 def test_both_share_one_search_and_an_image_is_encoded_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     searched = []
     monkeypatch.setattr(Corpus, "_search", lambda self, *a, _do=Corpus._search: (searched.append(1), _do(self, *a))[1])

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _KEPT_IMAGES = 20_000
 _BATCH = 32
+_SAME = 1 - 1e-5  # cosine from which two images are one
 
 
 class _Retrieval(Scorer):
@@ -83,7 +84,7 @@ class _Retrieval(Scorer):
         self.k, self.own, self.distinct, self.index = settings.k, settings.own, settings.distinct, settings.index
         self.folder, self._effort, self._device = settings.corpus, settings.effort or None, device
         self._gallery = corpus
-        self._warned = False
+        self._said = set[str]()
 
     def check(self) -> None:
         """Raise ScorerError where what it runs on is missing."""
@@ -107,8 +108,8 @@ class _Retrieval(Scorer):
         return self._gallery
 
     def forget(self) -> None:
-        """A missing image_id is warned of again."""
-        self._warned = False
+        """What was said of own images is said again."""
+        self._said.clear()
 
     def rows(
         self, captions: Sequence[str], *, image: Sequence[Any] | None = None, image_id: Sequence[str] | None = None,
@@ -123,16 +124,45 @@ class _Retrieval(Scorer):
         exclude = None
         if not self.own and image_id is not None:
             exclude = [image_id[i] for i in spoken]
-        elif not self.own and not self._warned:
-            logger.warning("scorer %r: without image_id a caption may retrieve the very image it describes", self.name)
-            self._warned = True
+        elif not self.own:
+            self._say("without image_id a caption may retrieve the very image it describes")
         with as_scorer_error(self.name):
             texts = [captions[i] for i in spoken]
             _, found = gallery.search(texts, self.k, exclude=exclude, unique_images=self.distinct)
             retrieved = np.asarray(gallery.image_vectors[gallery.owners[found]], dtype=np.float64)
             own = None if image is None else self._image_vectors(Chosen(image, spoken))
+        if exclude is not None:
+            self._say_own(exclude, retrieved, own)
         scores[spoken, 0] = self._scores(retrieved, own)
         return scores
+
+    def _say_own(self, exclude: Sequence[str | None], retrieved: np.ndarray, own: np.ndarray | None) -> None:
+        """Say where a caption may retrieve, or did retrieve, its own image under another id; arrays as of `_scores`."""
+        ids = {str(image_id) for image_id in exclude if image_id is not None}
+        absent = bool(ids) and not any(map(self.gallery.has, ids))
+        found = 0
+        if own is not None:
+            found = int((np.einsum("qkd,qd->qk", retrieved, own) >= _SAME).any(axis=1).sum())
+        if absent:
+            did = f", and {found} of {len(exclude)} captions did" if found else ""
+            self._say(
+                f"none of the {len(ids)} images is in the corpus by its id; where it is under another id a caption "
+                f"retrieves its own image{did}",
+                logging.WARNING if found else logging.INFO,
+                "found" if found else "absent",
+            )
+        elif found:
+            self._say(
+                f"{found} of {len(exclude)} captions retrieved an image equal to their own, which is in the corpus "
+                "under another id",
+                key="found",
+            )
+
+    def _say(self, what: str, level: int = logging.WARNING, key: str = "") -> None:
+        """Log something of a kind once."""
+        if key not in self._said:
+            self._said.add(key)
+            logger.log(level, "scorer %r: %s", self.name, what)
 
     def _scores(self, retrieved: np.ndarray, own: np.ndarray | None) -> np.ndarray:
         """(Q,) from the unit vectors of the retrieved images (Q, K, D) and of the own images (Q, D)."""
