@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_encoders
 import torch
+from PIL import Image
 
 from captune.decoding import load_decoder
 from captune.decoding.best_of import BestOf
 from captune.errors import CaptionerError, MissingColumn
+from captune.inference.job import caption_source
 from captune.models.caching.prefill import PrefillCache
 from captune.models.captioner import Captioner
 from captune.models.families import attribute
 from captune.scorers import Scorer, load_scorer
+from captune.utils.skipped import counting, sentences
 
 
 def samples(captioner: Captioner, images: list, n: int) -> np.ndarray:
@@ -96,6 +100,37 @@ def test_ties_and_rewards_that_are_none(captioner: Captioner, images: list, rewa
     decoder = BestOf(3, "length")
     decoder.__dict__["judge"] = judge = Judge(*rewards)
     assert decoded(captioner, images[:1], decoder) == [judge.asked[0][chosen]]
+
+
+class Served:
+    """Captions as a server does, several batches at once; they are all equal."""
+
+    name, prompt, batches_at_once = "served", "Describe this image.", 3
+
+    def generate(self, images: list, num_return_sequences: int = 1, **_: Any) -> list[str]:
+        return ["a dog"] * len(images) * num_return_sequences
+
+
+class Blind(Scorer):
+    """Judges the samples of wide images alone."""
+
+    name = "blind"
+
+    def __call__(self, completions: Any, *, image: Any, **columns: Any) -> list[float]:
+        return [1.0 if one.width > 40 else float("nan") for one in image]
+
+
+def test_images_without_a_judged_sample_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number, width in enumerate([32, 48, 32, 32, 48, 32]):
+        Image.new("RGB", (width, 32), (number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+    decoder = BestOf(2, "length")
+    decoder.__dict__["judge"] = Blind()
+    with counting() as counts:
+        caption_source(Served(), str(tmp_path / "photos"), tmp_path / "caps.jsonl", decoder=decoder, batch_size=2,
+                       progress=False)  # fmt: skip
+    (said,) = sentences(counts)
+    assert said.startswith("the first sample was kept, as the scorer of best-of judged no sample of its image: 4 capt")
 
 
 def test_what_the_scorer_needs_is_checked_before_any_work(

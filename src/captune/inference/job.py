@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -368,7 +369,7 @@ class _Job:
                         opened = [one.result() for one in now]
                         del now  # a future keeps its result
                         if self.at_once > 1:
-                            making.append((makers.submit(self._make, opened).result, before))
+                            making.append((makers.submit(copy_context().run, self._make, opened).result, before))
                         else:
                             making.append((partial(self._make, opened), before))
                         del opened
