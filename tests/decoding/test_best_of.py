@@ -130,7 +130,7 @@ def test_images_without_a_judged_sample_are_counted(tmp_path: Path) -> None:
         caption_source(Served(), str(tmp_path / "photos"), tmp_path / "caps.jsonl", decoder=decoder, batch_size=2,
                        progress=False)  # fmt: skip
     (said,) = sentences(counts)
-    assert said.startswith("the first sample was kept, as the scorer of best-of judged no sample of its image: 4 capt")
+    assert said.startswith("left out 4: choices of best-of, which kept the first sample, as its scorer judged none")
 
 
 def test_what_the_scorer_needs_is_checked_before_any_work(

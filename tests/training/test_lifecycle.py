@@ -207,7 +207,10 @@ def test_too_few_images_to_fit_a_mapper_are_refused_before_anything_is_done(tiny
     settings = ViZerConfig(images=str(tmp_path / "photos"), output=tmp_path / "other", **common)
     with pytest.raises(SourceError, match=r"fitted on 11 images.*give 14 images or more, of which 1 are held out"):
         vizer.run(settings)
-    assert not any((tmp_path / name).joinpath("round-1").exists() for name in ("run", "other"))
+    assert not any((tmp_path / name / "config.yaml").exists() for name in ("run", "other"))  # nothing was begun
+    settings = ViZerConfig(images="storybook:train?n=14", output=tmp_path / "more", mapper_size=12, **common)
+    with pytest.raises(SourceError, match="raise --mapper-size to 13 or more; or lower --whitened"):
+        vizer.run(settings)
 
 
 def spoil(trainer: type, step: int, monkeypatch: pytest.MonkeyPatch, value: float) -> None:

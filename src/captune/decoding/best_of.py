@@ -8,9 +8,8 @@ any that needs nothing but the image, a weighted sum included, and is asked as i
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +21,13 @@ from pydantic import Field
 from captune.errors import CaptionerError
 from captune.models.caching.prefill import PrefillCache
 from captune.scorers import Scorer, check_needs, load_scorer
-from captune.utils.skipped import Told, skip
+from captune.utils.hashing import pixels_digest
+from captune.utils.skipped import skip
 
 if TYPE_CHECKING:
     from captune.models.captioner import Captioner
 
-_UNJUDGED = Told("the first sample was kept, as the scorer of best-of judged no sample of its image")
+_UNJUDGED = "choices of best-of, which kept the first sample, as its scorer judged none of the image"
 _SCORING = threading.Lock()  # a server's samples come in several threads
 
 
@@ -50,11 +50,6 @@ class BestOf:
     def judge(self) -> Scorer:
         """The scorer, built once."""
         return load_scorer(self.scorer)
-
-    @cached_property
-    def _numbers(self) -> Iterator[int]:
-        """Of images without a judged sample, so that equal captions are counted each."""
-        return itertools.count(1)
 
     @property
     def required_columns(self) -> tuple[str, ...]:
@@ -87,7 +82,7 @@ class BestOf:
         own = {name: [entry for entry in column for _ in range(self.n)] for name, column in columns.items()}
         with _SCORING:
             rewards = np.array(cast(Any, self.judge)(captions, **own), dtype=float).reshape(len(images), self.n)
-            for row in np.flatnonzero(np.isnan(rewards).all(axis=1)):
-                skip(_UNJUDGED, f"{captions[row * self.n][:40]!r} ({next(self._numbers)})")
+            for row in np.flatnonzero(np.isnan(rewards).all(axis=1)).tolist():
+                skip(_UNJUDGED, f"{captions[row * self.n][:40]!r} of {pixels_digest(images[row]).hex()[:8]}")
         best = np.nan_to_num(rewards, nan=-np.inf).argmax(axis=1)  # an invalid reward wins nothing
         return [captions[row * self.n + place] for row, place in enumerate(best)]

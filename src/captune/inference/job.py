@@ -235,7 +235,7 @@ def caption_source(
     kind: Kind = getattr(captioner, "kind", CAPTIONS)
     chosen = output_format(output, format) if isinstance(output, str | Path) else None
     dataset = select_images(source, limit)
-    if isinstance(source, str | Path):
+    if isinstance(source, str | Path) and not hasattr(getattr(captioner, "model", None), "peft_config"):
         warn_of_strangers(getattr(captioner, "name", ""), str(source), dataset.column_names)
     if chosen is not None and chosen.name in ("webdataset",) and not isinstance(dataset, Dataset):
         raise SettingError(

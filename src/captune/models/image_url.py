@@ -19,6 +19,7 @@ LOSSLESS = 2**18  # pixels
 MAX_SIDE = 2048  # pixels
 MAX_BYTES = 2**22  # of an encoded image
 _QUALITIES = (95, 85, 70)
+SENT = f"png<={LOSSLESS}px,else jpeg{_QUALITIES[0]}<={MAX_SIDE}px a side"  # what signatures say of it
 
 
 def data_url(image: Any, max_side: int = MAX_SIDE, max_bytes: int = MAX_BYTES) -> str:

@@ -87,7 +87,7 @@ class Mapper(nn.Module):
         self.centre.copy_(image_features.mean(dim=0))
         if self.config.whitened:
             _, spread, axes = torch.linalg.svd(image_features.float() - self.centre, full_matrices=False)
-            rounding = torch.finfo(spread.dtype).eps * max(image_features.shape) * spread[0]
+            rounding = torch.finfo(spread.dtype).eps * image_features.shape[1] * spread[0]
             rank = int((spread > rounding).sum())
             if self.config.whitened > rank:
                 raise SettingError(

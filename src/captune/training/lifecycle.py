@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import count
@@ -18,11 +18,12 @@ from trl.trainer.utils import use_adapter
 
 from captune.data import load_images, load_references, part_of
 from captune.data.checking import refuse_without_captions, sharing
+from captune.data.images import read_image
 from captune.data.naming import Source
 from captune.data.schemes import scheme_of, warn_of_strangers
 from captune.data.sources import held_out_number
 from captune.decoding import Decoder
-from captune.errors import RunError, SourceError
+from captune.errors import BadImage, RunError, SourceError
 from captune.models.captioner import Captioner
 from captune.models.condition import read_condition
 from captune.runs.checkpoints import newest
@@ -30,6 +31,7 @@ from captune.runs.run_dir import RunDir, plain
 from captune.training.config import DEFAULT_SHOWN, RunConfig, TrainingConfig, flag
 from captune.utils import processes
 from captune.utils.files import remove_leftovers, replacing_folder
+from captune.utils.hashing import fingerprint
 from captune.utils.skipped import skip
 
 logger = logging.getLogger(__name__)
@@ -206,12 +208,13 @@ def require_images(images: Any, config: TrainingConfig, generations: int = 1) ->
 
 def enough(config: RunConfig, needed: int) -> str:
     """Say how many images must be given so that a run learns from so many: some may be held out of training."""
+    limit = "" if config.limit is None else f" (and --limit is {config.limit})"
     if has_own_evaluation(config):
-        return f"give {needed} images or more"
+        return f"give {needed} images or more{limit}"
     total = next(number for number in count(needed) if number - held_out_number(number) >= needed)
     return (
-        f"give {total} images or more, of which {total - needed} are held out to measure on; or name others for that "
-        "with --eval-images"
+        f"give {total} images or more{limit}, of which {total - needed} are held out to measure on; or name others for "
+        "that with --eval-images"
     )
 
 
@@ -279,27 +282,37 @@ def has_own_evaluation(config: RunConfig) -> bool:
 def measured_on_training(config: RunConfig) -> bool:
     """Return whether a run is judged on images that it learns from.
 
-    Those of two sources are compared by their bytes, but for streams and what a program draws, whose names decide.
+    Images of two sources are compared by their bytes; of what a program draws the names decide.
     """
     training, source, limit = config.images, evaluation_source(config), evaluation_limit(config)
-    if not has_own_evaluation(config):
+    own = has_own_evaluation(config)
+    if not own:
         training = part_of(training, "training", limit=config.limit) or training
-    same = Source.parse(source).where == Source.parse(training).where
     try:
         known = load_references(training, limit=config.limit)
     except SourceError:
-        if same:
+        if Source.parse(source).where == Source.parse(training).where:
             raise
         return False  # a dataset was trained on that has no name
     both = known.keys() & load_references(source, limit=limit).keys()
-    if same or scheme_of(training).name:  # copies of what is held out of one source were left out of training
+    if not own or scheme_of(training).name or scheme_of(source).name:  # copies of what is held out are not trained on
         return bool(both)
-    learned, judged = (
-        load_images(one, limit=n, decode=False) for one, n in ((training, config.limit), (source, limit))
-    )
+    learned = load_images(training, limit=config.limit, decode=False)
+    judged = load_images(source, limit=limit, decode=False)
     if isinstance(learned, Dataset) and isinstance(judged, Dataset):
         return bool(sharing(learned, judged))
-    return bool(both)
+    ours, theirs = (_contents(rows, both) for rows in (learned, judged))  # a stream, which is read once
+    return not ours.isdisjoint(theirs)
+
+
+def _contents(rows: Any, image_ids: Collection[str]) -> set[str]:
+    """Digests of the bytes of some images, but for those that cannot be read."""
+    found = set()
+    for row in rows:
+        if row["image_id"] in image_ids:
+            with suppress(BadImage):
+                found.add(fingerprint(read_image(row["image"], row["image_id"])))
+    return found
 
 
 def evaluation_limit(config: RunConfig) -> int | None:

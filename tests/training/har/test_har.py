@@ -109,6 +109,9 @@ def test_a_pipeline_is_not_resumed_with_another_part(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RunError, match=f"was made of another {part.replace('_', ' ')} "):
         run(HARConfig(output=tmp_path / "run", **settings))
+    shutil.rmtree(folder)  # the run has a copy
+    with pytest.raises(KeyboardInterrupt):
+        run(HARConfig(output=tmp_path / "run", **settings))
 
 
 def stop(*_: Any) -> None:

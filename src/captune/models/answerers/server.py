@@ -12,7 +12,7 @@ import numpy as np
 
 from captune.errors import ScorerError, ServerError
 from captune.models.answerers.base import SILENT, Prompt, Question, match_answer, normalise_answers
-from captune.models.image_url import data_url
+from captune.models.image_url import SENT, data_url
 from captune.models.server import ChatServer
 from captune.utils.progress import Bar
 
@@ -24,6 +24,7 @@ class Server(ChatServer):
     """A `ChatServer` that answers questions; for multiple choice it must give `logprobs`."""
 
     asks: ClassVar[str] = "a question"
+    shown: ClassVar[str] = f"|images:{SENT}"  # of signatures
 
     def check(self) -> None:
         """Raise ScorerError if nothing answers at the address."""

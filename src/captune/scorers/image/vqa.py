@@ -169,6 +169,5 @@ class VQAScore(Scorer):
         """Everything that decides the figure: settings, model, version."""
         if self.scheme is not None:
             return f"vqa|source:{self.scheme.name}|facts:{self.settings.facts}|empty:0"
-        return (
-            f"vqa|model:{self.answerer.label}|prompt:{fingerprint(PROMPT)}|normalise:{self.settings.normalise}|empty:0"
-        )
+        model = self.answerer.label + getattr(self.answerer, "shown", "")
+        return f"vqa|model:{model}|prompt:{fingerprint(PROMPT)}|normalise:{self.settings.normalise}|empty:0"

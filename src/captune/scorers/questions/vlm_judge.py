@@ -120,8 +120,9 @@ class Judge(Scorer):
     def signature(self) -> str:
         """Everything that decides the figure: settings, model, version."""
         values = ",".join(f"{letter}={value:g}" for letter, value in VALUES.items())
+        model = self.answerer.label + getattr(self.answerer, "shown", "")
         return (
-            f"judge|model:{self.answerer.label}|prompt:{fingerprint(PROMPT + REFERENCE + OPENING)}"
+            f"judge|model:{model}|prompt:{fingerprint(PROMPT + REFERENCE + OPENING)}"
             f"|reference:{'yes' if self.reference else 'no'}|{values}"
         )
 

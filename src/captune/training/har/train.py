@@ -56,9 +56,8 @@ def run(config: HARConfig) -> RunDir:
     parts, merged = run_dir.path / "parts", run_dir.path / "captioner"
     mle, refined = RunDir(run_dir.path / "mle"), RunDir(run_dir.path / "scst")
     model = processor = None
-    made_of = _made_of(config)
     if run_dir.resumes and _saved(parts):
-        _check_parts(parts, made_of)
+        processes.on_first(_check_parts, config, parts, mle)
     else:
         set_seed(config.seed)
         model, processor = assemble(
@@ -71,7 +70,7 @@ def run(config: HARConfig) -> RunDir:
         )
     run_dir.begin()
     if model is not None:
-        processes.on_first(_save, model, processor, parts, made_of)
+        processes.on_first(_save, model, processor, parts, config)
     if not mle.finished:
         align(config.stage_1())
     elif (last := newest(mle.path)) and newest(refined.path) is None:  # killed between the stages
@@ -114,31 +113,37 @@ def _saved(folder: Path) -> bool:
     return (folder / "processor_config.json").is_file() or (folder / "preprocessor_config.json").is_file()
 
 
-def _save(model: Any, processor: Any, folder: Path, made_of: dict[str, str] | None = None) -> None:
+def _save(model: Any, processor: Any, folder: Path, config: HARConfig | None = None) -> None:
     with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        if made_of is not None:
-            (temporary / MADE_OF).write_text(json.dumps(made_of), encoding="utf-8")
+        if config is not None:
+            (temporary / MADE_OF).write_text(json.dumps(_made_of(config)), encoding="utf-8")
 
 
 def _made_of(config: HARConfig) -> dict[str, str]:
-    """The names of the parts, and digests of the weights of those that are folders, which may change."""
+    """Digests of the files of those parts that are folders, which may change; of the others nothing."""
     found = {}
     for what, name in (("image encoder", config.image_encoder), ("language model", config.language_model)):
+        folder = Path(name).expanduser()
         digest = hashlib.sha256()
-        for path in sorted(Path(name).expanduser().glob("*.safetensors")):
+        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
             with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        found[what] = f"{name}@{digest.hexdigest()[:16]}"
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        if any(folder.glob("*.safetensors")):
+            found[what] = f"{name}@{digest.hexdigest()[:16]}"
     return found
 
 
-def _check_parts(parts: Path, made_of: dict[str, str]) -> None:
+def _check_parts(config: HARConfig, parts: Path, mle: RunDir) -> None:
+    """Refuse folders that are other models now; one that is gone is not needed, nor any after stage 1."""
     file = parts / MADE_OF
-    then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else made_of  # of a run of before
-    if other := next((what for what, name in made_of.items() if then.get(what) != name), None):
-        raise RunError(
-            f"{parts} was made of another {other} ({then.get(other)} then, {made_of[other]} now): put that back, pass "
-            "--overwrite, or name another --output"
-        )
+    if mle.finished or not file.is_file():
+        return
+    then = json.loads(file.read_text(encoding="utf-8"))
+    for what, now in _made_of(config).items():
+        if then.get(what, now) != now:
+            raise RunError(
+                f"{parts} was made of another {what} ({then[what]} then, {now} now): put that back, pass --overwrite, "
+                "or name another --output"
+            )

@@ -64,6 +64,8 @@ def mapper_images(config: ViZerConfig, images: Any) -> Any:
     if config.whitened >= len(images):
         needed = config.whitened + 1
         more = enough(config, needed) if config.zero_label else f"give {needed} captioned images or more"
+        if config.mapper_size is not None and config.mapper_size < needed:
+            more = f"raise --mapper-size to {needed} or more"
         raise SourceError(
             f"the mapper is fitted on {len(images)} images, which differ in {len(images) - 1} directions at most, and "
             f"--whitened asks for {config.whitened}: {more}; or lower --whitened"
