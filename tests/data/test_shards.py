@@ -15,6 +15,7 @@ from broken_images import encode, photo
 from captune.data import SourceError, load_images
 from captune.data.sources import count_images
 from captune.inference.job import caption_source
+from captune.utils import progress
 
 
 def tar(path: Path, keys: list[str], extra: str = "") -> None:
@@ -80,7 +81,11 @@ def test_images_are_counted_without_being_read(shards: Path, tmp_path: Path) -> 
     assert count_images(source) is None  # reading says what is wrong, after the shards before it
 
 
-def test_a_stream_has_a_total(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stream_has_a_total(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.001)  # a line in a log for each batch
+
     class Fake:
         name = prompt = "fake"
 

@@ -363,8 +363,9 @@ def test_what_cannot_be_done_is_refused(
         caption(images, tmp_path / output, **options)
 
 
-def test_a_part_that_kills_its_workers_ends_the_job() -> None:
-    worker = ray_pool._Worker(b"what is never looked at", None, 2)
+def test_a_part_that_kills_its_workers_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_pool, "RETRIES", 2)
+    worker = ray_pool._Worker(b"what is never looked at", None)
 
     counts = iter([1, 2, 3, 4])
     worker._begun = lambda number: next(counts)  # type: ignore[method-assign]

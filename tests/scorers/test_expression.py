@@ -128,16 +128,15 @@ def test_identity_is_that_of_all_parts() -> None:
     assert sum_of_both.identity == f"+1 * [cut] +0.5 * [{Cider().signature}]"
 
 
-def test_as_a_reward_it_is_the_sum_of_the_parts_that_can_judge() -> None:
-    """As TRL adds rewards up, whether the parts are given to a trainer one by one or as one function."""
-
+def test_as_a_reward_a_part_that_cannot_judge_leaves_none() -> None:
     def one(completions: list[str], **columns: object) -> list[float | None]:
         return [1.0, None, None]
 
     def other(completions: list[str], **columns: object) -> list[float | None]:
         return [10.0, 20.0, None]
 
-    reward = Expression(
-        "one - 0.5*other", [(scorers.from_function(one)(), 1.0), (scorers.from_function(other)(), -0.5)]
-    )
-    assert np.array_equal(reward(["a", "b", "c"]), [-4.0, -10.0, np.nan], equal_nan=True)
+    parts = [(scorers.from_function(function)(), weight) for function, weight in ((one, 1.0), (other, -0.5))]
+    rewards = Expression("one - 0.5*other", parts)(["a", "b", "c"])
+    assert np.array_equal(rewards, [-4.0, np.nan, np.nan], equal_nan=True)
+    each = [[1.0, None, None], [10.0, 20.0, None]]
+    assert np.array_equal(scorers.weighted_sum(each, [1.0, -0.5]), [-4.0, -10.0, np.nan], equal_nan=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from captune.errors import ExpressionError, redact
-from captune.scorers.base import Scorer, weighted_sum
+from captune.scorers.base import Scorer
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _SCORER = r"(?:[^\s()*:]+\.py:)?[A-Za-z_]\w*"
@@ -136,9 +136,13 @@ class Expression(Scorer):
         return np.sum([weight * part.per_caption(own) for part, weight, own in self._split(rows)], axis=0)
 
     def __call__(self, completions: Any, **columns: Any) -> list[float]:
-        """TRL's reward. Each part is asked as a reward, so that it can refuse (CIDEr without frozen frequencies)."""
-        rewards = [part(completions, **columns) for part, _ in self.parts]
-        return weighted_sum(rewards, [weight for _, weight in self.parts]).tolist()
+        """TRL's reward. Each part is asked as a reward, so that it can refuse (CIDEr without frozen frequencies).
+
+        A caption that one part cannot judge has none (NaN): its sum would be of other parts than the others'. A trainer
+        that has the parts adds up those that can judge, as TRL does with several functions.
+        """
+        rewards = [weight * np.array(part(completions, **columns), dtype=float) for part, weight in self.parts]
+        return [float(reward) for reward in np.sum(rewards, axis=0)]
 
     @property
     def signature(self) -> str:
