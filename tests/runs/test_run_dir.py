@@ -23,6 +23,7 @@ from captune.errors import RunError
 from captune.runs import run_dir as runs
 from captune.runs.card import model_card
 from captune.runs.run_dir import RunDir
+from captune.utils.versions import processor
 
 
 @dataclass
@@ -53,6 +54,19 @@ def finish(run: RunDir) -> None:
     run.finish(run.card(method="ViZer", base="storybook", data="storybook:unlabelled"))
 
 
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx avx2 avx512f sse\n", "AMD EPYC avx512f"),
+        ("model name : Other\nflags : fpu avx avx2\n", "Other avx2"),
+        ("model name : Old\nflags : fpu\n", "Old"),
+    ],
+)
+def test_the_processor_is_told_by_name_and_vectors(monkeypatch: pytest.MonkeyPatch, about: str, said: str) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: about)
+    assert processor() == said
+
+
 def test_config_and_versions_are_read_back(run: RunDir) -> None:
     expected = {
         "model": "storybook", "learning_rate": 1e-5, "output": "runs/g", "sizes": [1, 2], "extra": {}, "resume": False,
@@ -63,6 +77,7 @@ def test_config_and_versions_are_read_back(run: RunDir) -> None:
     assert versions["torch"] == torch.__version__
     assert versions["python"].startswith("3.")
     assert versions["captune"]
+    assert versions["processor"] == processor() and processor().strip()
     assert versions["command"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -36,7 +37,11 @@ def command_line() -> str:
 
 def versions() -> dict[str, Any]:
     """Return the versions of Python, the platform and the libraries that decide results, and captune's git commit."""
-    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+    }
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
@@ -47,6 +52,19 @@ def versions() -> dict[str, Any]:
 
         found["captune"] = __version__
     return found | {"git_commit": git_commit()}
+
+
+def processor() -> str:
+    """Return the processor's name and its widest vectors: with others sums round otherwise, and a training diverges."""
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no Linux
+        return platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*:\s*(.+)$", about, re.MULTILINE)
+    flags = re.search(r"^flags\s*:(.*)$", about, re.MULTILINE)
+    own = flags[1].split() if flags else []
+    widest = [flag for flag in ("avx512f", "avx2", "avx") if flag in own][:1]
+    return " ".join([name[1] if name else platform.machine(), *widest])
 
 
 def git_commit() -> str | None:
