@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 from datasets import Dataset, Image
 
-from captune.data.columns import column, undecoded
+from captune.data.columns import column, image_sizes, undecoded
 from captune.data.images import open_image, read_image
 from captune.data.naming import Source
 from captune.errors import BadImage, SourceError
@@ -45,38 +43,26 @@ def sharing(dataset: Dataset, others: Dataset) -> list[int]:
 
     Only images of equal size are read. Images that are drawn on access are not compared, nor those at an address.
     """
+    if not all(isinstance((part.features or {}).get("image"), Image) for part in (dataset, others)):
+        return []
     sizes: dict[int, list[int]] = {}
-    for row, size in enumerate(_sizes(others)):
+    for row, size in enumerate(image_sizes(others)):
         if size is not None:
             sizes.setdefault(size, []).append(row)
-    rows = [(row, size) for row, size in enumerate(_sizes(dataset)) if size in sizes]
+    rows = [(row, size) for row, size in enumerate(image_sizes(dataset)) if size in sizes]
     ours, theirs = (undecoded(part.select_columns(["image"])) if rows else part for part in (dataset, others))
     known: dict[int, set[str]] = {}
     found = []
     for row, size in rows:
         if size not in known:
-            known[size] = {_digest(theirs[other]["image"]) for other in sizes[size]} - {""}
-        if _digest(ours[row]["image"]) in known[size]:
+            known[size] = {bytes_digest(theirs[other]["image"]) for other in sizes[size]} - {""}
+        if bytes_digest(ours[row]["image"]) in known[size]:
             found.append(row)
     return found
 
 
-def _sizes(dataset: Dataset) -> Iterator[int | None]:
-    """The bytes of each image, which are not read; None where it has none."""
-    if not isinstance((dataset.features or {}).get("image"), Image):
-        return
-    images: Any = undecoded(dataset.select_columns(["image"])).with_format("arrow")
-    for start in range(0, len(dataset), 1000):
-        column = images[start : start + 1000]["image"]
-        inside, paths = (pc.struct_field(column, name) for name in ("bytes", "path"))
-        for size, path in zip(pc.binary_length(inside).to_pylist(), paths.to_pylist(), strict=True):
-            if size is None:
-                with suppress(OSError, TypeError, ValueError):
-                    size = os.stat(path).st_size
-            yield size
-
-
-def _digest(image: Any) -> str:
+def bytes_digest(image: Any) -> str:
+    """Return 8 hex digits that change with an image's bytes; nothing where it cannot be read."""
     try:
         return fingerprint(read_image(image, ""))
     except BadImage:

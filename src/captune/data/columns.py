@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -91,9 +92,8 @@ def content_digest(dataset: object) -> str | None:
         return None
     digest = _digest_of(dataset, sorted(set(dataset.column_names) - {"image"}))
     if isinstance((dataset.features or {}).get("image"), Image):
-        images: Any = undecoded(dataset.select_columns(["image"])).with_format("arrow")
-        for start in range(0, len(dataset), max(1, -(-len(dataset) // 2_000))):
-            digest.update(str(_size(images[start]["image"])).encode())
+        for size in image_sizes(dataset.select(range(0, len(dataset), max(1, -(-len(dataset) // 2_000))))):
+            digest.update(str(size).encode())
     return digest.hexdigest()
 
 
@@ -106,15 +106,17 @@ def _digest_of(dataset: Dataset, names: list[str]) -> Any:
     return digest
 
 
-def _size(image: Any) -> int | None:
-    """The bytes of an image, an Arrow array of one; they are not read."""
-    inside, path = (pc.struct_field(image, name) for name in ("bytes", "path"))
-    if (size := pc.binary_length(inside)[0].as_py()) is not None:
-        return int(size)
-    try:
-        return os.stat(path[0].as_py()).st_size
-    except (OSError, TypeError, ValueError):
-        return None
+def image_sizes(dataset: Dataset) -> Iterator[int | None]:
+    """Yield the bytes of each image, which are not read; None where it lies at an address or is gone."""
+    images: Any = undecoded(dataset.select_columns(["image"])).with_format("arrow")
+    for start in range(0, len(dataset), 1_000):
+        column = images[start : start + 1_000]["image"]
+        inside, paths = (pc.struct_field(column, name) for name in ("bytes", "path"))
+        for size, path in zip(pc.binary_length(inside).to_pylist(), paths.to_pylist(), strict=True):
+            if size is None:
+                with suppress(OSError, TypeError, ValueError):
+                    size = os.stat(path).st_size
+            yield size
 
 
 class LazyImages(Sequence[Any]):

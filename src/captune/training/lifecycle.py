@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import count
@@ -17,13 +17,12 @@ from transformers import set_seed
 from trl.trainer.utils import use_adapter
 
 from captune.data import load_images, load_references, part_of
-from captune.data.checking import refuse_without_captions, sharing
-from captune.data.images import read_image
+from captune.data.checking import bytes_digest, refuse_without_captions, sharing
 from captune.data.naming import Source
 from captune.data.schemes import scheme_of, warn_of_strangers
 from captune.data.sources import held_out_number
 from captune.decoding import Decoder
-from captune.errors import BadImage, RunError, SourceError
+from captune.errors import RunError, SourceError
 from captune.models.captioner import Captioner
 from captune.models.condition import read_condition
 from captune.runs.checkpoints import newest
@@ -31,7 +30,6 @@ from captune.runs.run_dir import RunDir, plain
 from captune.training.config import DEFAULT_SHOWN, RunConfig, TrainingConfig, flag
 from captune.utils import processes
 from captune.utils.files import remove_leftovers, replacing_folder
-from captune.utils.hashing import fingerprint
 from captune.utils.skipped import skip
 
 logger = logging.getLogger(__name__)
@@ -149,7 +147,7 @@ def load_training_images(config: TrainingConfig, *, references: bool = False, so
     source, held = source or config.images, None
     if source == config.images and not has_own_evaluation(config):
         training = part_of(source, "training", limit=config.limit)
-        held = part_of(source, "held_out", limit=config.limit)
+        held = training and part_of(training, "held_out")
         if training is None:
             logger.warning(
                 "%s: too few images to hold some out, so the run will be measured on its training images; name others "
@@ -301,18 +299,10 @@ def measured_on_training(config: RunConfig) -> bool:
     judged = load_images(source, limit=limit, decode=False)
     if isinstance(learned, Dataset) and isinstance(judged, Dataset):
         return bool(sharing(learned, judged))
-    ours, theirs = (_contents(rows, both) for rows in (learned, judged))  # a stream, which is read once
-    return not ours.isdisjoint(theirs)
-
-
-def _contents(rows: Any, image_ids: Collection[str]) -> set[str]:
-    """Digests of the bytes of some images, but for those that cannot be read."""
-    found = set()
-    for row in rows:
-        if row["image_id"] in image_ids:
-            with suppress(BadImage):
-                found.add(fingerprint(read_image(row["image"], row["image_id"])))
-    return found
+    ours, theirs = (  # a stream is read once
+        {bytes_digest(row["image"]) for row in rows if row["image_id"] in both} for rows in (learned, judged)
+    )
+    return bool((ours & theirs) - {""})
 
 
 def evaluation_limit(config: RunConfig) -> int | None:

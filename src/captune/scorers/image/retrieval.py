@@ -131,7 +131,7 @@ class _Retrieval(Scorer):
             _, found = gallery.search(texts, self.k, exclude=exclude, unique_images=self.distinct)
             retrieved = np.asarray(gallery.image_vectors[gallery.owners[found]], dtype=np.float64)
             own = None if image is None else self._image_vectors(Chosen(image, spoken))
-        if exclude is not None:
+        if exclude is not None and "found" not in self._said:
             self._say_own(exclude, retrieved, own)
         scores[spoken, 0] = self._scores(retrieved, own)
         return scores
