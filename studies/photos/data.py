@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 from datasets import Image
 
-from captune.data import load_images
+from captune.data import load_images, read_jsonl
+from captune.data.views import view
 from captune.inference.detect import detect_to_file
 from captune.models.encoders.pair import PairConfig
 from captune.training.encoder import train as encoder
@@ -20,6 +22,7 @@ from studies._lib.train import once
 
 SPLITS = json.loads(Path(__file__).with_name("splits.json").read_text(encoding="utf-8"))
 FEW = 6  # images of a split in a quick run
+UNSEEN = (2, 3)  # numbers of the views that stage 1 does not see: it sees 0 and 1
 WATCHED = 24  # images for choices that a run's monitor sees
 PAIR = {"image_encoder": "efficientnet-lite2", "batch_size": 128}  # a tenth of `few` is held out to choose the step
 TINY_PAIR = {"image_encoder": "storybook-clip", "text_encoder": "storybook-clip", "batch_size": 2, "max_steps": 2}
@@ -73,13 +76,18 @@ class Photos:
         self._sources: dict[str, str] = {}
 
     def split(self, name: str) -> str:
-        """The source of a split; `watched` are the first images for choices, `unlabelled` has no captions."""
+        """The source of a split.
+
+        `watched` are the first images for choices, `unlabelled` has no captions, `crops` are of `train` (see `_crops`).
+        """
         if name not in self._sources:
             most = FEW if self.quick else None
             if name == "unlabelled":
                 self._sources[name] = str(self._without_captions())
             elif name == "watched":
                 self._sources[name] = split(self.captions, "choices", self.work, most or WATCHED, stem=name)
+            elif name == "crops":
+                self._sources[name] = self._crops()
             else:
                 self._sources[name] = split(self.captions, name, self.work, most)
         return self._sources[name]
@@ -93,8 +101,7 @@ class Photos:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             source, _, place = self.split("train").partition("?images=")
-            rows = [json.loads(line) for line in Path(source).read_text(encoding="utf-8").splitlines()]
-            files = [Path(place) / row["image"] for row in rows]
+            files = [Path(place) / row["image"] for row in read_jsonl(source)]
             more: Any = load_images(str(self.unlabelled), limit=FEW if self.quick else None, references=False)
             files += [Path(row["path"]) for row in more.cast_column("image", Image(decode=False))["image"]]
             if len({file.name for file in files}) < len(files):
@@ -105,6 +112,21 @@ class Photos:
 
         once(self.work / "unlabelled.json", copy)
         return folder
+
+    def _crops(self) -> str:
+        """The views of the images of `train` that stage 1 has not seen, as images with their captions."""
+        source, _, place = self.split("train").partition("?images=")
+        folder, lines = self.work / "crops", []
+        folder.mkdir(exist_ok=True)
+        for row in read_jsonl(source):
+            with PIL.Image.open(Path(place) / row["image"]) as image:
+                for number in UNSEEN:
+                    name = f"{Path(row['image']).stem}-{number}.png"
+                    view(image, number, row["image_id"], " ".join(row["references"])).save(folder / name)
+                    lines.append({"image": name, "image_id": name, "references": row["references"]})
+        file = self.work / "crops.jsonl"
+        replace_file(file, "".join(json.dumps(line) + "\n" for line in lines))
+        return f"{file}?images={folder}"
 
     def detections(self, name: str) -> Path:
         """What the detector finds in a split's images, looked for once."""

@@ -41,13 +41,13 @@ SHOWN = 20  # captions that a record keeps
 CONTROLS = ("opening", "best_of", "guidance")
 SIZE = {"batch_size": 16}
 LENGTH = {"max_new_tokens": 40}
-JUDGED = ("rows", "refine", "zero", "decoders")  # sections whose captions the scorers judge
+JUDGED = ("rows", "refine", "crops", "zero", "decoders")  # sections whose captions the scorers judge
 
 
 class Study(runner.Study):
     name, about = "photos", __doc__ or ""
     bases = ()
-    rows, default = ROWS, ("rows", "refine", "sums", "zero", "decoders", "scorers")
+    rows, default = ROWS, ("rows", "refine", "crops", "sums", "zero", "decoders", "scorers")
     seeds = {"": (7, 8, 9), "choices": (1,), "sums": (7,), "scorers": (7,)}  # noqa: RUF012
 
     def __init__(self, args: argparse.Namespace) -> None:

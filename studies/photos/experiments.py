@@ -46,6 +46,7 @@ class System(Row):
             scorer's row, the scorer.
         decoder: of `captune.decoding`, with the same places.
         wrong_image: the reward judges a caption as that of another image.
+        crops: stage 2 learns from crops of the images, those that stage 1 has not seen.
         settings: of the command, where other than those that the file shares by kind.
     """
 
@@ -57,6 +58,7 @@ class System(Row):
     reward: str = ""
     decoder: str = ""
     wrong_image: bool = False
+    crops: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,6 +68,8 @@ class System(Row):
     @property
     def learns_from(self) -> str:
         """The split whose images the row itself trains on."""
+        if self.crops:
+            return "crops"
         return {"har": self.images, "sft": "train", "scst": "train"}.get(self.kind, "unlabelled")
 
     @property
@@ -76,6 +80,8 @@ class System(Row):
     def depends(self) -> dict[str, Any]:
         """What a result depends on besides the seed: all but how the row is called."""
         own = {key: value for key, value in vars(self).items() if key not in (*COMMON, "role")}
+        if not self.crops:
+            del own["crops"]  # rows that were there before it keep their results
         if self.kind == "har":
             return own
         return own | {"captioner": CAPTIONERS[self.images], "shared": settings_of(self) if self.trains else {}}
@@ -85,7 +91,7 @@ class System(Row):
 
         Its images, and the captioner that it starts from, are the user's.
         """
-        if not self.trains or self.wrong_image or self.places or self.reward == BEST_SUM:
+        if not self.trains or self.wrong_image or self.crops or self.places or self.reward == BEST_SUM:
             return {}
         if self.kind == "har":
             return {"har": {**PARTS, **self.settings}}

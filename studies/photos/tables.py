@@ -226,13 +226,16 @@ def write(folder: Path) -> list[Path]:
     add("refine", "Bar 2: SCST", bar_2)
     add("refine", "Stage 2", figures_table, "test")
     add("refine", "Stage 2, differences", differences_table, BASES["refine"])
+    add("crops", "Bar 2 once more: SCST on crops that stage 1 has not seen", bar_2)
+    add("crops", "Stage 2 on crops", figures_table, "test")
+    add("crops", "Stage 2 on crops, differences", differences_table, BASES["refine"])
     add("zero", "Bar 3: without labels", bar_3)
     add("zero", "Without labels", figures_table, "test")
     add("zero", "Without labels, differences", differences_table, BASES["zero"], gaps=True)
     add("decoders", "Decoders", figures_table, "test")
     add("decoders", "Decoders, differences", differences_table, BASES["decoders"])
     add("scorers", "Scorers that need no label, and CIDEr-D", scorers_table)
-    rewarded = [found[section] for section in ("refine", "sums", "zero")]
+    rewarded = [found[section] for section in ("refine", "crops", "sums", "zero")]
     if any("watch" in record for results in rewarded for record in results.records.values()):
         parts.append(("What gates and monitors said", watch_table(rewarded)))
     add("choices", "Choices, on images of their own", figures_table, "choices")

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from captune import storybook
+from captune.data import load_images
+from captune.data.views import view
 from captune.training.sft import train as sft
 from studies.photos import data as photos
 from studies.photos import evaluate, experiments, tables, train
@@ -20,6 +22,7 @@ SHOWN = [name for split in ("test", "choices", "train", "few") for name in photo
 NAMES = list(dict.fromkeys(SHOWN))
 EVERY = {
     "refine": ("stage 1", "SCST: cider + detected"),
+    "crops": ("stage 1", "SCST: cider, crops, 80 steps"),
     "sums": tuple(row.name for row in ROWS["sums"]),
     "zero": ("base", "supervised", "CIM, own captions", "best sum", "vizer on the wrong image", "best forced opening"),
     "decoders": ("greedy", "beam 3", "best of 8, likelihood", "best of 8, clip"),
@@ -62,6 +65,22 @@ def test_the_splits_share_no_image() -> None:
     splits = photos.SPLITS
     assert [len(set(splits[name])) for name in ("test", "choices", "few", "train")] == [100, 100, 200, 500]
     assert len({*splits["test"], *splits["choices"], *splits["train"]}) == 700 and {*splits["few"]} < {*splits["train"]}
+
+
+def test_crops_are_the_views_that_stage_1_has_not_seen(given: list[str], tmp_path: Path) -> None:
+    own = photos.Photos(tmp_path / "captions.txt", tmp_path / "work", quick=True)
+    of, crops = own.split("train"), load_images(own.split("crops"))[:]
+    images = load_images(of)[:]
+    seen = max(settings["image_views"] for settings in experiments.CAPTIONERS.values())
+    assert len(crops["image"]) == 2 * len(images["image"]) and min(photos.UNSEEN) >= seen
+    for i, image_id in enumerate(images["image_id"]):
+        about = " ".join(images["references"][i])
+        for n, number in enumerate(photos.UNSEEN):
+            expected = view(images["image"][i], number, image_id, about)
+            assert crops["image"][2 * i + n].convert("RGB").tobytes() == expected.convert("RGB").tobytes()
+            assert crops["references"][2 * i + n] == images["references"][i]
+    (row,) = [row for row in ROWS["crops"] if row.trains]
+    assert row.learns_from == "crops" and "crops" not in ROWS["refine"][1].depends()
 
 
 def test_names_and_what_rows_depend_on_differ() -> None:
