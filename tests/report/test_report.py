@@ -135,6 +135,15 @@ def test_page_is_self_contained_and_complete(run: Path, tmp_path: Path) -> None:
     assert page.text.count("3.90 – 4.10") >= 1
 
 
+def test_the_sentence_says_what_was_rewarded(run: Path, tmp_path: Path) -> None:
+    scores = json.loads((run / "scores.json").read_text())
+    for row in scores["rows"]:
+        row["rewarded"] = ["cider"]
+    (run / "scores.json").write_text(json.dumps(scores))
+    page = Page(render([run], tmp_path / "report.html"))
+    assert "raised CIDEr-D, which it was rewarded for, from 1.00 to 4.00" in page.text
+
+
 def test_captions_are_escaped(run: Path, tmp_path: Path) -> None:
     page = Page(render([run], tmp_path / "report.html"))
     assert "<script>alert" not in page.source

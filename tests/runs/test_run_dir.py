@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import logging
 import os
@@ -226,6 +227,25 @@ def test_model_card(run: RunDir) -> None:
         ("storybook:test", [("cider_d", 0.5), ("words", 9)])
     ]
     assert "base_model" not in run.card(method="m", base="storybook", data="d")
+    assert "rewarded" not in text and "`storybook:test`.\n" in text
+
+
+def test_the_card_says_what_was_rewarded_and_on_how_many_images(run: RunDir) -> None:
+    judged = {"cider": {"values": {"cider": 0.5}, "n": 100}, "clip": {"values": {"clip": 0.3}, "n": 98}}
+    run.add_scores("base", judged, source="photos")
+    run.add_scores("g", judged, rewarded=["cider"])
+    card = run.card(method="SCST", base="b", data="d")
+    assert "| cider (rewarded) | 0.500 | 0.500 |" in card and "| clip | 0.300" in card
+    assert "`photos`, 98 to 100 images." in card and "no evidence of better captions" in card
+
+
+def test_a_run_resumed_by_another_number_of_processes_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    begun = RunDir(tmp_path / "g").start(Config())
+    assert begun.versions["processes"] == 1
+    (begun.path / "versions.json").write_text(json.dumps(begun.versions | {"processes": 2}))
+    again = RunDir(tmp_path / "g").start(Config(), resume=True)
+    assert "begun with processes 2, and is resumed with processes 1" in caplog.text
+    assert again.versions["processes"] == 1 and "processes 2" in again.versions["earlier"]
 
 
 def test_two_runs_leave_the_same_bytes(tmp_path: Path) -> None:
@@ -243,7 +263,10 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/x/bin/captune", "vizer", "--images", "storybook:test?n=5&seed=1"])
     assert runs.command_line() == "captune vizer --images 'storybook:test?n=5&seed=1'"
     monkeypatch.setattr("sys.argv", ["/x/captune/__main__.py", "doctor"])
-    assert runs.command_line() == "python -m captune doctor"
+    for name in ("captune", "studies"):
+        module = SimpleNamespace(__spec__=importlib.machinery.ModuleSpec(f"{name}.__main__", None))
+        monkeypatch.setitem(sys.modules, "__main__", module)
+        assert runs.command_line() == f"python -m {name} doctor"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

@@ -60,6 +60,7 @@ class Row:
     captions: dict[str, str]  # image_id -> caption
     images_per_second: float | None = None
     trained_on: bool = False  # the images are training images
+    rewarded: tuple[str, ...] = ()  # the scorers that it was rewarded by
     note: str | None = None  # beside its name; None: what its role says
 
 
@@ -196,6 +197,7 @@ def _read_rows(run: Run, content: dict[str, Any]) -> None:
                 captions=_read_captions(run, name, entry.get("captions")),
                 images_per_second=float(speed) if is_number(speed) else None,
                 trained_on=entry.get("trained_on") is True,
+                rewarded=tuple(map(text_of, names)) if isinstance(names := entry.get("rewarded"), list) else (),
             )
         )
 

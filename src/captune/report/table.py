@@ -243,7 +243,8 @@ def headline(rows: list[Row], columns: list[Column], images: int) -> tuple[str, 
     how = {"zero": "Without a single label, ", "gt": "With labels for the mapper only, "}.get(focus.role, "")
     verb = "moved" if after == before else "raised" if after > before else "lowered"
     d = main.digits
-    sentence = f"{how}“{focus.name}” {verb} {main.label} from {before:.{d}f} to {after:.{d}f} {on}"
+    known = ", which it was rewarded for," if main.scorer in focus.rewarded else ""
+    sentence = f"{how}“{focus.name}” {verb} {main.label}{known} from {before:.{d}f} to {after:.{d}f} {on}"
     pair = interval_of(focus, main)
     detail = f"95 % interval {pair[0]:.{d}f} – {pair[1]:.{d}f}" if pair else "base → trained"
     figures = [_figure(main.label, before, after, d, detail)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ def model_card(
     figures: Mapping[str, Mapping[str, Any]] | None = None,
     trained: str | None = None,
     source: str | None = None,
+    images: Sequence[int] = (),
     trained_on: bool = False,
+    rewarded: Collection[str] = (),
     gate: str = "",
     description: str = "",
 ) -> str:
@@ -39,7 +41,9 @@ def model_card(
         figures: {row: {figure: number}}, a table with a column for each row.
         trained: the row of this model, whose figures go into the metadata as evaluation results.
         source: what `figures` were measured on.
+        images: how many; several numbers where scorers could not judge all.
         trained_on: whether these are training images; no figure then goes into the metadata.
+        rewarded: figures that the model was trained to raise.
         gate: what the reward was worth before training, a sentence.
         description: the first paragraph; by default that it is an adapter of `base`.
     """
@@ -78,7 +82,9 @@ def model_card(
         names=list(dict.fromkeys(figure for row in figures.values() for figure in row)),
         number=lambda value: f"{value:.3f}" if isinstance(value, int | float) else "–",
         source=source,
+        images=" to ".join(dict.fromkeys(f"{own:,}" for own in (images[0], images[-1]))) if images else "",
         trained_on=trained_on,
+        rewarded=rewarded,
         command=command.replace("\r", " "),
         made_with=_made_with(versions),
     )

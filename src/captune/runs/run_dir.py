@@ -271,7 +271,8 @@ class RunDir:
                 checkpoints.adopt(folder)
         config = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         replace_file(self.path / "config.yaml", config)  # first: a folder with it is a run
-        facts = versions() | {"command": self._command or command_line(), "format": FORMAT}
+        facts = versions() | {"processes": processes.number()}
+        facts |= {"command": self._command or command_line(), "format": FORMAT}
         replace_file(self.path / "versions.json", _json(facts | self._earlier(facts)))
         (self.path / CLEARING).unlink(missing_ok=True)
         remove_leftovers(self.path)
@@ -536,6 +537,7 @@ class RunDir:
                 for row in rows
             }
         trained = [row["name"] for row in rows if row.get("role") not in ("base", "control")]
+        scores = [(row.get("rewarded", ()), *score) for row in rows for score in row["scores"].items()]
         return model_card(
             name=self.path.resolve().name,
             method=method,
@@ -545,7 +547,9 @@ class RunDir:
             figures=plain(figures),
             trained=trained[-1] if trained else None,
             source=self.scores().get("source"),
+            images=sorted({score["n"] for _, _, score in scores if score.get("n")}),
             trained_on=any(row.get("trained_on") for row in rows),
+            rewarded={key for names, name, score in scores if name in names for key in score.get("values") or ()},
             gate=self.gate.get("sentence", ""),
             command=command or self.versions.get("command") or command_line(),
             versions=self.versions,

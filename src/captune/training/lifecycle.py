@@ -27,6 +27,7 @@ from captune.models.captioner import Captioner
 from captune.models.condition import read_condition
 from captune.runs.checkpoints import newest
 from captune.runs.run_dir import RunDir, plain
+from captune.scorers.expression import parse
 from captune.training.config import DEFAULT_SHOWN, RunConfig, TrainingConfig, flag
 from captune.utils import processes
 from captune.utils.files import remove_leftovers, replacing_folder
@@ -347,12 +348,20 @@ def _finish(
     with captioner.disable_adapter():
         caption_and_score(captioner, source, run_dir, "base", role="base", limit=limit, **seen)
     captioner.prompt = prompt or captioner.prompt
+    if rewarded := rewarded_scorers(config, run_dir):
+        seen["rewarded"] = rewarded
     caption_and_score(captioner, source, run_dir, row, role=role, limit=limit, **seen)
     if config.train_all_weights:
         with replacing_folder(run_dir.path / "model") as folder:
             captioner.merge(folder)
     run_dir.finish(run_dir.card(method=method, base=config.model, data=config.images))
     write_report(run_dir)
+
+
+def rewarded_scorers(config: TrainingConfig, run_dir: RunDir) -> list[str]:
+    """Return the names of the scorers that a run was rewarded by: their figures are no evidence of a gain."""
+    names = {spec.partition(":")[0] for spec in parse(reward)} if (reward := getattr(config, "reward", "")) else set()
+    return sorted(names | ({"vizer"} if run_dir.mapper.is_dir() else set()))
 
 
 def caption_and_score(
@@ -376,7 +385,8 @@ def caption_and_score(
         limit: use the first N images.
         decoder: what makes the captions; default: greedy generation.
         role: the row's part in a comparison (`captune.runs.run_dir.ROLES`).
-        extra: further entries of the row; ``trained_on=True`` where the images were trained on.
+        extra: further entries of the row; ``trained_on=True`` where the images were trained on, ``rewarded`` with
+            the names of scorers that the captioner was rewarded by.
     """
     from captune.evaluation.run import evaluate_files
     from captune.inference.job import caption_source

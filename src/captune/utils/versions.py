@@ -31,7 +31,9 @@ PACKAGES = (
 def command_line() -> str:
     """Return the command that is running, as it could be typed, without secrets."""
     program = Path(sys.argv[0]).name
-    program = "python -m captune" if program in ("__main__.py", "") else program
+    if program in ("__main__.py", ""):
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        program = f"python -m {spec.parent if spec and spec.parent else 'captune'}"
     return " ".join([program, *(shlex.quote(redact(part)) for part in sys.argv[1:])])
 
 

@@ -333,6 +333,8 @@ def test_a_whole_run(tiny_folder: Any, source: str, tmp_path: Path) -> None:
     run_dir = run(settings(tmp_path / "run", model=model, images=source, adapter=tmp_path / "sft", max_steps=2))
     assert run_dir.finished and (run_dir.path / "report.html").is_file()
     assert [row["name"] for row in run_dir.scores()["rows"]] == ["base", "SCST: cider"]
+    assert [row.get("rewarded") for row in run_dir.scores()["rows"]] == [None, ["cider"]]
+    assert "| cider (rewarded) |" in (run_dir.path / "README.md").read_text()
     assert Cider.load(run_dir.path / "cider-df.json").eos
     watched = read_jsonl(run_dir.path / "watch.jsonl")
     rewards = [row["reward"] for row in run_dir.metrics() if "reward" in row]

@@ -102,7 +102,7 @@ def _finish(config: HARConfig, run_dir: RunDir, mle: RunDir, refined: RunDir, me
             row["scores"],
             role=row.get("role"),
             source=mle.scores().get("source"),
-            **{key: row[key] for key in ("trained_on",) if key in row},
+            **{key: row[key] for key in ("trained_on", "rewarded") if key in row},
         )
     method = f"HAR, {config.image_encoder} + {config.language_model}: maximum likelihood, then SCST on {config.reward}"
     run_dir.finish(run_dir.card(method=method, base=str(merged), data=config.images))
