@@ -179,6 +179,9 @@ class Scorer:
     def check(self) -> None:
         """Raise ScorerError where what it runs on is missing. Costs nothing: it loads and downloads nothing."""
 
+    def check_images(self, image_ids: Sequence[str]) -> None:
+        """Raise ScorerError where what it knows of images lies in a file, and the file lacks one of these."""
+
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
         """Return (N, D) float64: what each caption adds to the corpus figures."""
         raise NotImplementedError

@@ -101,6 +101,11 @@ class Expression(Scorer):
         for part, _ in self.parts:
             part.check()
 
+    def check_images(self, image_ids: Sequence[str]) -> None:
+        """Raise ScorerError where a part's file lacks an image."""
+        for part, _ in self.parts:
+            part.check_images(image_ids)
+
     def forget(self) -> None:
         """Warn again of what was warned of once."""
         for part, _ in self.parts:

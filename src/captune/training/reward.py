@@ -28,12 +28,14 @@ def prepare_reward(
 
     Raises:
         MissingColumn: the images lack what a scorer needs.
-        ScorerError: what a scorer runs on is missing.
+        ScorerError: what a scorer runs on is missing, or what its file says of one of the images.
     """
     for part, _ in reward.parts:
         part.bind(captioner, end_token=end_token)
     check_needs([reward], {name: images[name] for name in images.column_names}, len(images))
     reward.check()
+    if "image_id" in images.column_names:
+        reward.check_images(list(images["image_id"]))
     for part, _ in reward.parts:
         if part.needs_fit:
             run_dir.when_begun(partial(part.fit(images["references"]).save, run_dir.path / part.fitted_file))

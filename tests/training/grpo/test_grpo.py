@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from captune.errors import MissingColumn, UnknownScorer
+from captune.errors import MissingColumn, ScorerError, UnknownScorer
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import Scorer, load_reward, load_scorer
@@ -254,6 +255,15 @@ def test_what_a_reward_lacks_is_said_before_training(
     run_dir = RunDir(tmp_path / "run").start({})
     with pytest.raises(MissingColumn, match="scene"):
         prepare_reward(load_reward("storybook + length"), dataset, run_dir, captioner)
+    first = dataset["image_id"][0]
+    found = tmp_path / "found.jsonl"
+    found.write_text(json.dumps({"image_id": first, "objects": []}) + "\n")
+    for scorer in ("detected", "chair"):  # not at the step that meets the image
+        with pytest.raises(ScorerError, match=f"says nothing about image '(?!{first})"):
+            prepare_reward(load_reward(f"length + {scorer}:?detections={found}"), dataset, run_dir, captioner)
+    lines = [json.dumps({"image_id": one, "objects": []}) for one in dataset["image_id"]]
+    found.write_text("\n".join(lines) + "\n")
+    prepare_reward(load_reward(f"length + detected:?detections={found}"), dataset, run_dir, captioner)
     with pytest.raises(UnknownScorer, match="cider"):
         reward_config(tmp_path, tmp_path, reward="0.5*cidre")
     with pytest.raises(ValueError, match="missing required option: --reward"):

@@ -131,6 +131,11 @@ class ChoiceScorer(Scorer):
         """What the questions ask about."""
         return self.scheme.question_categories if self.scheme is not None else self.file.categories  # type: ignore[union-attr]
 
+    def check_images(self, image_ids: Sequence[str]) -> None:
+        """Raise ScorerError where the file asks nothing about an image."""
+        if self.file is not None:
+            self._of(image_ids)
+
     def measure(self, captions: Sequence[str], columns: Mapping[str, Any]) -> np.ndarray:
         """Return the rows; images of the file that have no caption here are counted, and said once."""
         if self.file is not None and "image_id" in columns:

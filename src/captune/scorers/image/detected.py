@@ -117,6 +117,13 @@ class Detected(Scorer):
         elif self._loaded is None and self.by_model:
             check_detector(self.settings.model)
 
+    def check_images(self, image_ids: Sequence[str]) -> None:
+        """Raise ScorerError where the file says nothing about an image."""
+        if self.file is not None:
+            self.check()
+            for image_id in image_ids:
+                self._of_image(self.file, image_id)
+
     @property
     def detector(self) -> Detector:
         """The detector, loaded when it is first asked for."""

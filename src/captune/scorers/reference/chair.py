@@ -126,6 +126,11 @@ class Chair(Scorer):
         labels.all({name for names in found.values() for name in names})
         return {key: frozenset().union(*map(labels.classes, names)) for key, names in found.items()}
 
+    def check_images(self, image_ids: Sequence[str]) -> None:
+        """Raise ScorerError where the files say nothing about an image."""
+        for image_id in () if self._from_references else image_ids:
+            self._of_image(image_id)
+
     def rows(
         self,
         captions: Sequence[str],
