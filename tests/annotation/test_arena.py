@@ -352,6 +352,20 @@ def test_what_cannot_be_compared_is_refused(folder: Path) -> None:
         arenas.Arena(Battles(folder / "arena.sqlite"), alike, images)
 
 
+def test_a_model_that_cannot_tell_votes_for_a_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "storybook:test?n=3&seed=3"
+    from captune.data import load_references
+    from captune.scorers.questions.preference import Preference
+
+    references = load_references(source)
+    for name in ("one", "two"):
+        write(tmp_path / f"{name}.jsonl", {image_id: f"{texts[0]} {name}" for image_id, texts in references.items()})
+    monkeypatch.setattr(Preference, "rows", lambda *a, **k: np.array([[0.5, 0.0, 1.0, 1.0, 0.8]]))
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
+    assert main(["arena", *files, "--images", source, "--battles", "3", "--rater-model", "storybook"]) == 0
+    assert [vote.winner for vote in Battles(tmp_path / "arena.sqlite").judgements()] == ["tie"] * 3
+
+
 def test_a_model_rates_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = "storybook:test?n=8&seed=3"
     from captune.data import load_references

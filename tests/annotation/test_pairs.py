@@ -119,6 +119,27 @@ def test_the_winner_of_a_battle_is_chosen_by_majority(tmp_path: Path) -> None:
     assert skipped["pairs of which as many say the opposite"].keys() == {"b.png"}
 
 
+def test_models_do_not_outvote_people(tmp_path: Path) -> None:
+    """As in the arena's results: a model's vote counts in the agreement alone where a person has voted."""
+    path = tmp_path / "arena.sqlite"
+    battles = Battles(path)
+    for number, (rater, verdict) in enumerate([("ann", "left"), ("model: y", "right"), ("model: z", "right")]):
+        battle = battles.issue(rater, "a.png", ("x", "by x"), ("y", "by y"))
+        side = verdict if battle.left_caption == "by x" else {"left": "right", "right": "left"}[verdict]
+        assert battles.vote(f"vote number {number}", battle.id, rater, side)
+    battles.close()
+    with counting() as skipped:
+        assert pairs_of([path]) == [Pair("a.png", "by x", "by y")]
+    assert skipped["votes of models, where people have voted"].keys() == {"a.png: model: y", "a.png: model: z"}
+
+
+def test_a_caption_with_two_scores_is_counted(tmp_path: Path) -> None:
+    rows = [("a.png", "one", 0.9), ("a.png", "two", 0.5), ("a.png", "one", 0.1)]
+    with counting() as skipped:
+        assert pairs_of([table(tmp_path / "scores.jsonl", cider=rows)], by="cider") == [Pair("a.png", "one", "two")]
+    assert skipped["captions that are there again with another cider"].keys() == {"a.png"}
+
+
 def test_the_best_score_is_chosen_over_the_worst(tmp_path: Path) -> None:
     rows: list[tuple[str, str, float | None]] = [
         ("a.png", "good", 0.9), ("a.png", "bad", 0.1), ("a.png", "middle", 0.5), ("b.png", "one", 0.5),

@@ -95,6 +95,18 @@ def test_what_contradicts_is_refused(source: str, writers: dict[str, Recorded], 
     assert rows[1]["score"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("by", ["cider", "0.1*length + cider"])
+def test_no_score_depends_on_where_a_part_ends(
+    source: str, writers: dict[str, Recorded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    found = []
+    for size in (1, 2, 64):
+        monkeypatch.setattr("captune.curation.fuse._PART", size)
+        _, rows = run(source, tmp_path / f"out{size}", settings(tmp_path, "one", "two", judge=by))
+        found.append([row["score"] for row in rows])
+    assert found[0] == found[1] == found[2] and len(set(found[0])) > 2
+
+
 def test_several_writers_and_a_judge(source: str, writers: dict[str, Recorded], tmp_path: Path) -> None:
     report, rows = run(source, tmp_path / "out", settings(tmp_path, "one", "two", judge="length"))
     assert [row["after"] for row in rows] == [

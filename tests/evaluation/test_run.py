@@ -266,6 +266,41 @@ def test_c3_a_truncated_image_ends_no_evaluation(photos: Path, capsys) -> None:
     assert "left out 1: images that cannot be opened (1.png: " in err
 
 
+@pytest.mark.parametrize("order", [("words", "opens"), ("opens", "words")])
+def test_a_bad_image_takes_its_row_from_those_that_open_it_alone(photos: Path, order: tuple[str, str]) -> None:
+    (photos / "mine.py").write_text(
+        "def words(completions, **columns):\n    return [len(c.split()) for c in completions]\n"
+        "def opens(completions, image):\n    return [float(one.size[0]) for one in image]\n"
+    )
+    specs = {name: f"{photos / 'mine.py'}:{name}" for name in order}
+    source = str(photos / "refs.jsonl")
+    found = evaluate_files([photos / "caps.jsonl"], images=source, scorers=list(specs.values()), per_image=True)
+    assert {name: found["scores"][spec]["n"] for name, spec in specs.items()} == {"words": 3, "opens": 2}
+    rows = {row["image_id"]: [row[specs["words"]], row[specs["opens"]] is None] for row in found["per_image"]}
+    assert rows == {"0.png": [3.0, False], "1.png": [3.0, True], "2.png": [3.0, False]}
+    assert found["warnings"][-1] == f"1 of the 3 images cannot be opened; {specs['opens']} are of the other 2"
+
+
+def test_what_a_function_does_not_judge_is_in_no_figure_and_no_test(files, tmp_path) -> None:
+    _, good, poor = files
+    (tmp_path / "mine.py").write_text(
+        "def brief(completions, **columns):\n    return [None if 'red' in c else 1 / len(c) for c in completions]\n"
+        "def mute(completions, **columns):\n    return [None for c in completions]\n"
+    )
+    brief, mute = (f"{tmp_path / 'mine.py'}:{name}" for name in ("brief", "mute"))
+    found = evaluate_files([good, poor], scorers=[brief, mute], paired=True, per_image=True)
+    scores = found["scores"][brief]
+    own = [1 / len(text) for text in SAID.values() if "red" not in text]
+    assert scores["value"] == pytest.approx(np.mean(own)) and scores["values"]["judged"] == 0.75
+    assert scores["interval"]["brief"][0] < scores["value"] < scores["interval"]["brief"][1]
+    test = found["others"][0]["paired"][brief]["brief"]
+    others = [1 / len(f"poor {text[:6]}") for text in SAID.values() if "red" not in f"poor {text[:6]}"]
+    assert test["difference"] == pytest.approx(np.mean(others) - np.mean(own)) and 0 < test["p_value"] < 0.01
+    assert found["failed"] == {mute: f"it gives no figure for {good}: it judges none of the 20 captions"}
+    assert sum(row[brief] is None for row in found["per_image"] if row["file"] == str(good)) == 5
+    json.dumps(found, allow_nan=False)
+
+
 def test_c3_where_no_image_opens_the_other_scorers_still_work(photos: Path) -> None:
     for number in (0, 2):
         (photos / f"{number}.png").write_bytes(b"<html>")

@@ -8,7 +8,7 @@ import pytest
 from broken_images import encode, photo
 
 from captune.cli.main import main
-from captune.data import load_references, write_captions
+from captune.data import load_references, read_captions, write_captions
 from captune.report import render_files
 
 
@@ -30,6 +30,14 @@ def test_two_files_with_references(files: list[Path], tmp_path: Path) -> None:
     assert page.count("data:image/png") >= 12
     assert "Training" not in page and "command" not in page and "before training" not in page
     assert page == render_files(files, tmp_path / "again.html", source="storybook:test?n=12", bootstrap=20).read_text()
+
+
+def test_the_page_says_how_many_images_were_scored(files: list[Path], tmp_path: Path) -> None:
+    few = dict(list(read_captions(files[1]).items())[:5])
+    write_captions(few, tmp_path / "few.jsonl")
+    both = [files[0], tmp_path / "few.jsonl"]
+    page = render_files(both, tmp_path / "page.html", source="storybook:test?n=12", bootstrap=20).read_text()
+    assert " on 5 images." in page and "· 5 images ·" in page and " on 12 images" not in page
 
 
 def test_without_references_health_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the right. `Arena` does the work, for people and for a model that rates; `site` 
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 import threading
@@ -297,7 +298,10 @@ def rate(arena: Arena, spec: str, *, report: Any = None) -> int:
                     raise AnnotationError(f"{spec} judges by {need}, which {arena.images.source} does not have")
                 columns[need] = [row[need]]
         win, tie = judge.rows([battle.left_caption], **columns)[0][:2]
-        verdict = ("left", "tie", "right")[max(range(3), key=(win, tie, 1 - win - tie).__getitem__)]
+        loss = 1 - win - tie
+        verdict = ("left", "tie", "right")[max(range(3), key=(win, tie, loss).__getitem__)]
+        if math.isclose(win, loss, abs_tol=1e-9):  # by the place that a caption is read in, say
+            verdict = "tie"
         arena.file.vote(secrets.token_hex(8), battle.id, rater, verdict)
         cast += 1
         if report is not None:

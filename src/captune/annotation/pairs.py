@@ -100,10 +100,14 @@ def _pairs_of(file: Path, by: str | None, margin: float, better: str | None) -> 
 
 
 def _of_arena(file: Path) -> Iterator[Pair]:
-    from captune.annotation.battles import Battles
+    from captune.annotation.battles import Battles, counting
 
-    for vote in Battles(file, new=False).judgements():
-        if vote.winner not in ("a", "b"):
+    votes = Battles(file, new=False).judgements()
+    counted = set(counting(votes))
+    for vote in votes:
+        if vote.winner != "skip" and vote not in counted:
+            skip("votes of models, where people have voted", f"{vote.image_id}: {vote.rater}")
+        elif vote.winner not in ("a", "b"):
             skip("votes without a winner", f"{vote.image_id}: {vote.winner}")
         elif vote.caption_a == vote.caption_b:
             skip("votes between equal captions", vote.image_id)
@@ -134,7 +138,9 @@ def _of_scores(
         if not math.isfinite(score):
             skip(f"captions without a score of {by}", image_id)
             continue
-        scored.setdefault(image_id, {})[caption] = score if higher else -score
+        score = score if higher else -score
+        if scored.setdefault(image_id, {}).setdefault(caption, score) != score:
+            skip(f"captions that are there again with another {by}", image_id)
     for image_id, captions in scored.items():
         best, worst = max(captions, key=captions.__getitem__), min(captions, key=captions.__getitem__)
         difference = captions[best] - captions[worst]

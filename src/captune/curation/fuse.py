@@ -227,18 +227,22 @@ class Fuse:
         sources: dict[int, list[str]], work: Work, notes: dict[str, Any], what: str,
     ) -> np.ndarray:  # fmt: skip
         """(n,) scores of what was written; references are the texts that it was written from."""
+        from captune.curation.scoring import fit, parts_of
         from captune.data.columns import LazyImages
         from captune.scorers import load_scorer
 
         scorer = load_scorer(by, device=work.device) if work.device else load_scorer(by)
         scorer.check()
+        references = {index: [texts[index], *sources[index]] for index, _, _ in usable}
+        fit(scorer, references.values)
         notes[what] = scorer.signature
+        size = len(usable) if any(one.together for one in parts_of(scorer)) else _PART
         made = []
-        for start in range(0, len(usable), _PART):
-            part = usable[start : start + _PART]
+        for start in range(0, len(usable), size):
+            part = usable[start : start + size]
             rows = captions.rows[[index for index, _, _ in part]].tolist()
             columns: dict[str, Any] = {
-                "references": [[texts[index], *sources[index]] for index, _, _ in part],
+                "references": [references[index] for index, _, _ in part],
                 "image_id": captions.image_ids.take(rows).to_pylist(),
             }
             for name in set(scorer.required_columns) - columns.keys():

@@ -9,8 +9,8 @@ on where a part ends.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ def scores(by: str, captions: Captions, work: Work) -> Scores:
         say_blind(scorer.name, captions)
     # an image's captions are compared with each other, or with references: parts hold them together
     size = IMAGES if "image" in scorer.required_columns else TEXTS
-    if any(one.together for one in _parts(scorer)):
+    if any(one.together for one in parts_of(scorer)):
         size = len(captions)
     mark = fingerprint(f"{scorer.identity} {by} {len(captions)}")
     parts = [
@@ -101,16 +101,16 @@ def drop_unscored(found: Scores, verdicts: Verdicts, by: str, keep: bool) -> Non
         (verdicts.keep if keep else verdicts.drop)(found.why == code, f"no score of {by}: {WHY[code]}")
 
 
-def _parts(scorer: Scorer) -> list[Scorer]:
+def parts_of(scorer: Scorer) -> list[Scorer]:
     """The scorers of a sum, or the one."""
     return [part for part, _ in getattr(scorer, "parts", [(scorer, 1.0)])]
 
 
-def _fit(scorer: Scorer, captions: Captions) -> None:
-    """Freeze what a scorer takes from all references, those of the set."""
-    for part in _parts(scorer):
+def fit(scorer: Scorer, references: Callable[[], Iterable[Sequence[str]]]) -> None:
+    """Freeze what a scorer takes from all references, a list per image, so that no score depends on its part."""
+    for part in parts_of(scorer):
         if part.needs_fit:
-            part.fit(_references(captions))
+            part.fit(references())
 
 
 def _references(captions: Captions) -> Iterator[list[str]]:
@@ -147,7 +147,7 @@ class _Judge:
                 f"scorer {self.by!r} needs {' and '.join(lacking)}, which {self.captions.source} does not have"
             )
         if "references" in needs:
-            _fit(scorer, self.captions)
+            fit(scorer, partial(_references, self.captions))
         return scorer
 
     def __call__(self, path: Path, span: tuple[int, int]) -> None:
@@ -169,7 +169,7 @@ class _Judge:
             others = [texts[a:i] + texts[i + 1 : b] for a, b in itertools.pairwise(own) for i in range(a, b)]
             columns["references"] = others
             made[[not one for one in others], 1] = 1
-        if any(one.grouped for one in _parts(scorer)):
+        if any(one.grouped for one in parts_of(scorer)):
             _, place, sizes = np.unique(rows, return_inverse=True, return_counts=True)
             made[sizes[place.reshape(-1)] < 2, 1] = 1
         if besides := needs - {"references", "image_id"}:

@@ -132,28 +132,30 @@ def evaluate_files(
     bad: list[tuple[str, str]] = []
     unread: set[int] = set()
 
-    def rows_for(judge: Scorer) -> Sequence[int]:
-        looks = "image" in columns and "image" in (*judge.required_columns, *judge.optional_columns)
-        out = (unread if looks else set()) | (lacking if "references" in judge.required_columns else set())
+    scored: dict[str, Sequence[int]] = {}  # on which rows each was measured
+
+    def rows_for(judge: Scorer, opens: bool) -> Sequence[int]:
+        out = (unread if opens else set()) | (lacking if "references" in judge.required_columns else set())
         return [row for row in range(len(ids)) if row not in out] if out else range(len(ids))
 
     bar = Bar(judges, desc="scorers", leave=False, show=len(judges) > 1)
     for judge in bar:  # one that fails takes no other's scores with it
         try:
             judge.check()
+            rows = rows_for(judge, "image" in judge.required_columns)
             try:
-                made = _scored(judge, texts, columns, rows_for(judge), bootstrap, seed)
+                made = _scored(judge, texts, columns, rows, bootstrap, seed)
             except BadImage:  # once: all that do not open are found, and the others scored
                 _, bad = without_bad(columns["image"].dataset)
                 names = {image_id for image_id, _ in bad}
                 unread = {row for row, image_id in enumerate(ids) if image_id in names}
-                if not rows_for(judge):
+                if not (rows := rows_for(judge, True)):
                     failed[judge.name] = (
                         f"not one of the {len(ids) - len(lacking - unread)} images can be opened; the first, "
                         f"{': '.join(bad[0])}"
                     )
                     continue
-                made = _scored(judge, texts, columns, rows_for(judge), bootstrap, seed)
+                made = _scored(judge, texts, columns, rows, bootstrap, seed)
         except CaptuneError as error:  # also an encoder, a captioner or a corpus that cannot be used
             failed[judge.name] = str(error)
             continue
@@ -161,6 +163,7 @@ def evaluate_files(
             logger.error("scorer %s failed", judge.name, exc_info=True)
             failed[judge.name] = f"{type(error).__name__}: {first_line(error)}"
             continue
+        scored[judge.name] = rows
         for name, result in made.items():
             results[name][judge.name] = result
     if failed and not any(results.values()):
@@ -182,7 +185,7 @@ def evaluate_files(
     warnings += _blind(next(iter(results.values())), images or references)
     warnings += _among_references(texts, columns.get("references", ()), references)
     if bad:
-        who = ", ".join(judge.name for judge in judges if "image" in judge.required_columns)
+        who = ", ".join(name for name, rows in scored.items() if unread.isdisjoint(rows))
         left = len(ids) - len(unread)
         warnings.append(f"{len(bad)} of the {len(ids)} images cannot be opened; {who} are of the other {left}")
     unreferenced = [ids[row] for row in sorted(lacking)]
@@ -195,7 +198,7 @@ def evaluate_files(
     unopened = {"bad_images": dict(bad), "unreferenced": unreferenced}
     whole = {**reports[0], **about, "warnings": warnings, **unscored, **unopened, "others": reports[1:]}
     if per_image:
-        whole["per_image"] = _per_image(ids, texts, results, {j.name: rows_for(j) for j in judges})
+        whole["per_image"] = _per_image(ids, texts, results, scored)
     return Results(whole, records(whole))
 
 
@@ -247,10 +250,13 @@ def _scored(
             name: LazyImages(column.dataset.select(rows)) if name == "image" else [column[row] for row in rows]
             for name, column in columns.items()
         }
-    return {
+    made = {
         name: evaluate(text, columns, [judge], bootstrap=bootstrap, seed=seed)[judge.name]
         for name, text in texts.items()
     }
+    if nothing := next((name for name, result in made.items() if math.isnan(result.value)), None):
+        raise EvaluationError(f"it gives no figure for {nothing}: it judges none of the {len(rows)} captions")
+    return made
 
 
 def available_scorers(have: set[str], images: str | None, skipped: dict[str, str], cache: Cache | None) -> list[Scorer]:

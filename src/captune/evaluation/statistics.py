@@ -6,6 +6,7 @@ product of a (B, N) matrix of counts with the rows, so that a thousand resamples
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -140,12 +141,15 @@ def figures(scorer: str, result: Result) -> list[dict[str, Any]]:
 def bootstrap_interval(
     scorer: Scorer, rows: np.ndarray, keys: Sequence[str], *, resamples: int, seed: int, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """The percentile interval of each figure over resampled rows; no entry for fewer than two rows."""
+    """The percentile interval of each figure over resampled rows; no entry for fewer than two rows.
+
+    Of a figure that some resamples have not (nan) it is that of the others; nor has one that none has an entry.
+    """
     keys = [key for key in keys if key not in scorer.no_interval]
     if len(rows) < 2 or resamples < 1 or not keys:
         return {}
     figures = _figures(scorer, rows, keys, bootstrap_counts(len(rows), resamples, seed))
-    return {key: percentiles(values, level) for key, values in figures.items()}
+    return _intervals(figures, level)
 
 
 def paired(
@@ -155,22 +159,23 @@ def paired(
 
     The interval is a paired bootstrap: the same resampled images for both systems. The p-value is a permutation test:
     under the null hypothesis the two captions of an image are exchangeable, so each image's rows are swapped or not by
-    a coin, and p = (1 + #{|difference| >= the one observed}) / (1 + resamples), two-sided.
+    a coin, and p = (1 + #{|difference| >= the one observed}) / (1 + resamples), two-sided. A figure that one of the
+    systems has not (nan) has no interval and no p-value.
     """
     if a.shape != b.shape:
         raise EvaluationError(
             f"paired: the systems' rows differ in shape, {a.shape} and {b.shape}; score the same images"
         )
     first, second = scorer.corpus(a), scorer.corpus(b)
-    keys = [key for key in first if key not in scorer.no_interval]
     difference = {key: first[key] - second[key] for key in first}
+    keys = [key for key in first if key not in scorer.no_interval and math.isfinite(difference[key])]
     if len(a) < 2:
         return Comparison(difference, {}, {}, len(a), 0)
 
     counts = bootstrap_counts(len(a), resamples, seed)
     drawn_a = _figures(scorer, a, keys, counts)
     drawn_b = _figures(scorer, b, keys, bootstrap_counts(len(a), resamples, seed))
-    interval = {key: percentiles(drawn_a[key] - drawn_b[key], level) for key in keys}
+    interval = _intervals({key: drawn_a[key] - drawn_b[key] for key in keys}, level)
 
     both = np.concatenate([a, b])
     swapped_a = _figures(scorer, both, keys, _swaps(len(a), resamples, seed), size=len(a))
@@ -178,7 +183,8 @@ def paired(
     p_value = {}
     for key in keys:
         drawn, seen = np.abs(swapped_a[key] - swapped_b[key]), abs(difference[key])
-        p_value[key] = float((1 + np.sum(drawn >= seen - 1e-12 * max(1.0, seen))) / (1 + resamples))
+        as_far = ~(drawn < seen - 1e-12 * max(1.0, seen))  # nan, too: where it is not known, it counts against
+        p_value[key] = float((1 + np.sum(as_far)) / (1 + resamples))
     return Comparison(difference, interval, p_value, len(a), resamples)
 
 
@@ -248,6 +254,12 @@ def _figures(
 
     parts = [figures(chosen) for chosen in counts]
     return {key: np.concatenate([part[key] for part in parts]) for key in keys}
+
+
+def _intervals(figures: Mapping[str, np.ndarray], level: float) -> dict[str, tuple[float, float]]:
+    """The intervals of resampled figures, over the resamples that have the figure."""
+    found = {key: values[~np.isnan(values)] for key, values in figures.items()}
+    return {key: percentiles(values, level) for key, values in found.items() if len(values)}
 
 
 def percentiles(values: np.ndarray, level: float) -> tuple[float, float]:

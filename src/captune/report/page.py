@@ -18,7 +18,7 @@ from captune.report.monitor import monitor_report
 from captune.report.reading import Row, Run, group_rows, read_run, split_controls, whole
 from captune.report.truth import Truth, health_of_references, load_truth
 from captune.utils.files import replace_file
-from captune.utils.wording import counted
+from captune.utils.wording import counted, span
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _source(name: str, rows: list[Row], truth: Truth) -> dict[str, object]:
         examined = [Row("references", "other", "", name, scores, {}), *rows]
     return {
         "name": name,
-        "images": max((len(row.captions) for row in rows), default=0),
+        "images": span(table.judged(rows) or {len(row.captions) for row in rows if row.captions}),
         "table": table.build_table(rows, main),
         "every": table.build_table(rows, every, gaps=False, speed=False) if len(every) > len(main) else None,
         "health": table.build_table(examined, health, gaps=False, rank=False, speed=False) if health else None,

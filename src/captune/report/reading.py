@@ -203,7 +203,7 @@ def _read_rows(run: Run, content: dict[str, Any]) -> None:
 
 
 def _read_scores(run: Run, name: str, scores: Any) -> dict[str, dict[str, Any]]:
-    """{scorer: {values, interval, signature}}: numbers, pairs of numbers and a text, whatever the file holds."""
+    """{scorer: {values, interval, signature, n}}: numbers, pairs of numbers and a text, whatever the file holds."""
     read: dict[str, dict[str, Any]] = {}
     odd = 0 if isinstance(scores, dict) else 1
     for scorer, result in scores.items() if isinstance(scores, dict) else ():
@@ -218,7 +218,8 @@ def _read_scores(run: Run, name: str, scores: Any) -> dict[str, dict[str, Any]]:
         pairs = {
             text_of(figure): pair for figure, pair in interval.items() if isinstance(pair, list) and len(pair) == 2
         }
-        read[text_of(scorer)] = {"values": numbers, "interval": pairs, "signature": text_of(result.get("signature"))}
+        kept = {"values": numbers, "interval": pairs, "signature": text_of(result.get("signature"))}
+        read[text_of(scorer)] = kept | ({"n": n} if isinstance(n := result.get("n"), int) else {})
     if odd:
         run.notes.append(f"{odd} scores of “{name}” are no numbers; they were left out.")
     return read

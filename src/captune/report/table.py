@@ -88,6 +88,17 @@ def interval_of(row: Row, column: Column) -> tuple[float, float] | None:
     return None
 
 
+def judged(rows: list[Row], scorer: str = "") -> set[int]:
+    """How many images the figures of the rows are of, where that is known.
+
+    Args:
+        rows: the table's rows.
+        scorer: of this scorer alone.
+    """
+    results = [result for row in rows for name, result in row.scores.items() if scorer in ("", name)]
+    return {result["n"] for result in results if result.get("n")}
+
+
 def columns_of(rows: list[Row], *, health: bool = False, every: bool = False) -> list[Column]:
     """The figures to show.
 
@@ -227,6 +238,7 @@ def headline(rows: list[Row], columns: list[Column], images: int) -> tuple[str, 
     """The sentence at the top and its two or three key figures (label, value, detail)."""
     base, ceiling, focus = first_with_role(rows, "base"), first_with_role(rows, "supervised"), focus_of(rows)
     main = next((c for c in columns if c.better == 1), None)
+    images = max(judged([row for row in (focus, base) if row], main.scorer if main else ""), default=images)
     on = f"on {counted(images, 'image')}" if images else "on these images"
     if any(row.trained_on for row in rows):
         on += " (measured on its training images)"

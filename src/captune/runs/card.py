@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
+
+from captune.utils.wording import span
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -23,7 +25,7 @@ def model_card(
     figures: Mapping[str, Mapping[str, Any]] | None = None,
     trained: str | None = None,
     source: str | None = None,
-    images: Sequence[int] = (),
+    images: Collection[int] = (),
     trained_on: bool = False,
     rewarded: Collection[str] = (),
     gate: str = "",
@@ -82,7 +84,7 @@ def model_card(
         names=list(dict.fromkeys(figure for row in figures.values() for figure in row)),
         number=lambda value: f"{value:.3f}" if isinstance(value, int | float) else "–",
         source=source,
-        images=" to ".join(dict.fromkeys(f"{own:,}" for own in (images[0], images[-1]))) if images else "",
+        images=span(images),
         trained_on=trained_on,
         rewarded=rewarded,
         command=command.replace("\r", " "),

@@ -547,7 +547,7 @@ class RunDir:
             figures=plain(figures),
             trained=trained[-1] if trained else None,
             source=self.scores().get("source"),
-            images=sorted({score["n"] for _, _, score in scores if score.get("n")}),
+            images={score["n"] for _, _, score in scores if score.get("n")},
             trained_on=any(row.get("trained_on") for row in rows),
             rewarded={key for names, name, score in scores if name in names for key in score.get("values") or ()},
             gate=self.gate.get("sentence", ""),

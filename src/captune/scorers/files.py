@@ -29,22 +29,34 @@ _COLUMNS = ("image", "references", "image_id", "scene")
 class FunctionScorer(Scorer):
     """A reward function of trl as a scorer; more is better.
 
-    Its figure is the mean over captions, under the function's name. Parameters without a default are the columns that
-    it requires; a function with ``**columns`` gets image, references, image_id and scene where they are there. None, as
-    in trl, means that the function does not judge the caption (nan).
+    Its figure is the mean over the captions that it judges, under the function's name; None, as in trl, and nan mean
+    that it does not judge one (`judged` is the share of the others). Parameters without a default are the columns that
+    it requires; a function with ``**columns`` gets image, references, image_id and scene where they are there.
     """
 
     function: ClassVar[Callable[..., Sequence[float | None]]]
     origin: ClassVar[str] = ""
 
     def rows(self, captions: Sequence[str], **columns: Any) -> np.ndarray:
-        """Return (N, 1): what the function says of each caption."""
+        """Return (N, 2): what the function says of each caption, 0 where it says nothing; 1 where it says something."""
         scores = list(type(self).function(list(captions), **columns))
         if len(scores) != len(captions):
             raise ScorerError(
                 f"the reward function {self.name!r} gave {len(scores)} scores for {len(captions)} captions"
             )
-        return np.array([np.nan if s is None else float(s) for s in scores], dtype=np.float64).reshape(-1, 1)
+        said = np.array([np.nan if s is None else float(s) for s in scores], dtype=np.float64)
+        judged = ~np.isnan(said)
+        return np.stack([np.where(judged, said, 0.0), judged], axis=1)
+
+    def from_totals(self, totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """Return the mean over the captions that are judged, nan where none is, and their share."""
+        score, judged = totals[..., 0], totals[..., 1]
+        mean = np.divide(score, judged, out=np.full(np.shape(score), np.nan), where=judged > 0)
+        return {self.primary: mean, "judged": judged / n}
+
+    def per_caption(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N,): the score of each caption, nan where it is not judged."""
+        return np.where(rows[:, 1] > 0, rows[:, 0], np.nan)
 
     @property
     def signature(self) -> str:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+
+def span(numbers: Iterable[int]) -> str:
+    """Return the least and the greatest of some numbers: "98 to 1,000", "100"; "" where there is none."""
+    known = sorted(set(numbers))
+    return " to ".join(dict.fromkeys(f"{own:,}" for own in (known[0], known[-1]))) if known else ""
+
 
 def counted(count: int, noun: str, nouns: str = "") -> str:
     """Return a number with its noun: "1 image", "2,000 images".
