@@ -41,7 +41,7 @@ SHOWN = 20  # captions that a record keeps
 CONTROLS = ("opening", "best_of", "guidance")
 SIZE = {"batch_size": 16}
 LENGTH = {"max_new_tokens": 40}
-JUDGED = ("rows", "refine", "crops", "zero", "decoders")  # sections whose captions the scorers judge
+JUDGED = ("rows", "refine", "zero", "decoders")  # sections whose captions the scorers judge
 
 
 class Study(runner.Study):
