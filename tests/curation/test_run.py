@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 from captune.cli.main import main
 from captune.curation import curate
 from captune.curation.base import Captions, Verdicts, Work
+from captune.curation.reading import NO_NUMBERS
 from captune.curation.registry import OPERATIONS
+from captune.curation.run import OVERWRITTEN
 from captune.data import load_images, load_references, read_captions
 from captune.errors import CurationError, UsageError
 from captune.utils.skipped import counting
@@ -417,6 +419,20 @@ def test_columns_of_a_table(tmp_path: Path) -> None:
     assert [line["own"] for line in lines] == [[1, 2], [None], [3, 4]]
     assert [line["one"] for line in lines] == [[7, 7], [8], [9, 9]]
     assert not any("shifted" in line for line in lines)
+
+
+def test_columns_that_the_set_will_not_have_are_named(tmp_path: Path) -> None:
+    row = {"image_id": "x", "references": ["a dog runs"], "objects": ["dog"], "license": "by", "score": 9, "age": 3}
+    (tmp_path / "set.jsonl").write_text(json.dumps(row) + "\n")
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "set.parquet")
+    for name in ("set.jsonl", "set.parquet"):
+        with counting() as counts:
+            run(str(tmp_path / name), tmp_path / f"of_{name}", {"filter": {"by": "length", "min": 1}})
+        assert {reason: set(items) for reason, items in counts.items()} == {
+            NO_NUMBERS: {"license", "objects"}, OVERWRITTEN: {"score (step 1, filter)"}
+        }  # fmt: skip
+        line = json.loads((tmp_path / f"of_{name}" / "captions.jsonl").read_text())
+        assert line == {"image_id": "x", "references": ["a dog runs"], "score": [3], "age": [3]}
 
 
 def test_formats_of_one_caption_say_what_they_leave_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

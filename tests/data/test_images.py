@@ -201,6 +201,22 @@ def test_c4_what_is_reduced_looks_as_it_did(tmp_path: Path, monkeypatch: pytest.
     assert np.abs(expected - got).max() <= 2
 
 
+@pytest.mark.parametrize(("mode", "most"), [("I;16", 65535), ("I", 3_000_000), ("F", 1.0), ("F", 1000.0)])
+def test_deep_pixels_are_averaged_too_on_the_scale_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, most: float
+) -> None:
+    board = (np.indices((60, 60)).sum(axis=0) % 2) * float(most)
+    board[:30] /= 2  # what a strip of the upper half alone would be stretched from
+    kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    Image.fromarray(board.astype(kind)).save(tmp_path / "a.tif")
+    whole = np.asarray(open_image(tmp_path / "a.tif")).astype(float)
+    monkeypatch.setattr(images, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(images, "REDUCED_PIXELS", 100)
+    small = np.asarray(open_image(tmp_path / "a.tif")).astype(float)
+    assert abs(whole.mean() - 95.6) < 1 and abs(small.mean() - whole.mean()) < 1
+    assert abs(small[:4].mean() - whole[:24].mean()) < 2 and small[:4].mean() < small[-4:].mean() / 1.9
+
+
 @pytest.mark.parametrize(
     ("head", "kind", "package"),
     [

@@ -251,7 +251,9 @@ def _output(args: argparse.Namespace) -> tuple[str | None, str | None]:
     if args.sidecar is not None:
         if args.output is not None:
             raise UsageError("--sidecar writes beside the images, --output into one file: give one of the two")
-        return None, args.format
+        if args.format is not None:
+            raise UsageError(f"--sidecar writes a caption to a file, as text: leave --format {args.format} out")
+        return None, None
     if args.output_folder is not None:
         raise UsageError("--output-folder is for sidecars: add --sidecar .txt, or name a file with --output")
     if args.output is None:

@@ -45,6 +45,7 @@ from captune.utils.skipped import counting, skip
 
 SCHEMA = pa.schema({"row": pa.int64(), "number": pa.int64(), "entry": pa.int64(), "text": pa.large_string()})
 AT_ONCE = 65_536  # captions that are in memory together
+NO_NUMBERS = "columns of the source that the set will not have, for it keeps numbers alone"
 
 
 def read_source(source: str, limit: int | None, captions: Path, images: Path) -> dict[str, Any]:
@@ -259,6 +260,8 @@ def _numbers_of_lines(path: Path, ids: list[str], table: pa.Table) -> pa.Table:
         entries += [line] * sum(good)
     if len(rows) != table.num_rows:
         raise CurationError(f"{path} has other captions than a moment ago")
+    for name in sorted(others - set(SCHEMA.names)):
+        skip(NO_NUMBERS, name)
     order = np.argsort(np.array(rows, dtype=np.int64), kind="stable")
     table = table.set_column(table.schema.get_field_index("entry"), "entry", pa.array(np.array(entries)[order]))
     for name in sorted(values):
@@ -332,6 +335,9 @@ def _of_tables(source: str, files: list[str], limit: int | None) -> tuple[pa.Chu
         raise SourceError(f"{files[0]} holds no rows")
     table = pa.concat_tables(parts)
     numbers = [name for name in numbers if name not in others]
+    for name in names:
+        if name not in (said, own, *images, *numbers):
+            skip(NO_NUMBERS, name)
     coded = pa.chunked_array(ids).dictionary_encode().unify_dictionaries()
     known = coded.chunk(0).dictionary
     owner = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks]).astype(np.int64)

@@ -48,12 +48,13 @@ from captune.data.naming import absolute
 from captune.errors import CurationError, UsageError, redact
 from captune.utils.files import lock_folder, output_path, parse_json, remove, remove_leftovers, replace_file, replacing
 from captune.utils.pool import Pool
-from captune.utils.skipped import skip
+from captune.utils.skipped import Told, skip
 
 logger = logging.getLogger(__name__)
 KIND, FORMAT = "curation", 1
 REPORT, DECISIONS, WORK = "curation.json", "decisions", ".work"
 WRITING = "writing"  # a file of the work folder: the set that was there is being replaced
+OVERWRITTEN = Told("columns of the set were written over by a step; its setting `column` names another")
 DECISION = pa.schema(
     {
         "image_id": pa.string(),
@@ -289,6 +290,8 @@ def _step(
     if not mark.is_file():
         verdicts = operation.decide(captions, work)
         verdicts.check()
+        for column in sorted(verdicts.columns.keys() & set(captions.columns)):
+            skip(OVERWRITTEN, f"{column} (step {number}, {name})")
         record = _record(number, name, captions, verdicts)
         decisions.parent.mkdir(exist_ok=True)
         _write_decisions(captions, verdicts, decisions)

@@ -257,22 +257,25 @@ def _why(error: Exception) -> str:
 def _reduced(image: Image.Image, most: int) -> Image.Image:
     """An image of at most so many pixels, each the mean of a square.
 
-    It is made strip by strip, so that no second large one is in memory.
-
-    Where a pixel has more than 8 bits, whose scale is that of the whole image, every n-th pixel is taken instead.
+    It is made strip by strip, so that no second large one is in memory. Where a pixel has more than 8 bits, the scale
+    of the strips is that of the whole image.
     """
     factor = math.ceil(math.sqrt(image.width * image.height / most))
     size = (math.ceil(image.width / factor), math.ceil(image.height / factor))
-    if image.mode.startswith("I") or image.mode == "F":
-        small = image.resize(size, Image.Resampling.NEAREST)
-    else:
-        small = Image.new("RGB", size)
-        rows = factor * max(1, REDUCED_PIXELS // (image.width * factor))
-        for top in range(0, image.height, rows):
-            strip = image.crop((0, top, image.width, min(image.height, top + rows)))
-            if image.mode not in ("L", "RGB", "RGBA") or "transparency" in image.info:
-                strip = to_rgb(strip)  # the mean of palette numbers means nothing
-            small.paste(to_rgb(strip.reduce(factor)), (0, top // factor))
+    small = Image.new("RGB", size)
+    rows = factor * max(1, REDUCED_PIXELS // (image.width * factor))
+    tops = range(0, image.height, rows)
+    strips = (image.crop((0, top, image.width, min(image.height, top + rows))) for top in tops)
+    deep = image.mode.startswith("I") or image.mode == "F"
+    extrema = np.array([_extrema(_values(strip)) for strip in strips]) if deep else np.zeros((1, 2))
+    low, high = float(extrema[:, 0].min()), float(extrema[:, 1].max())
+    for top in tops:
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        if deep:
+            strip = Image.fromarray(_to_8_bits(_values(strip), image.mode, low, high))
+        elif image.mode not in ("L", "RGB", "RGBA") or "transparency" in image.info:
+            strip = to_rgb(strip)  # the mean of palette numbers means nothing
+        small.paste(to_rgb(strip.reduce(factor)), (0, top // factor))
     try:
         small.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # see _upright
@@ -296,7 +299,8 @@ def _upright(image: Image.Image, item: str) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any PIL mode to RGB: scaled where it has more than 8 bits, on white where it is transparent."""
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_8_bits(image))
+        values = _values(image)
+        image = Image.fromarray(_to_8_bits(values, image.mode, *_extrema(values)))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         if image.mode == "RGBa":
             image = image.convert("RGBA")
@@ -308,19 +312,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bits(image: Image.Image) -> np.ndarray:
-    """Grey levels of a 16-bit (I;16…), 32-bit (I) or floating-point (F) image as (H, W) uint8.
+def _values(image: Image.Image) -> np.ndarray:
+    """Grey levels (H, W) as they are, 0 for what is no number."""
+    return np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _extrema(values: np.ndarray) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
+
+
+def _to_8_bits(values: np.ndarray, mode: str, low: float, high: float) -> np.ndarray:
+    """Grey levels of a 16-bit (I;16…), 32-bit (I) or floating-point (F) image between two values as (H, W) uint8.
 
     I;16 and I within 0…65535 (Pillow's mode for 16-bit files of several formats) are divided by 257; F within 0…1 is
     multiplied by 255; F within 0…255 is kept; anything else carries no scale of its own and is stretched from its
     smallest to its largest value.
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if image.mode != "F" and low >= 0 and high <= 65535:
-        values /= 257.0
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        values *= 255.0
-    elif not (image.mode == "F" and low >= 0 and high <= 255):
+    if mode != "F" and low >= 0 and high <= 65535:
+        values = values / 257.0
+    elif mode == "F" and low >= 0 and high <= 1:
+        values = values * 255.0
+    elif not (mode == "F" and low >= 0 and high <= 255):
         values = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
