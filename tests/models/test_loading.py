@@ -230,6 +230,18 @@ def test_b1_an_adapter_of_another_base_with_the_same_shapes(adapter: Path, tiny_
     assert "does not say which weights it was trained on" in caplog.text
 
 
+def test_an_adapter_is_asked_with_the_prompt_that_it_was_trained_under(tiny_folder, tmp_path: Path, caplog) -> None:
+    model = tiny_folder("idefics3")
+    trained = Captioner.load(model, prompt="what is here ?")
+    trained.add_lora(2, 4, 0.0)
+    trained.save_adapter(tmp_path / "adapter")
+    assert Captioner.load(model, adapter=tmp_path / "adapter").prompt == "what is here ?"
+    assert "was trained under the prompt 'what is here ?'" in caplog.text
+    assert Captioner.load(model, adapter=tmp_path / "adapter", prompt="say it").prompt == "say it"
+    (tmp_path / "adapter" / "base_model.json").unlink()  # as other programs save adapters
+    assert Captioner.load(model, adapter=tmp_path / "adapter").prompt == Captioner.load(model).prompt
+
+
 def test_b1_peft_reads_the_adapter_as_before(adapter: Path, tiny_folder) -> None:
     core = Captioner.load(tiny_folder("idefics3")).core
     assert PeftModel.from_pretrained(core, adapter).peft_config["default"].peft_type == "LORA"

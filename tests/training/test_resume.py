@@ -276,6 +276,26 @@ def test_a3_grpo_resumes_and_its_readme_says_nothing(
     assert steps == [3, 4]
 
 
+def test_a_run_that_resumes_has_no_more_patience_than_one_that_was_not_cut(
+    tiny_folder: Any, source: str, tmp_path: Path, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"max_steps": 9, "batch_size": 2, "num_generations": 2, "max_new_tokens": 3, "lora_r": 2}
+    small |= {"reward": "length", "eval_steps": 1, "watch": "repetition", "save_steps": 1, "eval_images": source}
+    small |= {"accept_reward": True, "early_stopping_patience": 3, "learning_rate": 1e-12}  # nothing gets better
+    monkeypatch.setattr("captune.training.grpo.train.finish_run", lambda config, run_dir, *args, **_: run_dir)
+    model = str(tiny_folder("idefics3"))
+    whole, broken = (
+        CaptionGRPOConfig(model=model, images=source, output=tmp_path / name, device="cpu", **small) for name in "ab"
+    )
+    run_grpo(whole)
+    uncut, steps[:] = list(steps), []
+    assert 2 < len(uncut) < 9
+    cut(broken, 3, monkeypatch, run_grpo)
+    steps.clear()
+    run_grpo(broken)
+    assert steps[-1] == uncut[-1]
+
+
 def test_a4_a_finished_run_says_so_and_is_extended_by_more_steps(config: Any, steps: list[int], caplog: Any) -> None:
     first = run(config("run"))
     (first.path / "report.html").write_text("kept")

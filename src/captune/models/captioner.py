@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
@@ -181,6 +181,8 @@ class Captioner:
                 captioner.condition.highest,
                 ", ".join(captioner.condition.prompts),
             )
+        elif prompt is None:
+            captioner.ask_as_trained(adapter)
         if not load_in_4bit:  # which places the weights itself
             cast(nn.Module, captioner.core).to(device)
         return captioner
@@ -213,6 +215,14 @@ class Captioner:
         return loading.base_record(self.core)["digest"]
 
     # -- text ----------------------------------------------------------------------------------------------------------
+
+    def ask_as_trained(self, adapter: str | Path | None) -> None:
+        """Take the prompt that an adapter was trained under, where its folder says it; another one is said."""
+        prompt = loading.prompt_of(adapter)
+        if prompt is not None and prompt != self.prompt:
+            logger.warning("%s was trained under the prompt %r: it is asked with it, or with --prompt", adapter, prompt)
+            self.prompt = prompt
+            self._check_prompt()
 
     def conversation(self, prompt: str | None = None) -> list[dict[str, Any]]:
         """Return the prompt, or another, as messages, with a place for the image: what TRL's GRPOTrainer takes."""
@@ -770,7 +780,7 @@ class Captioner:
         return Path(output)
 
     def save_adapter(self, folder: str | Path) -> Path:
-        """Write adapter_config.json, adapter_model.safetensors and base_model.json, a digest of the base's weights.
+        """Write adapter_config.json, adapter_model.safetensors and base_model.json: the base's digest, the prompt.
 
         Raises:
             CaptionerError: there is no adapter.
@@ -779,7 +789,7 @@ class Captioner:
             raise CaptionerError("there is no adapter to save: call make_trainable() first")
         # False: "auto" would ask the hub about the base model's vocabulary
         self.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-        loading.write_base_record(Path(folder), getattr(self.model, "base_record", None))
+        loading.write_base_record(Path(folder), getattr(self.model, "base_record", None), self.prompt)
         if self.condition is not None:
             self.condition.save(Path(folder))
         return Path(folder)
@@ -793,6 +803,17 @@ class Captioner:
         if not isinstance(self.model, PeftModel):
             raise CaptionerError("there is no adapter to load weights into: call make_trainable() first")
         loading.fill_adapter(self.model, str(folder))
+
+    @contextmanager
+    def reading(self, *, base: bool) -> Iterator[None]:
+        """Within the context there is no dropout and no gradient; with `base`, no adapter."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.disable_adapter() if base else nullcontext():
+                yield
+        finally:
+            self.model.train(training)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _FIT_AGAIN = "Name another mapper, or fit it again with `captune vizer`."
 #: what a saved mapper's config holds beside MapperConfig
-SIZES = ("hidden_size", "feature_size", "captioner_name", "captioner_digest")
+SIZES = ("hidden_size", "feature_size", "captioner_name", "captioner_digest", "prompt")
 
 
 class Mapper(nn.Module):
@@ -44,6 +44,7 @@ class Mapper(nn.Module):
         feature_size: width D of F_I.
         captioner_name: the captioner whose f_psi it reads, as `Captioner.load` takes it.
         captioner_digest: of that captioner's weights without an adapter; None: not known.
+        prompt: the text beside the image that it reads captions behind; None: the captioner's.
     """
 
     centre: Tensor  # (D,), zeros where the config does not centre
@@ -56,12 +57,13 @@ class Mapper(nn.Module):
         feature_size: int,
         captioner_name: str = "",
         captioner_digest: str | None = None,
+        prompt: str | None = None,
     ) -> None:
         super().__init__()
         if config.depth < 1:
             raise SettingError(f"a mapper needs a depth of at least 1, not {config.depth}")
         self.config, self.hidden_size, self.feature_size = config, hidden_size, feature_size
-        self.captioner_name, self.captioner_digest = captioner_name, captioner_digest
+        self.captioner_name, self.captioner_digest, self.prompt = captioner_name, captioner_digest, prompt
         sizes = [hidden_size, *[config.width] * (config.depth - 1), config.whitened or feature_size]
         layers: list[nn.Module] = [nn.LayerNorm(hidden_size)]
         for i in range(config.depth):
@@ -147,7 +149,7 @@ class Mapper(nn.Module):
         try:
             settings = dict(read_json(folder / "config.json", error=CaptionerError))
             sizes = {name: settings.pop(name) for name in SIZES[:3]}
-            sizes["captioner_digest"] = settings.pop("captioner_digest", None)
+            sizes |= {name: settings.pop(name, None) for name in SIZES[3:]}
             known = {key: value for key, value in settings.items() if key in MapperConfig.__dataclass_fields__}
             mapper = cls(MapperConfig(**known), **sizes)
         except CaptionerError:

@@ -161,7 +161,7 @@ def load_training_images(config: TrainingConfig, *, references: bool = False, so
     if isinstance(images, IterableDataset):
         raise SourceError(f"{source}: training reads each image several times, a stream cannot; leave streaming=1 out")
     if held:
-        images = _apart(images, held)
+        images = apart_from(images, held)
     dataset, bad = without_bad(bounded(images, config.batch_size))
     if bad and not len(dataset):
         raise SourceError(f"{source}: not one of {len(bad)} images can be used; the first, {bad[0][0]}: {bad[0][1]}")
@@ -171,9 +171,17 @@ def load_training_images(config: TrainingConfig, *, references: bool = False, so
     return dataset
 
 
-def _apart(images: Any, held: str) -> Any:
-    """The training images without copies of those held out, each counted."""
-    copies = sharing(images, load_images(held, decode=False))
+def apart_from(images: Any, judged: str) -> Any:
+    """Return the images to learn from without those, and copies of those, that a run is judged on, each counted.
+
+    Files are compared by their bytes, what a program draws, and what streams, by its id.
+    """
+    others = load_images(judged, decode=False)
+    if scheme_of(judged).name or isinstance(others, IterableDataset):
+        ids = {row["image_id"] for row in others.select_columns(["image_id"])}
+        copies = [row for row, image_id in enumerate(images["image_id"]) if image_id in ids]
+    else:
+        copies = sharing(images, others)
     for row in copies:
         skip("images to learn from that are also, under another name, among those held out", images["image_id"][row])
     return images.select(sorted(set(range(len(images))) - set(copies))) if copies else images
@@ -232,6 +240,8 @@ def make_trainable(captioner: Captioner, config: TrainingConfig, *, connector: b
         captioner.condition = condition
         if config.prompt is None:
             captioner.prompt = condition.prompts[condition.highest]
+    elif config.prompt is None:
+        captioner.ask_as_trained(config.adapter)
     captioner.make_trainable(
         adapter=config.adapter,
         full=config.train_all_weights,

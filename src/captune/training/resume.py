@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from captune.data.columns import content_digest
@@ -90,6 +90,7 @@ class ResumableTrainer(Trainer):
             "logged_at": self._globalstep_last_logged,
             "seconds": time.time() - self._started,
             "made_of": self._made_of,
+            "patience": [early.early_stopping_patience_counter for early in self._early_stopping()],
         }
 
     def put_back(self, values: dict[str, Any]) -> None:
@@ -99,6 +100,11 @@ class ResumableTrainer(Trainer):
         self._globalstep_last_logged = values["logged_at"]
         self._initial_global_step = 0
         self._started -= values["seconds"]
+        for early, counter in zip(self._early_stopping(), values.get("patience", ()), strict=False):
+            early.early_stopping_patience_counter = counter
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
 
     def restore(self) -> None:
         """Continue from the checkpoint's values, where there is one."""

@@ -109,6 +109,27 @@ def test_padding_tiles_do_not_matter(tiny_folder) -> None:
         assert memo.evaluations == 1
 
 
+def test_a_connector_of_an_adapter_is_not_taken_for_the_bases(captioner: Captioner, images: list) -> None:
+    captioner.make_trainable(connector=True)
+    with torch.no_grad():
+        for name, weight in captioner.model.named_parameters():
+            if weight.requires_grad and "connector" in name:
+                weight.add_(0.1)
+    captioner.freeze_vision()
+    with_adapter = captioner.image_features(images)
+    with captioner.disable_adapter():
+        base = captioner.image_features(images)
+    captioner.freeze_vision()  # peft makes it trainable again
+    assert not torch.allclose(with_adapter, base)
+    with captioner.share_vision() as memo:
+        for _ in range(2):
+            assert torch.allclose(captioner.image_features(images), with_adapter)
+            with captioner.disable_adapter():
+                assert torch.allclose(captioner.image_features(images), base)
+            captioner.freeze_vision()
+        assert memo.evaluations == 2
+
+
 @pytest.mark.parametrize("part", ["model.vision_model", "model.connector"])
 def test_a_trainable_tower_is_refused(captioner: Captioner, images: list, part: str) -> None:
     next(captioner.core.get_submodule(part).parameters()).requires_grad_(True)

@@ -199,6 +199,33 @@ def test_the_image_token_is_a_placeholder_and_nothing_else(captioner: Captioner,
         assert torch.equal(core(**inputs).logits, before)
 
 
+@pytest.mark.parametrize("lm", ["gpt2", "mistral"])
+def test_trl_reads_the_probabilities_of_the_words(make: Make, images: list, lm: str) -> None:
+    """Trl's trainers read weight and bias of the head; a language model's logits may all lie far below 0 (GPT-2)."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    core = Captioner.load(make("clip", lm, "pooled"), device="cpu").core
+    captioner = Captioner.load(make("clip", lm, "pooled"), device="cpu")
+    batch = captioner.prepare(images[:2], ["a red ball", "a fish"])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    image = core.config.image_token_id
+    with torch.no_grad():
+        states = core.model(**inputs).last_hidden_state[:, -1].mean(0)
+        words = torch.arange(core.lm_head.weight.shape[0]) != image
+        core.lm_head.weight = torch.nn.Parameter(
+            core.lm_head.weight - 35 * words[:, None] * states / states.norm() ** 2
+        )
+        expected = core(**inputs).logits[:, :-1].log_softmax(-1)
+        add_fused_lm_head(core)
+        labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == image, -100)
+        read = core(**inputs, labels=labels, fused_lm_head=True).log_probs
+    shown = labels[:, 1:] != -100
+    own = expected.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
+    assert torch.allclose(read[shown], own[shown], atol=1e-4) and expected[..., image].exp().max() == 0
+    raw = torch.nn.functional.linear(states, core.lm_head.weight)
+    assert raw[words].max() < -10 < raw[image], "the image token would take all"
+
+
 def test_two_images_in_one_text(captioner: Captioner, images: list) -> None:
     text = ["<image> and <image>"]
     one, other = (captioner.processor(text=text, images=[pair], return_tensors="pt") for pair in

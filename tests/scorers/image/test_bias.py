@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,18 @@ def test_what_the_image_does_not_support_better_is_penalised() -> None:
     assert judge.asked.count("a person on a motorbike") == 0, "nothing is asked about captions without a term"
     assert scorer.rows(["a ball"], image=["a ball"]).tolist() == [[0, 0, 0]]
     assert scorer.corpus(scorer.rows(["a ball"], image=["a ball"]))["unsupported"] == 0
+
+
+def test_what_cannot_be_judged_is_no_bias() -> None:
+    class Sometimes(Scorer):
+        name = "sometimes"
+
+        def __call__(self, completions: Any, **columns: Any) -> list[float]:
+            return [math.nan if "sits" in text else float("woman" in text) for text in completions]
+
+    scorer = Bias(scorer=Sometimes(), groups={"gender": [["woman", "man"]]})
+    rows = scorer.rows(["a woman runs", "a man runs", "a woman sits"])
+    assert rows.tolist() == [[0, 1, 1], [-1, 1, 1], [0, 0, 0]]
 
 
 def test_the_margin() -> None:

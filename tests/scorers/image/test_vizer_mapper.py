@@ -22,7 +22,7 @@ def mapper_of(captioner: Captioner, images: list, **settings: Any) -> Mapper:
     torch.manual_seed(3)
     config = MapperConfig(width=16, **settings)
     features = captioner.image_features(images, where=config.feature, pool=config.pool)
-    mapper = Mapper(config, 32, features.shape[-1], captioner.name)
+    mapper = Mapper(config, 32, features.shape[-1], captioner.name, prompt=captioner.prompt)
     mapper.measure(features)
     return mapper.eval().requires_grad_(False)
 
@@ -97,6 +97,24 @@ def test_loaded_from_its_folder(tiny_folder, scorer: ViZerScorer, images: list, 
     assert isinstance(loaded, ViZerScorer) and loaded.name == f"vizer:{folder}"
     assert np.allclose(loaded.rows(CAPTIONS, image=images), scorer.rows(CAPTIONS, image=images), atol=1e-5)
     assert list(loaded.corpus(loaded.rows(CAPTIONS, image=images))) == ["vizer"]
+
+
+def test_it_reads_under_the_prompt_of_the_mapper_and_without_dropout(tiny_folder, images: list, tmp_path: Path) -> None:
+    model = str(tiny_folder("idefics3"))
+    asked = Captioner.load(model, device="cpu", prompt="what is in this place ?")
+    folder = mapper_of(asked, images).save(tmp_path / "mapper")
+    scorer = load_scorer(f"vizer:{folder}")
+    assert isinstance(scorer, ViZerScorer) and scorer.captioner.prompt == "what is in this place ?"
+    other = Captioner.load(model, device="cpu")
+    scorer.bind(other)  # under another prompt it would read something else
+    assert scorer.captioner is not other
+    expected = ViZerScorer(captioner=asked, mapper=scorer.mapper).rows(CAPTIONS, image=images)
+    for module in asked.core.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.9
+    asked.model.train()
+    assert np.array_equal(ViZerScorer(captioner=asked, mapper=scorer.mapper).rows(CAPTIONS, image=images), expected)
+    assert asked.model.training
 
 
 def test_without_a_mapper_it_says_so(tmp_path: Path) -> None:

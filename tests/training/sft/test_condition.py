@@ -16,7 +16,7 @@ from captune.data.values import load_values
 from captune.errors import SourceError, UsageError
 from captune.models.captioner import Captioner
 from captune.models.condition import Condition, prompt_under, read_condition
-from captune.training.sft.train import SFTConfig, run, supervised_loss
+from captune.training.sft.train import SFTConfig, check_weights, run, supervised_loss
 
 
 def write(folder: Path, images: list[Any], **columns: list[list[Any]]) -> str:
@@ -67,9 +67,16 @@ def test_weights_by_hand(captioner: Captioner, images: list[Image.Image]) -> Non
     alone = torch.stack([supervised_loss(captioner, [i], [c]) for i, c in zip(images, captions, strict=False)]).double()
     for weights in ([1.0, 1.0], [2.0, 0.5], [0.0, 3.0]):
         w = torch.tensor(weights).double()
-        expected = (w * tokens * alone).sum() / (w * tokens).sum()
+        expected = (w * tokens * alone).sum() / tokens.sum()
         found = supervised_loss(captioner, images[:2], captions, weights=weights)
         assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    single = supervised_loss(captioner, images[:1], captions[:1], weights=[2.0])  # a batch of one is weighed, too
+    assert single.item() == pytest.approx(2 * alone[0].item(), rel=1e-4)
+
+
+def test_weights_are_1_on_average(tmp_path: Path) -> None:
+    found = check_weights(config(tmp_path, "m", "s", weights="w"), {"a": [2, 6], "b": [0], "c": [8]})
+    assert found == {"a": [0.5, 1.5], "b": [0.0], "c": [2.0]}
 
 
 @pytest.mark.parametrize("by_length", [False, True])

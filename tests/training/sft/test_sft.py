@@ -124,6 +124,30 @@ def test_accumulated_batches_weigh_as_one(tiny_folder: Any, images: list, tmp_pa
     assert results[0] == pytest.approx(results[1], rel=1e-3)
 
 
+def test_the_batches_of_a_step_draw_lots_of_their_own(
+    captioner: Captioner, images: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else a step of several batches would see nothing but blank images, now and then."""
+    seen: list[tuple[bool, str]] = []
+    grey = blank().tobytes()
+
+    def spy(captioner: Any, images: list, captions: list[str], **_: Any) -> torch.Tensor:
+        seen.extend((image.tobytes() == grey, text) for image, text in zip(images, captions, strict=True))
+        return supervised_loss(captioner, images[:1], captions[:1])
+
+    monkeypatch.setattr("captune.training.sft.train.supervised_loss", spy)
+    captioner.add_lora(4, 8, 0.0)
+    rows = [{"image": image, "image_id": str(i), "references": ["one", "two"]} for i, image in enumerate(images)]
+    settings = config(
+        tmp_path, batch_size=1, gradient_accumulation_steps=4, max_steps=6, save_steps=50, image_dropout=0.5
+    )
+    SFTTrainer.fit(captioner, datasets.Dataset.from_list(rows), settings, RunDir(tmp_path), image_dropout=0.5)
+    steps = [seen[start : start + 4] for start in range(0, len(seen), 4)]
+    assert len(steps) == 6
+    assert sum(len({dropped for dropped, _ in step}) == 2 for step in steps) >= 4
+    assert sum(len({text for _, text in step}) == 2 for step in steps) >= 4
+
+
 def test_every_reference_has_its_turn(
     captioner: Captioner, images: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

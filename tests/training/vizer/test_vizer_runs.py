@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
 from captune.data import load_images
 from captune.decoding import load_decoder
@@ -14,8 +16,11 @@ from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper
 from captune.runs.run_dir import RunDir
 from captune.training import trainer as training
+from captune.training.lifecycle import evaluation_source, load_training_images
+from captune.training.monitor.held_out import HeldOutMonitor
 from captune.training.vizer.config import PRESETS, ViZerConfig
-from captune.training.vizer.train import build_mapper, captions_for_mapper, run
+from captune.training.vizer.train import build_mapper, captions_for_mapper, mapper_images, run
+from captune.utils.skipped import counting
 
 
 def config(output: Path, **settings: Any) -> ViZerConfig:
@@ -192,6 +197,43 @@ def test_gt_captions_come_from_the_source_that_is_named(
     settings = config(tmp_path / "run", mapper_captions=photos)
     with pytest.raises(ValueError, match="no caption to learn from for 4 images"):
         build_mapper(captioner, settings, RunDir(settings.output).start({}), images)
+
+
+def test_gt_captions_are_of_no_image_that_the_run_is_judged_on(tmp_path: Path) -> None:
+    """The held-out part of --images lies in the mapper's source, too, and so does a copy under another name."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(24):
+        tiny.picture(number).save(photos / f"{number}.png")
+        (photos / f"{number}.txt").write_text(f"ball number {number}\n")
+    settings = config(tmp_path / "run", model="storybook", images=str(photos), mapper_captions=str(tmp_path / "more"))
+    judged = set(load_images(evaluation_source(settings))["image_id"])
+    shutil.copytree(photos, tmp_path / "more")
+    name = next(iter(judged))
+    (tmp_path / "more" / name).rename(tmp_path / "more" / "copy.png")
+    (tmp_path / "more" / name).with_suffix(".txt").rename(tmp_path / "more" / "copy.txt")
+    with counting() as counts:
+        found = mapper_images(settings, load_training_images(settings))
+    assert judged and not judged & set(found["image_id"]) and "copy.png" not in found["image_id"]
+    assert len(found) == 24 - len(judged) and sum(len(items) for items in counts.values()) == len(judged)
+
+
+def test_the_monitor_samples_as_the_training_does(
+    tiny_folder: Any, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, float]] = []
+
+    class Seen(RuntimeError):
+        pass
+
+    def init(self: Any, *args: Any, max_new_tokens: int = 40, temperature: float = 1.0, **kwargs: Any) -> None:
+        seen.append((max_new_tokens, temperature))
+        raise Seen
+
+    monkeypatch.setattr(HeldOutMonitor, "__init__", init)
+    with pytest.raises(Seen):
+        run(config(tmp_path / "run", model=str(tiny_folder("idefics3")), images=photos, temperature=0.7))
+    assert seen == [(config(tmp_path / "x", model="storybook", images=photos).max_new_tokens, 0.7)]
 
 
 # -- settings

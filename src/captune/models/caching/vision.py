@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -28,6 +30,7 @@ from captune.models.image_inputs import ImageInputs
 from captune.utils.hashing import weights_digest
 from captune.utils.memory import remembers
 
+ADAPTED = (BaseTunerLayer, AuxiliaryTrainingWrapper)  # what peft puts in a module's place
 ROOM = 2**30  # bytes: what 20,000 photographs take as 9 x 1280 features
 
 
@@ -216,7 +219,8 @@ class VisionCache:
     def _lookup(self, arguments: dict[str, Any]) -> tuple[list[ImageFeatures], _Template]:
         arguments = {**self._defaults, **arguments, "pixel_values": arguments["pixel_values"].to(self.core.dtype)}
         inputs = ImageInputs(arguments)
-        keys = inputs.keys()
+        keys, state = inputs.keys(), self._state()
+        keys = [key + state for key in keys]
         features_by_key = {key: self._kept[key] for key in keys if key in self._kept}
         if self._folder is not None:
             features_by_key.update(
@@ -242,6 +246,12 @@ class VisionCache:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         assert self._template is not None
         return [features_by_key[key] for key in keys], self._template
+
+    def _state(self) -> bytes:
+        """Which weights answer where an adapter has some of its own: its, or the base's; nothing without such."""
+        parts = [part for part in self.family.shared(self.core).values() if isinstance(part, nn.Module)]
+        wrapped: list[Any] = [module for part in parts for module in part.modules() if isinstance(module, ADAPTED)]
+        return str(sorted({(one.disable_adapters, *one.active_adapters) for one in wrapped}) or "").encode()
 
     def _read(self, key: bytes) -> ImageFeatures | None:
         path = cast(Path, self._folder) / f"{key.hex()}.safetensors"

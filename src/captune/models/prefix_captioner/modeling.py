@@ -196,6 +196,8 @@ class PrefixModel(PrefixPreTrainedModel):
 class PrefixHead(nn.Linear):
     """A language model's head that never gives the image token, so that the words keep their probabilities.
 
+    Its bias says so too: trl's trainers read weight and bias, and do not call the head.
+
     Args:
         width: D_h.
         rows: V.
@@ -207,9 +209,16 @@ class PrefixHead(nn.Linear):
         super().__init__(width, rows, bias=bias)
         self.image_token_id = image_token_id
 
+    def __getattr__(self, name: str) -> Any:
+        value: Any = super().__getattr__(name)
+        if name != "bias" or "image_token_id" not in self.__dict__:  # while it is made
+            return value
+        bias: Tensor = torch.zeros_like(self.weight[:, 0]) if value is None else value
+        return bias.index_fill(0, torch.tensor(self.image_token_id, device=bias.device), NEVER)
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Map hidden states (B, T, D_h) to logits (B, T, V)."""
-        logits = super().forward(hidden)
+        logits = nn.functional.linear(hidden, self.weight, self._parameters["bias"])
         logits[..., self.image_token_id] = NEVER
         return logits
 

@@ -170,7 +170,10 @@ class Bias(Scorer):
         chosen = {name: [columns[name][i] for i in about] for name in self.scorer.required_columns}
         support = np.array(self.scorer(texts, **chosen))
         for i, others in tests:
-            rows[i, 0] -= not support[original[i]] - support[others].max() > self.margin
+            difference = support[original[i]] - support[others].max()
+            if np.isnan(difference):  # the scorer cannot judge one of them
+                continue
+            rows[i, 0] -= not difference > self.margin
             rows[i, 1] += 1
             rows[i, 2] = 1
         return rows

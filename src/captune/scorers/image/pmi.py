@@ -174,22 +174,17 @@ class PMI(Scorer):
     @contextmanager
     def _frozen(self) -> Iterator[Captioner]:
         """The captioner as it reads: no dropout, no gradient, "own" without its adapter, each image encoded once."""
-        import torch
-
         captioner = self.captioner
         inner: Any = captioner.core.base_model
-        rope, training = getattr(inner, "rope_deltas", None), captioner.model.training
-        own = self.settings.model == OWN
+        rope = getattr(inner, "rope_deltas", None)
         try:
             vision: Any = captioner.share_vision()
         except CaptionerError:  # the connector is trained: what it makes of an image is not shared
             vision = nullcontext()
-        captioner.model.eval()
         try:
-            with torch.no_grad(), vision, captioner.disable_adapter() if own else nullcontext():
+            with vision, captioner.reading(base=self.settings.model == OWN):
                 yield captioner
         finally:
-            captioner.model.train(training)
             if rope is not None:
                 inner.rope_deltas = rope
 

@@ -71,23 +71,21 @@ class ViZerScorer(Scorer):
         """The captioner that reads; loaded at first use."""
         from captune.models.captioner import Captioner
 
-        captioner = Captioner.load(self.mapper.captioner_name)
+        captioner = Captioner.load(self.mapper.captioner_name, prompt=self.mapper.prompt)
         self.mapper.check_captioner(captioner)
         return captioner
 
     def bind(self, captioner: Captioner, *, end_token: bool | None = None) -> None:
         """Read with the captioner that is trained, its adapter off, where the mapper was fitted on it: one model."""
-        if self.mapper.captioner_name == captioner.name:
+        if self.mapper.captioner_name == captioner.name and self.mapper.prompt in (None, captioner.prompt):
             self.mapper.check_captioner(captioner)
             self.captioner = captioner
 
     def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
         """Return (N, 1): the score of each caption."""
-        import torch
-
         self.mapper.to(self.captioner.device)
         scores: list[float] = []
-        with torch.no_grad(), self.captioner.disable_adapter():
+        with self.captioner.reading(base=True):
             for images in opened(image, self.batch_size):
                 part = captions[len(scores) : len(scores) + len(images)]
                 scores += self.mapper.score(self.captioner, self.captioner.prepare(images, part)).tolist()

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -103,7 +103,7 @@ class SFTTrainer(CaptionerTrainer):
         texts: captions without images.
         text_steps: the first steps, which read these.
         prompts: {image_id: the text beside the image for each of its references}; None: the captioner's for all.
-        weights: {image_id: the weight of each of its references}; None: all weigh the same.
+        weights: {image_id: the weight of each of its references}, 1 on average; None: all weigh the same.
         kwargs: those of `CaptionerTrainer`.
     """
 
@@ -122,11 +122,18 @@ class SFTTrainer(CaptionerTrainer):
         self.prompts, self.weights = prompts, weights
         self.image_dropout, self.image_views = image_dropout, image_views
         self.texts, self.text_steps = texts, text_steps
+        self._batch = (-1, 0)  # optimiser step, and number of the batch in it
 
     def made_of(self) -> dict[str, Any]:
         """Return what a run that resumes must find as it was: texts, conditions and weights, too."""
         read = json.dumps([list(self.texts), self.prompts, self.weights], default=list)
         return super().made_of() | {"texts, conditions or weights of captions": fingerprint(read)}
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute loss and gradient of a batch, which knows which one of the optimiser step it is."""
+        step = self.state.global_step
+        self._batch = (step, self._batch[1] + 1) if self._batch[0] == step else (step, 0)
+        return super().training_step(*args, **kwargs)
 
     def caption_loss(self, images: list[Any], examples: list[dict[str, Any]]) -> Tensor:
         """Return the loss of the module on one sampled reference of each image."""
@@ -134,7 +141,7 @@ class SFTTrainer(CaptionerTrainer):
             captions = [self._own(example, "text").choice(self.texts) for example in examples]
             return self._weighed(text_loss(self.captioner, captions), captions)
         # of the step's own seed, so that a step that is repeated after a resume samples the same
-        generator = random.Random(f"{self.args.seed}/{self.state.global_step}")
+        generator = random.Random(self._lot())
         shares = processes.gather([len(example["references"]) for example in examples])
         counts = [count for part in shares for count in part]  # of the whole batch, this process's from `first` on
         first = sum(map(len, shares[: processes.rank()]))
@@ -151,20 +158,24 @@ class SFTTrainer(CaptionerTrainer):
         places = [example.get("place", index) for example, index in zip(examples, chosen, strict=False)]
         prompts, weights = (_of_captions(own, examples, places) for own in (self.prompts, self.weights))
         loss = supervised_loss(self.captioner, images, captions, prompts=prompts, weights=weights)
-        return self._weighed(loss, captions, weights)
+        return self._weighed(loss, captions)
 
     def _reads_texts(self) -> bool:
         return self.state.global_step < self.text_steps
 
     def _own(self, example: dict[str, Any], what: str) -> random.Random:
         """Random numbers of an image at a step, whichever process it is on."""
-        return random.Random(f"{self.args.seed}/{self.state.global_step}/{what}/{example['image_id']}")
+        return random.Random(f"{self._lot()}/{what}/{example['image_id']}")
 
-    def _weighed(self, loss: Tensor, captions: Sequence[str], weights: Sequence[float] | None = None) -> Tensor:
+    def _lot(self) -> str:
+        """What the lots of a batch are drawn with: batches that make up one optimiser step have their own."""
+        _, number = self._batch
+        return f"{self.args.seed}/{self.state.global_step}" + (f".{number}" if number else "")
+
+    def _weighed(self, loss: Tensor, captions: Sequence[str]) -> Tensor:
         if processes.number() == 1:  # no share has to be weighed
             return loss
-        sizes = [len(self.captioner.caption_ids(text)) + 1 for text in captions]
-        return self.weigh(loss, sum(map(operator.mul, sizes, weights or [1] * len(sizes))))
+        return self.weigh(loss, sum(len(self.captioner.caption_ids(text)) + 1 for text in captions))
 
     def follow(self) -> None:
         """Take part in what the processes exchange in `caption_loss`, without an image."""
@@ -202,7 +213,8 @@ def supervised_loss(
         images: B images.
         captions: one for each.
         prompts: the text beside each; default: the captioner's.
-        weights: of the captions, each weighing its tokens; default: all tokens weigh the same.
+        weights: of the captions, each weighing its tokens; default: 1. The loss is divided by the number of tokens, so
+            that a weight counts in a batch of one caption too.
     """
     batch = captioner.prepare(images, captions, prompts=prompts)
     mask = batch.pop("caption_mask")
@@ -212,7 +224,7 @@ def supervised_loss(
     logits = captioner.model(**batch, use_cache=False).logits[:, :-1].float()
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
     share = mask[:, 1:] * torch.tensor(weights, device=mask.device, dtype=losses.dtype)[:, None]
-    return (losses * share).sum() / share.sum().clamp(min=1e-12)
+    return (losses * share).sum() / mask[:, 1:].sum()
 
 
 def text_loss(captioner: Captioner, captions: Sequence[str]) -> Tensor:
@@ -284,7 +296,8 @@ def check_weights(config: SFTConfig, weights: dict[str, list[Any]]) -> dict[str,
             raise SourceError(f"{config.images}: a weight of image {image_id!r} is no number from 0 on: {own}")
     if not any(any(own) for own in weights.values()):
         raise SourceError(f"{config.images}: all weights are 0, so that nothing would be learned")
-    return weights
+    mean = fmean(one for own in weights.values() for one in own)
+    return {image_id: [one / mean for one in own] for image_id, own in weights.items()}
 
 
 def run(config: SFTConfig) -> RunDir:

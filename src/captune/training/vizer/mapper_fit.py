@@ -30,7 +30,8 @@ def collect(
     for rows in _batches(images, batch_size, "mapper features"):
         texts = captions[start : start + len(rows)]
         batch = captioner.prepare(rows)
-        features.append(mapper.image_features(captioner, batch))
+        with captioner.disable_adapter():  # which may bring a connector
+            features.append(mapper.image_features(captioner, batch))
         owners = [i for i, captions in enumerate(texts) for _ in captions]
         flat = [text for captions in texts for text in captions]
         for at in range(0, len(flat), 4 * batch_size):
@@ -128,7 +129,7 @@ def fit_mapper(
     probe = captioner.image_features([images[0]["image"]], where=config.feature, pool=config.pool)
     torch.manual_seed(seed)
     hidden_size = captioner.core.config.get_text_config().hidden_size
-    mapper = Mapper(config, hidden_size, probe.shape[-1], captioner.name, captioner.base_digest())
+    mapper = Mapper(config, hidden_size, probe.shape[-1], captioner.name, captioner.base_digest(), captioner.prompt)
     mapper.to(captioner.device)
     was_training = captioner.model.training
     captioner.model.eval()

@@ -32,8 +32,10 @@ from captune.training.gate import check_reward
 from captune.training.grpo.train import train_with_reward
 from captune.training.grpo.trainer import CaptionGRPOTrainer
 from captune.training.lifecycle import (
+    apart_from,
     claim_run,
     enough,
+    evaluation_source,
     finish_run,
     keep_start,
     load_captioner,
@@ -59,6 +61,10 @@ def mapper_images(config: ViZerConfig, images: Any) -> Any:
     """
     if not config.zero_label:
         images = load_training_images(config, references=True, source=config.mapper_captions)
+        if (judged := evaluation_source(config)) != config.images:
+            images = apart_from(images, judged)
+        if not len(images):
+            raise SourceError(f"{config.mapper_captions}: all of its images are among those that the run is judged on")
     if config.mapper_size is not None:
         images = images.select(range(min(config.mapper_size, len(images))))
     if config.whitened >= len(images):
@@ -191,7 +197,8 @@ def train_by_reward(
         monitoring: dict[str, Any] = {}
         if monitored:
             optimised = [scorer for scorer, _ in rewards]
-            monitoring = monitor_without_stopping(config, captioner, optimised, run_dir, first_step=steps)
+            sampling = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
+            monitoring = monitor_without_stopping(config, captioner, optimised, run_dir, first_step=steps, **sampling)
             if not number:
                 check_reward(captioner, images, rewards, part, run_dir, name="vizer")
         train_with_reward(
