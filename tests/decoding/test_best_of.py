@@ -58,6 +58,12 @@ def test_beams_are_refused(captioner: Captioner, images: list) -> None:
         decoded(captioner, images, load_decoder("best-of:4:length"), num_beams=4)
 
 
+def test_what_compares_images_with_each_other_is_no_judge_of_one() -> None:
+    for spec in ("self_retrieval:storybook-clip", "length + 0.5*self_retrieval:storybook-clip"):
+        with pytest.raises(CaptionerError, match="a caption would depend on which images are in its batch"):
+            BestOf(2, spec)
+
+
 def test_greedy_and_other_settings_do_not_get_in_its_way(captioner: Captioner, images: list) -> None:
     """`captune caption` hands over its own defaults."""
     plain = decoded(captioner, images, load_decoder("best-of:4:length"))

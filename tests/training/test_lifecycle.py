@@ -152,6 +152,23 @@ def test_full_fine_tuning_leaves_a_plain_model_folder(
     torch.testing.assert_close(again.model(**again.prepare(images[:2])).logits, expected)
 
 
+@pytest.mark.parametrize(("asked", "given"), [(100, 100), (12, None)])
+def test_captions_are_judged_as_long_as_they_were_trained(
+    tiny_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, given: int | None
+) -> None:
+    seen: list[int | None] = []
+    monkeypatch.setattr(lifecycle, "caption_and_score", lambda *args, **more: seen.append(more.get("max_new_tokens")))
+    monkeypatch.setattr("captune.report.render", lambda *args: None)
+    settings = RLConfig(
+        model=str(tiny_folder("idefics3")), images="-", eval_images="photos", output=tmp_path, max_new_tokens=asked
+    )
+    run_dir, captioner = start_run(settings, "scst")
+    make_trainable(captioner, settings)
+    assert captioner.max_new_tokens == 64
+    finish_run(settings, run_dir, captioner, row="SCST", method="scst")
+    assert seen == [given, given]
+
+
 def test_settings_that_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="merge --adapter into the model first"):
         config(tmp_path, train_all_weights=True, adapter=tmp_path)

@@ -44,6 +44,12 @@ class BestOf:
     needs_model: ClassVar = False
 
     def __post_init__(self) -> None:
+        parts = [part for part, _ in getattr(self.judge, "parts", [(self.judge, 1.0)])]
+        if together := [part.name for part in parts if part.together]:
+            raise CaptionerError(
+                f"best-of: {', '.join(together)} compares the captions of several images, so that a caption would "
+                "depend on which images are in its batch; choose by another scorer"
+            )
         self.judge.check()
 
     @cached_property

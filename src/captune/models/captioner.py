@@ -224,6 +224,11 @@ class Captioner:
             self.prompt = prompt
             self._check_prompt()
 
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest caption in tokens unless another is asked for: the checkpoint's, else the family's."""
+        return self.core.generation_config.max_new_tokens or self.family.max_new_tokens
+
     def conversation(self, prompt: str | None = None) -> list[dict[str, Any]]:
         """Return the prompt, or another, as messages, with a place for the image: what TRL's GRPOTrainer takes."""
         prompt = self.prompt if prompt is None else prompt
@@ -476,11 +481,9 @@ class Captioner:
             raise SettingError(f"num_beams ({num_beams}), num_return_sequences ({num_return_sequences}): at least 1")
         width = batch["input_ids"].shape[1]
         check_room(width, max_new_tokens or 1, self.positions)
-        configured = self.core.generation_config.max_new_tokens
-        default = configured or self.family.max_new_tokens
         settings.update(
             num_return_sequences=num_return_sequences,
-            max_new_tokens=max_new_tokens or min(default, (self.positions or math.inf) - width),
+            max_new_tokens=max_new_tokens or min(self.max_new_tokens, (self.positions or math.inf) - width),
             eos_token_id=self.eos_ids,
             pad_token_id=self.tokenizer.pad_token_id,
             return_dict_in_generate=True,

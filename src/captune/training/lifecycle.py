@@ -355,6 +355,8 @@ def _finish(
         captioner.save_adapter(folder)
     source, limit = evaluation_source(config), evaluation_limit(config)
     seen: dict[str, Any] = {"trained_on": True} if measured_on_training(config) else {}
+    longest = max(captioner.max_new_tokens, getattr(config, "max_new_tokens", 0))  # what is learned is not cut
+    seen |= {"max_new_tokens": longest} if longest > captioner.max_new_tokens else {}
     with captioner.disable_adapter():
         caption_and_score(captioner, source, run_dir, "base", role="base", limit=limit, **seen)
     captioner.prompt = prompt or captioner.prompt
@@ -383,6 +385,7 @@ def caption_and_score(
     limit: int | None = None,
     decoder: Decoder | None = None,
     role: str | None = None,
+    max_new_tokens: int | None = None,
     **extra: Any,
 ) -> None:
     """Caption a source with the captioner as it is, score what can be scored there, add the row to scores.json.
@@ -395,6 +398,7 @@ def caption_and_score(
         limit: use the first N images.
         decoder: what makes the captions; default: greedy generation.
         role: the row's part in a comparison (`captune.runs.run_dir.ROLES`).
+        max_new_tokens: longest caption in tokens; default: the captioner's.
         extra: further entries of the row; ``trained_on=True`` where the images were trained on, ``rewarded`` with
             the names of scorers that the captioner was rewarded by.
     """
@@ -402,7 +406,8 @@ def caption_and_score(
     from captune.inference.job import caption_source
 
     captions = run_dir.captions(row)
-    made = caption_source(captioner, source, captions, resume=False, limit=limit, decoder=decoder)
+    generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    made = caption_source(captioner, source, captions, resume=False, limit=limit, decoder=decoder, **generation)
     scorers, references = ["health"], load_references(source)
     lacking = [image_id for image_id, refs in references.items() if not refs]
     if 0 < len(lacking) < len(references):

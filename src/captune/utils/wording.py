@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def span(numbers: Iterable[int]) -> str:
-    """Return the least and the greatest of some numbers: "98 to 1,000", "100"; "" where there is none."""
+    """Return the least and the greatest of some numbers: "98 to 1,000", "100"; "" of no number."""
     known = sorted(set(numbers))
     return " to ".join(dict.fromkeys(f"{own:,}" for own in (known[0], known[-1]))) if known else ""
 
