@@ -137,6 +137,11 @@ def test_a_models_votes_are_not_a_persons(battles: Battles) -> None:
         assert "Of models, in the agreement only: 1 vote." in " ".join(found["notes"])
     read = read_judgements(battles.path)
     assert (read.read, read.used, read.left_out) == (4, 1, {SKIPPED: 1, OF_MODELS: 2})
+    exported = battles.path.with_name("votes.csv")
+    exported.write_text(as_csv(battles.judgements()))
+    again = read_judgements(exported)
+    assert (again.read, again.used, again.left_out) == (4, 1, {SKIPPED: 1, OF_MODELS: 2})
+    assert again.battles == read.battles
 
 
 def test_threads_and_processes_share_a_file(battles: Battles) -> None:

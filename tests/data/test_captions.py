@@ -116,6 +116,14 @@ def test_what_is_refused(tmp_path: Path, content: str, reason: str) -> None:
     assert "caps.jsonl" in str(caught.value)
 
 
+def test_a_space_behind_the_commas_is_no_part_of_captions(tmp_path: Path) -> None:
+    path = tmp_path / "caps.csv"
+    path.write_text('image_id, caption\na.jpg, "a dog, a cat"\nb.jpg, a bird\n')
+    assert read_captions(path) == {"a.jpg": "a dog, a cat", "b.jpg": "a bird"}
+    path.write_text('image_id,caption\na.jpg," ""a dog"" "\n')  # as captune writes one with spaces and marks
+    assert read_captions(path) == {"a.jpg": ' "a dog" '}
+
+
 def test_the_same_caption_twice_is_no_contradiction(tmp_path: Path) -> None:
     path = tmp_path / "caps.jsonl"
     path.write_text('{"image_id": 1, "caption": "a"}\n' * 2)

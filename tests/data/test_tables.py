@@ -40,6 +40,35 @@ def test_parquet_with_images_inside(tmp_path: Path) -> None:
     assert list(content(f"{tmp_path}?n=2&seed=4")) == list(content(f"{tmp_path}?seed=4"))[:2]
 
 
+def test_splits_that_lie_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split, count in (("train", 3), ("test", 2)):
+        rows = table(image_id=[f"{split}{i}" for i in range(count)], captions=[["a"]] * count)
+        rows.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    for source in (str(tmp_path), f"{tmp_path}?split=test"):
+        with pytest.raises(SourceError, match=r"several splits, name the files of one: .*data/test-\*"):
+            load_images(source)
+    assert list(content(tmp_path / "data" / "test-*.parquet")) == ["test0", "test1"]
+    (tmp_path / "data" / "train-00000-of-00001.parquet").unlink()
+    assert list(content(tmp_path)) == ["test0", "test1"]
+    with pytest.raises(SourceError, match=r"has no splits; leave \?split=test out; name its files: .*test-\*\.parquet"):
+        load_images(f"{tmp_path}?split=test")
+
+
+def test_an_image_that_is_missing_is_not_looked_for_beside_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.png").write_bytes(encode(photo(), "PNG"))
+    pairs = [None, {"bytes": encode(photo(), "PNG"), "path": None}]
+    rows = datasets.Dataset.from_dict({"image": pairs, "image_id": ["here.png", "b"]})
+    rows.cast_column("image", datasets.Image(decode=False)).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(BadImage, match="the source holds no image here"):
+        next(iter(load_images(f"{tmp_path / 'a.parquet'}?streaming=1")))
+    first, second = next(iter(pieces_of(str(tmp_path / "a.parquet"), 10))).read()
+    assert first["image"] == {"bytes": None, "path": None} and second["image"]["path"] == "b"
+
+
 def test_rows_of_an_image_say_the_same_of_it(tmp_path: Path) -> None:
     pixels = [photo()] * 3
     for objects in ([["dog"]] * 3, [None, ["dog"], ["dog"]], [["dog"], ["dog"], ["cat", "dog"]]):

@@ -6,7 +6,7 @@ import numpy as np
 import tiny
 from PIL import ImageOps
 
-from captune.data.views import SMALLEST, view
+from captune.data.views import SIDES, SMALLEST, view
 
 
 def test_a_view_is_a_crop_that_its_number_decides() -> None:
@@ -29,4 +29,5 @@ def test_what_is_on_the_left_stays_there() -> None:
             mirrored += 1
             np.testing.assert_array_equal(np.asarray(ImageOps.mirror(plain)), np.asarray(sided))
     assert 8 < mirrored < 24
+    assert all(SIDES.search(text) for text in ("the leftmost dog", "Rightmost cup", "leaning leftward", "rightwards"))
     assert view(image, 1, "a", "leftovers").tobytes() == view(image, 1, "a", "").tobytes()

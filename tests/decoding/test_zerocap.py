@@ -182,10 +182,11 @@ def test_beams_and_samples_are_those_of_transformers(pair: ZeroCapModel, images:
 
 def test_what_generate_forbids_stays_forbidden(pair: ZeroCapModel, images: list) -> None:
     ids = torch.tensor([pair.prompt_ids + pair.tokenizer("a red")["input_ids"]])
-    processor, logits = guidance(pair, ZeroCap(), images[:1], ids)
-    logits[0, logits[0].topk(5).indices] = -torch.inf
-    scores = processor(ids, logits)
-    assert torch.equal(scores.isneginf(), logits.isneginf()) and not scores.isnan().any()
+    for fusion in (ZeroCap().fusion, 1.0):
+        processor, logits = guidance(pair, ZeroCap(fusion=fusion), images[:1], ids)
+        logits[0, logits[0].topk(5).indices] = -torch.inf
+        scores = processor(ids, logits)
+        assert torch.equal(scores.isneginf(), logits.isneginf()) and not scores.isnan().any()
 
 
 def test_a_caption_ends_and_takes_no_further_part(pair: ZeroCapModel, images: list) -> None:

@@ -102,6 +102,13 @@ def test_ratings_by_their_definition() -> None:
     assert figures.n == len(ratings) and figures.drawn == {} and figures.interval() == {}
 
 
+def test_equal_ratings_in_another_order_are_a_tie() -> None:
+    image, caption = np.zeros(6, dtype=int), np.repeat([0, 1], 3)
+    ratings = np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1])
+    figures = rated(image, caption, ratings, np.array([1.0, 0.0]), resamples=0, seed=0)
+    assert np.isnan(figures.values["pairwise_accuracy"])
+
+
 def test_resamples_are_of_images_and_equal_scipy_on_the_drawn_judgements() -> None:
     image, caption, ratings, scores = sample(images=12)
     figures = rated(image, caption, ratings, scores, resamples=5, seed=3)

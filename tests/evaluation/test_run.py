@@ -105,6 +105,10 @@ def test_many_tests_are_corrected(files) -> None:
     assert [t["p_holm"] for t in tests] == pytest.approx(holm([t["p_value"] for t in tests]))
     assert all(t["p_holm"] >= t["p_value"] for t in tests)
     assert "p_holm" in table(result)
+    none = evaluate_files([good, poor], references=references, scorers=["bleu"], paired=True, bootstrap=0)
+    tests = none["others"][0]["paired"]["bleu"].values()
+    assert {(test["interval"], test["p_value"], test.get("p_holm")) for test in tests} == {(None, None, None)}
+    assert all(test["difference"] < 0 for test in tests) and table(none)
 
 
 def test_images_without_references_are_left_out_of_the_scorers_that_need_them(files, tmp_path) -> None:

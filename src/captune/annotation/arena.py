@@ -22,11 +22,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from captune.annotation.battles import MODEL, Battle, Battles, as_csv, counting
+from captune.annotation.battles import Battle, Battles, as_csv, counting
 from captune.annotation.pairing import Pairing
 from captune.annotation.results import fought, results
 from captune.annotation.web import SIDES, ImagesById, Route, application, image_url, page, post
 from captune.data import read_captions
+from captune.data.judgements import MODEL
 from captune.data.readers import nfc
 from captune.errors import AnnotationError, BadImage, CaptionFileError, UsageError, redact
 from captune.evaluation.bradley_terry import fit

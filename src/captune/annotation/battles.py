@@ -23,12 +23,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from captune.data.judgements import MODEL
 from captune.errors import AnnotationError
 from captune.utils.files import write_csv
 from captune.utils.wording import counted
 
 VERDICTS = ("left", "right", "tie", "bad", "skip")
-MODEL = "model: "
 """What the name of a model that rates begins with; a person's may not."""
 
 VERSION = 1

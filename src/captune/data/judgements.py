@@ -44,6 +44,7 @@ NO_REFERENCES = "captions of images without references"
 NO_RATING = "ratings that are not a number (NaN)"
 SKIPPED = "battles that were skipped"
 OF_MODELS = "votes of models"
+MODEL = "model: "  # begins the names of raters that are models
 HUMAN = "battles of the human caption, which is the reference"
 ODD = "lines with bytes that are not UTF-8 text"
 _SHOWN = 80
@@ -637,10 +638,15 @@ def _plain(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], captions: 
     Columns: image_id (or image), caption and rating (a number, or a list of them), or caption_a, caption_b and winner
     (a, b or tie; bad, which both are, is a tie, and skip is left out); references (a list; in a table a JSON list or
     one text), else those of the captions file; category.
-    A caption that is one of its references is left out.
+    A caption that is one of its references is left out. Battles that `captune arena` exports name their `rater`: models
+    do not count where a person has voted.
     """
-    found = Judgements(str(path), "plain", "")
-    for place, row in rows:
+    found, every = Judgements(str(path), "plain", ""), list(rows)
+    kept = [one for one in every if not ("winner" in one[1] and str(one[1].get("rater", "")).startswith(MODEL))]
+    if 0 < len(kept) < len(every):
+        found.read += len(every) - len(kept)
+        found.leave_out(OF_MODELS, len(every) - len(kept))
+    for place, row in kept or every:
         here = f"{path}, {place}"
         battle = "winner" in row
         ratings = row.get("rating", row.get("ratings"))
@@ -693,18 +699,14 @@ def _arena(path: Path, captions: Captions | None) -> Judgements:
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             cursor = database.execute(
-                "SELECT by_model, image_id, caption_a, caption_b, winner FROM judgements ORDER BY battle"
+                "SELECT rater, image_id, caption_a, caption_b, winner FROM judgements ORDER BY battle"
             )
             votes = cursor.fetchall()
     except sqlite3.Error as error:
         raise SourceError(f"{path} holds no votes of `captune arena`: {error}") from error
-    people = [vote for vote in votes if not vote[0]] or votes
-    names = ("image_id", "caption_a", "caption_b", "winner")
-    rows = [(f"vote {number}", dict(zip(names, vote[1:], strict=True))) for number, vote in enumerate(people, start=1)]
+    names = ("rater", "image_id", "caption_a", "caption_b", "winner")
+    rows = [(f"vote {number}", dict(zip(names, vote, strict=True))) for number, vote in enumerate(votes, start=1)]
     found = _plain(path, rows, captions)
-    found.read = len(votes)
-    if len(people) < len(votes):
-        found.leave_out(OF_MODELS, len(votes) - len(people))
     found.format, found.primary = "arena", "pairwise_accuracy"
     found.protocol.append("votes of `captune arena`; both bad is a tie, skips and votes taken back do not count")
     return found

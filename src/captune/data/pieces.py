@@ -170,7 +170,9 @@ class Table(Piece):
                         )
                 pair = {"bytes": image, "path": None} if isinstance(image, bytes) else image
                 pair = dict(pair or {"bytes": None, "path": None})
-                image = {**pair, "path": pair.get("path") or image_id}
+                if pair.get("bytes") is not None:  # a name for errors
+                    pair["path"] = pair.get("path") or image_id
+                image = pair
                 yield {"image": image, "image_id": image_id, "references": references}
 
     def _named(self, row: Row, place: str, number: int) -> tuple[str, list[str]]:

@@ -40,13 +40,17 @@ def base_of(where: str) -> Path:
     return Path(where[: mark.start()] + "x" if mark else where).expanduser().parent
 
 
+_SPLIT_FILE = re.compile(r"(train|training|validation|valid|val|dev|test|testing)-\d{5}-of-\d{5}\.")
+
+
 def shards_of(where: str) -> list[str]:
     """Parquet or tar files that a path, a folder or a pattern names; all of one kind.
 
     A folder with images, or with a dataset that `datasets` saved, is read as that, and has none.
 
     Raises:
-        SourceError: a pattern in braces, such as ``{000..120}.tar``, names a file that is not there.
+        SourceError: a pattern in braces, such as ``{000..120}.tar``, names a file that is not there, or a folder holds
+            several splits.
     """
     path = Path(where).expanduser()
     if path.is_dir():
@@ -54,6 +58,7 @@ def shards_of(where: str) -> list[str]:
         if not IMAGE_SUFFIXES.isdisjoint(rest) or is_saved(path):
             return []
         below = sorted(path / name for name in names.to_pylist())
+        _refuse_splits(path, below)
     elif path.is_file() or not _BRACES.search(str(path)):
         if path.suffix.lower() not in SHARD_SUFFIXES:
             return []
@@ -71,6 +76,14 @@ def shards_of(where: str) -> list[str]:
                 skip(f"parquet files beside {kind} files", others[0], len(others))
             return files
     return []
+
+
+def _refuse_splits(folder: Path, files: list[Path]) -> None:
+    """Refuse a folder with the files of several splits, as hubs name them: one of them is meant."""
+    found = [(file, named[1]) for file in files if (named := _SPLIT_FILE.match(file.name))]
+    if len(splits := dict.fromkeys(split for _, split in found)) > 1:
+        patterns = [str(next(file for file, own in found if own == split).parent / f"{split}-*") for split in splits]
+        raise SourceError(f"{folder} holds several splits, name the files of one: {' or '.join(patterns)}")
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def read_table(path: Path) -> Iterator[CaptionEntry]:
         )
     refuse_repeated(path, header, (image, caption), CaptionFileError)
     places = header.index(image), header.index(caption)
-    for number, lines, row in rows_of(path, text, CaptionFileError, delimiter=delimiter):
+    # a space behind the delimiter of the header stands in each row, and is no part of what is quoted behind it
+    spaced = re.search(rf"{delimiter} +\S", text.partition("\n")[0]) is not None
+    for number, lines, row in rows_of(path, text, CaptionFileError, delimiter=delimiter, skipinitialspace=spaced):
         if is_image_name(row[places[0]]):  # a line of a caption may well begin with another id
             refuse_swallowed(path, number, lines, row, places[0], delimiter, CaptionFileError)
         yield "line", number, row[places[0]], row[places[1]]

@@ -448,8 +448,9 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
     else:
         dataset = load_hub(source.where, source.config, source.split, bool(source.streaming))
         source = replace(source, split=None)
-    if source.split is not None and not path.is_dir():
-        raise SourceError(f"{source.where} has no splits; leave ?split={source.split} out")
+    if source.split is not None and not is_saved(path):
+        advice = f"; name its files: {path / '**' / source.split}-*.parquet" if path.is_dir() else ""
+        raise SourceError(f"{source.where} has no splits; leave ?split={source.split} out{advice}")
     images = Path(source.images).expanduser() if source.images else base
     dataset = normalise(dataset, source.where, options, images, with_images, data=base)
     taken = _take(dataset, source, limit)

@@ -381,7 +381,7 @@ def _normalise_stream(
             blanks.note(f"{name}, row {index + 1}")
             blanks.say()
         return {
-            "image": image if image["path"] else {**image, "path": image_id},  # a name for errors
+            "image": image if image["path"] or image["bytes"] is None else {**image, "path": image_id},  # for errors
             "image_id": image_id,
             "references": references,
         }

@@ -12,7 +12,7 @@ import re
 from PIL import Image, ImageOps
 
 SMALLEST = 0.6  # share of the image that a crop keeps, at least
-SIDES = re.compile(r"\b(?:left|right)\b", re.IGNORECASE)
+SIDES = re.compile(r"\b(?:left|right)(?:most|wards?)?\b", re.IGNORECASE)
 
 
 def view(image: Image.Image, number: int, image_id: str, caption: str) -> Image.Image:

@@ -223,7 +223,8 @@ class ContextGuidance(LogitsProcessor):
         p_hat = scores[live].float().log_softmax(-1)
         candidates, p_clip = self.clip_distribution(input_ids, live, p_hat)
         moved = self.update_cache(input_ids[live, -1:], live, p_hat, candidates, p_clip)
-        fused = (self.config.fusion * moved + (1 - self.config.fusion) * p_hat).log_softmax(-1)
+        fused = self.config.fusion * moved + (1 - self.config.fusion) * p_hat.clamp(min=torch.finfo(p_hat.dtype).min)
+        fused = fused.masked_fill(p_hat.isneginf(), -torch.inf).log_softmax(-1)  # what was ruled out stays so
         result = scores.clone()
         result[live] = fused.to(scores.dtype)
         return result  # type: ignore[return-value]

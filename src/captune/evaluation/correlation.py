@@ -249,6 +249,7 @@ def rated(
     association = Association(scores[caption_of], cells[:, 2])
     known, place = np.unique(caption, return_inverse=True)
     mean = np.bincount(place, ratings, minlength=len(known)) / np.maximum(1, np.bincount(place, minlength=len(known)))
+    mean = mean.round(9)  # equal ratings in another order are a tie
     first = np.zeros(len(scores), dtype=int)
     first[caption] = image
     pairs = right_pairs(first[known], scores[known], mean, images)

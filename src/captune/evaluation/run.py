@@ -395,13 +395,13 @@ def _among_references(
 
 
 def _test(a: np.ndarray, b: np.ndarray, judge: Scorer, resamples: int, seed: int) -> dict[str, Any]:
-    """System a against system b as plain data: {figure: {difference, interval, p_value}}."""
+    """System a against system b as plain data: {figure: {difference, interval, p_value}}; 0 resamples are no test."""
     test = paired(a, b, judge, resamples=max(resamples, 1), seed=seed)
     return {
         key: {
             "difference": float(difference),
-            "interval": [float(x) for x in test.interval[key]] if key in test.interval else None,
-            "p_value": float(test.p_value[key]) if key in test.p_value else None,
+            "interval": [float(x) for x in test.interval[key]] if resamples and key in test.interval else None,
+            "p_value": float(test.p_value[key]) if resamples and key in test.p_value else None,
         }
         for key, difference in test.difference.items()
     }

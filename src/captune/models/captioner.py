@@ -25,7 +25,7 @@ from captune.errors import CaptionerError, SettingError, first_line
 from captune.models import hub, image_inputs, loading
 from captune.models import inputs as batches
 from captune.models.caching import vision
-from captune.models.condition import Condition, read_condition
+from captune.models.condition import Condition, read_condition, read_prompt, save_prompt
 from captune.models.families import Family, attribute, family_for, lora_targets
 from captune.utils import hashing
 from captune.utils.device import pick_device
@@ -116,8 +116,8 @@ class Captioner:
         if getattr(processor, "chat_template", None) is None:
             processor.chat_template = self.family.chat_template
         self.tokenizer = processor.tokenizer
-        default = self.family.prompt if self.has_turns() else self.family.base_prompt
-        self.prompt = default if prompt is None else prompt
+        self.default_prompt = self.family.prompt if self.has_turns() else self.family.base_prompt
+        self.prompt = self.default_prompt if prompt is None else prompt
         self.positions = positions_of(model.config)
         self._check_prompt()
         self.vision_cache: vision.VisionCache | None = None
@@ -182,7 +182,7 @@ class Captioner:
                 ", ".join(captioner.condition.prompts),
             )
         elif prompt is None:
-            captioner.ask_as_trained(adapter)
+            captioner.ask_as_trained(adapter, source)
         if not load_in_4bit:  # which places the weights itself
             cast(nn.Module, captioner.core).to(device)
         return captioner
@@ -216,9 +216,9 @@ class Captioner:
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
-    def ask_as_trained(self, adapter: str | Path | None) -> None:
-        """Take the prompt that an adapter was trained under, where its folder says it; another one is said."""
-        prompt = loading.prompt_of(adapter)
+    def ask_as_trained(self, *folders: str | Path | None) -> None:
+        """Take the prompt that weights were trained under: that of the first folder which names one."""
+        adapter, prompt = next(((one, prompt) for one in folders if (prompt := read_prompt(one))), (None, None))
         if prompt is not None and prompt != self.prompt:
             logger.warning("%s was trained under the prompt %r: it is asked with it, or with --prompt", adapter, prompt)
             self.prompt = prompt
@@ -778,12 +778,11 @@ class Captioner:
         self.merge_adapter()
         self.core.save_pretrained(output)
         self.processor.save_pretrained(output)
-        if self.condition is not None:
-            self.condition.save(Path(output))
+        self._save_prompt(Path(output))
         return Path(output)
 
     def save_adapter(self, folder: str | Path) -> Path:
-        """Write adapter_config.json, adapter_model.safetensors and base_model.json: the base's digest, the prompt.
+        """Write adapter_config.json, adapter_model.safetensors and base_model.json, a digest of the base's weights.
 
         Raises:
             CaptionerError: there is no adapter.
@@ -792,10 +791,16 @@ class Captioner:
             raise CaptionerError("there is no adapter to save: call make_trainable() first")
         # False: "auto" would ask the hub about the base model's vocabulary
         self.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-        loading.write_base_record(Path(folder), getattr(self.model, "base_record", None), self.prompt)
-        if self.condition is not None:
-            self.condition.save(Path(folder))
+        loading.write_base_record(Path(folder), getattr(self.model, "base_record", None))
+        self._save_prompt(Path(folder))
         return Path(folder)
+
+    def _save_prompt(self, folder: Path) -> None:
+        """Say in a folder of weights what they were trained under, where that is not the family's prompt."""
+        if self.condition is not None:
+            self.condition.save(folder)
+        else:
+            save_prompt(folder, None if self.prompt == self.default_prompt else self.prompt)
 
     def load_adapter_weights(self, folder: str | Path) -> None:
         """Put the weights that `save_adapter` wrote into this captioner's adapter, which must have the same shape.

@@ -18,6 +18,7 @@ from captune.errors import CaptionerError, UsageError
 from captune.utils.files import read_json, replace_file
 
 FILE = "condition.json"
+PROMPT_FILE = "prompt.json"
 MOST = 100  # values: a number that differs from caption to caption is no condition
 
 
@@ -64,6 +65,29 @@ class Condition(NamedTuple):
     def save(self, folder: Path) -> None:
         """Write it beside an adapter."""
         replace_file(folder / FILE, json.dumps(self._asdict(), indent=1, ensure_ascii=False) + "\n")
+
+
+def save_prompt(folder: Path, prompt: str | None) -> None:
+    """Write the prompt that weights were trained under beside them; None: remove what an earlier one says."""
+    if prompt is None:
+        (folder / PROMPT_FILE).unlink(missing_ok=True)
+    else:
+        replace_file(folder / PROMPT_FILE, json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n")
+
+
+def read_prompt(folder: str | os.PathLike[str] | None) -> str | None:
+    """Return the prompt that the folder of an adapter, or of merged weights, names; None without one.
+
+    Raises:
+        CaptionerError: the file names none.
+    """
+    file = Path(folder).expanduser() / PROMPT_FILE if folder is not None else None
+    if file is None or not file.is_file():
+        return None
+    found = read_json(file, error=CaptionerError)
+    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+        raise CaptionerError(f"{file} does not say which prompt the weights were trained under")
+    return str(found["prompt"])
 
 
 def as_written(value: Any) -> str:

@@ -163,16 +163,10 @@ def base_record(model: PreTrainedModel) -> dict[str, Any]:
     return {"digest": digest, "dtype": str(model.dtype).removeprefix("torch.")}
 
 
-def write_base_record(folder: Path, record: dict[str, Any] | None, prompt: str) -> None:
-    """Write the record and the prompt that was trained under beside an adapter, where PEFT does not look."""
-    replace_file(folder / BASE_FILE, json.dumps({**(record or {}), "prompt": prompt}, indent=1) + "\n")
-
-
-def prompt_of(adapter: str | Path | None) -> str | None:
-    """Return the prompt that the adapter of a folder was trained under; None where nothing says it."""
-    file = Path(adapter).expanduser() / BASE_FILE if adapter is not None else None
-    prompt = _json_object(file).get("prompt") if file is not None and file.is_file() else None
-    return prompt if isinstance(prompt, str) else None
+def write_base_record(folder: Path, record: dict[str, Any] | None) -> None:
+    """Write the record beside an adapter, where PEFT does not look; no file without a record."""
+    if record is not None:
+        replace_file(folder / BASE_FILE, json.dumps(record, indent=1) + "\n")
 
 
 def _same_base(model: PreTrainedModel, name: str, folder: Path | None, base: dict[str, Any]) -> None:

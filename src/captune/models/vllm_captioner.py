@@ -8,6 +8,7 @@ runs the processor. A caption is one request with a seed of its own. Written aga
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoProcessor, GenerationConfig
 from captune.data.images import upright_rgb
 from captune.errors import CaptionerError, first_line
 from captune.models import hub
+from captune.models.condition import read_condition, read_prompt
 from captune.models.families import FAMILIES
 from captune.models.plain_text import plain
 from captune.models.requests import MAX_NEW_TOKENS, PROMPT, request_settings, sample_seed
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of LoRA adapters, as vLLM reserves room for them
+logger = logging.getLogger(__name__)
 _NEVER = -100.0  # the lowest bias that vLLM takes
 
 
@@ -169,6 +172,11 @@ class VllmCaptioner:
             raise
         except Exception as error:  # whatever the engine's start raises: memory, drivers, unknown architectures
             raise CaptionerError(f"vLLM cannot load {name_or_path}: {first_line(error)}") from error
+        if prompt is None:
+            condition = read_condition(adapter) or read_condition(source)
+            prompt = condition.prompts[condition.highest] if condition else read_prompt(adapter) or read_prompt(source)
+            if prompt is not None:
+                logger.warning("%s was trained under the prompt %r: it is asked with it", adapter or source, prompt)
         generation = _generation_config(source)
         weights = [_files_mark(source, config), *([] if adapter is None else [_files_mark(str(adapter))])]
         named = getattr(generation, "eos_token_id", None)

@@ -406,7 +406,7 @@ def caption_and_score(
     from captune.inference.job import caption_source
 
     captions = run_dir.captions(row)
-    generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    generation: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     made = caption_source(captioner, source, captions, resume=False, limit=limit, decoder=decoder, **generation)
     scorers, references = ["health"], load_references(source)
     lacking = [image_id for image_id, refs in references.items() if not refs]

@@ -106,6 +106,11 @@ def test_opponents_from_a_caption_file(tmp_path: Path) -> None:
     assert shown(voter.asked[2]) == ("two fish", "thing 1")
     with pytest.raises(ScorerError, match=r"base\.jsonl has no caption of '7'"):
         scorer.rows(CAPTIONS[:1], image=IMAGES[:1], image_id=["7"])
+    scorer.rows(CAPTIONS[:1], image=IMAGES[:1], image_id=["1.jpg"])
+    with pytest.raises(ScorerError, match=r"has no caption of 'a/1\.jpg'"):  # b/1.jpg would be another image
+        scorer.rows(CAPTIONS[:1], image=IMAGES[:1], image_id=["a/1.jpg"])
+    with pytest.raises(ScorerError, match=r"has no caption of '1\.5'"):
+        scorer.rows(CAPTIONS[:1], image=IMAGES[:1], image_id=["1.5"])
     with pytest.raises(ScorerError, match="missing.jsonl"):
         Preference(f"judge?against={tmp_path / 'missing.jsonl'}", answerer=voter).check()
     before = scorer.signature

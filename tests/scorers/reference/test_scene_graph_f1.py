@@ -113,6 +113,13 @@ def test_published_skips_images_without_attributes(cls: type) -> None:
     assert published.corpus(rows)[f"{cls.name}_f1"] > default.corpus(fair)[f"{cls.name}_f1"]  # the terse one is skipped
 
 
+def test_ids_are_looked_up_as_in_other_files_of_truth(tmp_path: Path) -> None:
+    file = write(tmp_path / "objects.json", {"42": ["lamp"], "cafe\u0301.jpg": ["lamp"]})
+    scorer = Objects(file, encoder=Exact())
+    rows = scorer.rows([CAPTION] * 2, references=[[REFERENCE]] * 2, image_id=["000000000042", "caf\u00e9.jpg"])
+    assert rows[:, 6].tolist() == [0, 0]
+
+
 def test_images_that_the_file_lacks_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = write(tmp_path / "objects.json", {"a": ["lamp"]})
     scorer = Objects(file, encoder=Exact())

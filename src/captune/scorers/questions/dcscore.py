@@ -294,8 +294,9 @@ class DCScore(Scorer):
         against = "references" if s.reference is None else f"reference:{s.reference}"
         if s.facts:
             against = f"{Path(s.facts).name}@{fingerprint(Path(s.facts).expanduser().read_bytes())}"
+        verifier = self.verifier.label + getattr(self.verifier, "shown", "")
         return (
-            f"dcscore|model:{self.answerer.label}|verifier:{self.verifier.label}|against:{against}"
+            f"dcscore|model:{self.answerer.label}|verifier:{verifier}|against:{against}"
             f"|prompts:{fingerprint(UNITS + VERIFY + MATCH)}|verifications:{s.verifications}|matchings:{s.matchings}"
             f"|compat:{s.compat}"
         )

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ import numpy as np
 from pydantic import Field
 
 from captune.data import read_captions
+from captune.data.images import IMAGE_SUFFIXES
 from captune.data.schemes import SOURCES
 from captune.errors import CaptionFileError, ScorerError, SpecError
 from captune.models.answerers import Answerer, Question, load_vision_answerer, one_line
@@ -205,7 +207,7 @@ class Preference(Scorer):
             chosen = references if self.settings.references == "all" else references[:1]
             return [Opponent("references", text) for text in chosen]
         image_id = str(columns["image_id"][i])
-        found = self._opponents.get(image_id) or self._opponents.get(Path(image_id).stem)
+        found = self._opponents.get(image_id) or self._opponents.get(_unsuffixed(image_id))
         if found is None:
             raise ScorerError(
                 f"scorer {self.name!r}: {self.settings.against} has no caption of {image_id!r}; leave such images out"
@@ -337,8 +339,15 @@ class Preference(Scorer):
             assert self.answerer is not None
             shown = "yes" if s.reference else "no"
             asked = fingerprint(PROMPT + REFERENCE + OPENING)
-            judge = f"judge:{self.answerer.label}|prompt:{asked}|reference:{shown}|{order}"
+            model = self.answerer.label + getattr(self.answerer, "shown", "")
+            judge = f"judge:{model}|prompt:{asked}|reference:{shown}|{order}"
         return f"preference|{judge}|{against}|protocol:{s.protocol}|equal:tie|empty:loses"
+
+
+def _unsuffixed(image_id: str) -> str:
+    """An image's id without the ending of an image file."""
+    stem, suffix = os.path.splitext(image_id)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else image_id
 
 
 def prompt(first: str, second: str, reference: str = "") -> str:

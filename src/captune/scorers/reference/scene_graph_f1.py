@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from captune.data.readers import nfc
 from captune.errors import ScorerError
 from captune.scene_graphs import SceneGraph, merged
 from captune.scene_graphs.wordnet import wordnet
 from captune.scorers import safe_ratio
+from captune.scorers._support.detections import by_image, look_up
 from captune.scorers._support.objects import read_by_image
 from captune.scorers._support.scene_graphs import GraphScorer
 from captune.utils.hashing import fingerprint
@@ -58,7 +60,7 @@ class _Elements(GraphScorer):
         """What the file says, by image id."""
         assert self.file is not None
         self.check()
-        return _read(self.file, self.example)
+        return by_image({nfc(image_id): said for image_id, said in _read(self.file, self.example).items()})
 
     @property
     def signature(self) -> str:
@@ -71,7 +73,7 @@ class _Elements(GraphScorer):
         """(N, 7): precision, recall, F1, whether each is defined, whether the file lacks the image."""
         graphs, own = self.graphs(captions, references)
         known = [
-            None if self.file is None or image_id is None else self.truth.get(str(i)) for i in image_id or captions
+            None if self.file is None or image_id is None else look_up(self.truth, i) for i in image_id or captions
         ]
         lacking = sum(entry is None for entry in known) if self.file else 0
         if lacking:
