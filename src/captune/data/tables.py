@@ -375,13 +375,15 @@ def _normalise_stream(
 
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
         image_id = nfc(as_id(row[id_column], f"{name}, row {index + 1} ({id_column})")) if id_column else f"{index:06d}"
-        image = as_pair(first_image(row, images)["image"], where) or {"bytes": None, "path": None}
+        image = as_pair(first_image(row, images)["image"], where)
+        if image is not None and not image["path"]:
+            image = None if image["bytes"] is None else {**image, "path": image_id}  # a name for errors
         references = references_at(row[caption], f"{name}, row {index + 1}") if caption else []
         if blanks.remove(references):
             blanks.note(f"{name}, row {index + 1}")
             blanks.say()
         return {
-            "image": image if image["path"] or image["bytes"] is None else {**image, "path": image_id},  # for errors
+            "image": image,
             "image_id": image_id,
             "references": references,
         }
