@@ -300,7 +300,7 @@ def test_what_a_function_does_not_judge_is_in_no_figure_and_no_test(files, tmp_p
     test = found["others"][0]["paired"][brief]["brief"]
     others = [1 / len(f"poor {text[:6]}") for text in SAID.values() if "red" not in f"poor {text[:6]}"]
     assert test["difference"] == pytest.approx(np.mean(others) - np.mean(own)) and 0 < test["p_value"] < 0.01
-    assert found["failed"] == {mute: f"it gives no figure for {good}: it judges none of the 20 captions"}
+    assert found["failed"] == {mute: f"its figure of {good} is no number: none of the 20 captions can be judged"}
     assert sum(row[brief] is None for row in found["per_image"] if row["file"] == str(good)) == 5
     json.dumps(found, allow_nan=False)
 

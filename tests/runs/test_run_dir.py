@@ -236,6 +236,8 @@ def test_the_card_says_what_was_rewarded_and_on_how_many_images(run: RunDir) -> 
     run.add_scores("g", judged, rewarded=["cider"])
     card = run.card(method="SCST", base="b", data="d")
     assert "| cider (rewarded) | 0.500 | 0.500 |" in card and "| clip | 0.300" in card
+    metrics = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"]
+    assert [metric["type"] for metric in metrics] == ["clip"]
     assert "`photos`, 98 to 100 images." in card and "no evidence of better captions" in card
 
 

@@ -107,6 +107,17 @@ def test_a_stream_cannot_be_trained_on(images: list, tmp_path: Path) -> None:
         load_training_images(config(tmp_path / "run", images=f"{tmp_path / 'some.parquet'}?streaming=1"))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_are_kept_apart_by_their_bytes_and_not_by_numbers(images: list, tmp_path: Path, streaming: bool) -> None:
+    """Tables without ids number their rows; another table's row 1 is another image."""
+    for name, own in (("learned", images[:3]), ("judged", [images[3], images[1]])):
+        rows = datasets.Dataset.from_list([{"image": image, "caption": "a"} for image in own])
+        rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / f"{name}.parquet")
+    judged = f"{tmp_path / 'judged.parquet'}{'?streaming=1' if streaming else ''}"
+    left = lifecycle.apart_from(load_images(str(tmp_path / "learned.parquet")), judged)
+    assert left["image_id"][:] == ["000000", "000002"]
+
+
 def test_images_without_references_cost_scores_and_not_the_run(
     source: str, tmp_path: Path, captioner: Captioner, caplog: pytest.LogCaptureFixture
 ) -> None:

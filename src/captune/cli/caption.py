@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best available)")
     job.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     text = parser.add_argument_group("generation")
-    text.add_argument("--prompt", metavar="TEXT", help="the text beside the image (default: the model family's)")
+    text.add_argument(
+        "--prompt", metavar="TEXT", help="the text beside the image (default: the adapter's, or the family's)"
+    )
     text.add_argument(
         "--condition",
         metavar="COLUMN=VALUE",

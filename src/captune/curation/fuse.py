@@ -227,16 +227,16 @@ class Fuse:
         sources: dict[int, list[str]], work: Work, notes: dict[str, Any], what: str,
     ) -> np.ndarray:  # fmt: skip
         """(n,) scores of what was written; references are the texts that it was written from."""
-        from captune.curation.scoring import fit, parts_of
+        from captune.curation.scoring import fit
         from captune.data.columns import LazyImages
-        from captune.scorers import load_scorer
+        from captune.scorers import load_scorer, scorers_in
 
         scorer = load_scorer(by, device=work.device) if work.device else load_scorer(by)
         scorer.check()
         references = {index: [texts[index], *sources[index]] for index, _, _ in usable}
         fit(scorer, references.values)
         notes[what] = scorer.signature
-        size = len(usable) if any(one.together for one in parts_of(scorer)) else _PART
+        size = len(usable) if any(one.together for one in scorers_in(scorer)) else _PART
         made = []
         for start in range(0, len(usable), size):
             part = usable[start : start + size]

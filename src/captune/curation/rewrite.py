@@ -38,7 +38,9 @@ class Rewrite:
     example = "captune curate rewrite storybook:train?caption=alt_text --model storybook --share 0.5 --output runs/new"
     model: str = setting("the captioner: a folder, a name on the hub, storybook, or a server: http://host:port/v1#name")
     adapter: str | None = setting("a PEFT adapter of it, such as runs/g/adapter", None, metavar="FOLDER")
-    prompt: str | None = setting("the text beside the image, which sets the style (default: the model family's)", None)
+    prompt: str | None = setting(
+        "the text beside the image, which sets the style (default: the adapter's, else the family's)", None
+    )
     decoder: str | None = setting("how captions are made, such as cfg:2.0 or best-of:8:clip", None, metavar="SPEC")
     engine: str | None = setting(
         "process, server or vllm (default: what the model implies); on the command line of this verb also ray, or "

@@ -22,7 +22,7 @@ from captune.data.checking import without_bad
 from captune.data.columns import LazyImages
 from captune.errors import CurationError, MissingColumn
 from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
-from captune.scorers import Scorer, load_scorer
+from captune.scorers import Scorer, load_scorer, scorers_in
 from captune.utils.hashing import fingerprint
 
 TEXTS, IMAGES = 4096, 256  # captions of a part: of scorers that read texts alone, and of those that look at images
@@ -70,7 +70,7 @@ def scores(by: str, captions: Captions, work: Work) -> Scores:
         say_blind(scorer.name, captions)
     # an image's captions are compared with each other, or with references: parts hold them together
     size = IMAGES if "image" in scorer.required_columns else TEXTS
-    if any(one.together for one in parts_of(scorer)):
+    if any(one.together for one in scorers_in(scorer)):
         size = len(captions)
     mark = fingerprint(f"{scorer.identity} {by} {len(captions)}")
     parts = [
@@ -101,14 +101,9 @@ def drop_unscored(found: Scores, verdicts: Verdicts, by: str, keep: bool) -> Non
         (verdicts.keep if keep else verdicts.drop)(found.why == code, f"no score of {by}: {WHY[code]}")
 
 
-def parts_of(scorer: Scorer) -> list[Scorer]:
-    """The scorers of a sum, or the one."""
-    return [part for part, _ in getattr(scorer, "parts", [(scorer, 1.0)])]
-
-
 def fit(scorer: Scorer, references: Callable[[], Iterable[Sequence[str]]]) -> None:
     """Freeze what a scorer takes from all references, a list per image, so that no score depends on its part."""
-    for part in parts_of(scorer):
+    for part in scorers_in(scorer):
         if part.needs_fit:
             part.fit(references())
 
@@ -169,7 +164,7 @@ class _Judge:
             others = [texts[a:i] + texts[i + 1 : b] for a, b in itertools.pairwise(own) for i in range(a, b)]
             columns["references"] = others
             made[[not one for one in others], 1] = 1
-        if any(one.grouped for one in parts_of(scorer)):
+        if any(one.grouped for one in scorers_in(scorer)):
             _, place, sizes = np.unique(rows, return_inverse=True, return_counts=True)
             made[sizes[place.reshape(-1)] < 2, 1] = 1
         if besides := needs - {"references", "image_id"}:

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from captune.errors import CaptionerError
 from captune.models.caching.prefill import PrefillCache
-from captune.scorers import Scorer, check_needs, load_scorer
+from captune.scorers import Scorer, check_needs, load_scorer, scorers_in
 from captune.utils.hashing import pixels_digest
 from captune.utils.skipped import skip
 
@@ -44,8 +44,7 @@ class BestOf:
     needs_model: ClassVar = False
 
     def __post_init__(self) -> None:
-        parts = [part for part, _ in getattr(self.judge, "parts", [(self.judge, 1.0)])]
-        if together := [part.name for part in parts if part.together]:
+        if together := [part.name for part in scorers_in(self.judge) if part.together]:
             raise CaptionerError(
                 f"best-of: {', '.join(together)} compares the captions of several images, so that a caption would "
                 "depend on which images are in its batch; choose by another scorer"

@@ -146,9 +146,10 @@ def evaluate_files(
             try:
                 made = _scored(judge, texts, columns, rows, bootstrap, seed)
             except BadImage:  # once: all that do not open are found, and the others scored
-                _, bad = without_bad(columns["image"].dataset)
-                names = {image_id for image_id, _ in bad}
-                unread = {row for row, image_id in enumerate(ids) if image_id in names}
+                if not bad:
+                    _, bad = without_bad(columns["image"].dataset)
+                    names = {image_id for image_id, _ in bad}
+                    unread = {row for row, image_id in enumerate(ids) if image_id in names}
                 if not (rows := rows_for(judge, True)):
                     failed[judge.name] = (
                         f"not one of the {len(ids) - len(lacking - unread)} images can be opened; the first, "
@@ -187,7 +188,8 @@ def evaluate_files(
     if bad:
         who = ", ".join(name for name, rows in scored.items() if unread.isdisjoint(rows))
         left = len(ids) - len(unread)
-        warnings.append(f"{len(bad)} of the {len(ids)} images cannot be opened; {who} are of the other {left}")
+        left_out = f"; {who} are of the other {left}" if who else ""
+        warnings.append(f"{len(bad)} of the {len(ids)} images cannot be opened{left_out}")
     unreferenced = [ids[row] for row in sorted(lacking)]
     if who := ", ".join(judge.name for judge in judges if lacking and "references" in judge.required_columns):
         named = ", ".join(unreferenced[:NAMED]) + f" and {len(lacking) - NAMED} more" * (len(lacking) > NAMED)
@@ -255,7 +257,7 @@ def _scored(
         for name, text in texts.items()
     }
     if nothing := next((name for name, result in made.items() if math.isnan(result.value)), None):
-        raise EvaluationError(f"it gives no figure for {nothing}: it judges none of the {len(rows)} captions")
+        raise EvaluationError(f"its figure of {nothing} is no number: none of the {len(rows)} captions can be judged")
     return made
 
 

@@ -120,7 +120,7 @@ def caption_to_file(
         source: the images.
         output: the caption file, ``-`` for standard output, or None where the job says `sidecar`.
         adapter: a PEFT adapter of the model.
-        prompt: the text beside the image; default: the family's.
+        prompt: the text beside the image; default: that of the adapter or the weights, else the family's.
         dtype: auto, float32, bfloat16 or float16.
         device: default: the best there is.
         trust_remote_code: run the Python code that a model folder brings.

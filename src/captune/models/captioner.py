@@ -116,6 +116,7 @@ class Captioner:
         if getattr(processor, "chat_template", None) is None:
             processor.chat_template = self.family.chat_template
         self.tokenizer = processor.tokenizer
+        self._as_base = False  # inside of `disable_adapter`
         self.default_prompt = self.family.prompt if self.has_turns() else self.family.base_prompt
         self.prompt = self.default_prompt if prompt is None else prompt
         self.positions = positions_of(model.config)
@@ -150,7 +151,7 @@ class Captioner:
             dtype: of the weights; default: as saved.
             device: default: cuda where there is one, else cpu.
             trust_remote_code: run the Python code that a model folder brings.
-            prompt: the text beside the image; default: the family's.
+            prompt: the text beside the image; default: that of the adapter or the weights, else the family's.
             adapter_trainable: whether the adapter's weights require a gradient.
             load_in_4bit: load the language model's linear layers in 4 bits (NF4, by bitsandbytes).
 
@@ -813,24 +814,33 @@ class Captioner:
         loading.fill_adapter(self.model, str(folder))
 
     @contextmanager
-    def reading(self, *, base: bool) -> Iterator[None]:
-        """Within the context there is no dropout and no gradient; with `base`, no adapter."""
-        training = self.model.training
+    def reading(self, *, base: bool, prompt: str | None = None) -> Iterator[None]:
+        """Within the context there is no dropout and no gradient; with `base`, no adapter; another prompt, if named."""
+        training, asked = self.model.training, self.prompt
+        self.prompt = asked if prompt is None else prompt
         self.model.eval()
         try:
             with torch.no_grad(), self.disable_adapter() if base else nullcontext():
                 yield
         finally:
             self.model.train(training)
+            self.prompt = asked
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Within the context the captioner is its base model. No-op without an adapter."""
-        if not isinstance(self.model, PeftModel):
+        """Within the context the captioner is its base model. No-op without an adapter, and inside of itself."""
+        if self._as_base or not isinstance(self.model, PeftModel):
             yield
             return
-        with self.model.disable_adapter():
-            yield
+        frozen = [weight for weight in self.model.parameters() if not weight.requires_grad]
+        self._as_base = True
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            self._as_base = False
+            for weight in frozen:  # peft makes all of an adapter trainable again
+                weight.requires_grad_(False)
 
 
 def _logprob(output: Any, generated: torch.Tensor, eos_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -114,8 +114,9 @@ class Mapper(nn.Module):
         return F.cosine_similarity(self.target(image_features), self(hidden, mask), dim=-1)
 
     def image_features(self, captioner: Captioner, images: Any) -> Tensor:
-        """Compute F_I as this mapper wants it, (B, D) float32."""
-        return captioner.image_features(images, where=self.config.feature, pool=self.config.pool)
+        """Compute F_I as this mapper wants it, (B, D) float32, without an adapter, which may bring a connector."""
+        with captioner.disable_adapter():
+            return captioner.image_features(images, where=self.config.feature, pool=self.config.pool)
 
     def score(self, captioner: Captioner, batch: Any) -> Tensor:
         """Compute cos(F_I, F_T_hat) of a batch of images with captions (`prepare`, `append`), (B,); gradients flow."""

@@ -45,7 +45,7 @@ def model_card(
         source: what `figures` were measured on.
         images: how many; several numbers where scorers could not judge all.
         trained_on: whether these are training images; no figure then goes into the metadata.
-        rewarded: figures that the model was trained to raise.
+        rewarded: figures that the model was trained to raise; they do not go into the metadata.
         gate: what the reward was worth before training, a sentence.
         description: the first paragraph; by default that it is an adapter of `base`.
     """
@@ -58,7 +58,8 @@ def model_card(
         for row, row_figures in (figures or {}).items()
     }
     figures, trained = rows, one_line(trained) if trained else trained
-    results = [] if trained_on else list(_results(figures.get(trained or "", {}), source))
+    own = {figure: value for figure, value in figures.get(trained or "", {}).items() if figure not in rewarded}
+    results = [] if trained_on else list(_results(own, source))
     card_data = ModelCardData(
         library_name="peft",
         pipeline_tag="image-to-text",

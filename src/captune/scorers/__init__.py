@@ -25,6 +25,7 @@ from captune.scorers.base import (
     columns_for,
     completion_text,
     safe_ratio,
+    scorers_in,
     weighted_sum,
 )
 from captune.scorers.files import from_function
@@ -68,6 +69,7 @@ __all__ = [
     "load_scorer",
     "safe_ratio",
     "scorer_class",
+    "scorers_in",
     "split_specs",
     "weighted_sum",
 ]

@@ -309,6 +309,11 @@ def weighted_sum(scores: Sequence[Any], weights: Sequence[float]) -> np.ndarray:
     return np.where(np.isnan(weighted).all(axis=0), np.nan, np.nansum(weighted, axis=0))
 
 
+def scorers_in(scorer: Scorer) -> list[Scorer]:
+    """Return the scorers of a sum, or the one."""
+    return [part for part, _ in getattr(scorer, "parts", [(scorer, 1.0)])]
+
+
 def safe_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Return part / whole, and 0 where there is nothing to divide by."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)

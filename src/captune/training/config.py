@@ -171,7 +171,9 @@ class TrainingConfig(RunConfig):
     adapter: Path | None = setting(
         "a PEFT adapter folder to continue from, with its own LoRA shape", None, group="model"
     )
-    prompt: str | None = setting("the text beside the image; default: the family's", None, group="model", empty=True)
+    prompt: str | None = setting(
+        "the text beside the image; default: that of --adapter, else the family's", None, group="model", empty=True
+    )
     max_steps: Count = setting("optimiser steps", 100)
     batch_size: Several = setting("images per step", 16)
     learning_rate: Rate = setting("peak learning rate of AdamW, reached by warm-up, then cosine decay", 5e-4)

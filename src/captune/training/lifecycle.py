@@ -18,6 +18,7 @@ from trl.trainer.utils import use_adapter
 
 from captune.data import load_images, load_references, part_of
 from captune.data.checking import bytes_digest, refuse_without_captions, sharing
+from captune.data.columns import undecoded
 from captune.data.naming import Source
 from captune.data.schemes import scheme_of, warn_of_strangers
 from captune.data.sources import held_out_number
@@ -119,13 +120,16 @@ def start_run(config: TrainingConfig, method: str) -> tuple[RunDir, Captioner]:
 def load_captioner(config: TrainingConfig) -> Captioner:
     """Seed all random numbers and load the frozen captioner."""
     set_seed(config.seed)
-    return Captioner.load(
+    captioner = Captioner.load(
         config.model,
         dtype=config.dtype,
         device=config.device,
         prompt=config.prompt,
         load_in_4bit=config.load_in_4bit,
     )
+    if config.prompt is None:
+        captioner.ask_as_trained(config.adapter)
+    return captioner
 
 
 def load_training_images(config: TrainingConfig, *, references: bool = False, source: str | None = None) -> Any:
@@ -174,16 +178,20 @@ def load_training_images(config: TrainingConfig, *, references: bool = False, so
 def apart_from(images: Any, judged: str) -> Any:
     """Return the images to learn from without those, and copies of those, that a run is judged on, each counted.
 
-    Files are compared by their bytes, what a program draws, and what streams, by its id.
+    Files are compared by their bytes, what a program draws by its id.
     """
     others = load_images(judged, decode=False)
-    if scheme_of(judged).name or isinstance(others, IterableDataset):
-        ids = {row["image_id"] for row in others.select_columns(["image_id"])}
+    if scheme_of(judged).name:
+        ids = set(others["image_id"])
         copies = [row for row, image_id in enumerate(images["image_id"]) if image_id in ids]
+    elif isinstance(others, IterableDataset):  # which is read once
+        theirs = {bytes_digest(row["image"]) for row in others} - {""}
+        ours = undecoded(images.select_columns(["image"]))
+        copies = [row for row in range(len(ours)) if bytes_digest(ours[row]["image"]) in theirs]
     else:
         copies = sharing(images, others)
     for row in copies:
-        skip("images to learn from that are also, under another name, among those held out", images["image_id"][row])
+        skip("images to learn from that the run is judged on, too, maybe under other names", images["image_id"][row])
     return images.select(sorted(set(range(len(images))) - set(copies))) if copies else images
 
 
@@ -240,8 +248,6 @@ def make_trainable(captioner: Captioner, config: TrainingConfig, *, connector: b
         captioner.condition = condition
         if config.prompt is None:
             captioner.prompt = condition.prompts[condition.highest]
-    elif config.prompt is None:
-        captioner.ask_as_trained(config.adapter)
     captioner.make_trainable(
         adapter=config.adapter,
         full=config.train_all_weights,
@@ -281,6 +287,12 @@ def evaluation_source(config: RunConfig) -> str:
     """Return the source of the images that a run is judged on: the training images only where they are too few."""
     given = config.eval_images or scheme_of(config.images).held_out
     return given or part_of(config.images, "held_out", limit=config.limit) or config.images
+
+
+def evaluation_length(config: RunConfig, captioner: Captioner) -> dict[str, int]:
+    """Return the longest caption that a run is judged by, where it learns longer ones than the captioner's default."""
+    longest = getattr(config, "max_new_tokens", 0)
+    return {"max_new_tokens": longest} if longest > captioner.max_new_tokens else {}
 
 
 def has_own_evaluation(config: RunConfig) -> bool:
@@ -355,8 +367,7 @@ def _finish(
         captioner.save_adapter(folder)
     source, limit = evaluation_source(config), evaluation_limit(config)
     seen: dict[str, Any] = {"trained_on": True} if measured_on_training(config) else {}
-    longest = max(captioner.max_new_tokens, getattr(config, "max_new_tokens", 0))  # what is learned is not cut
-    seen |= {"max_new_tokens": longest} if longest > captioner.max_new_tokens else {}
+    seen |= evaluation_length(config, captioner)
     with captioner.disable_adapter():
         caption_and_score(captioner, source, run_dir, "base", role="base", limit=limit, **seen)
     captioner.prompt = prompt or captioner.prompt
@@ -372,7 +383,8 @@ def _finish(
 
 def rewarded_scorers(config: TrainingConfig, run_dir: RunDir) -> list[str]:
     """Return the names of the scorers that a run was rewarded by: their figures are no evidence of a gain."""
-    names = {spec.partition(":")[0] for spec in parse(reward)} if (reward := getattr(config, "reward", "")) else set()
+    weights = parse(reward) if (reward := getattr(config, "reward", "")) else {}
+    names = {spec.partition(":")[0] for spec, weight in weights.items() if weight > 0}
     return sorted(names | ({"vizer"} if run_dir.mapper.is_dir() else set()))
 
 

@@ -101,7 +101,8 @@ class ResumableTrainer(Trainer):
         self._initial_global_step = 0
         self._started -= values["seconds"]
         for early, counter in zip(self._early_stopping(), values.get("patience", ()), strict=False):
-            early.early_stopping_patience_counter = counter
+            if counter < early.early_stopping_patience:  # a run that it has stopped is extended on purpose
+                early.early_stopping_patience_counter = counter
 
     def _early_stopping(self) -> list[EarlyStoppingCallback]:
         return [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]

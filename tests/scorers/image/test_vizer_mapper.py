@@ -104,10 +104,17 @@ def test_it_reads_under_the_prompt_of_the_mapper_and_without_dropout(tiny_folder
     asked = Captioner.load(model, device="cpu", prompt="what is in this place ?")
     folder = mapper_of(asked, images).save(tmp_path / "mapper")
     scorer = load_scorer(f"vizer:{folder}")
-    assert isinstance(scorer, ViZerScorer) and scorer.captioner.prompt == "what is in this place ?"
+    assert isinstance(scorer, ViZerScorer) and scorer.mapper.prompt == "what is in this place ?"
     other = Captioner.load(model, device="cpu")
-    scorer.bind(other)  # under another prompt it would read something else
-    assert scorer.captioner is not other
+    scorer.bind(other)
+    assert scorer.captioner is other and other.prompt != scorer.mapper.prompt
+    found = scorer.rows(CAPTIONS, image=images)
+    assert np.allclose(
+        found, ViZerScorer(captioner=asked, mapper=scorer.mapper).rows(CAPTIONS, image=images), atol=1e-5
+    )
+    scorer.mapper.prompt = other.prompt
+    assert not np.allclose(found, scorer.rows(CAPTIONS, image=images), atol=1e-4)  # so that the prompt matters
+    scorer.mapper.prompt = asked.prompt
     expected = ViZerScorer(captioner=asked, mapper=scorer.mapper).rows(CAPTIONS, image=images)
     for module in asked.core.modules():
         if hasattr(module, "attention_dropout"):

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 
 from captune.data import load_images
 from captune.decoding import load_decoder
 from captune.models.captioner import Captioner
-from captune.models.vizer_mapper import Mapper
+from captune.models.vizer_mapper import Mapper, MapperConfig
 from captune.runs.run_dir import RunDir
 from captune.training import trainer as training
 from captune.training.lifecycle import evaluation_source, load_training_images
@@ -216,6 +217,44 @@ def test_gt_captions_are_of_no_image_that_the_run_is_judged_on(tmp_path: Path) -
         found = mapper_images(settings, load_training_images(settings))
     assert judged and not judged & set(found["image_id"]) and "copy.png" not in found["image_id"]
     assert len(found) == 24 - len(judged) and sum(len(items) for items in counts.values()) == len(judged)
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("objective", ["latent", "reward"])
+def test_an_adapters_prompt_is_that_of_the_mapper_too(
+    tiny_folder: Any, photos: str, tmp_path: Path, objective: str
+) -> None:
+    model, settings = str(tiny_folder("idefics3")), {"max_steps": 1, "objective": objective}
+    if objective == "reward":
+        settings |= {"rounds": 1}
+    asked = Captioner.load(model, device="cpu", prompt="what is in this place ?")
+    asked.add_lora(4, 8, 0.0)
+    adapter = asked.save_adapter(tmp_path / "adapter")
+    run_dir = run(config(tmp_path / "run", model=model, images=photos, adapter=adapter, **settings))
+    assert Mapper.load(run_dir.mapper).prompt == asked.prompt
+    assert Captioner.load(model, adapter=run_dir.adapter, device="cpu").prompt == asked.prompt
+    other = run(config(tmp_path / "other", model=model, images=photos, adapter=adapter, prompt="say it", **settings))
+    assert Mapper.load(other.mapper).prompt == "say it"
+
+
+def test_the_image_is_seen_through_the_bases_connector(captioner: Captioner, images: list) -> None:
+    mapper = Mapper(MapperConfig(width=8), 32, captioner.image_features(images).shape[-1], captioner.name)
+    expected = mapper.image_features(captioner, images)
+    captioner.make_trainable(connector=True)
+    with torch.no_grad():
+        for name, weight in captioner.model.named_parameters():
+            if weight.requires_grad and "connector" in name:
+                weight.add_(0.1)
+    captioner.freeze_vision()
+    frozen = [name for name, weight in captioner.model.named_parameters() if not weight.requires_grad]
+    assert not torch.allclose(captioner.image_features(images), expected)
+    with captioner.share_vision():
+        for _ in range(2):
+            assert torch.allclose(mapper.image_features(captioner, images), expected)
+            with captioner.disable_adapter():
+                assert torch.allclose(mapper.image_features(captioner, images), expected)
+                assert torch.allclose(captioner.image_features(images), expected)  # still without it
+    assert frozen == [name for name, weight in captioner.model.named_parameters() if not weight.requires_grad]
 
 
 def test_the_monitor_samples_as_the_training_does(

@@ -142,6 +142,7 @@ class VisionCache:
         names = [name for name in self._signature.parameters if name.startswith("vision_feature")]
         self._defaults = {name: getattr(core.config, name) for name in names if hasattr(core.config, name)}
         self._refuse_trainable()
+        self._adapted = self._adapted_modules()
         self._folder = None if keep is None else self._folder_in(keep)
         if not alone:  # what is encoded alone is the same bits after a resume
             remembers(self)
@@ -159,7 +160,7 @@ class VisionCache:
     def install(self) -> VisionCache:
         """Install the cache on the model; calls nest, and the outermost `remove` takes it away."""
         if self.depth == 0:
-            cache = self
+            cache, self._adapted = self, self._adapted_modules()
 
             @functools.wraps(self._original)  # generate() reads the signature
             def features(*args: Any, **kwargs: Any) -> Any:
@@ -247,11 +248,13 @@ class VisionCache:
         assert self._template is not None
         return [features_by_key[key] for key in keys], self._template
 
+    def _adapted_modules(self) -> list[Any]:
+        parts = [part for part in self.family.shared(self.core).values() if isinstance(part, nn.Module)]
+        return [module for part in parts for module in part.modules() if isinstance(module, ADAPTED)]
+
     def _state(self) -> bytes:
         """Which weights answer where an adapter has some of its own: its, or the base's; nothing without such."""
-        parts = [part for part in self.family.shared(self.core).values() if isinstance(part, nn.Module)]
-        wrapped: list[Any] = [module for part in parts for module in part.modules() if isinstance(module, ADAPTED)]
-        return str(sorted({(one.disable_adapters, *one.active_adapters) for one in wrapped}) or "").encode()
+        return str(sorted({(one.disable_adapters, *one.active_adapters) for one in self._adapted}) or "").encode()
 
     def _read(self, key: bytes) -> ImageFeatures | None:
         path = cast(Path, self._folder) / f"{key.hex()}.safetensors"

@@ -71,13 +71,13 @@ class ViZerScorer(Scorer):
         """The captioner that reads; loaded at first use."""
         from captune.models.captioner import Captioner
 
-        captioner = Captioner.load(self.mapper.captioner_name, prompt=self.mapper.prompt)
+        captioner = Captioner.load(self.mapper.captioner_name)
         self.mapper.check_captioner(captioner)
         return captioner
 
     def bind(self, captioner: Captioner, *, end_token: bool | None = None) -> None:
         """Read with the captioner that is trained, its adapter off, where the mapper was fitted on it: one model."""
-        if self.mapper.captioner_name == captioner.name and self.mapper.prompt in (None, captioner.prompt):
+        if self.mapper.captioner_name == captioner.name:
             self.mapper.check_captioner(captioner)
             self.captioner = captioner
 
@@ -85,7 +85,7 @@ class ViZerScorer(Scorer):
         """Return (N, 1): the score of each caption."""
         self.mapper.to(self.captioner.device)
         scores: list[float] = []
-        with self.captioner.reading(base=True):
+        with self.captioner.reading(base=True, prompt=self.mapper.prompt):
             for images in opened(image, self.batch_size):
                 part = captions[len(scores) : len(scores) + len(images)]
                 scores += self.mapper.score(self.captioner, self.captioner.prepare(images, part)).tolist()
@@ -95,9 +95,11 @@ class ViZerScorer(Scorer):
     def signature(self) -> str:
         """Everything that decides the figure: settings, model, version."""
         c = self.mapper.config
+        with self.captioner.reading(base=True, prompt=self.mapper.prompt):
+            captioner = self.captioner.identity(base=True)
         read = "blind" if c.blind else "with-image"
         return (
-            f"vizer|captioner:{self.mapper.captioner_name}@{self.captioner.identity(base=True)}"
+            f"vizer|captioner:{self.mapper.captioner_name}@{captioner}"
             f"|mapper:{self.mapper.digest}|{read}|F_I:{c.feature}-{c.pool}|caption:{c.caption_pool}"
             f"|centred:{'yes' if c.centred else 'no'}|shift:{'yes' if c.shift else 'no'}|width:{c.width}"
         )

@@ -35,6 +35,7 @@ from captune.scorers.reference.capture import Capture
 from captune.training.lifecycle import (
     caption_and_score,
     claim_run,
+    evaluation_length,
     evaluation_limit,
     evaluation_source,
     finish_run,
@@ -260,6 +261,7 @@ def run(config: SCConfig) -> RunDir:
     fit(SCTrainer, captioner, images, config, run_dir, reward, first_turn=True, generate=generate)
     source, limit = evaluation_source(config), evaluation_limit(config)
     seen: dict[str, Any] = {"trained_on": True} if measured_on_training(config) else {}
+    seen |= evaluation_length(config, captioner)
     processes.on_first(
         caption_and_score,
         captioner,

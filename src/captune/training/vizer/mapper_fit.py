@@ -30,8 +30,7 @@ def collect(
     for rows in _batches(images, batch_size, "mapper features"):
         texts = captions[start : start + len(rows)]
         batch = captioner.prepare(rows)
-        with captioner.disable_adapter():  # which may bring a connector
-            features.append(mapper.image_features(captioner, batch))
+        features.append(mapper.image_features(captioner, batch))
         owners = [i for i, captions in enumerate(texts) for _ in captions]
         flat = [text for captions in texts for text in captions]
         for at in range(0, len(flat), 4 * batch_size):
