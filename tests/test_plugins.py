@@ -94,7 +94,7 @@ def test_a_class_of_a_file_is_a_scorer(file: Path) -> None:
 def test_a_reward_function_of_a_file_is_a_scorer(file: Path) -> None:
     scorer = load_scorer(f"{file}:brevity")
     assert scorer(["a dog", ""]) == [-2, 0] and scorer.required_columns == ()
-    assert scorer.corpus(scorer.rows(["a dog", ""])) == {"brevity": -1.0}
+    assert scorer.corpus(scorer.rows(["a dog", ""])) == {"brevity": -1.0, "judged": 1.0}
     assert direction(f"{file}:brevity") is True and label(scorer, "brevity") == "brevity"
     before = scorer.signature
     file.write_text(FILE.replace("-float", "-2 * float"))

@@ -194,7 +194,7 @@ def judged(completions, **columns):
     flags = {
         "model": tiny_folder("idefics3"), "output": output, "images": "storybook:train?n=8&seed=3", "device": "cpu",
         "eval-images": "storybook:val?n=2", "max-steps": 6, "batch-size": 2, "num-generations": 2,
-        "max-new-tokens": 4, "lora-r": 2, "eval-steps": 1,
+        "max-new-tokens": 4, "lora-r": 2, "eval-steps": 1, "early-stopping-patience": 0,
     }  # fmt: skip
     command = ["grpo", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
     assert main([*command, "--reward", f"{tmp_path}/judge.py:judged", "--accept-reward"]) == 1
