@@ -119,6 +119,17 @@ def save(model_class: type, config: object, processor: object, folder: Path) -> 
     return folder
 
 
+def reconnected(captioner: Any) -> Any:
+    """The captioner with an adapter that brings another connector, frozen."""
+    captioner.make_trainable(connector=True)
+    with torch.no_grad():
+        for name, weight in captioner.model.named_parameters():
+            if weight.requires_grad and "connector" in name:
+                weight.add_(0.1)
+    captioner.freeze_vision()
+    return captioner
+
+
 def taught(captioner: Any) -> Any:
     """The captioner with LoRA adapters that do something, in eval mode."""
     torch.manual_seed(1)  # lora_A is drawn too

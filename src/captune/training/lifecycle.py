@@ -289,10 +289,18 @@ def evaluation_source(config: RunConfig) -> str:
     return given or part_of(config.images, "held_out", limit=config.limit) or config.images
 
 
-def evaluation_length(config: RunConfig, captioner: Captioner) -> dict[str, int]:
-    """Return the longest caption that a run is judged by, where it learns longer ones than the captioner's default."""
-    longest = getattr(config, "max_new_tokens", 0)
-    return {"max_new_tokens": longest} if longest > captioner.max_new_tokens else {}
+def evaluation_terms(config: RunConfig, captioner: Captioner) -> dict[str, Any]:
+    """Return what all rows of a run are judged under, as `caption_and_score` takes it.
+
+    That is how many images, the longest caption, where the run learns longer ones than the captioner's default, and
+    whether it has learned from these images.
+    """
+    terms: dict[str, Any] = {"limit": evaluation_limit(config)}
+    if (longest := getattr(config, "max_new_tokens", 0)) > captioner.max_new_tokens:
+        terms["max_new_tokens"] = longest
+    if measured_on_training(config):
+        terms["trained_on"] = True
+    return terms
 
 
 def has_own_evaluation(config: RunConfig) -> bool:
@@ -365,15 +373,13 @@ def _finish(
 ) -> None:
     with replacing_folder(run_dir.adapter) as folder:
         captioner.save_adapter(folder)
-    source, limit = evaluation_source(config), evaluation_limit(config)
-    seen: dict[str, Any] = {"trained_on": True} if measured_on_training(config) else {}
-    seen |= evaluation_length(config, captioner)
+    source, terms = evaluation_source(config), evaluation_terms(config, captioner)
     with captioner.disable_adapter():
-        caption_and_score(captioner, source, run_dir, "base", role="base", limit=limit, **seen)
+        caption_and_score(captioner, source, run_dir, "base", role="base", **terms)
     captioner.prompt = prompt or captioner.prompt
     if rewarded := rewarded_scorers(config, run_dir):
-        seen["rewarded"] = rewarded
-    caption_and_score(captioner, source, run_dir, row, role=role, limit=limit, **seen)
+        terms["rewarded"] = rewarded
+    caption_and_score(captioner, source, run_dir, row, role=role, **terms)
     if config.train_all_weights:
         with replacing_folder(run_dir.path / "model") as folder:
             captioner.merge(folder)

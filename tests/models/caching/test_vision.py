@@ -110,12 +110,7 @@ def test_padding_tiles_do_not_matter(tiny_folder) -> None:
 
 
 def test_a_connector_of_an_adapter_is_not_taken_for_the_bases(captioner: Captioner, images: list) -> None:
-    captioner.make_trainable(connector=True)
-    with torch.no_grad():
-        for name, weight in captioner.model.named_parameters():
-            if weight.requires_grad and "connector" in name:
-                weight.add_(0.1)
-    captioner.freeze_vision()
+    tiny.reconnected(captioner)
     with_adapter = captioner.image_features(images)
     with captioner.disable_adapter():
         base = captioner.image_features(images)

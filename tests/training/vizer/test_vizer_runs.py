@@ -240,12 +240,7 @@ def test_an_adapters_prompt_is_that_of_the_mapper_too(
 def test_the_image_is_seen_through_the_bases_connector(captioner: Captioner, images: list) -> None:
     mapper = Mapper(MapperConfig(width=8), 32, captioner.image_features(images).shape[-1], captioner.name)
     expected = mapper.image_features(captioner, images)
-    captioner.make_trainable(connector=True)
-    with torch.no_grad():
-        for name, weight in captioner.model.named_parameters():
-            if weight.requires_grad and "connector" in name:
-                weight.add_(0.1)
-    captioner.freeze_vision()
+    tiny.reconnected(captioner)
     frozen = [name for name, weight in captioner.model.named_parameters() if not weight.requires_grad]
     assert not torch.allclose(captioner.image_features(images), expected)
     with captioner.share_vision():

@@ -35,13 +35,11 @@ from captune.scorers.reference.capture import Capture
 from captune.training.lifecycle import (
     caption_and_score,
     claim_run,
-    evaluation_length,
-    evaluation_limit,
     evaluation_source,
+    evaluation_terms,
     finish_run,
     load_captioner,
     load_training_images,
-    measured_on_training,
     starting_captioner,
 )
 from captune.training.losses import leave_one_out, scst_loss, token_kl, token_logprobs
@@ -259,19 +257,15 @@ def run(config: SCConfig) -> RunDir:
     reward.check(images.column_names)
     generate = partial(corrections, captioner)
     fit(SCTrainer, captioner, images, config, run_dir, reward, first_turn=True, generate=generate)
-    source, limit = evaluation_source(config), evaluation_limit(config)
-    seen: dict[str, Any] = {"trained_on": True} if measured_on_training(config) else {}
-    seen |= evaluation_length(config, captioner)
     processes.on_first(
         caption_and_score,
         captioner,
-        source,
+        evaluation_source(config),
         run_dir,
         "SC-Captioner",
-        limit=limit,
         decoder=SelfCorrection(),
         role="trained",
-        **seen,
+        **evaluation_terms(config, captioner),
     )
     method = f"SC-Captioner, facts by {config.fact_source}, from {config.adapter or 'the base'}"
     return finish_run(config, run_dir, captioner, row="SC-Captioner, first turn", method=method)
