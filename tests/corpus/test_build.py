@@ -16,7 +16,7 @@ from broken_images import encode, photo
 from corpora import build
 
 from captune.corpus import Corpus, files
-from captune.data import load_images
+from captune.data import load_images, load_references, write_captions
 from captune.errors import CorpusError, EncoderError
 
 pytest.importorskip("faiss")
@@ -146,6 +146,30 @@ def test_images_that_were_replaced_under_their_names_are_noticed(tmp_path: Path)
     with pytest.raises(CorpusError, match=r"holds a corpus made .*other images, under the same names.*--overwrite"):
         build(source, folder)
     assert build(source, folder, overwrite=True).digest != before
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_shards_that_were_replaced_under_their_names_are_noticed(tmp_path: Path, kind: str) -> None:
+    """Their captions are not read ahead, as those of other sources are."""
+    source, folder = corpora.source(tmp_path / "own", CAPTIONS), tmp_path / "corpus"
+
+    def write() -> str:
+        if kind == "parquet":
+            load_images(source, decode=False).to_parquet(tmp_path / "set.parquet")
+        else:
+            (tmp_path / "set.tar").unlink(missing_ok=True)
+            captions = {image_id: said[0] for image_id, said in load_references(source).items() if said}
+            images = load_images(source, decode=False)
+            pairs = zip(images["image_id"], images["image"], strict=True)
+            write_captions(captions, tmp_path / "set.tar", images=dict(pairs))
+        return str(tmp_path / f"set.{kind}")
+
+    before = build(write(), folder).digest
+    assert build(str(tmp_path / f"set.{kind}"), folder).digest == before
+    corpora.source(tmp_path / "own", [["something else"], *CAPTIONS[1:]])
+    with pytest.raises(CorpusError, match=r"other files, by their sizes or times, than .*--overwrite"):
+        build(write(), folder)
+    assert build(write(), folder, overwrite=True).digest != before
 
 
 def test_an_unfinished_corpus_does_not_mix_images(tmp_path: Path) -> None:

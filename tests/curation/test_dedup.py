@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,37 @@ def test_near_captions_by_a_column_of_vectors(tmp_path: Path) -> None:
     expected = brute_force(vectors[numbers], 0.9)
     assert [row["verdict"] for row in chosen] == ["keep" if f == n else "drop" for n, f in enumerate(expected)]
     assert left["out"]["captions"] == len(set(expected))
+
+
+def test_a_vector_of_several_captions_is_none_of_them(tmp_path: Path) -> None:
+    lines = [{"image_id": "1", "references": ["a brown dog", "the sea at night"], "vec": [1, 0]},
+             {"image_id": "2", "references": ["a red car"], "vec": [0, 1]}]  # fmt: skip
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(CurationError, match=r"row 1 of .*set.jsonl has several captions, and vec one vector"):
+        run(str(tmp_path / "set.jsonl"), tmp_path / "out", {"dedup": {"near": 0.9, "embeddings": "vec"}})
+
+
+def test_another_set_is_searched_whole_or_what_is_missed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near, "WHOLE", 100)
+    vectors = vectors_near_each_other(2, 3000, 900, 24)
+    ours, theirs = (
+        table_of(tmp_path / "a.parquet", vectors[:2400]),
+        table_of(tmp_path / "b.parquet", vectors[2400:], "t"),
+    )
+    step = {"dedup": {"near": 0.9, "embeddings": "embedding", "against": theirs}}
+    expected = set(np.flatnonzero((vectors[:2400] @ vectors[2400:].T >= 0.9).any(axis=1)).tolist())
+    report, rows = run(ours, tmp_path / "whole", step)
+    assert {row["number"] for row in rows if row["verdict"] == "drop"} == expected
+    assert "near pairs found, of those of a sample" not in report["records"][0]["notes"]
+    monkeypatch.setattr(near, "ACROSS", 1)
+    monkeypatch.setattr(near, "_PROBES", 1)
+    report, rows = run(ours, tmp_path / "cells", step)
+    dropped = {row["number"] for row in rows if row["verdict"] == "drop"}
+    assert dropped < expected  # some are missed
+    found, there = report["records"][0]["notes"]["near pairs found, of those of a sample"]
+    assert 0 < found < there
 
 
 def test_what_two_sets_share_is_named(tmp_path: Path) -> None:

@@ -69,6 +69,24 @@ def settings(tmp_path: Path, *model: str, **more: Any) -> dict[str, Any]:
     return {"fuse": {"model": list(model), "captions": captions, "facts": [str(tmp_path / "found.jsonl")], **more}}
 
 
+def test_a_file_that_knows_none_of_the_images_is_refused(
+    source: str, writers: dict[str, Recorded], tmp_path: Path
+) -> None:
+    (tmp_path / "found.jsonl").write_text('{"image_id": "img/i0.jpg", "ocr": "BAR"}\n')
+    with pytest.raises(CurationError, match=r"found.jsonl: no image of .* is among its 1; ids must be the same"):
+        run(source, tmp_path / "other", settings(tmp_path, "one"))
+
+
+def test_a_judge_that_has_no_score_chooses_nothing(source: str, writers: dict[str, Recorded], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="judge takes the highest, and less of 'repetition' is better"):
+        Fuse(model=("one", "two"), captions=("x.jsonl",), judge="repetition")
+    scorer = tmp_path / "judge.py"
+    scorer.write_text("def f(completions, **_):\n    return [None if 'boat' in c else len(c) for c in completions]\n")
+    report, rows = run(source, tmp_path / "out", settings(tmp_path, "one", "two", judge=f"{scorer}:f"))
+    assert (rows[2]["verdict"], rows[2]["reason"]) == ("keep", f"no score by {scorer}:f: as it was")
+    assert sum(report["records"][0]["notes"]["chosen of each writer"]) == 3, "a text with a score is chosen"
+
+
 def test_what_the_writer_reads_and_what_is_used(source: str, writers: dict[str, Recorded], tmp_path: Path) -> None:
     report, rows = run(source, tmp_path / "out", settings(tmp_path, "one"))
     assert len(writers["one"].asked) == 4  # nothing is known besides of the third image
@@ -83,7 +101,8 @@ def test_what_the_writer_reads_and_what_is_used(source: str, writers: dict[str, 
         ("keep", "nothing to fuse it with: as it was", None),
         ("keep", "the writer says the same", None),
     ]
-    assert report["records"][0]["notes"] == {"writers": ["one"]}
+    unknown = {str(tmp_path / "model.jsonl"): 1, str(tmp_path / "found.jsonl"): 2}
+    assert report["records"][0]["notes"] == {"writers": ["one"], "images that a file does not know": unknown}
     assert report["out"]["captions"] == 5
 
 

@@ -328,6 +328,20 @@ def test_images_that_changed_are_noticed(name: str, tmp_path: Path, monkeypatch:
         run(f"a.jsonl?images={name}", tmp_path / "out", {"dedup": {}})
 
 
+def test_images_beside_a_caption_file_that_changed_are_noticed(tmp_path: Path) -> None:
+    for number, seed in enumerate((0, 1, 2)):
+        (tmp_path / f"{number}.png").write_bytes(encode(photo(seed=seed), "PNG"))
+    rows = ({"image": f"{number}.png", "references": [f"number {number}"]} for number in range(3))
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    step = {"dedup": {"of": "images"}}
+    assert run(str(tmp_path / "set.jsonl"), tmp_path / "out", step)["out"]["images"] == 3
+    (tmp_path / "beside.png").write_bytes(b"another")  # is no image of the set
+    run(str(tmp_path / "set.jsonl"), tmp_path / "out", step)
+    shutil.copy(tmp_path / "0.png", tmp_path / "1.png")
+    with pytest.raises(UsageError, match=r"set.jsonl, its images: changed"):
+        run(str(tmp_path / "set.jsonl"), tmp_path / "out", step)
+
+
 def test_what_a_scorer_names_is_noticed_and_a_word_is_no_file(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +447,22 @@ def test_columns_that_the_set_will_not_have_are_named(tmp_path: Path) -> None:
         }  # fmt: skip
         line = json.loads((tmp_path / f"of_{name}" / "captions.jsonl").read_text())
         assert line == {"image_id": "x", "references": ["a dog runs"], "score": [3], "age": [3]}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_whole_numbers_that_a_float_does_not_hold_are_left_out(tmp_path: Path, kind: str) -> None:
+    lines = [
+        {"image_id": f"{n}", "caption": f"a dog {n}", "hash": 2**53 + 1 + n, "row": n, "seen": n} for n in range(2)
+    ]
+    if kind == "jsonl":
+        (tmp_path / "set.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        pq.write_table(pa.Table.from_pylist(lines), tmp_path / "set.parquet")
+    with counting() as left_out:
+        run(str(tmp_path / f"set.{kind}"), tmp_path / "out", {"dedup": {}})
+    made = json.loads((tmp_path / "out/captions.jsonl").read_text().splitlines()[1])
+    assert made["seen"] == [1] and "hash" not in made
+    assert any("up to 2^53" in reason for reason in left_out)
 
 
 def test_formats_of_one_caption_say_what_they_leave_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -579,7 +609,7 @@ def test_columns_of_json_lines_are_those_of_a_table(query: str, listed: bool, tm
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     lines = as_lines(pa.table(columns), tmp_path / "t.jsonl")
     steps = [
-        {"dedup": {"of": "captions", "near": 0.9, "embeddings": "v"}},
+        {"dedup": {} if listed else {"near": 0.9, "embeddings": "v"}},  # a vector is of one caption
         {"filter": {"by": "column:weight", "min": 0, "unscored": "keep"}},
     ]
     made = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import tarfile
 import unicodedata
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from captune.data import load_images, load_references, read_captions, write_captions
 from captune.data.caption_formats import FORMATS, format_of, output_format
@@ -230,7 +232,7 @@ def test_line_breaks_in_sidecars_are_said() -> None:
     with counting() as skipped:
         assert sidecar_line("a", "one\ntwo\rthree") == "one two three"
     assert sentences(skipped) == [
-        "line breaks within captions became spaces, as a sidecar holds one line: 1 caption (a)"
+        "line breaks within captions became spaces, as a caption is one line there: 1 caption (a)"
     ]
 
 
@@ -243,6 +245,20 @@ def test_two_images_that_would_share_a_sidecar_are_refused(photos: Path) -> None
 def test_sidecars_need_files() -> None:
     with pytest.raises(SourceError, match="is no file of its own"):
         SidecarOutput(undecoded(load_images("storybook:test?n=2", decode=False)), ".txt")
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("MPO", ".jpg"), ("JPEG2000", ".jp2"), ("TIFF", ".tiff")])
+def test_a_shard_names_images_as_its_readers_know_them(tmp_path: Path, kind: str, suffix: str) -> None:
+    image = Image.new("RGB", (8, 8), (200, 30, 30))
+    more = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
+    image.save(tmp_path / "a", kind, **more)
+    write_captions({"1": "a red square"}, tmp_path / "x.tar", images={"1": {"path": str(tmp_path / "a")}})
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        assert set(tar.getnames()) == {f"1{suffix}", "1.txt"}
+    assert load_references(str(tmp_path / "x.tar")) == {"1": ["a red square"]}
+    image.save(tmp_path / "a", "PCX")
+    with pytest.raises(CaptionFileError, match="no suffix is known for images of the kind PCX"):
+        write_captions({"1": "a red square"}, tmp_path / "y.tar", images={"1": {"path": str(tmp_path / "a")}})
 
 
 def test_webdataset_holds_images_and_captions(tmp_path: Path, photos: Path) -> None:

@@ -33,6 +33,15 @@ def test_folder_is_recursive_sorted_and_ignores_the_rest(tmp_path: Path) -> None
     assert list(content(tmp_path / "photos" / "b.jpg")) == ["b.jpg"]
 
 
+def test_a_sidecar_of_two_images_is_refused(tmp_path: Path) -> None:
+    images(tmp_path, ["a.jpg", "a.png", "b.jpg"])
+    write(tmp_path / "b.txt", "a red square")
+    assert content(tmp_path)["b.jpg"] == ["a red square"]
+    write(tmp_path / "a.txt", "a blue square")
+    with pytest.raises(SourceError, match=r"a.txt may be the caption of a.jpg or of a.png: rename one"):
+        load_references(str(tmp_path))
+
+
 def test_links_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
     photos, elsewhere = images(tmp_path / "photos", ["a.jpg"]), images(tmp_path / "elsewhere", ["b.jpg"])
     (photos / "other").symlink_to(elsewhere)
@@ -150,6 +159,21 @@ def test_caption_files_find_their_images(tmp_path: Path, form: Any, where: str) 
     assert content(path) == expected
     assert load_references(str(path)) == expected
     assert list(content(f"{path}?n=2")) == NAMES[:2]
+
+
+@pytest.mark.parametrize("key", ["image_id", "cocoid"])
+def test_a_table_with_ids_beside_the_files_is_known_by_its_ids(tmp_path: Path, key: str) -> None:
+    images(tmp_path)
+    lines = [f"{row},{40 + i},{name},{text}" for i, name in enumerate(NAMES) for row, text in enumerate(["a", "b"])]
+    path = write(tmp_path / "set.csv", f"id,{key},image,caption\n" + "\n".join(lines))
+    expected = {str(40 + i): ["a", "b"] for i in range(len(NAMES))}
+    assert content(path) == load_references(str(path)) == expected
+    assert load_images(str(path))[1]["image"].size == load_images(str(tmp_path / NAMES[1]))[0]["image"].size
+    write(path, f"{key},image,caption\n,a.jpg,a dog\n")
+    with pytest.raises(SourceError, match="line 2: has no id"):
+        load_images(str(path))
+    write(path, "id,image,caption\n0,a.jpg,a dog\n1,a.jpg,a cat\n")  # which numbers the captions
+    assert content(path) == {"a.jpg": ["a dog", "a cat"]}
 
 
 def test_images_elsewhere_are_named_in_the_source(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ import pytest
 import tiny
 
 from captune.data import read_captions, write_captions
+from captune.data.sidecars import LINE_BREAKS
 from captune.errors import CaptionFileError, SettingError, SourceError
 from captune.inference.convert import convert
 from captune.inference.job import caption_source
+from captune.utils.skipped import counting
 
 
 class Namer:
@@ -87,7 +89,9 @@ def test_sidecars_or_a_file(tmp_path: Path, photos: Path) -> None:
         caption_source(Namer(), str(photos), tmp_path / "x.jsonl", output_folder=tmp_path, progress=False)
 
 
-def test_standard_output(photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_output(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Out:
         text = ""
 
@@ -105,6 +109,12 @@ def test_standard_output(photos: Path, capsys: pytest.CaptureFixture[str], monke
     out.text = ""
     caption_source(Namer(), str(photos / "1.png"), "-", format="text", progress=False)
     assert out.text.startswith("colour (") and out.text.count("\n") == 1
+    caps = tmp_path / "caps.jsonl"
+    caps.write_text('{"image_id": "1", "caption": "A dog.\\nIt runs."}\n{"image_id": "2", "caption": "A cat."}\n')
+    out.text = ""
+    with counting() as changed:
+        convert(caps, "-", format="text")
+    assert out.text == "A dog. It runs.\nA cat.\n" and sum(changed[LINE_BREAKS].values()) == 1
 
 
 @pytest.mark.parametrize(("format", "mark"), [("csv", ","), ("tsv", "\t")])

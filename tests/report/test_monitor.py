@@ -79,6 +79,19 @@ def test_a_flag_is_shown_with_the_captions_that_fell_most(tmp_path: Path) -> Non
     assert "a third" not in cards[0] and "a house" not in cards[0].split("sampled, step 0")[1]
 
 
+def test_of_a_scorer_where_less_is_better_those_that_rose_are_shown(tmp_path: Path) -> None:
+    (folder := tmp_path / "run").mkdir()
+    texts = dict.fromkeys(IDS, "a house")
+    write_evaluation(folder, 0, texts, [0.5] * 8)
+    mark = {"figure": "chair", "since": 0, "text": "chair rose"}
+    write_evaluation(folder, 10, texts, [0.1 * number for number in range(8)], marks=[mark], sentence="chair rose")
+    lines = (folder / "watch.jsonl").read_text().replace('"clip"', '"chair"')
+    (folder / "watch.jsonl").write_text(lines)
+    cards = shown(page(folder))
+    assert [next(i for i in IDS if i in card) for card in cards] == [IDS[7], IDS[6], IDS[5], IDS[4]]
+    assert "sampled, step 10: chair +0.20" in cards[0]
+
+
 def test_a_health_metric_is_shown_with_the_captions_that_changed_most(tmp_path: Path) -> None:
     marks = [{"figure": "repetition", "since": 0, "text": "repetition of greedy captions went up"}]
     cards = shown(page(write_run(tmp_path / "run", marks)))

@@ -280,6 +280,18 @@ def test_shared_base_appears_once_and_namesakes_are_told_apart(tmp_path: Path) -
     }
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_shared_row_has_the_figures_of_all_its_runs(tmp_path: Path, order: tuple[int, int]) -> None:
+    paths = [
+        write_run(tmp_path / "one", {"base": {"i": "a"}}, {"base": {"cider": 1.0}}, "s"),
+        write_run(tmp_path / "two", {"base": {"i": "a"}}, {"base": {"cider": 1.0, "clip": 0.6}}, "s"),
+    ]
+    (row,) = group_rows([read_run(paths[i]) for i in order])["s"]
+    assert set(row.scores) == {"cider", "clip"}
+    other = write_run(tmp_path / "three", {"base": {"i": "a"}}, {"base": {"cider": 2.0}}, "s")
+    assert len(group_rows([read_run(paths[0]), read_run(other)])["s"]) == 2  # not the same figure
+
+
 def test_best_second_and_gap(run: Path) -> None:
     rows = group_rows([read_run(run)])[SOURCE]
     table = build_table(rows, columns_of(rows))

@@ -48,7 +48,7 @@ CREATE TABLE votes (
 );
 CREATE UNIQUE INDEX one_vote ON votes (battle) WHERE undone_at IS NULL;
 CREATE VIEW judgements AS
-    SELECT battles.rowid AS battle, rater, rater LIKE 'model: %' AS by_model, image_id,
+    SELECT battles.rowid AS battle, rater, image_id,
         CASE WHEN left_system < right_system THEN left_system ELSE right_system END AS system_a,
         CASE WHEN left_system < right_system THEN right_system ELSE left_system END AS system_b,
         CASE WHEN left_system < right_system THEN left_caption ELSE right_caption END AS caption_a,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ from captune.corpus.index import EXACT, INDEXES, make_index
 from captune.data import ImageSource, load_images, open_image
 from captune.data.columns import content_digest, read_digest, undecoded
 from captune.data.images import BATCH_PIXELS
+from captune.data.naming import Source
 from captune.data.schemes import scheme_of
+from captune.data.shards import shards_of
 from captune.errors import BadImage, CorpusError, redact
 from captune.models.encoders import (
     DEFAULT_IMAGE_ENCODER,
@@ -31,8 +34,10 @@ from captune.models.encoders import (
     load_text_encoder,
     unit_vectors,
 )
+from captune.utils.hashing import fingerprint
 from captune.utils.progress import Bar
 from captune.utils.registry import nearest
+from captune.utils.remote import file_mark
 from captune.utils.skipped import skip
 from captune.utils.versions import versions
 
@@ -84,7 +89,7 @@ def build(
         "source": redact(source) if isinstance(source, str) else f"a dataset of {_count(dataset) or 'unknown'} rows",
         "rows": _count(dataset),
         "read": read_digest(dataset),
-        "contents": _contents(dataset, offered.truth_column),
+        "contents": _contents(source, dataset, offered.truth_column),
         "text_encoder": _named(text_model),
         "image_encoder": _named(image_model),
         "shard_size": shard_size,
@@ -116,10 +121,14 @@ def _count(dataset: ImageSource) -> int | None:
     return len(dataset) if isinstance(dataset, Dataset) else None
 
 
-def _contents(dataset: ImageSource, truth: str) -> str | None:
-    """A digest of the images, by the sizes that `content_digest` looks at; of drawn ones by the truth."""
+def _contents(source: str | ImageSource, dataset: ImageSource, truth: str) -> str | None:
+    """A digest of the images, by the sizes that `content_digest` looks at; of drawn ones by the truth.
+
+    Of parquet and tar files, whose captions are not read ahead either, by names, sizes and times.
+    """
     if not isinstance(dataset, Dataset):
-        return None
+        files_of = shards_of(Source.parse(source).where) if isinstance(source, str) else []
+        return fingerprint(json.dumps([[name, file_mark(name)] for name in files_of])) if files_of else None
     names = [name for name in ("image", "image_id", truth) if name in dataset.column_names]
     return content_digest(dataset.select_columns(names))  # other columns decide nothing of a corpus
 
@@ -142,8 +151,9 @@ def _begin(folder: Path, settings: dict[str, Any], encoders: dict[str, Any], ove
     ]
     if not differences and begun.get("read", settings["read"]) != settings["read"]:  # an earlier version wrote none
         differences.append("other captions, or images of other names, than the source has now")
-    elif not differences and begun.get("contents", settings["contents"]) != settings["contents"]:
-        differences.append("other images, under the same names, than the source has now")
+    elif not differences and begun.get("contents") not in (None, settings["contents"]):  # likewise
+        what = "images, under the same names," if settings["read"] else "files, by their sizes or times,"
+        differences.append(f"other {what} than the source has now")
     for slot in ("text_encoder", "image_encoder"):
         if not files.same_encoder(begun, slot, encoders[slot]):
             then, now = ("{name}@{digest}".format(**c[slot]) for c in (begun, settings))

@@ -138,7 +138,7 @@ class Dedup:
         match[shared] = order[place[shared]]
         equal = int(shared.sum())
         if self.near is not None:
-            from captune.curation.near import near_pairs
+            from captune.curation.near import found_share, is_whole, near_pairs
 
             mine = np.flatnonzero(~items.unusable() & (match < 0))
             if len(mine) and len(usable):  # all else is equal, or is not to be compared
@@ -149,6 +149,10 @@ class Dedup:
                     rows, first = np.unique(i, return_index=True)
                     new = match[mine[rows]] < 0
                     match[mine[rows[new]]] = usable[j[first[new]] - len(mine)]
+                if not is_whole(len(both), len(mine)):
+                    known = match[mine] >= 0
+                    share = found_share(both, self.near, lambda i, near: np.full(len(near), known[i]), own=len(mine))
+                    verdicts.notes["near pairs found, of those of a sample"] = list(share)
         found = np.flatnonzero(match >= 0)
         near = len(found) - equal
         for chosen, how in ((shared[found], "an equal"), (~shared[found], "a near")):

@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from captune.curation.base import Captions, Verdicts, Work, setting
+from captune.curation.criteria import check_direction
 from captune.data.readers import nfc
 from captune.data.schemes import SOURCES
 from captune.errors import CurationError, UsageError, redact
@@ -82,9 +83,10 @@ class Fuse:
             raise UsageError("fuse needs a writer (model), and something to fuse: captions or facts")
         if (len(self.model) > 1) != (self.judge is not None):
             raise UsageError("a judge chooses among several writers: name several models and a judge, or one model")
-        for spec in (self.check, self.judge):
+        for spec, what in ((self.check, "check"), (self.judge, "judge")):
             if spec is not None:
                 known(spec)
+                check_direction(spec, what)
         for name in self.model:
             _program(name)
         self._template()
@@ -104,7 +106,7 @@ class Fuse:
 
         verdicts = Verdicts(len(captions))
         ids = captions.image_ids.take(captions.rows).to_pylist()
-        sources = self._sources(captions)
+        sources = self._sources(captions, set(ids), verdicts.notes)
         todo = []
         for index, image_id in enumerate(ids):
             if sources.get(image_id):
@@ -112,10 +114,7 @@ class Fuse:
             else:
                 verdicts.keep(index, "nothing to fuse it with: as it was")
         if not todo:
-            raise CurationError(
-                f"{' and '.join((*self.captions, *self.facts))}: no image of {captions.source} is there; ids must be "
-                "the same"
-            )
+            raise CurationError(f"{' and '.join((*self.captions, *self.facts))}: nothing is said there of any image")
         texts = captions.texts()
         template = self._template()
 
@@ -142,23 +141,37 @@ class Fuse:
         self._choose(captions, verdicts, texts, written, {i: sources[ids[i]].texts for i in todo}, work)
         return verdicts
 
-    def _sources(self, captions: Captions) -> dict[str, _Source]:
-        """{image_id: what is said of it besides}."""
+    def _sources(self, captions: Captions, ids: set[str], notes: dict[str, Any]) -> dict[str, _Source]:
+        """{image_id: what is said of it besides}; how many images a file does not know is noted."""
         from captune.data.captions import read_captions
 
         found: dict[str, _Source] = {}
+
+        def note(path: str, named: set[str]) -> None:
+            if not (here := len(ids & named)):
+                raise CurationError(
+                    f"{path}: no image of {captions.source} is among its {len(named)}; ids must be the same"
+                )
+            if here < len(ids):
+                notes.setdefault("images that a file does not know", {})[redact(path)] = len(ids) - here
+
         for path in self.captions:
-            for image_id, text in read_captions(path).items():
+            texts = read_captions(path)
+            note(path, set(texts))
+            for image_id, text in texts.items():
                 if text.strip():
                     found.setdefault(image_id, _Source([], [])).texts.append(text)
         for path in self.facts:
+            named = set()
             for number, line in enumerate(read_jsonl(Path(path)), start=1):
                 if "image_id" not in line:
                     raise CurationError(f"{path}, line {number}: expected an object with an image_id")
                 said = [_said(key, value, f"{path}, line {number}") for key, value in line.items()]
                 facts = [one for one in said if one]
+                named.add(image_id := nfc(str(line["image_id"])))
                 if facts:
-                    found.setdefault(nfc(str(line["image_id"])), _Source([], [])).facts.extend(facts)
+                    found.setdefault(image_id, _Source([], [])).facts.extend(facts)
+            note(path, named)
         return found
 
     def _write(
@@ -205,7 +218,9 @@ class Fuse:
             value = self._score(self.judge, captions, usable, texts, sources, work, verdicts.notes, "judge").tolist()
         best: dict[int, tuple[float, int, str]] = {}
         for (index, number, text), score in zip(usable, value, strict=True):
-            score = -np.inf if np.isnan(score) else score
+            if np.isnan(score):
+                why[index] = f"no score by {self.judge}: as it was"
+                continue
             if index not in best or score > best[index][0]:
                 best[index] = (score, number, text)
         chosen = Counter(number for _, number, _ in best.values())

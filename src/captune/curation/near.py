@@ -15,6 +15,7 @@ import numpy as np
 from captune.utils.progress import Bar
 
 WHOLE = 8_192  # vectors that are compared all with all
+ACROSS = 2**32  # pairs of two sets that are all compared: half a minute at 384 numbers on two cores
 _CELLS, _PROBES = 4_096, 3
 _BLOCK = 2_048  # vectors whose products are in memory together
 _ASKED = 200  # vectors of the sample
@@ -35,8 +36,8 @@ def near_pairs(vectors: np.ndarray, least: float, *, own: int | None = None, pro
         progress: whether a bar is shown.
     """
     count = len(vectors)
-    if count <= WHOLE:
-        yield from _within(vectors, np.arange(count), least, own)
+    if is_whole(count, own):
+        yield from _within(vectors, np.arange(count), least, own, progress=progress)
         return
     places, cells = _cells(vectors, progress)
     starts = np.searchsorted(cells, np.arange(int(cells[-1]) + 2))
@@ -45,6 +46,11 @@ def near_pairs(vectors: np.ndarray, least: float, *, own: int | None = None, pro
         members = np.sort(places[starts[cell] : starts[cell + 1]])
         if len(members) > 1:
             yield from _within(vectors, members, least, own)
+
+
+def is_whole(count: int, own: int | None = None) -> bool:
+    """Whether of so many vectors, `own` of them one set and the others another, all pairs are compared."""
+    return count <= WHOLE or (own is not None and own * (count - own) <= ACROSS)
 
 
 def _cells(vectors: np.ndarray, progress: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -62,9 +68,11 @@ def _cells(vectors: np.ndarray, progress: bool) -> tuple[np.ndarray, np.ndarray]
     return (order // _PROBES).astype(np.int64), flat[order]
 
 
-def _within(vectors: np.ndarray, members: np.ndarray, least: float, own: int | None) -> Iterator[Edges]:
+def _within(
+    vectors: np.ndarray, members: np.ndarray, least: float, own: int | None, *, progress: bool = False
+) -> Iterator[Edges]:
     """Near pairs among some vectors, block against block."""
-    for a in range(0, len(members), _BLOCK):
+    for a in Bar(range(0, len(members), _BLOCK), desc="comparing", unit="block", show=progress, delay=2):
         left = members[a : a + _BLOCK]
         block = np.asarray(vectors[left])
         for b in range(a, len(members), _BLOCK):
@@ -106,19 +114,22 @@ def groups(count: int, edges: Iterable[Edges]) -> np.ndarray:
             first = up
 
 
-def found_share(vectors: np.ndarray, least: float, same: Callable[[int, np.ndarray], np.ndarray]) -> tuple[int, int]:
+def found_share(
+    vectors: np.ndarray, least: float, same: Callable[[int, np.ndarray], np.ndarray], *, own: int | None = None
+) -> tuple[int, int]:
     """Compare a sample with all others; return (pairs that were found, pairs that there are).
 
     Args:
         vectors: (N, D) unit vectors.
         least: the least product.
         same: which of some vectors a vector was found together with, (n,) bool.
+        own: the sample is of the first so many, the others are those behind.
     """
     count = len(vectors)
-    asked = np.sort(np.random.default_rng(1).permutation(count)[:_ASKED])
+    asked = np.sort(np.random.default_rng(1).permutation(count if own is None else own)[:_ASKED])
     block = np.array(vectors[asked])
     found = there = 0
-    for start in range(0, count, _STEP):
+    for start in range(own or 0, count, _STEP):
         products = block @ np.asarray(vectors[start : start + _STEP]).T
         for place, row in enumerate(products):
             near = start + np.flatnonzero(row >= least)

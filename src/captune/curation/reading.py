@@ -45,7 +45,8 @@ from captune.utils.skipped import counting, skip
 
 SCHEMA = pa.schema({"row": pa.int64(), "number": pa.int64(), "entry": pa.int64(), "text": pa.large_string()})
 AT_ONCE = 65_536  # captions that are in memory together
-NO_NUMBERS = "columns of the source that the set will not have, for it keeps numbers alone"
+_EXACT = 2**53  # the largest whole number up to which a float holds each
+NO_NUMBERS = "columns of the source that the set will not have, for it keeps numbers alone, whole ones up to 2^53"
 
 
 def read_source(source: str, limit: int | None, captions: Path, images: Path) -> dict[str, Any]:
@@ -126,8 +127,8 @@ def read_vectors(source: str, name: str, entries: np.ndarray, path: Path) -> np.
         path: an .npy file that the vectors are kept in.
 
     Raises:
-        CurationError: there is no such column, or one vector is missing, of another length, or has no direction; or
-            the captions are not those of the tables any more.
+        CurationError: there is no such column, or one vector is missing, of another length, has no direction, or
+            stands beside several captions; or the captions are not those of the tables any more.
     """
     if path.is_file():
         return np.load(path, mmap_mode="r")
@@ -145,6 +146,11 @@ def read_vectors(source: str, name: str, entries: np.ndarray, path: Path) -> np.
         )
     order = np.argsort(entries, kind="stable")
     wanted = entries[order]
+    if bool((twice := wanted[1:] == wanted[:-1]).any()):
+        raise CurationError(
+            f"embeddings: row {int(wanted[1:][twice][0]) + 1} of {source} has several captions, and {name} one vector "
+            "for all of them: write a row for each caption, or name an encoder"
+        )
     out: np.ndarray | None = None
     done, before = 0, 0
     with replacing(path) as temporary:
@@ -272,10 +278,11 @@ def _numbers_of_lines(path: Path, ids: list[str], table: pa.Table) -> pa.Table:
 
 
 def _floats(value: Any, count: int) -> list[float] | None:
-    """`count` numbers, NaN where one is missing; None where it is something else."""
+    """`count` numbers, NaN where one is missing; None where it is something else, or would be another number."""
     several = value if isinstance(value, list) else [value] * count
     if len(several) != count or any(
-        isinstance(one, bool) or not isinstance(one, int | float | None) for one in several
+        isinstance(one, bool) or not isinstance(one, int | float | None) or (isinstance(one, int) and abs(one) > _EXACT)
+        for one in several
     ):
         return None
     return [math.nan if one is None else float(one) for one in several]
@@ -367,9 +374,16 @@ def _flat(values: Any, counts: np.ndarray) -> pa.Array | None:
     """A number for each caption, NaN where it is missing; None where the lists are other ones, such as vectors.
 
     Args:
-        values: a number or a list for each row.
+        values: a number or a list for each row; whole ones beyond 2^53, which would be others, are none.
         counts: (rows,) captions of each row.
     """
+    try:
+        return _as_floats(values, counts)
+    except pa.ArrowInvalid:
+        return None
+
+
+def _as_floats(values: Any, counts: np.ndarray) -> pa.Array | None:
     if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
         return pa.array(np.repeat(values.cast(pa.float64()).to_numpy(zero_copy_only=False), counts))
     lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy()

@@ -16,10 +16,14 @@ from typing import Any
 from urllib.parse import unquote
 
 import xxhash
+from datasets import Dataset
 
+from captune.data import load_images
+from captune.data.columns import image_paths
 from captune.data.naming import Source
 from captune.data.shards import is_pattern, shards_of
 from captune.errors import SourceError, UsageError
+from captune.utils.skipped import counting
 
 _PATHS = ("against", "images", "captions", "facts", "adapter", "prompt")  # fields of steps that name files and folders
 _SPECS = ("by", "alike", "check", "judge", "model", "decoder")  # and those that may, in the spec of a scorer or a model
@@ -47,7 +51,18 @@ def state_of(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
             if _within(file, own) or (name == source and _within(own, file)):
                 raise UsageError(f"{name} and the output {folder} lie in each other: name another folder")
         found[path] = _digest(files, own)
+        if name == source and os.path.isfile(path) and (images := _images_of(settings["source"])):
+            found[f"{path}, its images"] = _digest(images, own)
     return found
+
+
+def _images_of(source: str) -> list[str]:
+    """The images that a caption file names; none where they cannot be found."""
+    with suppress(SourceError), counting():  # what is wrong is said where they are looked at
+        dataset = load_images(source, decode=False)
+        if isinstance(dataset, Dataset):
+            return [path for path in image_paths(dataset) if path]
+    return []
 
 
 def _within(path: str, folder: str) -> bool:

@@ -316,7 +316,7 @@ def _write_webdataset(temporary: Path, captions: Mapping[str, str], images: Mapp
             data = read_image(images[image_id], image_id)
             suffix = os.path.splitext(image_id)[1]
             if suffix.lower() not in IMAGE_SUFFIXES:
-                suffix = _suffix_of(data)
+                suffix = _suffix_of(data, image_id)
             stem = webdataset_key(image_id)
             if stem != stem_of(image_id):
                 skip(DOTS, image_id)
@@ -332,11 +332,16 @@ def _write_webdataset(temporary: Path, captions: Mapping[str, str], images: Mapp
                 tar.addfile(member, io.BytesIO(content))
 
 
-def _suffix_of(data: bytes) -> str:
+def _suffix_of(data: bytes, image_id: str) -> str:
+    """The suffix by which readers of webdataset know what kind of image it is."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
-        return f".{(image.format or 'png').lower().replace('jpeg', 'jpg')}"
+        kind = str(image.format)
+    suffix = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}.get(kind, f".{kind.lower()}")
+    if suffix not in IMAGE_SUFFIXES:
+        raise CaptionFileError(f"{image_id}: no suffix is known for images of the kind {kind}; name it NAME.SUFFIX")
+    return suffix
 
 
 def holds_captions(folder: Path) -> bool:

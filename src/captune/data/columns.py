@@ -119,6 +119,19 @@ def image_sizes(dataset: Dataset) -> Iterator[int | None]:
             yield size
 
 
+def image_paths(dataset: Dataset) -> list[str | None]:
+    """Return the files of a dataset's images, in order; empty where they are no files."""
+    if not isinstance((dataset.features or {}).get("image"), Image):
+        return []
+    images = dataset.select_columns(["image"]).with_format("arrow")
+    found: list[str | None] = []
+    for start in range(0, len(dataset), 10_000):
+        values = images[start : start + 10_000]["image"].combine_chunks()
+        held = values.field("bytes").is_valid().to_pylist()
+        found += [None if has else path for has, path in zip(held, values.field("path").to_pylist(), strict=True)]
+    return found if any(found) else []
+
+
 class LazyImages(Sequence[Any]):
     """The images of a dataset, opened (or drawn) when they are read, not all at once."""
 

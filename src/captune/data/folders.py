@@ -75,10 +75,13 @@ def references_beside(folder: Path, names: pa.StringArray, beside: dict[str, lis
         sidecars = {os.path.splitext(path)[0]: path for suffix in SIDECARS[::-1] for path in beside.get(suffix, ())}
         first, second = ({os.path.splitext(path)[0] for path in beside.get(suffix, ())} for suffix in SIDECARS)
         both = first & second
+        owners: dict[str, str] = {}
         blanks = Blanks()
         for name in names.to_pylist() if sidecars else ():
             stem = os.path.splitext(os.path.join(folder, name))[0]
             if path := sidecars.get(stem):
+                if (other := owners.setdefault(stem, name)) != name:
+                    raise SourceError(f"{path} may be the caption of {other} or of {name}: rename one of the images")
                 if stem in both:
                     skip("sidecars NAME.caption, since NAME.txt is read where there is one", path)
                 found[name] = read_sidecar(Path(path))

@@ -23,9 +23,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Image, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 
-from captune.data.columns import ImageSource, column
+from captune.data.columns import ImageSource, column, image_paths
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.naming import Source, absolute
 from captune.data.paths import ImageFolder
@@ -271,7 +271,7 @@ def _rows(source: str, size: int, limit: int | None, repeats: bool) -> list[Piec
     total = len(ids) if limit is None else min(limit, len(ids))
     if not total:
         raise SourceError(f"{source} holds no images")
-    paths = _paths(dataset)
+    paths = image_paths(dataset)
     made: list[Piece] = []
     for start in range(0, total, size):
         part = ids[start : min(start + size, total)]
@@ -291,19 +291,6 @@ def _loaded(source: str) -> Dataset:
 
 def _ids(dataset: Dataset) -> list[str]:
     return [nfc(str(one)) for one in column(dataset, "image_id")]
-
-
-def _paths(dataset: Dataset) -> list[str | None]:
-    """The files of a dataset's images, in order; empty where they are no files."""
-    if not isinstance((dataset.features or {}).get("image"), Image):
-        return []
-    images = dataset.select_columns(["image"]).with_format("arrow")
-    found: list[str | None] = []
-    for start in range(0, len(dataset), 10_000):
-        values = images[start : start + 10_000]["image"].combine_chunks()
-        held = values.field("bytes").is_valid().to_pylist()
-        found += [None if has else path for has, path in zip(held, values.field("path").to_pylist(), strict=True)]
-    return found if any(found) else []
 
 
 def _state(path: str | None) -> str:

@@ -282,8 +282,11 @@ def text_entries(path: Path, text: str) -> Iterator[Entry]:
         header = header_of(text, **options)
         image, caption = first_key(header, (*IMAGE_KEYS, *ID_KEYS)), first_key(header, REFERENCE_KEYS)
         if image is not None and caption is not None:
-            refuse_repeated(path, header, (image, caption), SourceError)
-            rows = _read_table(path, text, options, header.index(image), header.index(caption))
+            # "id" beside a file may number the captions, as COCO's does: an image would fall apart into five
+            ids = [key for key in ID_KEYS if key != "id"] if image in IMAGE_KEYS else []
+            own = first_key(header, tuple(ids)) or image
+            refuse_repeated(path, header, (image, own, caption), SourceError)
+            rows = _read_table(path, text, options, header.index(image), header.index(own), header.index(caption))
             return (row._replace(name=None) for row in rows) if image in ID_KEYS else rows
     raise SourceError(
         f"{path} is not a known caption table: expected lines 'name.jpg#0<tab>caption' (Flickr8k), a header "
@@ -304,7 +307,7 @@ def _read_token(path: Path, text: str) -> Iterator[Entry]:
         yield Entry(name, name, [caption.strip()], number)
 
 
-def _read_table(path: Path, text: str, options: dict[str, Any], image: int, caption: int) -> Iterator[Entry]:
+def _read_table(path: Path, text: str, options: dict[str, Any], image: int, own: int, caption: int) -> Iterator[Entry]:
     plain = options["quoting"] == csv.QUOTE_NONE
 
     def mend(row: list[str]) -> list[str]:  # one row of results.csv lacks the mark before its comment
@@ -315,7 +318,8 @@ def _read_table(path: Path, text: str, options: dict[str, Any], image: int, capt
         name = row[image].strip()
         if not name or "\n" in name:
             raise SourceError(f"{path}, line {number}: expected an image's file name, found {name!r}")
-        yield Entry(name, name, [row[caption].strip()], number)
+        image_id = name if own == image else as_id(row[own].strip(), f"{path}, line {number}")
+        yield Entry(image_id, name, [row[caption].strip()], number)
 
 
 def refuse_swallowed(

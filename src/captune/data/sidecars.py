@@ -17,7 +17,7 @@ CaptionEntry = tuple[str, int, Any, Any]  # a noun and a number for messages, im
 
 SIDECARS = (".txt", ".caption")  # in the order in which a folder is looked through
 METADATA = ("metadata.jsonl", "metadata.csv")
-LINE_BREAKS = Told("line breaks within captions became spaces, as a sidecar holds one line")
+LINE_BREAKS = Told("line breaks within captions became spaces, as a caption is one line there")
 
 
 def read_table(path: Path) -> Iterator[CaptionEntry]:

@@ -275,7 +275,8 @@ class StreamOutput:
             pairs = ((row["image_id"], row["caption"]) for row in rows)
             write_rows(self.file, pairs, self.delimiter, self.name)
         else:
-            self.file.writelines(f"{row['caption']}\n" if self.plain else jsonl_line(row) for row in rows)
+            plain = (f"{sidecar_line(row['image_id'], row['caption'])}\n" for row in rows)
+            self.file.writelines(plain if self.plain else map(jsonl_line, rows))
         self.file.flush()
 
     def finish(self, places: Ids, images: ImageSource) -> None:

@@ -12,7 +12,7 @@ from captune.report import truth
 from captune.report.gallery import Card, Entry
 from captune.report.reading import LONGEST_CAPTION, Run, is_file, read_lines, text_of
 from captune.report.truth import Truth
-from captune.scorers import load_scorer
+from captune.scorers import direction, load_scorer
 
 FILE = "watch.jsonl"
 EXAMPLES = 4  # images for each flagged figure
@@ -92,12 +92,14 @@ def _cards(run: Run, rows: dict[float, dict[str, Any]], row: dict[str, Any], row
         shared = [image_id for image_id in now if image_id in before]
         if sampled:  # the scores are in the order of the captions
             earlier = rows[flag["since"]]["by_image"][flag["figure"]]
-            worse = {i: a - b for i, a, b in zip(now, earlier, scores[flag["figure"]], strict=False)}
+            sign = -1.0 if direction(flag["figure"]) is False else 1.0
+            worse = {i: sign * (a - b) for i, a, b in zip(now, earlier, scores[flag["figure"]], strict=False)}
         else:
             worse = _increase(flag["figure"], before, now, shared)
+        rise = -sign if sampled else 1.0
         name = flag["figure"].replace("_", " ") if sampled or flag["figure"] in _HEALTH else "length"
         for image_id in sorted((i for i in shared if i not in cards), key=lambda i: -worse.get(i, 0.0))[:EXAMPLES]:
-            change = f"{name} {'−' if sampled else '+'}{worse.get(image_id, 0.0):.2f}"
+            change = f"{name} {rise * worse.get(image_id, 0.0):+.2f}".replace("-", "−")
             entries = _entries(row_truth, image_id, before[image_id], f"step {flag['since']}", sampled)
             entries += _entries(row_truth, image_id, now[image_id], f"step {row['step']}: {change}", sampled)
             image, missing = truth.try_image_uri(row_truth, image_id)

@@ -303,14 +303,16 @@ def text_of(value: Any) -> str:
 def group_rows(runs: list[Run]) -> dict[str, list[Row]]:
     """Rows by source, in table order (base first, controls last); a row that several runs share appears once.
 
-    Rows of the same name that differ get their run's name in theirs. The source with most rows that are no
-    controls comes first: it is the one the page is about.
+    It has the figures of all of them. Rows of the same name that differ get their run's name in theirs. The source with
+    most rows that are no controls comes first: it is the one the page is about.
     """
     groups: dict[str, list[Row]] = {}
     for row in (row for run in runs for row in run.rows):
         group = groups.setdefault(row.source, [])
         same_name = [other for other in group if other.name == row.name or other.name.startswith(f"{row.name} (")]
-        if any(_same_result(row, other) for other in same_name):
+        shared = next((other for other in same_name if _same_result(row, other)), None)
+        if shared is not None:  # a run scores by what it was rewarded by, too
+            group[group.index(shared)] = replace(shared, scores=row.scores | shared.scores)
             continue
         group.append(replace(row, name=f"{row.name} ({row.run})") if same_name else row)
     for group in groups.values():
@@ -331,6 +333,7 @@ def split_controls(groups: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], 
 
 
 def _same_result(a: Row, b: Row) -> bool:
-    if a.captions and b.captions:
-        return a.captions == b.captions
-    return {k: v.get("values") for k, v in a.scores.items()} == {k: v.get("values") for k, v in b.scores.items()}
+    figures, others = ({name: score.get("values") for name, score in row.scores.items()} for row in (a, b))
+    if not (a.captions and b.captions):
+        return figures == others
+    return a.captions == b.captions and all(figures[name] == others[name] for name in figures.keys() & others.keys())

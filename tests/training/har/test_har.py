@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ def test_both_stages_and_what_is_left_behind(tmp_path: Path) -> None:
     assert all("lora_" in name for name in tensors(found.adapter)), "stage 2 does not"
     captioner = Captioner.load(found.path / "captioner", adapter=found.adapter, device="cpu")
     assert len(captioner.generate([captioner_image()], max_new_tokens=3)) == 1
+
+
+def test_both_stages_are_judged_on_captions_of_one_length(tmp_path: Path) -> None:
+    longer = SMALL | {"max_new_tokens": 12, "scst_steps": 1, "scst_learning_rate": 1e-9}
+    parts = tmp_path / "lm"  # whose own captions are short
+    shutil.copytree(resolve("storybook-lm"), parts)
+    config = parts / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_new_tokens": 3}))
+    rows = run(HARConfig(output=tmp_path / "run", **longer | {"language_model": str(parts)})).scores()["rows"]
+    learned, refined = (row["scores"]["health"]["values"]["length"] for row in rows[1:])
+    assert learned == refined > 3
 
 
 def captioner_image() -> Any:

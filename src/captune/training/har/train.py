@@ -95,11 +95,12 @@ def _finish(config: HARConfig, run_dir: RunDir, mle: RunDir, refined: RunDir, me
     with replacing_folder(run_dir.adapter) as folder:
         shutil.copytree(refined.adapter, folder, dirs_exist_ok=True)
     names = {"base": "fresh projector", "supervised": "maximum likelihood"}
-    after = [row for row in refined.scores()["rows"] if row["name"] != "base"]  # stage 2 begins where stage 1 ended
-    for row in (*mle.scores()["rows"], *after):
+    after = {row["name"]: row for row in refined.scores()["rows"]}
+    ended = after.pop("base")["scores"]  # of stage 1, where stage 2 begins: captions as long as those of stage 2
+    for row in (*mle.scores()["rows"], *after.values()):
         run_dir.add_scores(
             names.get(row["name"], row["name"]),
-            row["scores"],
+            ended if row["name"] == "supervised" else row["scores"],
             role=row.get("role"),
             source=mle.scores().get("source"),
             **{key: row[key] for key in ("trained_on", "rewarded") if key in row},
