@@ -47,8 +47,10 @@ JUDGED = ("rows", "refine", "zero", "decoders")  # sections whose captions the s
 class Study(runner.Study):
     name, about = "photos", __doc__ or ""
     bases = ()
-    rows, default = ROWS, ("rows", "refine", "crops", "sums", "zero", "decoders", "scorers")
-    seeds = {"": (7, 8, 9), "choices": (1,), "sums": (7,), "scorers": (7,)}  # noqa: RUF012
+    rows, default = ROWS, ("rows", "refine", "crops", "sums", "zero", "longer", "decoders", "scorers")
+    seeds = {  # noqa: RUF012
+        "": (7, 8, 9), "refine": (7, 8, 9, 10, 11), "choices": (1,), "sums": (7,), "longer": (7,), "scorers": (7,)
+    }  # fmt: skip
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -58,7 +60,11 @@ class Study(runner.Study):
         for flag, given, needing in (
             ("--data flickr8k/captions.txt, the captions of the photos", args.data, sections),
             ("--detector yolox_nano.onnx", args.detector, sections - {"choices"}),
-            ("--unlabelled FOLDER, photos without captions", args.unlabelled, sections & {"sums", "zero", "scorers"}),
+            (
+                "--unlabelled FOLDER, photos without captions",
+                args.unlabelled,
+                sections & {"sums", "zero", "longer", "scorers"},
+            ),
         ):
             if needing and not given:
                 raise SystemExit(f"{', '.join(sorted(needing))}: name {flag}")

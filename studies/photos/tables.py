@@ -199,7 +199,7 @@ def scorers_table(results: Results) -> str:
 
 
 def watch_table(parts: list[Results]) -> str:
-    """What the runs' gates and monitors said."""
+    """What the runs' gates and monitors said, and how the reward rose on what they learn from."""
     lines = []
     for results in parts:
         for row in results.rows:
@@ -208,9 +208,11 @@ def watch_table(parts: list[Results]) -> str:
                     gate = watch.get("gate")
                     verdict = "-" if gate is None else "passed" if gate["passed"] else "; ".join(gate["problems"])
                     alerts = [f"step {alert['step']}: {alert['text']}" for alert in watch["alerts"]]
-                    seen = [verdict, str(watch["evaluations"]), "; ".join(alerts) or "none"]
+                    learned = " to ".join(f"{value:.3f}" for value in watch.get("reward", ())) or "not kept"
+                    seen = [verdict, learned, str(watch["evaluations"]), "; ".join(alerts) or "none"]
                     lines.append([f"{row.section}: {row.name}", str(record["seed"]), *seen])
-    return markdown(["", "seed", "gate", "evaluations", "alerts"], lines, align="---")
+    head = ["", "seed", "gate", "reward, first and last quarter of the steps", "evaluations", "alerts"]
+    return markdown(head, lines, align="---")
 
 
 def write(folder: Path) -> list[Path]:
@@ -233,10 +235,12 @@ def write(folder: Path) -> list[Path]:
     add("zero", "Bar 3: without labels", bar_3)
     add("zero", "Without labels", figures_table, "test")
     add("zero", "Without labels, differences", differences_table, BASES["zero"], gaps=True)
+    add("longer", "Four times as many steps", figures_table, "test")
+    add("longer", "Four times as many steps, differences", differences_table, BASES["zero"])
     add("decoders", "Decoders", figures_table, "test")
     add("decoders", "Decoders, differences", differences_table, BASES["decoders"])
     add("scorers", "Scorers that need no label, and CIDEr-D", scorers_table)
-    rewarded = [found[section] for section in ("refine", "crops", "sums", "zero")]
+    rewarded = [found[section] for section in ("refine", "crops", "sums", "zero", "longer")]
     if any("watch" in record for results in rewarded for record in results.records.values()):
         parts.append(("What gates and monitors said", watch_table(rewarded)))
     add("choices", "Choices, on images of their own", figures_table, "choices")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from transformers import set_seed
@@ -222,7 +223,7 @@ def wrong_image(config: ViZerConfig) -> None:
 
 def watched(run: Path) -> dict[str, Any]:
     """What the run's gate and its monitor said, without the paths that a reward's name has."""
-    found: dict[str, Any] = {"evaluations": 0, "alerts": []}
+    found: dict[str, Any] = {"evaluations": 0, "alerts": [], "reward": quarters(run)}
     if (run / WATCH).is_file():
         rows = read_jsonl(run / WATCH)
         found["evaluations"] = len(rows)
@@ -233,3 +234,10 @@ def watched(run: Path) -> dict[str, Any]:
     if gate := RunDir(run).gate:
         found["gate"] = {key: gate[key] for key in ("passed", "problems", "notes")}
     return found
+
+
+def quarters(run: Path) -> list[float]:
+    """The reward on the photos that a run learns from: means of its first and of its last quarter."""
+    rewards = [row["reward"] for row in RunDir(run).metrics() if row.get("reward") is not None]
+    quarter = max(1, len(rewards) // 4)
+    return [round(fmean(part), 5) for part in (rewards[:quarter], rewards[-quarter:])] if rewards else []

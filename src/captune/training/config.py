@@ -212,6 +212,12 @@ class RewardedConfig(RLConfig):
     """Settings of the methods whose reward is an expression of scorers."""
 
     reward: str = setting("a scorer or a weighted sum: 'cider + 0.5*clip - 0.1*length'", "", group="reward")
+    watch: str = setting(
+        "held-out scorers, which are not part of the reward: clip,self_retrieval; or none; default: clip on storybook, "
+        "else cider where --eval-images has references, else health metrics alone",
+        "auto",
+        group="monitor",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -391,11 +391,18 @@ def test_refuses_what_cannot_be_trained_on(folder: Path, tmp_path: Path) -> None
     bare = tiny_pair.source(tmp_path / "bare", captions=False)
     assert "no caption" in refusal(folder, tmp_path, images=bare)
     one = tiny_pair.source(tmp_path / "one", 0, 1)
-    assert "fewer than a batch of 8" in refusal(folder, tmp_path, images=one)
+    assert "1 image to learn from" in refusal(folder, tmp_path, images=one)
     assert "1 image to state recall on" in refusal(folder, tmp_path, eval_images=one)
-    few = tiny_pair.source(tmp_path / "few", 0, 7)
-    assert "7 images to learn from, fewer than a batch of 8" in refusal(folder, tmp_path, images=few)
     assert "too few can be held out" in refusal(folder, tmp_path, eval_images=None, choice_images=None)
+
+
+def test_fewer_images_than_a_batch_are_all_in_each_step(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = tiny_pair.source(tmp_path / "few", 0, 7)
+    made = [run(tiny_pair.config(folder, tmp_path / f"{size}", images=few, batch_size=size)) for size in (7, 256)]
+    assert "7 images to learn from: each step takes them all, not 256" in caplog.text
+    assert result(made[0].path)["model.safetensors"] == result(made[1].path)["model.safetensors"]
 
 
 def test_refuses_to_stand_on_another_pair(folder: Path, trained: Path, tmp_path: Path) -> None:

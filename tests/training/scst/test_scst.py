@@ -324,6 +324,16 @@ def test_a_cut_run_ends_like_an_uncut_one(
     assert watched[0] == watched[1]
 
 
+@pytest.mark.parametrize("watch", ["repetition", "none"])
+def test_what_watches_is_chosen(tiny_folder: Any, source: str, tmp_path: Path, watch: str) -> None:
+    model = str(tiny_folder("idefics3"))
+    run_dir = run(settings(tmp_path / "run", model=model, images=source, max_steps=1, watch=watch))
+    watched = run_dir.path / "watch.jsonl"
+    assert watched.exists() == (watch != "none")
+    if watch != "none":
+        assert [set(row["greedy"]) for row in read_jsonl(watched)] == [{"repetition"}] * 2
+
+
 def test_a_whole_run(tiny_folder: Any, source: str, tmp_path: Path) -> None:
     """From a fully fine-tuned adapter with a connector of its own, which this stage leaves as it is."""
     model = str(tiny_folder("idefics3"))

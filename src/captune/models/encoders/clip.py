@@ -45,7 +45,7 @@ class Encoder(LoadedEncoder):
         if missing:
             raise EncoderError(
                 f"{name} is a {type(model).__name__}, which has no {' and no '.join(missing)}; an "
-                "encoder of images and texts is needed, such as CLIP or SigLIP"
+                "encoder of images and texts is needed: CLIP, SigLIP, or what captune encoder train makes of this one"
             )
         absent = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
         if absent:

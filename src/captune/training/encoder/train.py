@@ -176,11 +176,7 @@ def run(config: EncoderConfig) -> RunDir:
     if run_dir.done:
         return run_dir
     parts = three_parts(config)
-    if len(parts[0]) < config.batch_size:
-        raise SourceError(
-            f"{config.images}: {len(parts[0])} images to learn from, fewer than a batch of {config.batch_size}; give "
-            "more, or lower --batch-size"
-        )
+    _refuse_one(config, parts[0])
     check_frozen(config.image_encoder, config.text_encoder)
     image_encoder = load_image_encoder(config.image_encoder, config.device)
     text_encoder = load_text_encoder(config.text_encoder, config.device)
@@ -206,10 +202,12 @@ def run(config: EncoderConfig) -> RunDir:
             "others, or leave --choice-images out"
         )
     train = without_shared(train, "to learn from", choice, unseen)
+    _refuse_one(config, train)
     if len(train) < config.batch_size:
-        raise SourceError(
-            f"{config.images}: {len(train)} images are left to learn from, fewer than a batch of {config.batch_size}"
-        )
+        logger.warning(
+            "%s: %d images to learn from: each step takes them all, not %d",
+            config.images, len(train), config.batch_size,
+        )  # fmt: skip
     training = Training(fresh_heads(train, config), config)
     read = [[part.ids, part.captions, part.contents] for part in (train, choice)]
     training.data = fingerprint(json.dumps([read, image_encoder.digest, text_encoder.digest]))
@@ -267,3 +265,8 @@ def card(run_dir: RunDir, config: EncoderConfig, found: Recall, step: int, image
         "```", str(run_dir.versions.get("command", "")), "```", "",
         "`config.yaml` holds every setting. The licences of both encoders and of the training data apply.", "",
     ])  # fmt: skip
+
+
+def _refuse_one(config: EncoderConfig, train: Captioned | Vectors) -> None:
+    if len(train) < 2:
+        raise SourceError(f"{config.images}: {len(train)} image to learn from; a batch needs others to tell it from")

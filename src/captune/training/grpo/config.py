@@ -38,12 +38,6 @@ class CaptionGRPOConfig(RewardedConfig):
         "a fitted mapper: ViZer's latent loss is added to the reward's", None, group="reward", aliases=("latent",)
     )
     latent_weight: Weight = setting("weight of that loss", 0.1, group="reward")
-    watch: str = setting(
-        "held-out scorers, which are not part of the reward: clip,self_retrieval; or none; default: clip on storybook, "
-        "else cider where --eval-images has references, else health metrics alone",
-        "auto",
-        group="monitor",
-    )
     eval_steps: Count = setting(
         "optimiser steps between evaluations, and between checkpoints", 10, group="monitor", aliases=("watch_steps",)
     )

@@ -59,6 +59,7 @@ class HARConfig(RunConfig):
     num_generations: Several = like(SCSTConfig, "num_generations", group="stage 2")
     max_new_tokens: Tokens = like(SCSTConfig, "max_new_tokens", group="stage 2")
     accept_reward: bool = like(SCSTConfig, "accept_reward", group="stage 2")
+    watch: str = like(SCSTConfig, "watch", group="stage 2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,6 +98,7 @@ class HARConfig(RunConfig):
             num_generations=self.num_generations,
             max_new_tokens=self.max_new_tokens,
             accept_reward=self.accept_reward,
+            watch=self.watch,
             **self._common(),
         )
 

@@ -280,7 +280,8 @@ def default_scorers(reward: Reward, source: str) -> list[str]:
         if not any("references" in getattr(part, "required_columns", ()) for part in (*optimised, *given)):
             logger.warning("the monitor judges by %s's references (cider), though the reward needs no labels", source)
         return ["cider"]
-    logger.warning("no held-out scorer monitors %s, only health metrics: name one that the reward has not", source)
+    told = "no held-out scorer monitors %s, only health metrics (grpo, scst and har: --watch names one)"
+    logger.warning(told, source)
     return []
 
 

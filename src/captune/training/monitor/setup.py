@@ -57,10 +57,12 @@ def monitor_without_stopping(
         settings: further ones of `HeldOutMonitor`.
 
     Returns:
-        ``monitor``, and the trainer's arguments for it.
+        ``monitor``, and the trainer's arguments for it; with ``--watch none`` there is none of either.
     """
+    if (watch := getattr(config, "watch", "auto")) == "none":
+        return {"monitor": None}
     source = evaluation_source(config)
-    monitor = HeldOutMonitor(captioner, source, default_scorers(reward, source), run_dir, reward=reward, **settings)
+    monitor = HeldOutMonitor(captioner, source, _scorers(watch, reward, source), run_dir, reward=reward, **settings)
     run_dir.when_begun(lambda: monitor.rewind(run_dir.steps_done(config.max_steps)))
     every = max(1, config.max_steps // 4)
     return {"monitor": monitor, "eval_strategy": "steps", "eval_on_start": True, "eval_steps": every}
@@ -84,7 +86,7 @@ def build_monitor(
     if monitoring.watch == "none":
         return None, [], {}
     source = evaluation_source(config)
-    scorers = default_scorers(reward, source) if monitoring.watch == "auto" else split_specs(monitoring.watch)
+    scorers = _scorers(monitoring.watch, reward, source)
     monitor = HeldOutMonitor(
         captioner,
         source,
@@ -111,3 +113,7 @@ def build_monitor(
         if monitoring.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(monitoring.early_stopping_patience))
     return monitor, callbacks, settings
+
+
+def _scorers(watch: str, reward: Reward, source: str) -> list[str]:
+    return default_scorers(reward, source) if watch == "auto" else split_specs(watch)
