@@ -147,6 +147,7 @@ class Study(runner.Study):
         ids = exam.columns["image_id"]
         file = self.captions_file(row.section, row.name, row.seed)
         kept = {name: results[name].rows.round(5).tolist() for name in BY_IMAGE if name in results}
+        figures["chair_i"], kept["chair"] = self.named_by_nobody(captions, exam)
         with CaptionWriter(file, resume=False) as writer:
             writer.write(
                 {"image_id": image_id, "caption": caption, **{name: own[i] for name, own in kept.items()}}
@@ -163,6 +164,16 @@ class Study(runner.Study):
         else:
             made["recall"] = self.photos.recall()
         return made | self.remarks(row, trained, chosen)
+
+    @staticmethod
+    def named_by_nobody(captions: list[str], exam: Exam) -> tuple[float, list[list[float]]]:
+        """CHAIR_i: the share of the objects in captions that no reference names; and the scorer's rows.
+
+        A judge of objects that is no reward's, where `detected` is the detector that one reward has, too.
+        """
+        scorer = load_scorer("chair")
+        rows = scorer.measure(captions, exam.columns)
+        return round(scorer.corpus(rows)["chair_i"], 5), rows.round(5).tolist()
 
     def remarks(self, row: System, trained: Trained, chosen: str) -> dict[str, Any]:
         """What else is known of a row: what a control chose, the sum that was chosen, what gate and monitor said."""

@@ -30,7 +30,7 @@ BASES = {"refine": "stage 1", "zero": "base", "decoders": "greedy"}
 SUPERVISED = "supervised"
 GAPS = {"CIDEr-D": "cider", "detected F1": "detected"}
 NO_GAP = "no gap"  # in place of a share, where supervision is not above the base
-SCORERS: dict[str, Scorer] = {name: load_scorer(name) for name in ("cider", "detected")}  # which sum up rows
+SCORERS: dict[str, Scorer] = {name: load_scorer(name) for name in ("cider", "detected", "chair")}  # sum up rows
 RESAMPLES = 100_000  # with 2,000 the ends of intervals waver by .002, which decided bar 2
 ENDINGS, DISTINCT = 0.02, 0.6  # bars
 RANKING = Path(scorer_study.__file__).parent / "results"
@@ -39,7 +39,9 @@ INTRODUCTION = (
     "Made by `python -m studies photos --tables`. Means over the seeds; in brackets 95% intervals: of figures and of "
     "differences to the section's base a bootstrap over the test images (seeds' scores of an image averaged first), of "
     "shares of the gap a t interval over seeds (*no gap*: that to supervision does not lie above 0). They are not "
-    "corrected for the number of comparisons. *clip* is weak: {recall}. It judges rows that were rewarded by it, too."
+    "corrected for the number of comparisons. *clip* is weak: {recall}. It judges rows that were "
+    "rewarded by it, too, and so does *detected*. CHAIR_i is the share of the objects in captions that no reference "
+    "names: less is better, and no row is rewarded by it."
 )
 
 
@@ -100,7 +102,7 @@ def figures_table(results: Results, split: str) -> str:
     for row in results.rows:
         cells = []
         for key, digits in COLUMNS.values():
-            scorer = {"cider": "cider", "detected": "detected"}.get(key)
+            scorer = {"cider": "cider", "detected": "detected", "chair_i": "chair"}.get(key)
             interval = results.interval(row.name, scorer, key) if scorer and split == "test" else ""
             cells.append(spread(results.over([row.name], split, key), digits) + interval)
         records = results.of(row.name)
@@ -122,13 +124,14 @@ def differences_table(results: Results, base: str, *, gaps: bool = False) -> str
     for row in results.rows:
         if row.name == base:
             continue
-        words, objects = (results.against(row.name, base, scorer) for scorer in ("cider", "detected"))
+        words, objects, false = (results.against(row.name, base, scorer) for scorer in SCORERS)
         cells = [change(words, "cider"), *(change(objects, key) for key in ("precision", "recall", "detected"))]
+        cells.append(change(false, "chair_i"))
         if gaps:
             shares = {key: results.share(row.name, base, SUPERVISED, "test", key) for key in GAPS.values()}
             cells += ["-" if own is None else str(own) if there[key] else NO_GAP for key, own in shares.items()]
         lines.append([row.name, role(row), *cells])
-    head = ["CIDEr-D", "detected P", "R", "F1", *(f"share of the {name} gap" for name in GAPS if gaps)]
+    head = ["CIDEr-D", "detected P", "R", "F1", "CHAIR_i", *(f"share of the {name} gap" for name in GAPS if gaps)]
     return markdown([f"more than {base}", "", *head], lines)
 
 

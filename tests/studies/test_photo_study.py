@@ -130,7 +130,7 @@ def test_the_whole_study(given: list[str], more: list[str], tmp_path: Path) -> N
     assert records["zero", "best forced opening"]["chosen"] == "a"
     assert records["zero", "supervised"]["captions"].keys() <= set(photos.SPLITS["test"])
     for own in (("refine", "SCST: cider + detected"), ("zero", "vizer on the wrong image"), ("zero", "best sum")):
-        assert records[own]["watch"]["evaluations"] > 1 and records[own]["watch"].keys() >= {"alerts", "gate"}
+        assert records[own]["watch"]["evaluations"] > 1 and records[own]["watch"].keys() >= {"alerts", "gate", "reward"}
     assert records["scorers", "vizer"]["scores"]["test"].keys() >= {"tau_b", "pairwise_accuracy"}
     captions = tmp_path / "work" / "unlabelled"
     assert len(list(captions.iterdir())) == photos.FEW + 4 and not list(captions.glob("*.txt"))
@@ -196,15 +196,21 @@ def test_what_is_missing_is_said(given: list[str], tmp_path: Path) -> None:
 def record(folder: Path, section: str, name: str, seed: int, cider: float, objects: tuple[int, int, int]) -> None:
     """A finished row of 20 test images, all with these figures but for noise of the image's own."""
     noise = np.random.default_rng(0).normal(0, 0.01, 20)
-    lines = [
-        {"image_id": str(i), "caption": f"a dog {i}", "cider": [cider + noise[i]], "detected": [*objects, 0]}
-        for i in range(20)
-    ]
+    hits, named, found = objects
+    judged = {"detected": [*objects, 0], "chair": [named - hits, named, 1, hits, found]}
+    lines = [{"image_id": str(i), "caption": f"a dog {i}", "cider": [cider + noise[i]], **judged} for i in range(20)]
     file = folder / "captions" / f"{section}-{name}-{seed}.jsonl".replace(" ", "-")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    hits, named, found = objects
-    scores = {"cider": cider, "bleu_4": 0.1, "bad_endings": 0.0, "length": 9.0, "distinct": 1.0, "clip": 0.6}
+    scores = {
+        "chair_i": 1 - hits / named,
+        "cider": cider,
+        "bleu_4": 0.1,
+        "bad_endings": 0.0,
+        "length": 9.0,
+        "distinct": 1.0,
+        "clip": 0.6,
+    }
     scores |= {"precision": hits / named, "recall": hits / found, "detected": 2 * hits / (named + found)}
     content: dict[str, Any] = {
         "name": name, "seed": seed, "training_seconds": 60.0, "scores": {"test": scores}, "captions_file": file.name,
@@ -212,7 +218,8 @@ def record(folder: Path, section: str, name: str, seed: int, cider: float, objec
     }  # fmt: skip
     if name == "clip":
         content["watch"] = {
-            "evaluations": 3, "alerts": [{"step": 40, "figure": "length", "since": 0, "text": "length went up"}],
+            "evaluations": 3, "reward": [0.2, 0.3],
+            "alerts": [{"step": 40, "figure": "length", "since": 0, "text": "length went up"}],
             "gate": {"passed": True, "problems": [], "notes": []},
         }  # fmt: skip
     (folder / section).mkdir(parents=True, exist_ok=True)
@@ -230,9 +237,9 @@ def test_differences_gaps_and_bars(tmp_path: Path) -> None:
     assert lines[0] == "| clip | zero-label, outside judge | yes | yes | yes |"
     assert lines[1] == "| length | control | no | no | no |"
     (clip,) = [line for line in lines if "+0.100 [0.100, 0.100]" in line]
-    assert "+0.500 [0.500, 0.500]" in clip and "0.500 [0.500, 0.500]" in clip.split("|")[7]
+    assert "+0.500 [0.500, 0.500]" in clip and "0.500 [0.500, 0.500]" in clip.split("|")[8]
     assert "34% text to image, 39% image to text" in text
-    assert "| zero: clip | 7 | passed | 3 | step 40: length went up |" in text
+    assert "| zero: clip | 7 | passed | 0.200 to 0.300 | 3 | step 40: length went up |" in text
     assert tables.write(tmp_path)[0].read_text() == text
 
 
