@@ -1,7 +1,7 @@
 """A captioner of photographs (EfficientNet-Lite2, SmolLM2-135M) beside plain loops, and where a step's time goes.
 
-    python -m benchmarks.speed.photos [--images captions.csv] [--threads 2] [--parts har grpo caption] [--repeats 8] \
-        [--output benchmarks/speed/photos]
+    python -m benchmarks.speed.photos [--images captions.csv] [--threads 2] [--parts har grpo caption profile] \
+        [--repeats 8] [--output benchmarks/speed/photos]
 
 Three ratios of the same work on the same weights in the same process; the sides take turns, who goes first alternates,
 and the first turn is not counted. `cpu` is the processor's time, which other work disturbs less than the clock's.
@@ -12,6 +12,9 @@ and the first turn is not counted. `cpu` is the processor's time, which other wo
 - grpo: captune's GRPO beside trl's, 5 captions of each of 4 images, up to 16 and 24 tokens, images per second.
 - caption: `Captioner.caption`, 16 at once, beside the model's `generate` image by image, 24 tokens; images per second.
 
+- profile: where the processor's time of a step of GRPO (5 captions of 16 tokens of each of 8 images) and of 16 captions
+  goes, and what it costs to open a photo and to prepare it, as it lies there and with 12 megapixels.
+
 The captioner is fresh, so that its captions run to the limit on both sides. Images are any source with references;
 the default, storybook's, is drawn, which changes no figure here: every image is resized to 260 pixels.
 """
@@ -19,10 +22,13 @@ the default, storybook's, is drawn, which changes no figure here: every image is
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import statistics
 import tempfile
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,12 +38,15 @@ import datasets
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks import _lib
 from benchmarks.speed.grpo_vs_trl import Probe
-from captune.data import load_images
+from captune.data import load_images, open_image
+from captune.data.columns import undecoded
+from captune.data.images import read_image
 from captune.models.captioner import Captioner
 from captune.models.families import lora_targets
 from captune.models.prefix_captioner import assemble
@@ -48,6 +57,7 @@ from captune.training.sft.train import SFTTrainer
 from captune.training.trainer import training_arguments
 
 RANK, ALPHA, TOKENS, G = 16, 32, 24, 5
+PARTS = ("har", "grpo", "caption", "profile")
 LENGTHS = (16, 24)  # tokens of a caption in GRPO
 Timed = tuple[float, float]  # seconds: wall, cpu
 
@@ -261,6 +271,103 @@ def caption(rows: list[dict[str, Any]], repeats: int, size: int = 16) -> dict[st
     }
 
 
+# -- where the time goes
+
+
+class Spent:
+    """Processor seconds of functions, without those of others of them that they call."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._inner: list[float] = []
+
+    def watch(self, owner: Any, function: str, part: str) -> None:
+        original = getattr(owner, function)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            try:
+                (_, spent), found = timed(lambda: original(*args, **kwargs))
+            finally:
+                inner = self._inner.pop()
+            self.seconds[part] += spent - inner
+            if self._inner:
+                self._inner[-1] += spent
+            return found
+
+        setattr(owner, function, watched)
+
+    def shares(self) -> dict[str, float]:
+        total = sum(self.seconds.values())
+        return {name: round(seconds / total, 3) for name, seconds in self.seconds.items()}
+
+
+def profile(source: str, rows: list[dict[str, Any]], repeats: int, scratch: Path) -> dict[str, Any]:
+    return {
+        "grpo": profile_grpo(rows, repeats, scratch),
+        "caption": profile_caption(rows, repeats),
+        "photo": profile_photo(source),
+        "load": _lib.machine()["load"],
+    }
+
+
+def profile_grpo(rows: list[dict[str, Any]], repeats: int, scratch: Path, size: int = 8) -> dict[str, float]:
+    captioner = fresh()
+    captioner.add_lora(RANK, ALPHA, 0.0)
+    columns = [{"image": row["image"], "image_id": row["image_id"]} for row in rows]
+    args = GRPOConfig(
+        output_dir=str(scratch), beta=0.0, report_to=[], gradient_checkpointing=False, save_strategy="no", seed=0,
+        remove_unused_columns=False, disable_tqdm=True, use_cpu=True, bf16=False, max_steps=repeats,
+        per_device_train_batch_size=size * G, num_generations=G, max_completion_length=LENGTHS[0],
+    )  # fmt: skip
+    reward: Any = load_scorer("length")
+    trainer: Any = CaptionGRPOTrainer(captioner, datasets.Dataset.from_list(columns), [(reward, 1.0)], args)
+    trainer.remove_callback(PrinterCallback)
+    spent = Spent()
+    tower: Any = captioner.core.model
+    spent.watch(trainer, "training_step", "reward, advantages and all else")
+    spent.watch(trainer, "compute_loss", "forward with gradient")
+    spent.watch(trainer.accelerator, "backward", "backward")
+    spent.watch(captioner.core, "generate", "sampling")
+    spent.watch(tower.vision_tower, "forward", "image encoder")
+    trainer.train()
+    return spent.shares()
+
+
+def profile_caption(rows: list[dict[str, Any]], repeats: int, size: int = 16) -> dict[str, float]:
+    captioner = fresh()
+    spent = Spent()
+    core: Any = captioner.core
+    spent.watch(captioner, "prepare", "images and tokens")
+    spent.watch(core, "generate", "language model but for its head")
+    spent.watch(core.lm_head, "forward", "head of 49,153 words")
+    spent.watch(core.model.vision_tower, "forward", "image encoder")
+    for _ in range(repeats):
+        captioner.generate([row["image"] for row in rows[:size]], max_new_tokens=TOKENS)
+    return spent.shares()
+
+
+def profile_photo(source: str, number: int = 16) -> dict[str, Any]:
+    """Processor milliseconds a photo: of those of the source, where they are files, and of 12 megapixels of them."""
+    images = undecoded(load_images(source, limit=number))
+    if not isinstance(images.features["image"], datasets.Image):
+        return {}
+    files = [read_image(row["image"], row["image_id"]) for row in images]
+    large = io.BytesIO()
+    tiles, sheet = [open_image(file) for file in files], Image.new("RGB", (4000, 3000))
+    for place in range(20 * 15):  # as fine as a photo, where an enlarged one would be smooth
+        sheet.paste(tiles[place % len(tiles)].resize((200, 200)), (place % 20 * 200, place // 20 * 200))
+    sheet.save(large, "JPEG", quality=90)
+    processor = fresh().processor.image_processor
+    found: dict[str, Any] = {"pixels": statistics.median(open_image(file).width for file in files)}
+    for name, given in (("as given", files), ("12 megapixels", [large.getvalue()] * 4)):
+        (_, opening), opened = timed(lambda given=given: [open_image(file) for file in given])
+        (_, preparing), _ = timed(lambda opened=opened: [processor(images=[[image]]) for image in opened])
+        found[name] = {what: round(1000 * seconds / len(given), 1) for what, seconds in
+                       (("opening", opening), ("preparing", preparing))}  # fmt: skip
+    return found
+
+
 def table(result: dict[str, Any]) -> str:
     lines = [
         "# A captioner of photographs beside plain loops",
@@ -296,6 +403,15 @@ def table(result: dict[str, Any]) -> str:
     if "har" in result:
         seconds = ", ".join(f"{name} {value:.2f}" for name, value in result["har"]["parts"].items())
         lines += ["", f"Where the processor seconds of a HAR step go: {seconds}."]
+    if "profile" in result:
+        found = result["profile"]
+        for what, name in (("a step of GRPO with 8 images", "grpo"), ("16 captions of 24 tokens", "caption")):
+            shares = ", ".join(f"{part} {share:.0%}" for part, share in found[name].items())
+            lines += ["", f"Of the processor seconds of {what} (load {found['load']}): {shares}."]
+        for name in ("as given", "12 megapixels") if found["photo"] else ():
+            own = found["photo"][name]
+            wide = f" ({found['photo']['pixels']:.0f} pixels wide)" if name == "as given" else ""
+            lines += ["", f"A photo, {name}{wide}: {own['opening']} ms to open, {own['preparing']} ms to prepare."]
     return "\n".join(lines) + "\n"
 
 
@@ -304,7 +420,7 @@ def main() -> None:
     parser.add_argument("--images", default="storybook:val")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=8)
-    parser.add_argument("--parts", nargs="+", choices=("har", "grpo", "caption"), default=["har", "grpo", "caption"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--output", type=Path, help="writes OUTPUT.json and OUTPUT.md")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -320,7 +436,15 @@ def main() -> None:
             measured["grpo"] = grpo(rows, args.repeats, Path(scratch))
         if "caption" in args.parts:
             measured["caption"] = caption(rows, args.repeats)
-    result = {**measured, "repeats": args.repeats, **_lib.machine()}
+        if "profile" in args.parts:
+            measured["profile"] = profile(args.images, rows, min(args.repeats, 3), Path(scratch))
+    stamp = {"repeats": args.repeats, **_lib.machine()}
+    if args.output and (file := args.output.with_suffix(".json")).is_file():  # parts that were not measured now
+        known = json.loads(file.read_text())
+        measured = {part: known[part] for part in PARTS if part in known} | measured
+        if args.parts == ["profile"]:  # which says its own load
+            stamp = {name: value for name, value in known.items() if name not in PARTS}
+    result = {**measured, **stamp}
     _lib.write(result, table(result), args.output)
 
 
