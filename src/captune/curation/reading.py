@@ -374,7 +374,7 @@ def _flat(values: Any, counts: np.ndarray) -> pa.Array | None:
     """A number for each caption, NaN where it is missing; None where the lists are other ones, such as vectors.
 
     Args:
-        values: a number or a list for each row; whole ones beyond 2^53, which would be others, are none.
+        values: a number or a list for each row, no whole ones beyond 2^53, which would be others.
         counts: (rows,) captions of each row.
     """
     try:

@@ -57,7 +57,7 @@ def monitor_without_stopping(
         settings: further ones of `HeldOutMonitor`.
 
     Returns:
-        ``monitor``, and the trainer's arguments for it; with ``--watch none`` there is none of either.
+        ``monitor``, and the trainer's arguments for it; nothing watches with ``--watch none``.
     """
     if (watch := getattr(config, "watch", "auto")) == "none":
         return {"monitor": None}
