@@ -93,6 +93,7 @@ def test_the_text_of_a_completion() -> None:
     assert completion_text("a dog") == completion_text([{"role": "assistant", "content": "a dog"}]) == "a dog"
     parts = [{"type": "image"}, {"type": "text", "text": "a"}, {"type": "text", "text": "dog"}]
     assert completion_text([{"role": "assistant", "content": parts}]) == "a dog"
+    assert completion_text(" a dog") == completion_text([{"role": "assistant", "content": " a dog"}]) == "a dog"
 
 
 def test_odd_captions_are_scored_by_all() -> None:
@@ -172,6 +173,18 @@ def test_a_faulty_reward_is_its_owners_fault(tmp_path: Path, body: str) -> None:
     file.write_text(f"def reward(completions, **columns):\n    {body}\n")
     with pytest.raises(ScorerError, match=r"mine\.py:reward fails: (ZeroDivision|Value)Error"):
         load_scorer(f"{file}:reward").rows(["a dog"])
+
+
+def test_a_scorer_class_with_other_code_is_another_scorer(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    signatures = []
+    for value in (1.0, 2.0):
+        file.write_text(
+            "import numpy as np\nfrom captune.scorers import Scorer\n\n\nclass Mine(Scorer):\n    primary = 'mine'\n"
+            f"    def rows(self, captions, **columns):\n        return np.full((len(captions), 1), {value})\n"
+        )
+        signatures.append(load_scorer(f"{file}:Mine").signature)
+    assert signatures[0] != signatures[1] and all("@" in signature for signature in signatures)
 
 
 def test_a_list_inside_a_setting_does_not_end_a_spec() -> None:

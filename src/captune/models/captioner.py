@@ -123,6 +123,7 @@ class Captioner:
         self._check_prompt()
         self.vision_cache: vision.VisionCache | None = None
         self.condition: Condition | None = None
+        self.recorded_prompt: str | None = None  # what the base's folder says that it was trained under
         self.eos_ids = self._eos_ids()
         model.generation_config = neutral(model.generation_config)
         if self.tokenizer.pad_token_id is None:
@@ -172,6 +173,7 @@ class Captioner:
             captioner.model = loading.load_adapter(captioner.core, adapter, trainable=adapter_trainable)
             captioner.model.eval()
         captioner.condition = read_condition(adapter) or read_condition(source)  # beside merged weights
+        captioner.recorded_prompt = read_prompt(source)
         if captioner.condition is not None and prompt is None:
             captioner.prompt = captioner.condition.prompts[captioner.condition.highest]
             logger.warning(
@@ -219,7 +221,8 @@ class Captioner:
 
     def ask_as_trained(self, *folders: str | Path | None) -> None:
         """Take the prompt that weights were trained under: that of the first folder which names one."""
-        adapter, prompt = next(((one, prompt) for one in folders if (prompt := read_prompt(one))), (None, None))
+        said = ((one, read_prompt(one)) for one in folders)
+        adapter, prompt = next(((one, prompt) for one, prompt in said if prompt is not None), (None, None))
         if prompt is not None and prompt != self.prompt:
             logger.warning("%s was trained under the prompt %r: it is asked with it, or with --prompt", adapter, prompt)
             self.prompt = prompt
@@ -801,7 +804,8 @@ class Captioner:
         if self.condition is not None:
             self.condition.save(folder)
         else:
-            save_prompt(folder, None if self.prompt == self.default_prompt else self.prompt)
+            told = self.prompt == self.default_prompt and self.recorded_prompt is None
+            save_prompt(folder, None if told else self.prompt)
 
     def load_adapter_weights(self, folder: str | Path) -> None:
         """Put the weights that `save_adapter` wrote into this captioner's adapter, which must have the same shape.

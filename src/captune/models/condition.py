@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,18 +77,33 @@ def save_prompt(folder: Path, prompt: str | None) -> None:
 
 
 def read_prompt(folder: str | os.PathLike[str] | None) -> str | None:
-    """Return the prompt that the folder of an adapter, or of merged weights, names; None without one.
+    """Return the prompt that the folder or hub name of an adapter, or of merged weights, says; None without one.
 
     Raises:
         CaptionerError: the file names none.
     """
-    file = Path(folder).expanduser() / PROMPT_FILE if folder is not None else None
-    if file is None or not file.is_file():
+    file = _beside(folder, PROMPT_FILE)
+    if file is None:
         return None
     found = read_json(file, error=CaptionerError)
     if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
         raise CaptionerError(f"{file} does not say which prompt the weights were trained under")
     return str(found["prompt"])
+
+
+def _beside(weights: str | os.PathLike[str] | None, name: str) -> Path | None:
+    """The file of a name beside weights: in their folder, or in their repository on the hub."""
+    if weights is None:
+        return None
+    folder = Path(weights).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    from transformers.utils import cached_file
+
+    with suppress(OSError, ValueError):  # there is no such file, or the weights' own loader says what is wrong
+        found = cached_file(str(weights), name)
+        return None if found is None else Path(found)
+    return None
 
 
 def as_written(value: Any) -> str:
@@ -96,13 +112,13 @@ def as_written(value: Any) -> str:
 
 
 def read_condition(adapter: str | os.PathLike[str] | None) -> Condition | None:
-    """Return the condition that the folder of an adapter, or of merged weights, names; None without one.
+    """Return the condition that the folder or hub name of an adapter, or of merged weights, says; None without one.
 
     Raises:
         CaptionerError: the file is not one.
     """
-    file = Path(adapter) / FILE if adapter is not None else None
-    if file is None or not file.is_file():
+    file = _beside(adapter, FILE)
+    if file is None:
         return None
     found = read_json(file, error=CaptionerError)
     prompts = found.get("prompts") if isinstance(found, dict) else None

@@ -249,15 +249,18 @@ class Scorer:
 
 
 def completion_text(completion: Any) -> str:
-    """Return the text of a completion: a string, or messages whose content is a string or a list of parts."""
+    """Return the text of a completion: a string, or messages whose content is a string or a list of parts.
+
+    It is stripped, as every caption is that is read elsewhere: trl leaves the space before a first word.
+    """
     if isinstance(completion, str):
-        return completion
+        return completion.strip()
     texts = []
     for message in completion:
         content = message["content"]
         parts = [content] if isinstance(content, str) else [p["text"] for p in content if p.get("type") == "text"]
         texts.extend(parts)
-    return " ".join(texts)
+    return " ".join(texts).strip()
 
 
 def columns_for(scorer: Scorer | Reward, columns: Mapping[str, Any], n: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -95,13 +95,18 @@ def from_function(function: Callable[..., Any], origin: str = "") -> type[Functi
     )
 
 
-def guarded(scorer: type[Scorer], origin: str) -> type[Scorer]:
-    """Return the class with errors of its `rows` said as what they are: those of the user's file.
+def guarded(scorer: type[Scorer], origin: str, digest: str) -> type[Scorer]:
+    """Return the class with errors of its `rows` said as what they are, those of the user's file, and signed with it.
 
     Args:
         scorer: a class that a file defines.
         origin: the file and the name in it, for messages.
+        digest: of the file: with other code, figures that are kept do not count any more.
     """
+
+    def signature(self: Scorer) -> str:
+        own: str = cast(Any, super(made, self)).signature
+        return own if digest in own else f"{own}@{digest}"
 
     def rows(self: Scorer, captions: Sequence[str], **columns: Any) -> np.ndarray:
         try:
@@ -111,8 +116,10 @@ def guarded(scorer: type[Scorer], origin: str) -> type[Scorer]:
         except Exception as error:
             raise ScorerError(f"the scorer {origin} fails: {type(error).__name__}: {first_line(error)}") from error
 
-    namespace = {"rows": rows, "__module__": scorer.__module__, "__doc__": scorer.__doc__}
-    return type(scorer.__qualname__, (scorer,), namespace)
+    namespace = {"rows": rows, "signature": property(signature)}
+    namespace |= {"__module__": scorer.__module__, "__doc__": scorer.__doc__}
+    made: type[Scorer] = type(scorer.__qualname__, (scorer,), namespace)
+    return made
 
 
 def loaded_from_file(file: str, attribute: str) -> type[Scorer] | None:
@@ -157,10 +164,10 @@ def scorer_from_file(file: str, attribute: str) -> type[Scorer]:
     if isinstance(found, type) and issubclass(found, Scorer):
         if not found.name:
             found.name = attribute
-        return guarded(found, f"{file}:{attribute}")
+        return guarded(found, f"{file}:{attribute}", digest)
     if isinstance(found, type) or not callable(found):
         raise UnknownScorer(
             f"{file}:{attribute} is neither a subclass of captune.scorers.Scorer nor a function "
             "f(completions, **columns) -> list[float]"
         )
-    return guarded(from_function(found, digest), f"{file}:{attribute}")
+    return guarded(from_function(found, digest), f"{file}:{attribute}", digest)

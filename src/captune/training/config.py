@@ -6,6 +6,7 @@ Fields are flags and YAML keys of the same name. The command line reads their me
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
@@ -83,6 +84,26 @@ def defaults(helps: Mapping[str, str] | None = None, /, **values: Any) -> Callab
     return change
 
 
+def with_presets(presets: Mapping[str, Mapping[str, Any]]) -> Callable[[type], type]:
+    """Return a class decorator, to stand above ``@dataclass``: the preset that a config is given fills in the rest.
+
+    Args:
+        presets: {preset: {field: value}}.
+    """
+
+    def change(config: type) -> type:
+        build: Any = config.__init__  # type: ignore[misc]
+
+        @functools.wraps(build)
+        def init(self: Any, **values: Any) -> None:
+            build(self, **{**presets.get(values.get("preset", ""), {}), **values})
+
+        config.__init__ = init  # type: ignore[misc]
+        return config
+
+    return change
+
+
 def flag(name: str) -> str:
     """Return the command line's name of a field."""
     return "--" + name.replace("_", "-")
@@ -124,7 +145,9 @@ class RunConfig:
     load_in_4bit: bool = setting("load the frozen weights in 4 bits (needs bitsandbytes)", False, group="model")
     lora_r: Several = setting("rank of LoRA", 32, group="adapter")
     lora_alpha: Several = setting("alpha of LoRA", 64, group="adapter")
-    lora_dropout: Share = setting("dropout of LoRA", 0.1, group="adapter")
+    lora_dropout: Share = setting(
+        "dropout of a new LoRA; of --adapter its own; none in scst and sc-captioner", 0.1, group="adapter"
+    )
     train_all_weights: bool = setting(
         "train all weights of the language model instead of LoRA; the run holds model/, a transformers folder, too",
         False,

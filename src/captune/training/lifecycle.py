@@ -248,6 +248,8 @@ def make_trainable(captioner: Captioner, config: TrainingConfig, *, connector: b
         captioner.condition = condition
         if config.prompt is None:
             captioner.prompt = condition.prompts[condition.highest]
+    if config.prompt is not None and captioner.condition and config.prompt not in captioner.condition.prompts.values():
+        captioner.condition = None  # what is learned is learned under one prompt
     captioner.make_trainable(
         adapter=config.adapter,
         full=config.train_all_weights,

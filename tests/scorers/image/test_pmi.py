@@ -19,6 +19,7 @@ from captune.models.captioner import Captioner
 from captune.scorers import load_reward, load_scorer
 from captune.scorers.image.pmi import PMI
 from captune.training.reward import prepare_reward
+from captune.utils.memory import forget
 
 CAPTIONS = ["a red ball", "two green fish and a small yellow bird on the beach", "", "my house in 2011", "a red ball"]
 IMAGES = [tiny.picture(0), tiny.picture(1, (80, 50)), tiny.picture(2), tiny.picture(0), tiny.picture(1, (80, 50))]
@@ -120,6 +121,15 @@ def test_a_reward_of_the_trained_captioner_does_not_move(captioner: Captioner, i
     assert np.abs(moved - expected).max() > 1e-3
     assert own(texts, image=images) == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
     assert not captioner.vision_cache or captioner.vision_cache.depth == 0
+
+
+def test_what_is_kept_is_forgotten_at_a_checkpoint(captioner: Captioner, images: list) -> None:
+    """A run that resumes keeps nothing, and a figure of another batch may differ in its last bits."""
+    scorer = PMI("own", captioner=captioner)
+    scorer.rows(["a dog"], image=images[:1])
+    assert scorer._unseen
+    forget()
+    assert not scorer._unseen
 
 
 def test_an_adapter_is_named(tiny_folder, captioner: Captioner, images: list, tmp_path: Path) -> None:

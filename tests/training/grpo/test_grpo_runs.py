@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from captune.cli.config import build
 from captune.cli.main import main
 from captune.corpus.build import build as build_corpus
-from captune.errors import ScorerError
+from captune.errors import RunError, ScorerError, SettingError
+from captune.models.captioner import Captioner
+from captune.models.vizer_mapper import Mapper
+from captune.models.vizer_mapper_config import MapperConfig
 from captune.runs.run_dir import RunDir
 from captune.training import trainer as training
 from captune.training.grpo.config import PRESETS, CaptionGRPOConfig
@@ -147,6 +150,57 @@ def test_cim_trains(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
 def test_epochs_count_passes(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     found = run(config(tmp_path / "run", tiny_folder("idefics3"), epochs=2, watch="none"))
     assert max(row["step"] for row in found.metrics()) == 6, "two passes over six images, two a step"
+
+
+@pytest.mark.parametrize("more", [{"max_steps": 50}, {"epochs": 2}])
+def test_a_run_of_passes_is_not_extended(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, more: dict[str, Any]
+) -> None:
+    model = tiny_folder("idefics3")
+    run(config(tmp_path / "run", model, epochs=1, watch="none"))
+    with pytest.raises(RunError, match=f"a finished run with other settings .*{next(iter(more))}"):
+        run(config(tmp_path / "run", model, **({"epochs": 1, "watch": "none"} | more)))
+
+
+def test_a_batch_that_cannot_be_judged_does_not_silence_the_monitor(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "calls = []\n\n\ndef now_and_then(completions, **columns):\n    calls.append(1)\n"
+        "    return [None if len(calls) % 2 else float(len(c)) for c in completions]\n"
+    )
+    reward = f"{tmp_path / 'mine.py'}:now_and_then"
+    found = run(
+        config(tmp_path / "run", tiny_folder("idefics3"), reward=reward, eval_steps=4, max_steps=4, watch="clip")
+    )
+    rows = [json.loads(line) for line in (found.path / "watch.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 4] and rows[1]["reward"] is not None
+
+
+def test_a_run_that_never_beats_its_start_says_so(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "calls = []\n\n\ndef falling(completions, **columns):\n    calls.append(1)\n"
+        "    return [-float(len(calls))] * len(completions)\n"
+    )
+    run(config(tmp_path / "run", tiny_folder("idefics3"), max_steps=2, watch=f"{tmp_path / 'mine.py'}:falling"))
+    assert "no step was better than the start" in caplog.text
+
+
+def test_a_latent_mapper_of_another_prompt_is_refused(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    model = tiny_folder("idefics3")
+    captioner = Captioner.load(model, device="cpu")
+    about = {"captioner_name": "m", "captioner_digest": captioner.base_digest(), "prompt": "Say it:"}
+    Mapper(MapperConfig(width=4), captioner.core.config.text_config.hidden_size, 3, **about).save(tmp_path / "mapper")
+    with pytest.raises(SettingError, match=r"fitted under the prompt 'Say it:', and the captioner is asked with"):
+        run(config(tmp_path / "run", model, latent_mapper=tmp_path / "mapper"))
+
+
+def test_a_preset_is_one_in_python_too(tmp_path: Path) -> None:
+    more = {"preset": "cim", "corpus": tmp_path, "model": "m", "images": "i", "output": tmp_path}
+    assert CaptionGRPOConfig(**more).num_generations == 5
+    assert CaptionGRPOConfig(**more, num_generations=3).num_generations == 3
 
 
 def test_what_is_rewarded_cannot_watch(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:

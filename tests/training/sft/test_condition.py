@@ -15,7 +15,7 @@ from captune.data import load_references
 from captune.data.values import load_values
 from captune.errors import SourceError, UsageError
 from captune.models.captioner import Captioner
-from captune.models.condition import Condition, prompt_under, read_condition
+from captune.models.condition import Condition, prompt_under, read_condition, read_prompt, save_prompt
 from captune.training.sft.train import SFTConfig, check_weights, run, supervised_loss
 
 
@@ -108,6 +108,37 @@ def test_captions_without_weight_are_not_learned(tiny_folder: Any, images: list[
     done = run(config(tmp_path / "run", model, source, weights="weight", max_steps=60, learning_rate=3e-2))
     captioner = Captioner.load(model, adapter=done.path / "adapter", device="cpu")
     assert set(captioner.generate(images, max_new_tokens=12)) == {"two green fish"}
+
+
+def test_weights_are_asked_the_same_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder := tmp_path / "home" / "adapter").mkdir(parents=True)
+    Condition.of("level", [0, 1], "Say it:").save(folder)
+    save_prompt(folder, "Say it:")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def cached(name: str, file: str) -> str:
+        if name != "me/adapter":
+            raise OSError
+        return str(folder / file)
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached)
+    for weights in (folder, "~/adapter", "me/adapter"):
+        condition = read_condition(weights)
+        assert condition is not None and condition.highest == "1" and read_prompt(weights) == "Say it:"
+    assert read_condition("me/other") is None is read_prompt("me/other")
+
+
+def test_a_prompt_in_place_of_a_condition_is_what_the_adapter_says(
+    tiny_folder: Any, images: list[Any], tmp_path: Path
+) -> None:
+    model, source = tiny_folder("idefics3"), write(tmp_path, images, level=[[0, 1]] * len(images))
+    first = run(config(tmp_path / "first", model, source, condition="level"))
+    done = run(config(tmp_path / "run", model, source, adapter=first.path / "adapter", prompt="Say it:"))
+    assert read_condition(done.path / "adapter") is None and read_prompt(done.path / "adapter") == "Say it:"
+    merged = Captioner.load(model, adapter=done.path / "adapter", device="cpu").merge(tmp_path / "merged")
+    own = Captioner.load(merged, device="cpu").default_prompt
+    plain = run(config(tmp_path / "plain", merged, source, prompt=own))  # of the family, where the base says another
+    assert Captioner.load(merged, adapter=plain.path / "adapter", device="cpu").prompt == own
 
 
 def test_captune_caption_refuses_what_was_not_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

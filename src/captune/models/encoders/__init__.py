@@ -71,7 +71,7 @@ def load_text_encoder(name: str, device: str | None = None) -> EncodesTexts:
     Raises:
         EncoderError: says what is missing and how to get it.
     """
-    if _reads_both(resolve_text_encoder(name)):
+    if name != DEFAULT_TEXT_ENCODER and _reads_both(resolve_text_encoder(name)):  # which may ask the hub
         return load_encoder(name, device)
     from captune.models.encoders.sentence import TextEncoder
 

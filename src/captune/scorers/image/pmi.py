@@ -18,6 +18,7 @@ from captune.models import hub
 from captune.models.answerers import is_server
 from captune.scorers import Scorer
 from captune.scorers._support.images import Pair, by_image
+from captune.utils.memory import remembers
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -113,6 +114,11 @@ class PMI(Scorer):
         self._captioner = captioner
         self._unseen: dict[str, float] = {}  # log p(c)
         self._identity = ""
+        remembers(self)
+
+    def clear(self) -> None:
+        """Forget what captions are worth without an image."""
+        self._unseen.clear()
 
     @property
     def captioner(self) -> Captioner:

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from captune.errors import SettingError
-from captune.training.config import Count, RewardedConfig, Several, Weight, at_least, defaults, setting
+from captune.training.config import Count, RewardedConfig, Several, Weight, at_least, defaults, setting, with_presets
 from captune.training.method import Method
 
 PRESETS: dict[str, dict[str, Any]] = {"captune": {}, "cim": {"num_generations": 5}}
 
 
+@with_presets(PRESETS)
 @dataclass(kw_only=True)
 @defaults(max_steps=60, learning_rate=5e-4, beta=0.1, num_generations=8)
 class CaptionGRPOConfig(RewardedConfig):

@@ -14,6 +14,7 @@ With `--latent-mapper` the run adds ViZer's loss L_zero on the sampled captions.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
+from captune.errors import SettingError
 from captune.models.captioner import Captioner
 from captune.models.vizer_mapper import Mapper
 from captune.runs.run_dir import RunDir
@@ -117,7 +119,7 @@ def train_with_reward(
 
 def run(config: CaptionGRPOConfig) -> RunDir:
     """Train, save `adapter/`, evaluate, write the report."""
-    run_dir = claim_run(config, "grpo")
+    run_dir = claim_run(config, "grpo", extended_by=() if config.epochs else ("max_steps",))
     if run_dir.done:
         return run_dir
     captioner = load_captioner(config)
@@ -133,6 +135,11 @@ def run(config: CaptionGRPOConfig) -> RunDir:
     if config.latent_mapper:
         mapper = Mapper.load(config.latent_mapper)
         mapper.check_captioner(captioner)
+        if mapper.prompt not in (None, captioner.prompt):
+            raise SettingError(
+                f"--latent-mapper {config.latent_mapper} was fitted under the prompt {mapper.prompt!r}, and the "
+                f"captioner is asked with {captioner.prompt!r}: --prompt {shlex.quote(str(mapper.prompt))} is the one"
+            )
         latent = (mapper.to(captioner.device), config.latent_weight)
     check_reward(captioner, images, reward.parts, config, run_dir, name=config.reward)
     train_with_reward(
@@ -154,6 +161,8 @@ def run(config: CaptionGRPOConfig) -> RunDir:
         gradient_checkpointing=config.gradient_checkpointing,
         **settings,
     )
+    if monitor is not None:
+        monitor.say_none_better()
     start = f", from the adapter {config.adapter}" if config.adapter else ""
     reads = ", which reads the references" if "references" in reward.required_columns else ""
     method = f"GRPO, {config.reward}{reads}{start}"

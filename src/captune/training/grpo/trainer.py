@@ -13,6 +13,7 @@ a permutation of its own seed.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -105,7 +106,8 @@ class CaptionGRPOTrainer(MonitoredTrainer, GRPOTrainer):
             rollouts = super()._generate_and_score_completions(inputs)
         if isinstance(sampling, SharedSampling):
             self._shuffled = (len(sampling.noise.there), torch.get_rng_state())
-        self._rewards_seen.append(self._metrics["train"]["reward"][-1])
+        if math.isfinite(reward := self._metrics["train"]["reward"][-1]):  # NaN: no scorer could judge the batch
+            self._rewards_seen.append(reward)
         return rollouts
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:

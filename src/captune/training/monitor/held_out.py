@@ -159,6 +159,18 @@ class HeldOutMonitor:
         figures = {**row["health"], **row["greedy"], **{f"{name}_sampled": x for name, x in row["sampled"].items()}}
         return {f"eval_{name}": value for name, value in figures.items()} | {"eval_alerts": float(len(row["alerts"]))}
 
+    def say_none_better(self) -> None:
+        """Warn where no evaluation was better, by the first scorer, than the one before training."""
+        name = next(iter(self.scorers), None)
+        values = [
+            value * self.signs[name] for row in self.rows if name and (value := row["greedy"].get(name)) is not None
+        ]
+        if name and len(values) > 1 and max(values[1:]) <= values[0]:
+            logger.warning(
+                "by %s no step was better than the start: %.4g before training, %.4g at best after it",
+                name, abs(values[0]), abs(max(values[1:])),
+            )  # fmt: skip
+
     def _keep(self, rows: list[Row]) -> None:
         self.rows = rows
         replace_file(self.path, "".join(jsonl_line(row) for row in rows))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from captune.errors import SettingError
 from captune.models.vizer_mapper_config import MapperConfig
-from captune.training.config import Count, Rate, RLConfig, Several, Weight, at_least, defaults, setting
+from captune.training.config import Count, Rate, RLConfig, Several, Weight, at_least, defaults, setting, with_presets
 from captune.training.method import Method
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -37,6 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@with_presets(PRESETS)
 @dataclass(kw_only=True)
 @defaults(
     {
