@@ -31,6 +31,7 @@ SUPERVISED = "supervised"
 GAPS = {"CIDEr-D": "cider", "detected F1": "detected"}
 NO_GAP = "no gap"  # in place of a share, where supervision is not above the base
 SCORERS: dict[str, Scorer] = {name: load_scorer(name) for name in ("cider", "detected", "chair")}  # sum up rows
+FIGURES = {scorer.primary: name for name, scorer in SCORERS.items()}
 RESAMPLES = 100_000  # with 2,000 the ends of intervals waver by .002, which decided bar 2
 ENDINGS, DISTINCT = 0.02, 0.6  # bars
 RANKING = Path(scorer_study.__file__).parent / "results"
@@ -52,6 +53,7 @@ class Results(Seeds):
         super().__init__(records, rows)
         self.folder = folder / "captions"
         self._kept: dict[Path, list[dict[str, Any]]] = {}
+        self._compared: dict[tuple[str, str, str], Comparison] = {}
 
     def by_image(self, name: str, scorer: str, seeds: list[int]) -> np.ndarray:
         """The scorer's rows (N, D) of a row of the study, averaged over seeds."""
@@ -76,8 +78,11 @@ class Results(Seeds):
         seeds = self.both(name, base)
         if not seeds or name == base:
             return None
-        rows = (self.by_image(own, scorer, seeds) for own in (name, base))
-        return paired(*rows, SCORERS[scorer], resamples=RESAMPLES)
+        key = name, base, scorer
+        if key not in self._compared:  # several tables ask
+            rows = (self.by_image(own, scorer, seeds) for own in (name, base))
+            self._compared[key] = paired(*rows, SCORERS[scorer], resamples=RESAMPLES)
+        return self._compared[key]
 
 
 def bracket(interval: tuple[float, float] | list[float] | None, digits: int = 3) -> str:
@@ -102,7 +107,7 @@ def figures_table(results: Results, split: str) -> str:
     for row in results.rows:
         cells = []
         for key, digits in COLUMNS.values():
-            scorer = {"cider": "cider", "detected": "detected", "chair_i": "chair"}.get(key)
+            scorer = FIGURES.get(key)
             interval = results.interval(row.name, scorer, key) if scorer and split == "test" else ""
             cells.append(spread(results.over([row.name], split, key), digits) + interval)
         records = results.of(row.name)

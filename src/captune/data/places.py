@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from datasets import Dataset, Image
+from datasets import Dataset
 
-from captune.data.columns import column, undecoded
+from captune.data.columns import column, image_paths, undecoded
 from captune.data.readers import nfc
 from captune.data.sources import folder_of, load_images, load_references, whole_of
 from captune.data.webdataset import stem_of, webdataset_key
@@ -50,16 +50,8 @@ class Places:
         except SourceError:
             return dict.fromkeys(load_references(whole))
         ids = [nfc(str(one)) for one in column(dataset, "image_id")]
-        feature = (dataset.features or {}).get("image")
-        if not isinstance(feature, Image) or not isinstance(dataset, Dataset):  # drawn, or a stream
-            return dict.fromkeys(ids)
-        images = dataset.with_format("arrow")
-        found: list[str | None] = []
-        for start in range(0, len(dataset), 1000):
-            batch = images[start : start + 1000]["image"].combine_chunks()
-            own = batch.field("bytes").is_null().to_pylist()
-            found += [path if alone else None for path, alone in zip(batch.field("path").to_pylist(), own, strict=True)]
-        return dict(zip(ids, found, strict=True))
+        found = image_paths(dataset) if isinstance(dataset, Dataset) else []
+        return dict(zip(ids, found, strict=True)) if found else dict.fromkeys(ids)  # drawn, held, or a stream
 
     @cached_property
     def chosen(self) -> list[str]:

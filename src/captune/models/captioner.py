@@ -185,7 +185,7 @@ class Captioner:
                 ", ".join(captioner.condition.prompts),
             )
         elif prompt is None:
-            captioner.ask_as_trained(adapter, source)
+            captioner.ask_as_trained(adapter)
         if not load_in_4bit:  # which places the weights itself
             cast(nn.Module, captioner.core).to(device)
         return captioner
@@ -219,12 +219,13 @@ class Captioner:
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
-    def ask_as_trained(self, *folders: str | Path | None) -> None:
-        """Take the prompt that weights were trained under: that of the first folder which names one."""
-        said = ((one, read_prompt(one)) for one in folders)
-        adapter, prompt = next(((one, prompt) for one, prompt in said if prompt is not None), (None, None))
+    def ask_as_trained(self, adapter: str | Path | None) -> None:
+        """Take the prompt that weights were trained under: what the adapter's folder says, else the base's."""
+        weights, prompt = adapter, read_prompt(adapter)
+        if prompt is None:
+            weights, prompt = self.name, self.recorded_prompt
         if prompt is not None and prompt != self.prompt:
-            logger.warning("%s was trained under the prompt %r: it is asked with it, or with --prompt", adapter, prompt)
+            logger.warning("%s was trained under the prompt %r: it is asked with it, or with --prompt", weights, prompt)
             self.prompt = prompt
             self._check_prompt()
 

@@ -174,7 +174,9 @@ class VllmCaptioner:
             raise CaptionerError(f"vLLM cannot load {name_or_path}: {first_line(error)}") from error
         if prompt is None:
             condition = read_condition(adapter) or read_condition(source)
-            prompt = condition.prompts[condition.highest] if condition else read_prompt(adapter) or read_prompt(source)
+            prompt = condition.prompts[condition.highest] if condition else read_prompt(adapter)
+            if prompt is None:
+                prompt = read_prompt(source)
             if prompt is not None:
                 logger.warning("%s was trained under the prompt %r: it is asked with it", adapter or source, prompt)
         generation = _generation_config(source)

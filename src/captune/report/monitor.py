@@ -92,14 +92,15 @@ def _cards(run: Run, rows: dict[float, dict[str, Any]], row: dict[str, Any], row
         shared = [image_id for image_id in now if image_id in before]
         if sampled:  # the scores are in the order of the captions
             earlier = rows[flag["since"]]["by_image"][flag["figure"]]
-            sign = -1.0 if direction(flag["figure"]) is False else 1.0
-            worse = {i: sign * (a - b) for i, a, b in zip(now, earlier, scores[flag["figure"]], strict=False)}
+            grown = {i: b - a for i, a, b in zip(now, earlier, scores[flag["figure"]], strict=False)}
         else:
-            worse = _increase(flag["figure"], before, now, shared)
-        rise = -sign if sampled else 1.0
+            grown = _increase(flag["figure"], before, now, shared)
+        worse = -1.0 if sampled and direction(flag["figure"]) is not False else 1.0  # the way in which it is
         name = flag["figure"].replace("_", " ") if sampled or flag["figure"] in _HEALTH else "length"
-        for image_id in sorted((i for i in shared if i not in cards), key=lambda i: -worse.get(i, 0.0))[:EXAMPLES]:
-            change = f"{name} {rise * worse.get(image_id, 0.0):+.2f}".replace("-", "−")
+        for image_id in sorted((i for i in shared if i not in cards), key=lambda i: -worse * grown.get(i, 0.0))[
+            :EXAMPLES
+        ]:
+            change = f"{name} {grown.get(image_id, 0.0):+.2f}".replace("-", "−")
             entries = _entries(row_truth, image_id, before[image_id], f"step {flag['since']}", sampled)
             entries += _entries(row_truth, image_id, now[image_id], f"step {row['step']}: {change}", sampled)
             image, missing = truth.try_image_uri(row_truth, image_id)

@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import Field
 
 from captune.errors import SettingError
-from captune.scorers import scorer_class
+from captune.scorers import scorer_class, split_specs
 from captune.scorers.expression import parse
+from captune.scorers.registry import known
 from captune.utils.files import output_path
 from captune.utils.spec import check_ranges
 
@@ -248,6 +249,8 @@ class RewardedConfig(RLConfig):
             raise SettingError("missing required option: --reward, a scorer or a weighted sum: 'cider + 0.5*clip'")
         for spec in parse(self.reward):
             scorer_class(spec)
+        for spec in split_specs(self.watch) if self.watch not in ("auto", "none") else ():
+            known(spec)  # of a pipeline, too, before its first stage
 
 
 @dataclass(kw_only=True)

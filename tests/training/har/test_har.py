@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from captune.errors import RunError, SettingError, SourceError
+from captune.errors import RunError, SettingError, SourceError, UnknownScorer
 from captune.models.captioner import Captioner
 from captune.models.hub import resolve
 from captune.training import trainer as training
@@ -41,6 +41,11 @@ def test_both_stages_and_what_is_left_behind(tmp_path: Path) -> None:
     assert all("lora_" in name for name in tensors(found.adapter)), "stage 2 does not"
     captioner = Captioner.load(found.path / "captioner", adapter=found.adapter, device="cpu")
     assert len(captioner.generate([captioner_image()], max_new_tokens=3)) == 1
+
+
+def test_what_watches_stage_2_is_known_before_stage_1(tmp_path: Path) -> None:
+    with pytest.raises(UnknownScorer, match="'nonsense'"):
+        HARConfig(output=tmp_path / "run", **SMALL, watch="repetition,nonsense")
 
 
 def test_both_stages_are_judged_on_captions_of_one_length(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ class PMI(Scorer):
         """Read with the captioner that is trained, its adapter off, where "own" is asked for."""
         if self.settings.model == OWN:
             self._captioner, self._identity = captioner, ""
-            self._unseen.clear()
+            self.clear()
 
     def check(self) -> None:
         """Raise ScorerError where what it runs on is missing."""

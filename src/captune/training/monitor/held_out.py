@@ -161,14 +161,14 @@ class HeldOutMonitor:
 
     def say_none_better(self) -> None:
         """Warn where no evaluation was better, by the first scorer, than the one before training."""
-        name = next(iter(self.scorers), None)
-        values = [
-            value * self.signs[name] for row in self.rows if name and (value := row["greedy"].get(name)) is not None
-        ]
-        if name and len(values) > 1 and max(values[1:]) <= values[0]:
+        if not self.signs:
+            return
+        name, sign = next(iter(self.signs.items()))
+        values = [sign * value for row in self.rows if (value := row["greedy"].get(name)) is not None]
+        if len(values) > 1 and max(values[1:]) <= values[0]:
             logger.warning(
                 "by %s no step was better than the start: %.4g before training, %.4g at best after it",
-                name, abs(values[0]), abs(max(values[1:])),
+                name, sign * values[0], sign * max(values[1:]),
             )  # fmt: skip
 
     def _keep(self, rows: list[Row]) -> None:
