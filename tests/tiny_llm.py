@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -66,6 +67,12 @@ def completion(top: dict[str, float] | None) -> dict:
     return {"choices": [{"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "length"}]}
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # which is a client that waits no longer
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def server(reply: Callable[[dict, int], Any]) -> Iterator[tuple[str, list[dict]]]:
     """(url, requests): `reply(payload, number)` gives a dict, raw bytes, (status, text), or seconds to wait in vain."""
@@ -93,7 +100,7 @@ def server(reply: Callable[[dict, int], Any]) -> Iterator[tuple[str, list[dict]]
         def log_message(self, *arguments: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

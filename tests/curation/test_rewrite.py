@@ -13,6 +13,7 @@ from curation_sets import run
 
 from captune.curation.rewrite import Rewrite
 from captune.errors import SettingError, UnknownDecoder, UsageError
+from captune.inference import engines, job
 
 COUNT = 12
 
@@ -38,7 +39,8 @@ class Wide:
 @pytest.fixture
 def captioner(monkeypatch: pytest.MonkeyPatch) -> Wide:
     made = Wide()
-    monkeypatch.setattr("captune.inference.engines.load_captioner", lambda *_, **__: made)
+    for module in (engines, job):  # a job that is imported under the first patch would keep it
+        monkeypatch.setattr(module, "load_captioner", lambda *_, **__: made)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pillow
 
 from captune.data import load_images, load_references
-from captune.data.schemes import SOURCES, Drawer, Scheme, scheme_of, source_of, warn_of_strangers
+from captune.data.schemes import SOURCES, Drawer, Scheme, blind, scheme_of, source_of, warn_of_strangers
 from captune.errors import EvaluationError, SourceError
 from captune.evaluation.run import evaluate_files
 from captune.scorers.image.cycle import Cycle
@@ -86,6 +87,22 @@ def test_a_source_without_a_scheme_offers_nothing(plates: Scheme) -> None:
 def test_a_saved_copy_is_known_by_its_column() -> None:
     assert scheme_of("/saved", ["image", "scene"]).name == "storybook"
     assert scheme_of("/saved", ["image", "references"]).name == ""
+
+
+def test_a_scorer_with_a_model_of_one_scheme_is_blind_elsewhere(plates: Plates) -> None:
+    plates.image_encoder, plates.captioners = "plate-clip", ("plater",)
+    for signature in (
+        "clipscore|model:plate-clip@1|w:2.5",
+        "bias|by:[clipscore|model:plate-clip@1]",
+        "pmi|model:plater@1",
+    ):
+        assert blind("it", signature, "plates:all?n=2") == ""
+        said = blind("it", signature, "photos", ["image"])
+        assert re.match("it looks through plate(-clip|r), which has seen the images of plates: alone: .* photos ", said)
+    for signature in ("pmi|model:runs/plater@1", "pmi|model:my-plater@1", "pmi|model:plater-2@1", "bleu|n:4", ""):
+        assert blind("it", signature, "photos") == ""
+    assert blind("pmi", "pmi|model:storybook@65d0bc24", "/saved", ["image", "scene"]) == ""
+    assert "such as HuggingFaceTB/SmolVLM-Base" in blind("pmi", "pmi|model:storybook@65d0bc24", "/saved", ["image"])
 
 
 def test_a_captioner_of_one_scheme_is_a_stranger_elsewhere(plates: Plates, caplog: pytest.LogCaptureFixture) -> None:

@@ -139,6 +139,8 @@ def test_adapter_errors(captioner: Captioner, tiny_folder, tmp_path: Path) -> No
         captioner.save_adapter(tmp_path)
     with pytest.raises(CaptionerError, match="does not exist"):
         Captioner.load(folder, adapter=tmp_path / "nothing")
+    with pytest.raises(CaptionerError, match=r"there is no folder photos/adapter, and .* cannot be had from the hub"):
+        Captioner.load(folder, adapter="photos/adapter")  # a hub name, too
     with pytest.raises(CaptionerError, match=r"no adapter_config\.json"):
         Captioner.load(folder, adapter=tmp_path)
     adapter = tiny.taught(captioner).save_adapter(tmp_path / "adapter")

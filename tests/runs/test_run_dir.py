@@ -214,6 +214,7 @@ def test_model_card(run: RunDir) -> None:
     card = run.card(method="ViZer, latent", base="org/base-model", data="./photos", command="captune vizer --seed 7")
     run.finish(card)
     text = (run.path / "README.md").read_text()
+    assert f"--model org/base-model --adapter {run.adapter} " in text
     head = yaml.safe_load(text.split("---")[1])
     assert head["base_model"] == "org/base-model"
     assert head["library_name"] == "peft"
@@ -250,10 +251,12 @@ def test_a_run_resumed_by_another_number_of_processes_says_so(tmp_path: Path, ca
     assert again.versions["processes"] == 1 and "processes 2" in again.versions["earlier"]
 
 
-def test_two_runs_leave_the_same_bytes(tmp_path: Path) -> None:
+def test_two_runs_leave_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = []
     for place in ("a", "b"):
-        run = RunDir(tmp_path / place / "g").start(Config(), command="captune vizer")
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        run = RunDir("g").start(Config(), command="captune vizer")
         run.log(step=1, loss=0.5)
         run.add_scores("g", {"cider": {"values": {"cider_d": 0.5}}}, captions=run.captions("g"))
         finish(run)
@@ -299,11 +302,11 @@ def test_git_commit_is_of_captunes_own_checkout(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("evil", ["x\n# Hacked", "x\n```\nrm -rf ~\n```", "`x` | [y](z) <b>", "x\r\n---\nlicense: mit"])
 def test_c2_no_name_breaks_out_of_the_model_card(evil: str) -> None:
     card = model_card(
-        name=evil, method=evil, base=evil, data=evil, command=f"captune {evil}", versions={}, source=evil, trained=evil,
-        figures={evil: {evil: 0.5}}, description=evil,
+        name=evil, adapter=evil, method=evil, base=evil, data=evil, command=f"captune {evil}", versions={},
+        source=evil, trained=evil, figures={evil: {evil: 0.5}}, description=evil,
     )  # fmt: skip
     whole = model_card(
-        name="n", method="n", base="n", data="n", command="n", versions={}, source="n", trained="n",
+        name="n", adapter="n", method="n", base="n", data="n", command="n", versions={}, source="n", trained="n",
         figures={"n": {"n": 0.5}}, description="n",
     )  # fmt: skip
 

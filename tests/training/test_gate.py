@@ -182,6 +182,14 @@ def test_a_single_image_is_said(
     assert found["passed"] and "there is one training image" in caplog.text
 
 
+def test_a_scorer_that_knows_drawn_scenes_alone_says_so_on_photos(
+    captioner: Captioner, data: datasets.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for source, warned in ((SOURCE, False), ("photos", True)):
+        verdict(captioner, data, tmp_path / source[:5], load_reward("clip").parts[0][0], images=source)
+        assert ("clip looks through storybook-clip, which has seen the images of storybook:" in caplog.text) is warned
+
+
 def test_captions_that_are_compared_stand_among_samples(
     captioner: Captioner, data: datasets.Dataset, tmp_path: Path
 ) -> None:

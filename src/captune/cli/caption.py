@@ -111,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     zerocap = parser.add_argument_group(
         "decoder zerocap", "captions without a captioner: give these instead of --model"
     )
-    zerocap.add_argument("--language-model", metavar="NAME", help="storybook-lm, gpt2, ...")
+    zerocap.add_argument("--language-model", metavar="NAME", help="gpt2, smollm2-135m, storybook-lm, ...")
     zerocap.add_argument("--image-encoder", metavar="NAME", help="storybook-clip, openai/clip-vit-base-patch32, ...")
 
 

@@ -94,4 +94,6 @@ def run(method: Any, args: argparse.Namespace) -> int:
     print(f"adapter: {folder / 'adapter'}")
     if (folder / "model").is_dir():
         print(f"model: {folder / 'model'}")
+    if (folder / "report.html").is_file():
+        print(f"report: {folder / 'report.html'}")
     return 0

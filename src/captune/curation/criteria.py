@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from captune.data.schemes import scheme_of
+from captune.data.schemes import blind
 from captune.errors import UsageError
 from captune.scorers.expression import is_expression
 from captune.scorers.registry import direction, known
@@ -33,16 +33,10 @@ def check_by(by: str) -> None:
         known(by)
 
 
-def say_blind(what: str, captions: Captions) -> None:
-    """Warn that something looks at other images than drawn scenes through the encoder that knows these alone."""
-    from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
-
-    drawn = scheme_of(captions.source).image_encoder == DEFAULT_IMAGE_ENCODER
-    if not drawn and "scene" not in captions.images.column_names:
-        logger.warning(
-            "%s looks through %s, which knows drawn scenes alone: what it says of %s means nothing; name a model, "
-            "such as openai/clip-vit-base-patch32", what, DEFAULT_IMAGE_ENCODER, captions.source,
-        )  # fmt: skip
+def say_blind(what: str, signature: str, captions: Captions) -> None:
+    """Warn where something looks at images through a model that has seen others alone."""
+    if said := blind(what, signature, captions.source, captions.images.column_names):
+        logger.warning(said)
 
 
 def check_column(name: str) -> None:

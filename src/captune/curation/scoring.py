@@ -21,7 +21,6 @@ from captune.curation.criteria import COLUMN, say_blind
 from captune.data.checking import without_bad
 from captune.data.columns import LazyImages
 from captune.errors import CurationError, MissingColumn
-from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
 from captune.scorers import Scorer, load_scorer, scorers_in
 from captune.utils.hashing import fingerprint
 
@@ -66,8 +65,8 @@ def scores(by: str, captions: Captions, work: Work) -> Scores:
         return Scores(values, np.where(np.isfinite(values), 0, 3).astype(np.uint8), by)
     judge = _Judge(by, captions, work.device)
     scorer = judge.scorer
-    if "image" in scorer.required_columns and f"{DEFAULT_IMAGE_ENCODER}@" in scorer.signature:
-        say_blind(scorer.name, captions)
+    if "image" in scorer.required_columns:
+        say_blind(scorer.name, scorer.signature, captions)
     # an image's captions are compared with each other, or with references: parts hold them together
     size = IMAGES if "image" in scorer.required_columns else TEXTS
     if any(one.together for one in scorers_in(scorer)):

@@ -18,7 +18,6 @@ from captune.data.checking import without_bad
 from captune.data.columns import LazyImages
 from captune.errors import CurationError
 from captune.models.encoders import unit_vectors
-from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
 from captune.utils.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -81,8 +80,7 @@ def image_vectors(
         name: of these vectors among those of the step.
         rows: of images that are known to open; None: all that open.
     """
-    if encoder.name == DEFAULT_IMAGE_ENCODER:
-        say_blind(f"encoding by {encoder.name}", captions)
+    say_blind(f"encoding by {encoder.name}", f"{encoder.name}@", captions)
     wanted = np.arange(len(captions.image_ids)) if rows is None else rows
     vectors = _encoded(wanted, IMAGES, _Images(encoder, captions, rows is not None), work, name)
     if rows is not None:

@@ -12,6 +12,7 @@ offers; a folder, a file or a dataset gets `Scheme()`, which offers nothing.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -177,6 +178,27 @@ def warn_of_strangers(captioner: str, source: str, columns: Iterable[str] | None
                 scheme.name,
                 source,
             )
+
+
+def blind(scorer: str, signature: str, source: str, columns: Iterable[str] | None = ()) -> str:
+    """Say where a scorer looks through a shipped model that has seen other images alone; "" where it does not.
+
+    Args:
+        scorer: its name, or what else looks.
+        signature: what names its models, as in ``model:storybook-clip@37714201``.
+        source: of the images, as written.
+        columns: of the source's dataset; see `scheme_of`.
+    """
+    offered = scheme_of(source, columns)
+    for scheme in SOURCES.values():
+        for model in (scheme.image_encoder, *scheme.captioners) if scheme is not offered else ():
+            if model and re.search(rf"(?<![\w./-]){re.escape(model)}@", signature):
+                other = "HuggingFaceTB/SmolVLM-Base" if model in scheme.captioners else "openai/clip-vit-base-patch32"
+                return (
+                    f"{scorer} looks through {model}, which has seen the images of {scheme.name}: alone: what it says "
+                    f"of those of {source} means nothing; name a model of photographs, such as {other}"
+                )
+    return ""
 
 
 def source_of(image_ids: Sequence[str]) -> str | None:

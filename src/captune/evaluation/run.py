@@ -16,7 +16,7 @@ from captune.data import load_images, load_references, load_scenes, read_caption
 from captune.data.checking import captions_in
 from captune.data.columns import LazyImages, column
 from captune.data.places import Places
-from captune.data.schemes import SOURCES, scheme_of, source_of
+from captune.data.schemes import SOURCES, blind, scheme_of, source_of
 from captune.errors import (
     BadImage,
     CaptuneError,
@@ -29,7 +29,6 @@ from captune.errors import (
 from captune.evaluation.cache import Cache
 from captune.evaluation.statistics import Result, Results, evaluate, holm, paired
 from captune.evaluation.table import records
-from captune.models.encoders.base import DEFAULT_IMAGE_ENCODER
 from captune.scorers import SCORERS, Scorer, check_needs, load_scorer
 from captune.utils.progress import Bar
 
@@ -226,15 +225,10 @@ def _per_image(
 
 
 def _blind(results: Mapping[str, Result], pictures: str | None) -> list[str]:
-    """Say which scorers look at images through an encoder that was trained on a source's own images only."""
-    if pictures is None or scheme_of(pictures).image_encoder == DEFAULT_IMAGE_ENCODER:
+    """Say which scorers look at images through a model that has seen another source's alone."""
+    if pictures is None:
         return []
-    return [
-        f"{spec} looks through {DEFAULT_IMAGE_ENCODER}, which knows drawn scenes alone: its figure says nothing about "
-        f"{pictures}; name a model, as in 'clip:openai/clip-vit-base-patch32'"
-        for spec, result in results.items()
-        if f"{DEFAULT_IMAGE_ENCODER}@" in result.signature
-    ]
+    return [said for spec, result in results.items() if (said := blind(spec, result.signature, pictures))]
 
 
 def _scored(
@@ -285,7 +279,8 @@ def available_scorers(have: set[str], images: str | None, skipped: dict[str, str
             judge = load_scorer(name, cache=cache)
             missing = [need for need in judge.required_columns if need not in have]
             if missing:
-                raise MissingColumn(f"needs {' and '.join(missing)}")
+                other = f"; without, a model says it, as in {judge.usage!r}" * bool({"scene", "objects"} & set(missing))
+                raise MissingColumn(f"needs {' and '.join(missing)}{other if judge.usage else ''}")
             if judge.grouped:
                 raise ScorerError("compares the captions of an image with each other, and a caption file has one")
             judge.check()

@@ -115,7 +115,8 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path, *, trainable: bool
                 raise CaptionerError(f"{name} is not an adapter folder: it has no {file} (write one with save_adapter)")
         _json_object(folder / "adapter_config.json")
     base = base_record(model)
-    _same_base(model, name, folder, base)
+    if folder:
+        _same_base(model, name, folder, base)
     try:
         wrapped = PeftModel.from_pretrained(model, name, is_trainable=trainable, use_safetensors=True)
     except OSError as error:
@@ -123,7 +124,11 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path, *, trainable: bool
     except SafetensorError as error:
         raise CaptionerError(f"the adapter file in {name} is damaged: {first_line(error)}") from error
     except Exception as error:  # also what a pattern of modules, or PEFT's configuration, stumbles over
+        if str(error).startswith("Can't find"):  # peft, of a hub name
+            raise CaptionerError(f"there is no folder {name}, and {_unreachable(name, 'adapter', error)}") from error
         raise _unfit(name, model, error) from error
+    if not folder:
+        _same_base(model, name, None, base)
     mapping = getattr(model, "_checkpoint_conversion_mapping", None)
     fill_adapter(wrapped, name, key_mapping=mapping or None)
     wrapped.base_record = base  # type: ignore[assignment]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -109,11 +110,12 @@ def is_run(folder: Path) -> bool:
     return any(is_file(folder / name) for name in OF_A_RUN)
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, lacks: Collection[str] = ()) -> Run:
     """One run directory as far as it can be read.
 
     Args:
         path: the folder.
+        lacks: files that its kind of run does not have.
 
     Raises:
         ReportError: `path` is not a folder; all else becomes a note of the run.
@@ -121,7 +123,7 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise ReportError(f"{path} is not a run directory: there is no such folder. Name a folder of runs/.")
     run = Run(name=path.resolve().name, path=path)
-    if absent := [name for name in OF_A_RUN if not is_file(path / name)]:
+    if absent := [name for name in OF_A_RUN if name not in lacks and not is_file(path / name)]:
         run.notes.append(f"Not in this folder: {', '.join(absent)}.")
     run.versions = _read_json(run, "versions.json", "the versions are unknown")
     _read_config(run)
@@ -197,6 +199,7 @@ def _read_rows(run: Run, content: dict[str, Any]) -> None:
                 captions=_read_captions(run, name, entry.get("captions")),
                 images_per_second=float(speed) if is_number(speed) else None,
                 trained_on=entry.get("trained_on") is True,
+                note=text_of(note) if (note := entry.get("note")) else None,
                 rewarded=tuple(map(text_of, names)) if isinstance(names := entry.get("rewarded"), list) else (),
             )
         )

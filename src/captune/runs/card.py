@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def model_card(
     *,
     name: str,
+    adapter: str,
     method: str,
     base: str,
     data: str,
@@ -35,6 +36,7 @@ def model_card(
 
     Args:
         name: the model's name.
+        adapter: the folder of the adapter, as a command names it.
         method: how it was trained.
         base: the captioner that it was trained from, a folder or a name on the hub.
         data: the training data.
@@ -72,6 +74,7 @@ def model_card(
         card_data,
         template_str=(resources.files("captune.runs") / "card.md.j2").read_text(encoding="utf-8"),
         name=name,
+        adapter=one_line(adapter),
         description=description,
         base=base,
         method=method,

@@ -503,8 +503,10 @@ class RunDir:
     # --------------------------------------------------------------- finish
 
     def finish(self, card: str) -> RunDir:
-        """Write the model card (see `card`) and mark the run as finished."""
-        replace_file(self.path / CARD, redact(card))
+        """Write the model card (see `card`), beside the adapter too, and mark the run as finished."""
+        for folder in (self.path, self.adapter):
+            if folder.is_dir():
+                replace_file(folder / CARD, redact(card))
         replace_file(self.path / FINISHED, _json({"format": FORMAT}))
         return self
 
@@ -540,6 +542,7 @@ class RunDir:
         scores = [(row.get("rewarded", ()), *score) for row in rows for score in row["scores"].items()]
         return model_card(
             name=self.path.resolve().name,
+            adapter=str(self.adapter),
             method=method,
             base=base,
             data=data,

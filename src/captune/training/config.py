@@ -238,7 +238,7 @@ class RewardedConfig(RLConfig):
     reward: str = setting("a scorer or a weighted sum: 'cider + 0.5*clip - 0.1*length'", "", group="reward")
     watch: str = setting(
         "held-out scorers, which are not part of the reward: clip,self_retrieval; or none; default: clip on storybook, "
-        "else cider where --eval-images has references, else health metrics alone",
+        "else cider where it is not rewarded and --eval-images has references, else health metrics alone",
         "auto",
         group="monitor",
     )

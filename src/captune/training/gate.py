@@ -35,10 +35,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from captune.data.schemes import blind
 from captune.errors import TrainingError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import GATE, RESULTS, RunDir, plain
-from captune.scorers import weighted_sum
+from captune.scorers import Scorer, weighted_sum
 from captune.training.config import RLConfig
 from captune.utils import processes
 from captune.utils.files import replace_file
@@ -82,6 +83,9 @@ def check_reward(
         TrainingError: the reward fails, and `config.accept_reward` is not set.
         ScorerError: what a scorer runs on is missing or fails.
     """
+    for scorer in (part for part, _ in parts if isinstance(part, Scorer)):
+        if said := blind(scorer.name, scorer.signature, config.images, images.column_names):
+            logger.warning(said)
     if not _asks(run_dir, config):
         return
     found = processes.on_first(_measure, captioner, images, parts, config, first_turn)

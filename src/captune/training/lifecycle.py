@@ -43,7 +43,11 @@ REFERENCE = "start"  # the name of the adapter as it was when training began, wh
 
 
 def claim_run(
-    config: RunConfig, method: str, extended_by: Collection[str] = ("max_steps",), parts: Sequence[str] = ()
+    config: RunConfig,
+    method: str,
+    extended_by: Collection[str] = ("max_steps",),
+    parts: Sequence[str] = (),
+    may_change: Collection[str] = (),
 ) -> RunDir:
     """Lock a run's folder and find out what there is to do; nothing in it changes before `RunDir.begin`.
 
@@ -54,6 +58,7 @@ def claim_run(
         method: the method's name.
         extended_by: the settings that may grow: the run continues from its last checkpoint.
         parts: as for `RunDir`.
+        may_change: the settings that may differ, for what needs them has not begun.
 
     Raises:
         RunError: the folder may not be taken, or a finished run cannot be extended.
@@ -67,7 +72,11 @@ def claim_run(
         old = former(run_dir.config)
         grown = {name for name in extended_by if name in old and settings[name] > old[name]}
     run_dir.claim(
-        settings, resume=there and not config.overwrite, overwrite=config.overwrite, may_change=grown, former=former
+        settings,
+        resume=there and not config.overwrite,
+        overwrite=config.overwrite,
+        may_change=grown | set(may_change),
+        former=former,
     )
     if run_dir.resumes and not run_dir.done:
         run_dir.when_begun(run_dir.recover)
@@ -100,10 +109,15 @@ def former_settings(config: type, old: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_report(run_dir: RunDir) -> None:
-    """Write the run's report.html."""
-    from captune.report import render
+    """Write the run's report.html: its rows, and the curves of its stages where it has some."""
+    from captune.report.page import render_runs
+    from captune.report.reading import is_run, read_run
 
-    render([run_dir.path], run_dir.path / "report.html")
+    stages = [read_run(path) for name in run_dir.parts if is_run(path := run_dir.path / name)]
+    run = read_run(run_dir.path, lacks=("metrics.jsonl",) if stages else ())
+    for stage in stages:
+        stage.rows = []  # which are those of the run
+    render_runs([run, *stages], run_dir.path / "report.html", title=run.name)
 
 
 def start_run(config: TrainingConfig, method: str) -> tuple[RunDir, Captioner]:

@@ -44,7 +44,7 @@ class BarCallback(ProgressCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar."""
         if state.is_world_process_zero:
-            self.training_bar = Bar(total=state.max_steps, desc="training", unit="step")
+            self.training_bar = Bar(total=state.max_steps, desc=f"training {Path(args.output_dir).name}", unit="step")
         self.current_step = 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

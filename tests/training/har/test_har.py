@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from captune.errors import RunError, SettingError, SourceError, UnknownScorer
+from captune.errors import (
+    EvaluationError,
+    MissingColumn,
+    RunError,
+    ScorerError,
+    SettingError,
+    SourceError,
+    UnknownScorer,
+)
 from captune.models.captioner import Captioner
 from captune.models.hub import resolve
 from captune.training import trainer as training
@@ -35,6 +44,7 @@ def test_both_stages_and_what_is_left_behind(tmp_path: Path) -> None:
     names = [row["name"] for row in found.scores()["rows"]]
     assert names[:2] == ["fresh projector", "maximum likelihood"] and len(names) == 3
     assert {"config.yaml", "report.html", "README.md", "adapter"} <= {path.name for path in found.path.iterdir()}
+    assert (found.adapter / "README.md").read_text() == (found.path / "README.md").read_text(), "not PEFT's template"
     fresh, learned = (Captioner.load(found.path / name, device="cpu").core for name in ("parts", "captioner"))
     before, after = (core.model.projector.mlp[1].weight for core in (fresh, learned))
     assert not torch.equal(before, after), "stage 1 trains the projector"
@@ -43,9 +53,55 @@ def test_both_stages_and_what_is_left_behind(tmp_path: Path) -> None:
     assert len(captioner.generate([captioner_image()], max_new_tokens=3)) == 1
 
 
-def test_what_watches_stage_2_is_known_before_stage_1(tmp_path: Path) -> None:
-    with pytest.raises(UnknownScorer, match="'nonsense'"):
-        HARConfig(output=tmp_path / "run", **SMALL, watch="repetition,nonsense")
+def test_a_gain_of_stage_2_is_one_over_stage_1(tmp_path: Path) -> None:
+    found = run(HARConfig(output=tmp_path / "run", **SMALL))
+    rows = {row["name"]: row for row in found.scores()["rows"]}
+    assert [row["role"] for row in rows.values()] == ["other", "base", "trained"]
+    assert all((found.path / row["captions"]).is_file() for row in rows.values())
+    page = (found.path / "report.html").read_text()
+    (found.path / "report.html").unlink()
+    run(HARConfig(output=tmp_path / "run", **SMALL))  # finished: the page is written again
+    assert (found.path / "report.html").read_text() == page
+    text = " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.S).split())
+    before, after = (rows[name]["scores"]["cider"]["values"]["cider"] for name in ("maximum likelihood", "SCST: cider"))
+    assert f"which it was rewarded for, from {before:.3f} to {after:.3f} on 3 images" in text
+    assert "of the way to" not in text and "Gap closed" not in text and "Not in this folder" not in text
+    for words in ("before stage 1", "after stage 1", "after stage 2", "3 runs"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("watch", "refused", "why"),
+    [
+        ("repetition,nonsense", UnknownScorer, "'nonsense'"),
+        ("cider", EvaluationError, "'cider' cannot monitor the run: it is part of the reward"),
+        ("detected", MissingColumn, "objects"),
+        ("bertscore:nowhere", ScorerError, "nowhere"),
+    ],
+)
+def test_what_watches_stage_2_is_checked_before_stage_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: str, refused: type[Exception], why: str
+) -> None:
+    monkeypatch.setattr(har, "assemble", stop)
+    with pytest.raises(refused, match=why):
+        run(HARConfig(output=tmp_path / "run", **SMALL, watch=watch))
+    with pytest.raises(KeyboardInterrupt):
+        run(HARConfig(output=tmp_path / "run", **SMALL, watch="rouge"))
+
+
+def test_settings_of_stage_2_may_change_until_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(har, "refine", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(HARConfig(output=tmp_path / "run", **SMALL))
+    with monkeypatch.context() as patch:
+        patch.setattr(har, "align", lambda config: pytest.fail("stage 1 was done again"))
+        with pytest.raises(RunError, match="mle_steps"):
+            run(HARConfig(output=tmp_path / "run", **SMALL | {"mle_steps": 3}))
+        changed = SMALL | {"watch": "rouge", "reward": "bleu", "scst_steps": 1}
+        assert run(HARConfig(output=tmp_path / "run", **changed)).finished
+        with pytest.raises(RunError, match="reward"):  # stage 2 has begun
+            run(HARConfig(output=tmp_path / "run", **changed | {"reward": "cider"}))
 
 
 def test_both_stages_are_judged_on_captions_of_one_length(tmp_path: Path) -> None:
@@ -131,7 +187,7 @@ def test_a_pipeline_is_not_resumed_with_another_part(
         run(HARConfig(output=tmp_path / "run", **settings))
 
 
-def stop(*_: Any) -> None:
+def stop(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 

@@ -254,6 +254,16 @@ def test_what_is_missing_is_said_at_once(run_dir: RunDir, tmp_path: Path, images
         HeldOutMonitor(Scripted(), str(tmp_path / "broken"), [], run_dir, reward="length")
 
 
+def test_a_scorer_that_knows_drawn_scenes_alone_says_so_on_photos(
+    run_dir: RunDir, tmp_path: Path, images: list, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, image in enumerate(images[:2]):
+        image.save(tmp_path / f"{number}.png")
+    for source, warned in ((SOURCE, False), (str(tmp_path), True)):
+        HeldOutMonitor(Scripted(), source, ["clip"], run_dir, reward="length", limit=2)  # type: ignore[arg-type]
+        assert ("clip looks through storybook-clip, which has seen the images of storybook:" in caplog.text) is warned
+
+
 def test_a_scorer_sees_the_columns_that_it_sees_in_an_evaluation(run_dir: RunDir) -> None:
     class Seen(Marker):
         name, optional_columns = "seen", ("references", "image_id", "nothing")

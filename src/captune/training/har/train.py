@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from captune.runs.checkpoints import newest
 from captune.runs.run_dir import RunDir
 from captune.scorers import check_needs, load_reward
 from captune.training.har.config import HARConfig
-from captune.training.lifecycle import claim_run, load_training_images
+from captune.training.lifecycle import claim_run, load_training_images, write_report
+from captune.training.monitor.setup import check_watch
 from captune.training.resume import IMAGES, read_accumulated
 from captune.training.scst.train import run as refine
 from captune.training.sft.train import read_texts
@@ -40,18 +42,23 @@ from captune.utils import processes
 from captune.utils.files import replacing_folder
 
 PARTS = ("parts", "mle", "captioner", "scst")
+OF_STAGE_2 = {field.name for field in fields(HARConfig) if field.metadata.get("group") == "stage 2"}
 MADE_OF = "made_of.json"  # in parts
 
 
 def run(config: HARConfig) -> RunDir:
     """Run both stages; what is finished is not done again, unless `overwrite` is set."""
-    run_dir = claim_run(config, "har", extended_by=("scst_steps",), parts=PARTS)
+    begun = newest(config.output / "scst") is not None
+    may_change = () if begun else OF_STAGE_2
+    run_dir = claim_run(config, "har", extended_by=("scst_steps",), may_change=may_change, parts=PARTS)
     if run_dir.done:
         return run_dir
-    if not run_dir.resumes:
+    if not (run_dir.resumes and begun):
         (reward := load_reward(config.reward)).check()  # of stage 2, before stage 1 begins
         images = load_images(config.images, limit=config.limit, decode=False)
         check_needs([reward], dict.fromkeys(images.column_names or (), ()), 0)  # whether the columns are there
+        check_watch(config, reward)
+    if not run_dir.resumes:
         read_texts(config.texts)  # of stage 1, before the parts are loaded
     parts, merged = run_dir.path / "parts", run_dir.path / "captioner"
     mle, refined = RunDir(run_dir.path / "mle"), RunDir(run_dir.path / "scst")
@@ -90,24 +97,26 @@ def _merge(config: HARConfig, parts: Path, mle: RunDir, merged: Path) -> None:
 
 
 def _finish(config: HARConfig, run_dir: RunDir, mle: RunDir, refined: RunDir, merged: Path) -> None:
-    from captune.report import render
-
     with replacing_folder(run_dir.adapter) as folder:
         shutil.copytree(refined.adapter, folder, dirs_exist_ok=True)
-    names = {"base": "fresh projector", "supervised": "maximum likelihood"}
-    after = {row["name"]: row for row in refined.scores()["rows"]}
-    ended = after.pop("base")["scores"]  # of stage 1, where stage 2 begins: captions as long as those of stage 2
-    for row in (*mle.scores()["rows"], *after.values()):
+    # stage 1 is judged as what stage 2 begins with, by captions as long: a gain of stage 2 is a gain over stage 1
+    rows = [(mle, mle.scores()["rows"][0], "fresh projector", "other", "before stage 1")]
+    begun, *ended = refined.scores()["rows"]
+    rows.append((refined, begun, "maximum likelihood", "base", "after stage 1"))
+    rows += [(refined, row, row["name"], row["role"], "after stage 2") for row in ended]
+    for stage, row, name, role, note in rows:
         run_dir.add_scores(
-            names.get(row["name"], row["name"]),
-            ended if row["name"] == "supervised" else row["scores"],
-            role=row.get("role"),
-            source=mle.scores().get("source"),
-            **{key: row[key] for key in ("trained_on", "rewarded") if key in row},
+            name,
+            row["scores"],
+            role=role,
+            source=stage.scores().get("source"),
+            captions=stage.path / row["captions"],
+            note=note,
+            **{key: row[key] for key in ("images_per_second", "trained_on", "rewarded") if key in row},
         )
     method = f"HAR, {config.image_encoder} + {config.language_model}: maximum likelihood, then SCST on {config.reward}"
     run_dir.finish(run_dir.card(method=method, base=str(merged), data=config.images))
-    render([mle.path, refined.path], run_dir.path / "report.html")
+    write_report(run_dir)
 
 
 def _saved(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from datasets import Dataset
 
 from captune.data import load_images, load_references, without_bad
 from captune.data.columns import LazyImages
-from captune.data.schemes import scheme_of
+from captune.data.schemes import blind, scheme_of
 from captune.errors import EvaluationError, ScorerError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir, plain
@@ -40,6 +40,7 @@ from captune.utils.loads import few
 logger = logging.getLogger(__name__)
 
 FILE = "watch.jsonl"
+IMAGES = 64  # of an evaluation
 Reward = Scorer | str | Callable[..., Any] | Sequence[Any]  # an expression, a function, or several
 
 
@@ -75,7 +76,7 @@ class HeldOutMonitor:
         run_dir: RunDir,
         *,
         reward: Reward,
-        limit: int = 64,
+        limit: int = IMAGES,
         max_new_tokens: int = 40,
         samples: int = 4,
         temperature: float = 1.0,
@@ -89,9 +90,6 @@ class HeldOutMonitor:
         self.max_new_tokens, self.samples, self.temperature = max_new_tokens, samples, temperature
         self.scorers = _by_name([load_scorer(scorer) if isinstance(scorer, str) else scorer for scorer in scorers])
         self.signs = {name: direction(scorer) for name, scorer in self.scorers.items()}
-        optimised = parts_of(reward)
-        for scorer in self.scorers.values():
-            _refuse(scorer, optimised)
         dataset = load_images(source, limit=limit)
         if not isinstance(dataset, Dataset):
             raise EvaluationError(f"{source} streams; the monitor reads the same images at every evaluation")
@@ -102,9 +100,8 @@ class HeldOutMonitor:
         self.columns: dict[str, Any] = {"image": LazyImages(dataset), **text.to_dict()}
         if not all(self.columns.get("references", [])):
             del self.columns["references"]
-        check_needs(self.scorers.values(), self.columns, len(dataset))
-        for scorer in self.scorers.values():
-            scorer.check()
+        optimised = parts_of(reward)
+        check_held_out(self.scorers.values(), optimised, source, self.columns, len(dataset))
         self.primary = f"eval_{next(iter(self.scorers))}" if self.scorers else None
         self.greater_is_better = not self.scorers or next(iter(self.signs.values())) > 0
         scheme = scheme_of(source, self.columns)  # the truth is for health metrics where it is not the reward
@@ -286,7 +283,7 @@ def default_scorers(reward: Reward, source: str) -> list[str]:
     offered = [name for name in scheme_of(source).monitor_scorers if name not in names]
     if offered:
         return offered[:1]
-    references = load_references(source, limit=64).values()
+    references = load_references(source, limit=IMAGES).values()
     if "cider" not in names and references and all(references):
         given = reward if isinstance(reward, (list, tuple)) else [reward]
         if not any("references" in getattr(part, "required_columns", ()) for part in (*optimised, *given)):
@@ -295,6 +292,33 @@ def default_scorers(reward: Reward, source: str) -> list[str]:
     told = "no held-out scorer monitors %s, only health metrics (grpo, scst and har: --watch names one)"
     logger.warning(told, source)
     return []
+
+
+def check_held_out(
+    scorers: Iterable[Scorer], reward: Reward, source: str, columns: Mapping[str, Any], images: int
+) -> None:
+    """Refuse scorers that cannot monitor a run, and warn of those that do not know such images.
+
+    Args:
+        scorers: that are to be held out.
+        reward: what the run optimises.
+        source: the held-out images.
+        columns: theirs.
+        images: how many there are; 0: the columns are named, and empty.
+
+    Raises:
+        EvaluationError: a scorer is part of the reward.
+        MissingColumn: the columns lack what a scorer needs.
+        ScorerError: what a scorer runs on is missing.
+    """
+    scorers, optimised = list(scorers), parts_of(reward)
+    for scorer in scorers:
+        _refuse(scorer, optimised)
+    check_needs(scorers, columns, images)
+    for scorer in scorers:
+        scorer.check()
+        if said := blind(scorer.name, scorer.signature, source, columns):
+            logger.warning(said)
 
 
 def direction(scorer: Scorer) -> float:
