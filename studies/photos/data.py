@@ -78,12 +78,13 @@ class Photos:
     def split(self, name: str) -> str:
         """The source of a split.
 
-        `watched` are the first images for choices, `unlabelled` has no captions, `crops` are of `train` (see `_crops`).
+        `watched` are the first images for choices; `kin` are the images of `train` without their captions, `unlabelled` these
+        and the unlabelled ones; `crops` are of `train` (see `_crops`).
         """
         if name not in self._sources:
             most = FEW if self.quick else None
-            if name == "unlabelled":
-                self._sources[name] = str(self._without_captions())
+            if name in ("kin", "unlabelled"):
+                self._sources[name] = str(self._without_captions(name))
             elif name == "watched":
                 self._sources[name] = split(self.captions, "choices", self.work, most or WATCHED, stem=name)
             elif name == "crops":
@@ -92,25 +93,25 @@ class Photos:
                 self._sources[name] = split(self.captions, name, self.work, most)
         return self._sources[name]
 
-    def _without_captions(self) -> Path:
-        """A folder with copies of the images of `train` and of the unlabelled ones: no caption lies beside them."""
-        assert self.unlabelled is not None
-        folder = self.work / "unlabelled"
+    def _without_captions(self, name: str) -> Path:
+        """A folder with copies of the images of such a split: no caption lies beside them."""
+        folder = self.work / name
 
         def copy() -> int:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             source, _, place = self.split("train").partition("?images=")
             files = [Path(place) / row["image"] for row in read_jsonl(source)]
-            more: Any = load_images(str(self.unlabelled), limit=FEW if self.quick else None, references=False)
-            files += [Path(row["path"]) for row in more.cast_column("image", Image(decode=False))["image"]]
+            if name == "unlabelled":
+                more: Any = load_images(str(self.unlabelled), limit=FEW if self.quick else None, references=False)
+                files += [Path(row["path"]) for row in more.cast_column("image", Image(decode=False))["image"]]
             if len({file.name for file in files}) < len(files):
                 raise SystemExit(f"{self.unlabelled} has photos of the same names as the captioned ones; rename them")
             for file in files:
                 shutil.copyfile(file, folder / file.name)
             return len(files)
 
-        once(self.work / "unlabelled.json", copy)
+        once(self.work / f"{name}.json", copy)
         return folder
 
     def _crops(self) -> str:

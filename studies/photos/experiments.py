@@ -28,6 +28,7 @@ SCALES = (1.25, 1.5, 2.0, 3.0)  # of classifier-free guidance
 REPETITION = 0.5  # what the share of repeated 3-grams costs in every reward
 WATCHES = ("clip:{pair}", "detected:?detections={watched}", "pmi:{base}", "vizer:{mapper}")
 OWN, SAMPLES = 300, 2  # images of the own corpus, and samples of each, the best of which is its entry
+LATER = ("crops", "kin")  # rows that were there before them keep their results
 TRAINS = ("har", "sft", "scst", "grpo", "vizer")
 
 
@@ -47,6 +48,7 @@ class System(Row):
         decoder: of `captune.decoding`, with the same places.
         wrong_image: the reward judges a caption as that of another image.
         crops: stage 2 learns from crops of the images, those that stage 1 has not seen.
+        kin: rewards see the photos of `train` alone, which are of the test photos' kind, and not the unlabelled ones.
         settings: of the command, where other than those that the file shares by kind.
     """
 
@@ -59,6 +61,7 @@ class System(Row):
     decoder: str = ""
     wrong_image: bool = False
     crops: bool = False
+    kin: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -68,8 +71,8 @@ class System(Row):
     @property
     def learns_from(self) -> str:
         """The split whose images the row itself trains on."""
-        if self.crops:
-            return "crops"
+        if self.crops or self.kin:
+            return "crops" if self.crops else "kin"
         return {"har": self.images, "sft": "train", "scst": "train"}.get(self.kind, "unlabelled")
 
     @property
@@ -80,8 +83,7 @@ class System(Row):
     def depends(self) -> dict[str, Any]:
         """What a result depends on besides the seed: all but how the row is called."""
         own = {key: value for key, value in vars(self).items() if key not in (*COMMON, "role")}
-        if not self.crops:
-            del own["crops"]  # rows that were there before it keep their results
+        own = {key: value for key, value in own.items() if value or key not in LATER}
         if self.kind == "har":
             return own
         return own | {"captioner": CAPTIONERS[self.images], "shared": settings_of(self) if self.trains else {}}
@@ -91,7 +93,7 @@ class System(Row):
 
         Its images, and the captioner that it starts from, are the user's.
         """
-        if not self.trains or self.wrong_image or self.crops or self.places or self.reward == BEST_SUM:
+        if not self.trains or self.wrong_image or self.crops or self.kin or self.places or self.reward == BEST_SUM:
             return {}
         if self.kind == "har":
             return {"har": {**PARTS, **self.settings}}

@@ -245,10 +245,12 @@ def write(folder: Path) -> list[Path]:
     add("zero", "Without labels, differences", differences_table, BASES["zero"], gaps=True)
     add("longer", "Four times as many steps", figures_table, "test")
     add("longer", "Four times as many steps, differences", differences_table, BASES["zero"])
+    add("kin", "Rewards that see photos of Flickr8k alone", figures_table, "test")
+    add("kin", "Rewards that see photos of Flickr8k alone, differences", differences_table, BASES["zero"])
     add("decoders", "Decoders", figures_table, "test")
     add("decoders", "Decoders, differences", differences_table, BASES["decoders"])
     add("scorers", "Scorers that need no label, and CIDEr-D", scorers_table)
-    rewarded = [found[section] for section in ("refine", "crops", "sums", "zero", "longer")]
+    rewarded = [found[section] for section in ("refine", "crops", "sums", "zero", "longer", "kin")]
     if any("watch" in record for results in rewarded for record in results.records.values()):
         parts.append(("What gates and monitors said", watch_table(rewarded)))
     add("choices", "Choices, on images of their own", figures_table, "choices")
