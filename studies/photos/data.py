@@ -78,7 +78,7 @@ class Photos:
     def split(self, name: str) -> str:
         """The source of a split.
 
-        `watched` are the first images for choices; `kin` are the images of `train` without their captions, `unlabelled` these
+        `watched` are the first images for choices; `kin` are those of `train` without captions, `unlabelled` these
         and the unlabelled ones; `crops` are of `train` (see `_crops`).
         """
         if name not in self._sources:
