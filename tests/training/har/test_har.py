@@ -91,9 +91,10 @@ def test_what_watches_stage_2_is_checked_before_stage_1(
 
 def test_settings_of_stage_2_may_change_until_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(har, "refine", stop)
+        patch.setattr(training.MetricsCallback, "on_step_end", stop_in_stage_2)
         with pytest.raises(KeyboardInterrupt):
             run(HARConfig(output=tmp_path / "run", **SMALL))
+    assert (tmp_path / "run/scst/config.yaml").is_file() and not [*(tmp_path / "run/scst").glob("checkpoint-*")]
     with monkeypatch.context() as patch:
         patch.setattr(har, "align", lambda config: pytest.fail("stage 1 was done again"))
         with pytest.raises(RunError, match="mle_steps"):
@@ -189,6 +190,12 @@ def test_a_pipeline_is_not_resumed_with_another_part(
 
 def stop(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
+
+
+def stop_in_stage_2(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    if Path(args.output_dir).name == "scst":
+        self.run_dir.log(step=1, loss=1.0)
+        stop()
 
 
 def test_a_finished_stage_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ MADE_OF = "made_of.json"  # in parts
 
 def run(config: HARConfig) -> RunDir:
     """Run both stages; what is finished is not done again, unless `overwrite` is set."""
-    begun = newest(config.output / "scst") is not None
+    refined = RunDir(config.output / "scst")
+    begun = refined.finished or newest(refined.path) is not None
     may_change = () if begun else OF_STAGE_2
     run_dir = claim_run(config, "har", extended_by=("scst_steps",), may_change=may_change, parts=PARTS)
     if run_dir.done:
@@ -61,7 +62,7 @@ def run(config: HARConfig) -> RunDir:
     if not run_dir.resumes:
         read_texts(config.texts)  # of stage 1, before the parts are loaded
     parts, merged = run_dir.path / "parts", run_dir.path / "captioner"
-    mle, refined = RunDir(run_dir.path / "mle"), RunDir(run_dir.path / "scst")
+    mle = RunDir(run_dir.path / "mle")
     model = processor = None
     if run_dir.resumes and _saved(parts):
         processes.on_first(_check_parts, config, parts, mle)
@@ -84,7 +85,8 @@ def run(config: HARConfig) -> RunDir:
         read_accumulated(last, {IMAGES: content_digest(load_training_images(config.stage_1(), references=True))})
     processes.on_first(_merge, config, parts, mle, merged)
     if not refined.finished or refined.config["max_steps"] != config.scst_steps:
-        refine(config.stage_2())
+        stage_2 = config.stage_2()
+        refine(stage_2 if begun else replace(stage_2, overwrite=True))  # what has no checkpoint is not kept
     processes.on_first(_finish, config, run_dir, mle, refined, merged)
     return run_dir
 
