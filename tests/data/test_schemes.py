@@ -90,16 +90,27 @@ def test_a_saved_copy_is_known_by_its_column() -> None:
 
 
 def test_a_scorer_with_a_model_of_one_scheme_is_blind_elsewhere(plates: Plates) -> None:
-    plates.image_encoder, plates.captioners = "plate-clip", ("plater",)
+    plates.encoders, plates.captioners = ("plate-clip",), ("plater",)
+    plates.image_encoder = "openai/clip"  # its default, which has seen more
     for signature in (
         "clipscore|model:plate-clip@1|w:2.5",
         "bias|by:[clipscore|model:plate-clip@1]",
         "pmi|model:plater@1",
+        "reward_model|encoder:plate-clip|heads:1",
     ):
         assert blind("it", signature, "plates:all?n=2") == ""
         said = blind("it", signature, "photos", ["image"])
         assert re.match("it looks through plate(-clip|r), which has seen the images of plates: alone: .* photos ", said)
-    for signature in ("pmi|model:runs/plater@1", "pmi|model:my-plater@1", "pmi|model:plater-2@1", "bleu|n:4", ""):
+    for signature in (
+        "pmi|model:runs/plater@1",
+        "pmi|model:my-plater@1",
+        "pmi|model:plater-2@1",
+        "bleu|n:4",
+        "",
+        "clip|model:openai/clip@1",
+        "pmi|model:plater@1|adapter:runs/a",
+        "vqa|source:plater|facts:share",
+    ):
         assert blind("it", signature, "photos") == ""
     assert blind("pmi", "pmi|model:storybook@65d0bc24", "/saved", ["image", "scene"]) == ""
     assert "such as HuggingFaceTB/SmolVLM-Base" in blind("pmi", "pmi|model:storybook@65d0bc24", "/saved", ["image"])

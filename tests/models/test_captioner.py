@@ -70,21 +70,3 @@ def test_quarters_are_those_of_the_picture_where_there_is_a_grid() -> None:
     grid = torch.arange(16.0).view(16, 1)  # 4 x 4, row by row
     assert image_inputs.quarters(grid).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     assert image_inputs.quarters(torch.arange(6.0).view(6, 1)).flatten().tolist() == [0.5, 2.5, 4.0, 5.0]
-    assert image_inputs.quarters(torch.arange(6.0).view(6, 1), (3, 2)).flatten().tolist() == [1.0, 2.0, 4.0, 5.0]
-    assert image_inputs.quarters(torch.arange(16.0).view(16, 1), (2, 8)).flatten().tolist() == [1.5, 5.5, 9.5, 13.5]
-    assert image_inputs.quarters(torch.arange(6.0).view(6, 1), (1, 6)).flatten().tolist() == [0.5, 2.5, 4.0, 5.0]
-
-
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
-@pytest.mark.parametrize("size", [(64, 128), (128, 64), (64, 64)])
-def test_quarters_of_a_photo_that_is_no_square(tiny_folder, family: str, size: tuple[int, int]) -> None:
-    captioner = Captioner.load(tiny_folder(family))
-    batch = captioner.prepare([tiny.picture(3, size)])
-    _, rows, columns = (n // 2 if place else n for place, n in enumerate(batch["image_grid_thw"][0].tolist()))
-    tokens = captioner.core.get_image_features(**{k: batch[k] for k in ("pixel_values", "image_grid_thw")})
-    grid = torch.cat(list(tokens.pooler_output)).view(rows, columns, -1)
-    top, left = (rows + 1) // 2, (columns + 1) // 2
-    parts = [grid[:top, :left], grid[:top, left:], grid[top:, :left], grid[top:, left:]]
-    expected = torch.cat([part.mean((0, 1)) for part in parts])
-    assert rows != columns or size == (64, 64)
-    assert torch.allclose(captioner.image_features(batch, pool="quarters")[0], expected, atol=1e-6)

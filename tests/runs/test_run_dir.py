@@ -251,16 +251,17 @@ def test_a_run_resumed_by_another_number_of_processes_says_so(tmp_path: Path, ca
     assert again.versions["processes"] == 1 and "processes 2" in again.versions["earlier"]
 
 
-def test_two_runs_leave_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_leave_the_same_bytes(tmp_path: Path) -> None:
     contents = []
     for place in ("a", "b"):
-        (tmp_path / place).mkdir()
-        monkeypatch.chdir(tmp_path / place)
-        run = RunDir("g").start(Config(), command="captune vizer")
+        run = RunDir(tmp_path / place / "g").start(Config(), command="captune vizer")
         run.log(step=1, loss=0.5)
         run.add_scores("g", {"cider": {"values": {"cider_d": 0.5}}}, captions=run.captions("g"))
         finish(run)
         contents.append({path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()})
+        card = contents[-1].pop("README.md").decode()
+        contents[-1]["card"] = card.replace(str(run.adapter), "ADAPTER").encode()  # which it says how to load
+        assert card.count(str(run.adapter)) == 1
     assert contents[0] == contents[1]
 
 

@@ -80,7 +80,7 @@ def image_vectors(
         name: of these vectors among those of the step.
         rows: of images that are known to open; None: all that open.
     """
-    say_blind(f"encoding by {encoder.name}", f"{encoder.name}@", captions)
+    say_blind(f"encoding by {encoder.name}", f"encoder:{encoder.name}", captions)
     wanted = np.arange(len(captions.image_ids)) if rows is None else rows
     vectors = _encoded(wanted, IMAGES, _Images(encoder, captions, rows is not None), work, name)
     if rows is not None:

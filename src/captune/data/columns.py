@@ -125,10 +125,12 @@ def image_paths(dataset: Dataset) -> list[str | None]:
         return []
     images = dataset.select_columns(["image"]).with_format("arrow")
     found: list[str | None] = []
-    for start in range(0, len(dataset), 10_000):
-        values = images[start : start + 10_000]["image"].combine_chunks()
-        held = values.field("bytes").is_valid().to_pylist()
-        found += [None if has else path for has, path in zip(held, values.field("path").to_pylist(), strict=True)]
+    for start in range(0, len(dataset), 1_000):
+        column: Any = images[start : start + 1_000]["image"]  # by parts: the bytes of all may be more than one holds
+        held, paths = (pc.struct_field(column, name) for name in ("bytes", "path"))
+        found += [
+            None if has else path for has, path in zip(held.is_valid().to_pylist(), paths.to_pylist(), strict=True)
+        ]
     return found if any(found) else []
 
 

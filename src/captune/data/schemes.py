@@ -72,6 +72,7 @@ class Scheme:
         truth_scorer: the scorer that compares captions with the truth, which `truth_column` must give.
         hallucination: its figure for the share of false statements.
         captioners: shipped captioners that have seen its images alone.
+        encoders: shipped encoders that have seen its images alone.
         image_encoder: the default image encoder for its images; "": the library's own default.
         text_encoder: the default text encoder for its captions.
         question_categories: the categories of its `questions`.
@@ -85,6 +86,7 @@ class Scheme:
     truth_scorer: str = ""
     hallucination: str = ""
     captioners: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
     image_encoder: str = ""
     text_encoder: str = ""
     question_categories: tuple[str, ...] = ()
@@ -185,14 +187,17 @@ def blind(scorer: str, signature: str, source: str, columns: Iterable[str] | Non
 
     Args:
         scorer: its name, or what else looks.
-        signature: what names its models, as in ``model:storybook-clip@37714201``.
+        signature: what names its models, as in ``model:storybook-clip@37714201``; one with an adapter may know others.
         source: of the images, as written.
         columns: of the source's dataset; see `scheme_of`.
     """
     offered = scheme_of(source, columns)
+    at_home = {offered.image_encoder, *offered.encoders, *offered.captioners}
+    named = set(re.findall(r"\b(?:model|encoder|text|image):([^@|\]\s]+)", signature)) - at_home
     for scheme in SOURCES.values():
-        for model in (scheme.image_encoder, *scheme.captioners) if scheme is not offered else ():
-            if model and re.search(rf"(?<![\w./-]){re.escape(model)}@", signature):
+        adapted = scheme.captioners if "|adapter:" in signature else ()
+        for model in (*scheme.encoders, *scheme.captioners):
+            if model in named.difference(adapted):
                 other = "HuggingFaceTB/SmolVLM-Base" if model in scheme.captioners else "openai/clip-vit-base-patch32"
                 return (
                     f"{scorer} looks through {model}, which has seen the images of {scheme.name}: alone: what it says "

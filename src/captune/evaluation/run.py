@@ -182,7 +182,8 @@ def evaluate_files(
     about = {"matched": len(ids), "expected": len(expected), "references": references, "images": images}
     unscored = {"skipped": skipped, "failed": failed}
     warnings = _warnings(systems, len(ids), expected)
-    warnings += _blind(next(iter(results.values())), images or references)
+    shown = columns["image"].dataset.column_names if "image" in columns else ()
+    warnings += _blind(next(iter(results.values())), images or references, shown)
     warnings += _among_references(texts, columns.get("references", ()), references)
     if bad:
         who = ", ".join(name for name, rows in scored.items() if unread.isdisjoint(rows))
@@ -224,11 +225,11 @@ def _per_image(
     return rows
 
 
-def _blind(results: Mapping[str, Result], pictures: str | None) -> list[str]:
+def _blind(results: Mapping[str, Result], pictures: str | None, shown: Sequence[str]) -> list[str]:
     """Say which scorers look at images through a model that has seen another source's alone."""
     if pictures is None:
         return []
-    return [said for spec, result in results.items() if (said := blind(spec, result.signature, pictures))]
+    return [said for spec, result in results.items() if (said := blind(spec, result.signature, pictures, shown))]
 
 
 def _scored(

@@ -596,8 +596,7 @@ class Captioner:
             features = vision.encode(self.core, self.family, arguments, tower=where == "tower")
         sizes = image_inputs.inputs_per_image(self._image_tokens(batch), len(features))
         states = [f.pooled if where == "connector" else f.tower for f in features]
-        merged = where == "connector"  # row by row; a tower may have its tokens in another order
-        return image_inputs.pool(states, sizes, pool, batch.get("image_grid_thw") if merged else None)
+        return image_inputs.pool(states, sizes, pool)
 
     def caption_hidden_states(
         self, batch: BatchFeature, *, blind: bool = False, shift: bool = False

@@ -104,14 +104,13 @@ def inputs_per_image(tokens: list[int], count: int) -> list[int]:
     return sizes
 
 
-def pool(states: list[Any], sizes: list[int], how: str, grids: torch.Tensor | None = None) -> torch.Tensor:
+def pool(states: list[Any], sizes: list[int], how: str) -> torch.Tensor:
     """Average the states of each image.
 
     Args:
         states: (tokens, H) of each image input.
         sizes: image inputs of each image.
         how: "mean" over all tokens, or "quarters", the means of four parts, laid end to end.
-        grids: frames, rows and columns of patches of each image input, (n, 3), where the model says so.
 
     Returns:
         (B, H) or (B, 4 H), float32.
@@ -119,42 +118,20 @@ def pool(states: list[Any], sizes: list[int], how: str, grids: torch.Tensor | No
     Raises:
         CaptionerError: quarters of fewer than 4 tokens.
     """
-    images: list[torch.Tensor] = []
-    shapes: list[tuple[int, int] | None] = []
-    start = 0
+    images, start = [], 0
     for size in sizes:
         images.append(torch.cat(states[start : start + size]).float())
-        shapes.append(None if grids is None or size > 1 else _shape(len(images[-1]), grids[start].tolist()))
         start += size
     if how == "mean":
         return torch.stack([image.mean(0) for image in images])
     if (fewest := min(image.shape[0] for image in images)) < 4:
         raise CaptionerError(f'pool="quarters" needs 4 tokens of each image, one has {fewest}; use pool="mean"')
-    return torch.stack([quarters(image, shape).flatten() for image, shape in zip(images, shapes, strict=True)])
+    return torch.stack([quarters(image).flatten() for image in images])
 
 
-def quarters(tokens: torch.Tensor, shape: tuple[int, int] | None = None) -> torch.Tensor:
-    """Average an image's tokens over its quarters; over those of the sequence where nothing says how they lie.
-
-    Args:
-        tokens: (N, H).
-        shape: rows and columns of the tokens; None: unknown, but that of a square where N is an even one.
-
-    Returns:
-        (4, H): above left, above right, below left, below right.
-    """
+def quarters(tokens: torch.Tensor) -> torch.Tensor:
+    """Average (N, H) over the quarters of the image if its tokens are an even square, else of the sequence: (4, H)."""
     side = math.isqrt(len(tokens))
-    if side * side == len(tokens) and side % 2 == 0 and shape in (None, (side, side)):
+    if side * side == len(tokens) and side % 2 == 0:
         return tokens.view(2, side // 2, 2, side // 2, -1).mean((1, 3)).flatten(0, 1)
-    if shape is None or min(shape) < 2:
-        return torch.stack([part.mean(0) for part in tokens.tensor_split(4)])
-    halves = tokens.view(*shape, -1).tensor_split(2)
-    return torch.stack([part.mean((0, 1)) for half in halves for part in half.tensor_split(2, dim=1)])
-
-
-def _shape(tokens: int, grid: list[int]) -> tuple[int, int] | None:
-    """Return the rows and columns of tokens, each of which merges a square of a grid's patches; None if they do not."""
-    frames, rows, columns = grid
-    side = math.isqrt(rows * columns // max(tokens, 1))
-    whole = frames == 1 and side and rows % side == columns % side == 0 and rows * columns == tokens * side * side
-    return (rows // side, columns // side) if whole else None
+    return torch.stack([part.mean(0) for part in tokens.tensor_split(4)])

@@ -4,7 +4,8 @@
     checkpoint-*/  report.html  README.md (the model card)  finished.json (written last: a run that has it is finished)
 
 Files are replaced in one step, so a crash leaves the old one or the new one. None holds a time of day: the same seed
-on the same machine gives the same bytes. One process at a time writes: it holds a lock that ends with it.
+on the same machine gives the same bytes, but for the command and the path of the adapter in the card. One process at a
+time writes: it holds a lock that ends with it.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ class StorybookSource(Scheme):
     truth_scorer = "storybook"
     hallucination = "hallucinated_per_fact"
     captioners = ("storybook",)
+    encoders = ("storybook-clip",)
     image_encoder = "storybook-clip"
     text_encoder = "storybook-clip"  # as good a reward as a sentence encoder here (studies/cim), ten times as fast
     question_categories = ("background", "presence", "count", "colour", "size", "sub-kind", "relation")

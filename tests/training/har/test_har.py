@@ -89,6 +89,16 @@ def test_what_watches_stage_2_is_checked_before_stage_1(
         run(HARConfig(output=tmp_path / "run", **SMALL, watch="rouge"))
 
 
+def test_held_out_images_that_stream_are_refused_before_stage_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner_image().save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a ball")
+    monkeypatch.setattr(har, "assemble", stop)
+    with pytest.raises(EvaluationError, match="streams"):
+        run(HARConfig(output=tmp_path / "run", **SMALL | {"eval_images": f"{tmp_path}?streaming=1"}))
+
+
 def test_settings_of_stage_2_may_change_until_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(training.MetricsCallback, "on_step_end", stop_in_stage_2)

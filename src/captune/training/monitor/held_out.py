@@ -40,7 +40,7 @@ from captune.utils.loads import few
 logger = logging.getLogger(__name__)
 
 FILE = "watch.jsonl"
-IMAGES = 64  # of an evaluation
+HELD_OUT_IMAGES = 64  # of an evaluation
 Reward = Scorer | str | Callable[..., Any] | Sequence[Any]  # an expression, a function, or several
 
 
@@ -76,7 +76,7 @@ class HeldOutMonitor:
         run_dir: RunDir,
         *,
         reward: Reward,
-        limit: int = IMAGES,
+        limit: int = HELD_OUT_IMAGES,
         max_new_tokens: int = 40,
         samples: int = 4,
         temperature: float = 1.0,
@@ -90,18 +90,19 @@ class HeldOutMonitor:
         self.max_new_tokens, self.samples, self.temperature = max_new_tokens, samples, temperature
         self.scorers = _by_name([load_scorer(scorer) if isinstance(scorer, str) else scorer for scorer in scorers])
         self.signs = {name: direction(scorer) for name, scorer in self.scorers.items()}
-        dataset = load_images(source, limit=limit)
-        if not isinstance(dataset, Dataset):
-            raise EvaluationError(f"{source} streams; the monitor reads the same images at every evaluation")
-        dataset, bad = without_bad(dataset, progress=False)
+        optimised = parts_of(reward)
+        refuse_rewarded(self.scorers.values(), optimised)
+        dataset, bad = without_bad(held_out_images(source, limit), progress=False)
         if not len(dataset):
             raise EvaluationError(f"{source} has no image to monitor" + (f"; {bad[0][0]}: {bad[0][1]}" if bad else ""))
         text = dataset.with_format(None).select_columns([c for c in dataset.column_names if c != "image"])
         self.columns: dict[str, Any] = {"image": LazyImages(dataset), **text.to_dict()}
         if not all(self.columns.get("references", [])):
             del self.columns["references"]
-        optimised = parts_of(reward)
-        check_held_out(self.scorers.values(), optimised, source, self.columns, len(dataset))
+        check_served(self.scorers.values(), self.columns, len(dataset))
+        for scorer in self.scorers.values():
+            if said := blind(scorer.name, scorer.signature, source, self.columns):
+                logger.warning(said)
         self.primary = f"eval_{next(iter(self.scorers))}" if self.scorers else None
         self.greater_is_better = not self.scorers or next(iter(self.signs.values())) > 0
         scheme = scheme_of(source, self.columns)  # the truth is for health metrics where it is not the reward
@@ -283,7 +284,7 @@ def default_scorers(reward: Reward, source: str) -> list[str]:
     offered = [name for name in scheme_of(source).monitor_scorers if name not in names]
     if offered:
         return offered[:1]
-    references = load_references(source, limit=IMAGES).values()
+    references = load_references(source, limit=HELD_OUT_IMAGES).values()
     if "cider" not in names and references and all(references):
         given = reward if isinstance(reward, (list, tuple)) else [reward]
         if not any("references" in getattr(part, "required_columns", ()) for part in (*optimised, *given)):
@@ -294,31 +295,37 @@ def default_scorers(reward: Reward, source: str) -> list[str]:
     return []
 
 
-def check_held_out(
-    scorers: Iterable[Scorer], reward: Reward, source: str, columns: Mapping[str, Any], images: int
-) -> None:
-    """Refuse scorers that cannot monitor a run, and warn of those that do not know such images.
+def held_out_images(source: str, limit: int = HELD_OUT_IMAGES, *, decode: bool = True) -> Dataset:
+    """Load the first images of a source; raises EvaluationError for one that streams."""
+    dataset = load_images(source, limit=limit, decode=decode)
+    if not isinstance(dataset, Dataset):
+        raise EvaluationError(f"{source} streams; the monitor reads the same images at every evaluation")
+    return dataset
+
+
+def refuse_rewarded(scorers: Iterable[Scorer], reward: Reward) -> None:
+    """Raise EvaluationError where a scorer that is to be held out is part of the reward."""
+    optimised = parts_of(reward)
+    for scorer in scorers:
+        _refuse(scorer, optimised)
+
+
+def check_served(scorers: Iterable[Scorer], columns: Mapping[str, Any], images: int) -> None:
+    """Check that held-out scorers have what they need.
 
     Args:
-        scorers: that are to be held out.
-        reward: what the run optimises.
-        source: the held-out images.
-        columns: theirs.
+        scorers: that are held out.
+        columns: of the held-out images.
         images: how many there are; 0: the columns are named, and empty.
 
     Raises:
-        EvaluationError: a scorer is part of the reward.
         MissingColumn: the columns lack what a scorer needs.
         ScorerError: what a scorer runs on is missing.
     """
-    scorers, optimised = list(scorers), parts_of(reward)
-    for scorer in scorers:
-        _refuse(scorer, optimised)
+    scorers = list(scorers)
     check_needs(scorers, columns, images)
     for scorer in scorers:
         scorer.check()
-        if said := blind(scorer.name, scorer.signature, source, columns):
-            logger.warning(said)
 
 
 def direction(scorer: Scorer) -> float:

@@ -6,13 +6,19 @@ from typing import Any, Protocol
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from captune.data import load_images
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir
 from captune.scorers import load_scorer, split_specs
 from captune.training.config import TrainingConfig
 from captune.training.lifecycle import evaluation_source
-from captune.training.monitor.held_out import IMAGES, HeldOutMonitor, Reward, check_held_out, default_scorers
+from captune.training.monitor.held_out import (
+    HeldOutMonitor,
+    Reward,
+    check_served,
+    default_scorers,
+    held_out_images,
+    refuse_rewarded,
+)
 
 
 class MonitorSettings(Protocol):
@@ -120,22 +126,23 @@ def check_watch(config: Any, reward: Reward) -> None:
     """Refuse what cannot watch a run as far as that is known without its captioner: a pipeline asks before it begins.
 
     Args:
-        config: a `RunConfig` that has `watch`; nothing is checked of "auto" and "none".
+        config: a `RunConfig` that has `watch`.
         reward: what the run is to optimise.
 
     Raises:
-        EvaluationError: a scorer is part of the reward.
+        EvaluationError: a scorer is part of the reward, or the held-out images are a stream.
         MissingColumn: the held-out images lack what a scorer needs.
         ScorerError: what a scorer runs on is missing.
     """
-    if config.watch in ("auto", "none"):
+    if config.watch == "none":
         return
-    source = evaluation_source(config)
-    held_out = load_images(source, limit=IMAGES, decode=False)
-    columns = dict.fromkeys(held_out.column_names or (), ())
+    scorers = [] if config.watch == "auto" else [load_scorer(spec) for spec in split_specs(config.watch)]
+    refuse_rewarded(scorers, reward)
+    held_out = held_out_images(evaluation_source(config), decode=False)
+    columns = dict.fromkeys(held_out.column_names, ())
     if "references" in columns and not all(held_out["references"]):
         del columns["references"]
-    check_held_out(map(load_scorer, split_specs(config.watch)), reward, source, columns, 0)
+    check_served(scorers, columns, 0)
 
 
 def _scorers(watch: str, reward: Reward, source: str) -> list[str]:
