@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -93,10 +94,11 @@ def test_held_out_images_that_stream_are_refused_before_stage_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captioner_image().save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("a ball")
+    rows = {"image": [str(tmp_path / "a.png")], "image_id": ["a"], "references": [["a ball"]]}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "a.parquet")
     monkeypatch.setattr(har, "assemble", stop)
     with pytest.raises(EvaluationError, match="streams"):
-        run(HARConfig(output=tmp_path / "run", **SMALL | {"eval_images": f"{tmp_path}?streaming=1"}))
+        run(HARConfig(output=tmp_path / "run", **SMALL | {"eval_images": f"{tmp_path}/a.parquet?streaming=1"}))
 
 
 def test_settings_of_stage_2_may_change_until_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
