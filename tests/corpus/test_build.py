@@ -18,6 +18,7 @@ from corpora import build
 from captune.corpus import Corpus, files
 from captune.data import load_images, load_references, write_captions
 from captune.errors import CorpusError, EncoderError
+from captune.utils.skipped import counting
 
 pytest.importorskip("faiss")
 CAPTIONS = corpora.captions_of(30)
@@ -285,6 +286,43 @@ def test_a_stream_with_an_image_per_caption(corpus: Corpus, source: str, tmp_pat
     assert resumed.digest == build(stream(), tmp_path / "b", shard_size=60).digest
     by_id = dict(zip(corpus.image_ids, corpus.image_vectors, strict=True))
     np.testing.assert_array_equal(resumed.image_vectors, [by_id[i] for i in resumed.image_ids])
+    with pytest.raises(CorpusError, match="nothing says whether it is of this stream"):
+        build(stream(), tmp_path / "a")
+
+
+def test_two_images_of_a_stream_under_one_id_are_refused(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    def table(*seeds: int) -> str:
+        rows = [
+            {
+                "image": {"bytes": encode(photo(seed=seed), "PNG"), "path": None},
+                "image_id": f"i{n // 2}",
+                "caption": text,
+            }
+            for n, (seed, text) in enumerate(zip(seeds, ("a", "b", "c"), strict=True))
+        ]
+        Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+        return str(tmp_path / "rows.parquet")
+
+    with pytest.raises(CorpusError, match="two rows of the source have the id 'i0', and different images"):
+        build(table(1, 2, 3), tmp_path / "corpus")
+    assert build(table(1, 1, 3), tmp_path / "other").image_ids == ["i0", "i1"]
+
+
+def test_captions_that_the_encoder_cuts_are_counted(source: str, tmp_path: Path) -> None:
+    class Short(corpora.Bag):
+        truncated = 0
+
+        def encode_texts(self, texts):
+            self.truncated += len(texts)
+            return super().encode_texts(texts)
+
+    with counting() as counts:
+        build(source, tmp_path / "corpus", Short())
+    assert {reason: sum(items.values()) for reason, items in counts.items() if "cut" in reason} == {
+        "captions that the text encoder cut, so that their ends are not searched": 60
+    }
 
 
 def test_an_encoder_that_answers_with_too_few_is_refused(source: str, tmp_path: Path) -> None:

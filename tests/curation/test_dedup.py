@@ -257,6 +257,10 @@ def test_images_of_a_set_without_captions_are_found(tmp_path: Path) -> None:
             (tmp_path / f"test/x{number}.png").write_bytes(data)
     (tmp_path / "test/x1.txt").write_text("a caption of one of them")
     step = {"dedup": {"of": "images", "against": str(tmp_path / "test")}}
+    with pytest.raises(
+        CurationError, match="1 of the 2 images of .* have no caption and so no vector in the column 'v'"
+    ):
+        run(str(tmp_path / "ours"), tmp_path / "v", {"dedup": {**step["dedup"], "near": 0.9, "embeddings": "v"}})
     report, rows = run(str(tmp_path / "ours"), tmp_path / "out", step)
     assert [row["image_id"] for row in rows if row["verdict"] == "drop"] == ["1.png", "2.png"]
     assert report["records"][0]["notes"]["shared with the other set"]["of them"] == ["1.png = x1.png", "2.png = x2.png"]

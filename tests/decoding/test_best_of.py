@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,13 @@ def test_what_compares_images_with_each_other_is_no_judge_of_one() -> None:
     for spec in ("self_retrieval:storybook-clip", "length + 0.5*self_retrieval:storybook-clip"):
         with pytest.raises(CaptionerError, match="a caption would depend on which images are in its batch"):
             BestOf(2, spec)
+
+
+def test_a_scorer_of_which_less_is_better_is_refused() -> None:
+    for spec in ("repetition", "0.5*repetition"):
+        with pytest.raises(CaptionerError, match=f"less of '{re.escape(spec)}' is better"):
+            BestOf(4, spec)
+    assert BestOf(4, "-repetition").scorer == "-repetition"
 
 
 def test_greedy_and_other_settings_do_not_get_in_its_way(captioner: Captioner, images: list) -> None:

@@ -8,8 +8,16 @@ import pytest
 import tiny
 import tiny_encoders
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+)
 
 from captune.decoding import load_decoder
 from captune.decoding.zerocap import ContextGuidance, ZeroCap, ZeroCapModel
@@ -70,6 +78,18 @@ def guidance(pair: ZeroCapModel, config: ZeroCap, images: list, ids: Tensor) -> 
     with torch.no_grad():
         logits = pair.language_model(input_ids=ids, past_key_values=cache).logits[:, -1]
     return ContextGuidance(config, pair, images, cache), logits
+
+
+def test_tokens_whose_decoder_cuts_the_first_space_keep_their_own(pair: ZeroCapModel) -> None:
+    """Llama's, Mistral's: decoded alone, a word's token has lost its space, and "." is another token than a word's."""
+    names = ["<unk>", "<s>", "</s>", "\u2581a", "\u2581dog", "s", ".", "\u2581.", "\u2581", "a"]
+    model = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [("\u2581", "a"), ("\u2581", ".")]))
+    model.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    model.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    words = PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    made = ZeroCapModel(pair.language_model, words, pair.encoder, name="tiny")
+    assert made.token_texts[3:8] == [" a", " dog", "s", ".", " ."]
+    assert 6 in made.eos_ids and 2 in made.eos_ids and 4 not in made.eos_ids
 
 
 def test_what_the_encoder_likes_becomes_likelier(pair: ZeroCapModel, images: list) -> None:

@@ -19,6 +19,7 @@ from captune.corpus import files
 from captune.corpus.files import Shard
 from captune.corpus.index import EXACT, INDEXES, make_index
 from captune.data import ImageSource, load_images, open_image
+from captune.data.checking import bytes_digest
 from captune.data.columns import content_digest, read_digest, undecoded
 from captune.data.images import BATCH_PIXELS
 from captune.data.naming import Source
@@ -38,11 +39,12 @@ from captune.utils.hashing import fingerprint
 from captune.utils.progress import Bar
 from captune.utils.registry import nearest
 from captune.utils.remote import file_mark
-from captune.utils.skipped import skip
+from captune.utils.skipped import Told, skip
 from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 _TEXTS_AT_ONCE = 512  # enough for batches of like length
+UNNAMED = "a dataset of unknown rows"  # a stream, which cannot be told from another
 
 Row = dict[str, Any]
 
@@ -83,11 +85,16 @@ def build(
             DEFAULT_IMAGE_ENCODER,
         )
     dataset = load_images(source, decode=False, stream=True) if isinstance(source, str) else undecoded(source)
+    rows = _count(dataset)
     settings: dict[str, Any] = {
         "format": files.FORMAT,
         "complete": False,
-        "source": redact(source) if isinstance(source, str) else f"a dataset of {_count(dataset) or 'unknown'} rows",
-        "rows": _count(dataset),
+        "source": redact(source)
+        if isinstance(source, str)
+        else UNNAMED
+        if rows is None
+        else f"a dataset of {rows} rows",
+        "rows": rows,
         "read": read_digest(dataset),
         "contents": _contents(source, dataset, offered.truth_column),
         "text_encoder": _named(text_model),
@@ -144,6 +151,11 @@ def _begin(folder: Path, settings: dict[str, Any], encoders: dict[str, Any], ove
             raise CorpusError(f"{folder} is not a corpus but holds {', '.join(taken)}; name another folder")
         files.write_config(folder, settings)
         return settings
+    if begun.get("complete") and settings["source"] == UNNAMED:
+        raise CorpusError(
+            f"{folder} holds a corpus, and nothing says whether it is of this stream: open it with Corpus.open, name "
+            "another folder, or pass overwrite"
+        )
     differences = [
         f"{what} {begun.get(key)!r}, not {settings[key]!r}"
         for key, what in {"source": "source", "rows": "number of rows"}.items()
@@ -182,6 +194,7 @@ class _Job:
         self.text_model, self.image_model, self.folder = text_model, image_model, folder
         self.batch_size, self.shard_size, self.show = batch_size, shard_size, progress
         self.known: set[str] = set()  # the images that earlier shards have
+        self.bytes: dict[str, str] | None = None  # {image_id: a digest of its file}, of a stream, which checks no ids
 
     def run(self, dataset: ImageSource, made: int | None = None) -> int:
         """Encode what no shard has yet; return how many shards there are.
@@ -191,6 +204,7 @@ class _Job:
             made: how many there will be, where that is known.
         """
         reader = _Reader(dataset)
+        self.bytes = {} if reader.total is None else None
         with (
             Bar(total=reader.total, desc="corpus", unit="image", show=self.show) as bar,
             ThreadPoolExecutor(max_workers=1) as pool,  # opens the next images while the model is busy with these
@@ -246,15 +260,26 @@ class _Job:
             waiting += [caption for _, caption in now.entries]
             while len(waiting) >= _TEXTS_AT_ONCE:
                 part, waiting = waiting[:_TEXTS_AT_ONCE], waiting[_TEXTS_AT_ONCE:]
-                texts.append(unit_vectors(self.text_model.encode_texts(part), part))
+                texts.append(self._encode(part))
             bar.update(now.rows)
         if waiting:
-            texts.append(unit_vectors(self.text_model.encode_texts(waiting), waiting))
+            texts.append(self._encode(waiting))
         if images:
             shard.image_vectors = np.concatenate(images)
         if texts:
             shard.text_vectors = np.concatenate(texts)
         return shard
+
+    def _differs(self, image_id: str, image: Any) -> bool:
+        """Whether a stream has had another file under an id; of what another process encoded nothing is known."""
+        return self.bytes is not None and self.bytes.get(image_id, digest := bytes_digest(image)) != digest
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        before = getattr(self.text_model, "truncated", 0)
+        vectors = unit_vectors(self.text_model.encode_texts(texts), texts)
+        if cut := getattr(self.text_model, "truncated", 0) - before:
+            skip(Told("captions that the text encoder cut, so that their ends are not searched"), texts[0][:40], cut)
+        return vectors
 
     def _open(self, rows: Iterator[Row], seen: set[str]) -> _Opened:
         """The next rows, up to batch_size, or until their images have more than `BATCH_PIXELS`.
@@ -269,12 +294,19 @@ class _Job:
             if not captions:
                 batch.skipped.append((image_id, "has no caption"))
                 continue
-            if image_id not in self.known and image_id not in seen:
+            again = image_id in self.known or image_id in seen
+            if not again or self._differs(image_id, row["image"]):
                 try:
                     image = open_image(row["image"], image_id)
                 except BadImage as error:
                     batch.skipped.append((image_id, error.why))
                     continue
+                if again:
+                    raise CorpusError(
+                        f"two rows of the source have the id {image_id!r}, and different images: give each its own"
+                    )
+                if self.bytes is not None:
+                    self.bytes[image_id] = bytes_digest(row["image"])
                 seen.add(image_id)
                 batch.opened.append(image)
                 batch.pixels += image.width * image.height

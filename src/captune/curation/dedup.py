@@ -129,6 +129,11 @@ class Dedup:
         else:
             other = _other(str(self.against), *files)
             theirs = _Images(other, work) if self.of == "images" else _Texts(other, work)
+            if self.of == "images" and (bare := len(other.image_ids) - len(theirs.rows)):
+                raise CurationError(
+                    f"{bare} of the {len(other.image_ids)} images of {self.against} have no caption and so no vector "
+                    f"in the column {self.embeddings!r}: leave embeddings out, and they are compared, too"
+                )
         own_keys, keys = items.digests("own"), theirs.digests("against")
         usable = np.flatnonzero(~theirs.unusable())
         order = usable[np.argsort(keys[usable], kind="stable")]

@@ -120,12 +120,16 @@ class ZeroCapModel:
     def eos_ids(self) -> list[int]:
         """What ends a caption: the LM's end of text, or a full stop."""
         stop = self.tokenizer(".", add_special_tokens=False)["input_ids"]
-        return [self.tokenizer.eos_token_id, *(stop if len(stop) == 1 else [])]
+        stops = {*(stop if len(stop) == 1 else []), *(i for i, text in enumerate(self.token_texts) if text == ".")}
+        return [self.tokenizer.eos_token_id, *sorted(stops)]
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """What each token adds to a text; a special one nothing."""
-        return self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))], skip_special_tokens=True)
+        """What each token adds to a text that has begun; a special one nothing."""
+        *_, begun = self.tokenizer("a", add_special_tokens=False)["input_ids"]  # some decoders cut a text's first space
+        pairs = [[begun, i] for i in range(len(self.tokenizer))]
+        length = len(self.tokenizer.decode([begun], skip_special_tokens=True))
+        return [text[length:] for text in self.tokenizer.batch_decode(pairs, skip_special_tokens=True)]
 
     @cached_property
     def prompt_ids(self) -> list[int]:

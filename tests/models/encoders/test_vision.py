@@ -45,6 +45,19 @@ def test_slots_take_the_model_that_fits(tmp_path: Path) -> None:
         load_text_encoder("no/such-model", "cpu")
 
 
+def test_an_encoder_that_masks_patches_at_random_sees_all_of_them(tmp_path: Path) -> None:
+    from transformers import BitImageProcessorPil, ViTMAEConfig, ViTMAEModel
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    ViTMAEModel(ViTMAEConfig(**shape, intermediate_size=16, mask_ratio=0.75)).save_pretrained(tmp_path)
+    processor = BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor.save_pretrained(tmp_path)
+    encoder = load_image_encoder(str(tmp_path), "cpu")
+    first, second = (np.asarray(encoder.encode_images([tiny.picture(0), tiny.picture(1)])) for _ in range(2))
+    np.testing.assert_allclose(first, second, atol=1e-5)
+    assert abs(first[0] @ first[1]) < 0.99999
+
+
 def test_a_map_without_a_pooler_is_averaged_over_places(tmp_path: Path) -> None:
     import torch
     from transformers import BitImageProcessorPil, PoolFormerConfig, PoolFormerModel

@@ -126,6 +126,11 @@ def test_own_images_under_other_ids_are_said(corpus: Corpus, caplog: pytest.LogC
     qir.rows(captions, **columns)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "1 of 3 captions retrieved an image equal to their own, which is in the corpus under" in caplog.text
+    caplog.clear()
+    grc.forget()
+    grc.rows(captions, **columns)  # which looks at no image
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "1 of the 3 images are not in the corpus by their ids" in caplog.text
 
 
 def test_a_corpus_of_other_images_is_no_warning(corpus: Corpus, caplog: pytest.LogCaptureFixture) -> None:

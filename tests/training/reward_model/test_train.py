@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import tiny_reward
 import torch
@@ -163,6 +164,20 @@ def test_no_image_is_on_two_sides(folder: Path, tmp_path: Path) -> None:
         assert accuracy(run(config).path).images == 4
     left = {item for items in skipped.values() for item in items}
     assert left == {*ids[2], "x0", "x1", "x2", "x3"}
+
+
+def test_two_images_under_one_id_are_refused(tmp_path: Path) -> None:
+    def table(*seeds: int) -> Path:
+        rows = [
+            {"image_id": "0", "chosen": f"a {seed} wall", "rejected": "a cat", "images": [{"bytes": bytes([seed])}]}
+            for seed in seeds
+        ]
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / "pairs.parquet")
+        return tmp_path / "pairs.parquet"
+
+    assert len(read_preferences(table(1, 1)).images) == 1
+    with pytest.raises(AnnotationError, match="row 2 has another image under the id '0'"):
+        read_preferences(table(1, 2))
 
 
 def test_ties_of_a_table_of_battles_train_and_are_not_counted(folder: Path, tmp_path: Path) -> None:

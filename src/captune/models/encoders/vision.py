@@ -47,6 +47,8 @@ class VisionEncoder:
             processor = AutoImageProcessor.from_pretrained(source, backend="pil")
             model, info = AutoModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
         check_model(model, info, what=f"image encoder {name!r}", error=EncoderError)
+        if getattr(model.config, "mask_ratio", 0):  # ViT-MAE drops random patches whenever it is asked
+            model.config.mask_ratio = 0.0
         return cls(model.to(pick_device(device)), processor, name=name)
 
     @cached_property

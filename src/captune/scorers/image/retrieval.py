@@ -139,7 +139,8 @@ class _Retrieval(Scorer):
     def _say_own(self, exclude: Sequence[str | None], retrieved: np.ndarray, own: np.ndarray | None) -> None:
         """Say where a caption may retrieve, or did retrieve, its own image under another id; arrays as of `_scores`."""
         ids = {str(image_id) for image_id in exclude if image_id is not None}
-        absent = bool(ids) and not any(map(self.gallery.has, ids))
+        lacking = sum(not self.gallery.has(image_id) for image_id in ids)
+        absent = bool(ids) and lacking == len(ids)
         found = 0
         if own is not None:
             found = int((np.einsum("qkd,qd->qk", retrieved, own) >= _SAME).any(axis=1).sum())
@@ -150,6 +151,12 @@ class _Retrieval(Scorer):
                 f"retrieves its own image{did}",
                 logging.WARNING if found else logging.INFO,
                 "found" if found else "absent",
+            )
+        elif lacking and own is None:
+            self._say(
+                f"{lacking} of the {len(ids)} images are not in the corpus by their ids; where they are under others a "
+                "caption retrieves its own image",
+                key="absent",
             )
         elif found:
             self._say(
