@@ -208,7 +208,7 @@ def test_scores(run: RunDir, tmp_path: Path) -> None:
         run.add_scores("x", {"cider": {"value": 3}})
 
 
-def test_model_card(run: RunDir) -> None:
+def test_model_card(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run.add_scores("base", {"cider": {"values": {"cider_d": 0.25}}}, source="storybook:test")
     run.add_scores("g", {"cider": {"values": {"cider_d": 0.5}}, "health": {"values": {"words": 9}}})
     card = run.card(method="ViZer, latent", base="org/base-model", data="./photos", command="captune vizer --seed 7")
@@ -228,6 +228,9 @@ def test_model_card(run: RunDir) -> None:
         ("storybook:test", [("cider_d", 0.5), ("words", 9)])
     ]
     assert "base_model" not in run.card(method="m", base="storybook", data="d")
+    (tmp_path / "org/base-model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)  # where the same name is a folder's
+    assert "base_model" not in run.card(method="m", base="org/base-model", data="d").split("---")[1]
     assert "rewarded" not in text and "`storybook:test`.\n" in text
 
 

@@ -6,12 +6,16 @@ import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captune.utils.wording import span
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
+
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def model_card(
@@ -66,7 +70,7 @@ def model_card(
         library_name="peft",
         pipeline_tag="image-to-text",
         tags=["captune", "image-captioning"],
-        base_model=base if base.count("/") == 1 and not base.startswith((".", "/", "~")) else None,  # a hub name
+        base_model=base if HUB_NAME.fullmatch(base) and not Path(base).is_dir() else None,
         model_name=name if results else None,
         eval_results=results or None,
     )
