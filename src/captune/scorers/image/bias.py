@@ -19,8 +19,8 @@ move together: "a man and a woman" becomes "a woman and a man". "a man" is on bo
   do adjectives, activities and what is left out.
 - The words are a small English list of how people are described in captions, two groups to an axis. They say nothing
   about who somebody is. "her" has one counterpart ("his"), where grammar has two. Another list is a JSON file.
-- A word counts wherever it stands: "an old barn", "two young trees" and "a queen size bed" are mentions, too. Where captions
-  are of things, give a list without "old", "young", "king" and "queen".
+- A word counts wherever it stands: "an old barn", "two young trees" and "a queen size bed" are mentions, too. Where
+  captions are of things, give a list without "old", "young", "king" and "queen".
 - A penalty can be escaped by naming nobody; `mentioned` tells. Where a description of people is wanted, weigh it low.
 """
 
