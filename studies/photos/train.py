@@ -176,7 +176,8 @@ class Workshop:
         if name == "detections":
             return self.photos.detections("test" if row.kind == "scorer" else row.learns_from)
         if name == "mapper":
-            (fitted,) = [other for other in ROWS["zero"] if other.kind == "vizer" and not other.wrong_image]
+            rows = ROWS["kin" if row.kin else "zero"]
+            (fitted,) = [other for other in rows if other.kind == "vizer" and not other.wrong_image]
             run = self.trained(replace(fitted, seed=row.seed)).run
             assert run is not None
             return RunDir(run).mapper
