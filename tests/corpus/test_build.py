@@ -286,7 +286,9 @@ def test_a_stream_with_an_image_per_caption(corpus: Corpus, source: str, tmp_pat
     assert resumed.digest == build(stream(), tmp_path / "b", shard_size=60).digest
     by_id = dict(zip(corpus.image_ids, corpus.image_vectors, strict=True))
     np.testing.assert_array_equal(resumed.image_vectors, [by_id[i] for i in resumed.image_ids])
-    with pytest.raises(CorpusError, match="nothing says whether it is of this stream"):
+    assert build(stream(), tmp_path / "a").digest == resumed.digest
+    rows.reverse()
+    with pytest.raises(CorpusError, match="other rows, by the first one, than the source has now"):
         build(stream(), tmp_path / "a")
 
 
@@ -308,6 +310,15 @@ def test_two_images_of_a_stream_under_one_id_are_refused(tmp_path: Path) -> None
     with pytest.raises(CorpusError, match="two rows of the source have the id 'i0', and different images"):
         build(table(1, 2, 3), tmp_path / "corpus")
     assert build(table(1, 1, 3), tmp_path / "other").image_ids == ["i0", "i1"]
+
+
+def test_rows_that_repeat_an_id_without_its_image_keep_their_captions(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    images = [{"bytes": encode(photo(), "PNG"), "path": None}, None]
+    rows = [{"image": image, "image_id": "i", "caption": f"caption {n}"} for n, image in enumerate(images)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    assert build(str(tmp_path / "rows.parquet"), tmp_path / "corpus").captions == ["caption 0", "caption 1"]
 
 
 def test_captions_that_the_encoder_cuts_are_counted(source: str, tmp_path: Path) -> None:

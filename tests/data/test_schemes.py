@@ -97,6 +97,8 @@ def test_a_scorer_with_a_model_of_one_scheme_is_blind_elsewhere(plates: Plates) 
         "bias|by:[clipscore|model:plate-clip@1]",
         "pmi|model:plater@1",
         "reward_model|encoder:plate-clip|heads:1",
+        "vizer|captioner:plater@1|F_I:connector-mean",
+        "pmi|model:own:plater@1",
     ):
         assert blind("it", signature, "plates:all?n=2") == ""
         said = blind("it", signature, "photos", ["image"])

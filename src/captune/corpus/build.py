@@ -44,7 +44,10 @@ from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 _TEXTS_AT_ONCE = 512  # enough for batches of like length
-UNNAMED = "a dataset of unknown rows"  # a stream, which cannot be told from another
+
+CUT = Told("captions that the text encoder cut, so that their ends are not searched")
+
+STREAM = "a dataset of unknown rows"
 
 Row = dict[str, Any]
 
@@ -89,11 +92,7 @@ def build(
     settings: dict[str, Any] = {
         "format": files.FORMAT,
         "complete": False,
-        "source": redact(source)
-        if isinstance(source, str)
-        else UNNAMED
-        if rows is None
-        else f"a dataset of {rows} rows",
+        "source": redact(source) if isinstance(source, str) else f"a dataset of {rows} rows" if rows else STREAM,
         "rows": rows,
         "read": read_digest(dataset),
         "contents": _contents(source, dataset, offered.truth_column),
@@ -111,6 +110,8 @@ def build(
                 made = make_shards(source, folder, begun, (text_encoder, image_encoder), batch_size, progress=progress)
             job = _Job(text_model, image_model, folder, batch_size, begun["shard_size"], progress)
             count = job.run(dataset, made)
+            if job.cut:
+                skip(CUT, "in all", job.cut)
             merged = files.merge(folder, count)
             files.write_config(folder, {**begun, **merged, "complete": True, "versions": versions()})
         shutil.rmtree(folder / files.SHARDS, ignore_errors=True)
@@ -131,10 +132,14 @@ def _count(dataset: ImageSource) -> int | None:
 def _contents(source: str | ImageSource, dataset: ImageSource, truth: str) -> str | None:
     """A digest of the images, by the sizes that `content_digest` looks at; of drawn ones by the truth.
 
-    Of parquet and tar files, whose captions are not read ahead either, by names, sizes and times.
+    Of parquet and tar files, whose captions are not read ahead either, by names, sizes and times; of a stream that has
+    no name, the digest of its first row's id and captions.
     """
     if not isinstance(dataset, Dataset):
-        files_of = shards_of(Source.parse(source).where) if isinstance(source, str) else []
+        if not isinstance(source, str):  # a stream, of which the first row is looked at
+            row: Row = next(iter(dataset), {})
+            return fingerprint(json.dumps([str(row.get("image_id")), row.get("references")]))
+        files_of = shards_of(Source.parse(source).where)
         return fingerprint(json.dumps([[name, file_mark(name)] for name in files_of])) if files_of else None
     names = [name for name in ("image", "image_id", truth) if name in dataset.column_names]
     return content_digest(dataset.select_columns(names))  # other columns decide nothing of a corpus
@@ -151,11 +156,6 @@ def _begin(folder: Path, settings: dict[str, Any], encoders: dict[str, Any], ove
             raise CorpusError(f"{folder} is not a corpus but holds {', '.join(taken)}; name another folder")
         files.write_config(folder, settings)
         return settings
-    if begun.get("complete") and settings["source"] == UNNAMED:
-        raise CorpusError(
-            f"{folder} holds a corpus, and nothing says whether it is of this stream: open it with Corpus.open, name "
-            "another folder, or pass overwrite"
-        )
     differences = [
         f"{what} {begun.get(key)!r}, not {settings[key]!r}"
         for key, what in {"source": "source", "rows": "number of rows"}.items()
@@ -164,7 +164,8 @@ def _begin(folder: Path, settings: dict[str, Any], encoders: dict[str, Any], ove
     if not differences and begun.get("read", settings["read"]) != settings["read"]:  # an earlier version wrote none
         differences.append("other captions, or images of other names, than the source has now")
     elif not differences and begun.get("contents") not in (None, settings["contents"]):  # likewise
-        what = "images, under the same names," if settings["read"] else "files, by their sizes or times,"
+        unread = "rows, by the first one," if settings["source"] == STREAM else "files, by their sizes or times,"
+        what = "images, under the same names," if settings["read"] else unread
         differences.append(f"other {what} than the source has now")
     for slot in ("text_encoder", "image_encoder"):
         if not files.same_encoder(begun, slot, encoders[slot]):
@@ -194,6 +195,7 @@ class _Job:
         self.text_model, self.image_model, self.folder = text_model, image_model, folder
         self.batch_size, self.shard_size, self.show = batch_size, shard_size, progress
         self.known: set[str] = set()  # the images that earlier shards have
+        self.cut = 0  # texts that the encoder has cut
         self.bytes: dict[str, str] | None = None  # {image_id: a digest of its file}, of a stream, which checks no ids
 
     def run(self, dataset: ImageSource, made: int | None = None) -> int:
@@ -272,13 +274,13 @@ class _Job:
 
     def _differs(self, image_id: str, image: Any) -> bool:
         """Whether a stream has had another file under an id; of what another process encoded nothing is known."""
-        return self.bytes is not None and self.bytes.get(image_id, digest := bytes_digest(image)) != digest
+        then = (self.bytes or {}).get(image_id)
+        return bool(then and (digest := bytes_digest(image)) and digest != then)  # what cannot be read is no other
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         before = getattr(self.text_model, "truncated", 0)
         vectors = unit_vectors(self.text_model.encode_texts(texts), texts)
-        if cut := getattr(self.text_model, "truncated", 0) - before:
-            skip(Told("captions that the text encoder cut, so that their ends are not searched"), texts[0][:40], cut)
+        self.cut += getattr(self.text_model, "truncated", 0) - before
         return vectors
 
     def _open(self, rows: Iterator[Row], seen: set[str]) -> _Opened:

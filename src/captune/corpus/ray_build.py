@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captune.corpus import files
+from captune.corpus.build import CUT
 from captune.corpus.build import _Job as Encoding
 from captune.data.pieces import Piece, Shard, pieces_of
 from captune.errors import CorpusError
@@ -111,9 +112,12 @@ def _begin(job: _Job) -> Callable[[Any], tuple[int, float, dict[str, dict[str, i
         number, piece, known = item
         encoding = Encoding(text_model, image_model, folder, job.batch_size, job.shard_size, False)
         encoding.known.update(known)
+        encoding.bytes = {}
         with counting() as skipped, ThreadPoolExecutor(max_workers=1) as pool, Bar(show=False) as bar:
             shard = encoding.shard(iter(piece.read()), pool, bar)
             files.write_shard(files.shard_path(folder, number), shard)
+            if encoding.cut:
+                skip(CUT, f"piece {number}", encoding.cut)
         return shard.rows, time.perf_counter() - started, skipped
 
     return make

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MODEL = r"\b(?:model|encoder|text|image|captioner|judge|verifier):(?:own:)?([^@|\]\s]+)"  # in a scorer's signature
+
 SOURCES = Registry("captune.sources", "source", error=SourceError)
 
 
@@ -193,7 +195,7 @@ def blind(scorer: str, signature: str, source: str, columns: Iterable[str] | Non
     """
     offered = scheme_of(source, columns)
     at_home = {offered.image_encoder, *offered.encoders, *offered.captioners}
-    named = set(re.findall(r"\b(?:model|encoder|text|image):([^@|\]\s]+)", signature)) - at_home
+    named = set(re.findall(_MODEL, signature)) - at_home
     for scheme in SOURCES.values():
         adapted = scheme.captioners if "|adapter:" in signature else ()
         for model in (*scheme.encoders, *scheme.captioners):

@@ -126,9 +126,9 @@ class ZeroCapModel:
     @cached_property
     def token_texts(self) -> list[str]:
         """What each token adds to a text that has begun; a special one nothing."""
-        *_, begun = self.tokenizer("a", add_special_tokens=False)["input_ids"]  # some decoders cut a text's first space
-        pairs = [[begun, i] for i in range(len(self.tokenizer))]
-        length = len(self.tokenizer.decode([begun], skip_special_tokens=True))
+        begun = self.tokenizer("a", add_special_tokens=False)["input_ids"]  # some decoders cut a text's first space
+        pairs = [[*begun, i] for i in range(len(self.tokenizer))]
+        length = len(self.tokenizer.decode(begun, skip_special_tokens=True))
         return [text[length:] for text in self.tokenizer.batch_decode(pairs, skip_special_tokens=True)]
 
     @cached_property

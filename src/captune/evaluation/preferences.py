@@ -73,13 +73,14 @@ def read_preferences(path: str | os.PathLike[str]) -> Preferences:
     path = Path(path)
     rows = [] if is_database(path) else read_rows(path) if path.suffix.lower() in _TABLES else []
     if rows and {"chosen", "rejected"} <= rows[0].keys():
+        told = [Preference(*pair, 1) for pair in _pairs(path, rows)]
         images: dict[str, Any] = {}
         for number, row in enumerate(rows, start=1):
             if (own := row.get("images")) and images.setdefault(str(row.get("image_id")), own[0]) != own[0]:
                 raise AnnotationError(
                     f"{path}, row {number} has another image under the id {row.get('image_id')!r} than a row before it"
                 )
-        return Preferences([Preference(*pair, 1) for pair in _pairs(path, rows)], images)
+        return Preferences(told, images)
     found = read_judgements(path)
     if not found.battles:
         raise AnnotationError(

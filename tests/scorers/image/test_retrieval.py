@@ -130,7 +130,7 @@ def test_own_images_under_other_ids_are_said(corpus: Corpus, caplog: pytest.LogC
     grc.forget()
     grc.rows(captions, **columns)  # which looks at no image
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "1 of the 3 images are not in the corpus by their ids" in caplog.text
+    assert "1 of 3 images of a batch are not in the corpus by their ids" in caplog.text
 
 
 def test_a_corpus_of_other_images_is_no_warning(corpus: Corpus, caplog: pytest.LogCaptureFixture) -> None:

@@ -154,9 +154,9 @@ class _Retrieval(Scorer):
             )
         elif lacking and own is None:
             self._say(
-                f"{lacking} of the {len(ids)} images are not in the corpus by their ids; where they are under others a "
-                "caption retrieves its own image",
-                key="absent",
+                f"{lacking} of {len(ids)} images of a batch are not in the corpus by their ids; where they are under "
+                "others a caption retrieves its own image",
+                key="some absent",
             )
         elif found:
             self._say(
