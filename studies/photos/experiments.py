@@ -28,7 +28,7 @@ SCALES = (1.25, 1.5, 2.0, 3.0)  # of classifier-free guidance
 REPETITION = 0.5  # what the share of repeated 3-grams costs in every reward
 WATCHES = ("clip:{pair}", "detected:?detections={watched}", "pmi:{base}", "vizer:{mapper}")
 OWN, SAMPLES = 300, 2  # images of the own corpus, and samples of each, the best of which is its entry
-LATER = ("crops", "kin")  # rows that were there before them keep their results
+LATER = ("crops", "kin")  # splits, each a field of a row; rows that were there before them keep their results
 TRAINS = ("har", "sft", "scst", "grpo", "vizer")
 
 
@@ -71,9 +71,8 @@ class System(Row):
     @property
     def learns_from(self) -> str:
         """The split whose images the row itself trains on."""
-        if self.crops or self.kin:
-            return "crops" if self.crops else "kin"
-        return {"har": self.images, "sft": "train", "scst": "train"}.get(self.kind, "unlabelled")
+        own = {"har": self.images, "sft": "train", "scst": "train"}.get(self.kind, "unlabelled")
+        return next((split for split in LATER if getattr(self, split)), own)
 
     @property
     def places(self) -> set[str]:

@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,6 @@ from captune.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 _TEXTS_AT_ONCE = 512  # enough for batches of like length
-
-CUT = Told("captions that the text encoder cut, so that their ends are not searched")
 
 STREAM = "a dataset of unknown rows"
 
@@ -109,14 +108,22 @@ def build(
             if make_shards is not None:
                 made = make_shards(source, folder, begun, (text_encoder, image_encoder), batch_size, progress=progress)
             job = _Job(text_model, image_model, folder, batch_size, begun["shard_size"], progress)
-            count = job.run(dataset, made)
-            if job.cut:
-                skip(CUT, "in all", job.cut)
+            with counting_cut(text_model, "in all"):
+                count = job.run(dataset, made)
             merged = files.merge(folder, count)
             files.write_config(folder, {**begun, **merged, "complete": True, "versions": versions()})
         shutil.rmtree(folder / files.SHARDS, ignore_errors=True)
         if index not in EXACT:
             make_index(folder, index, progress=progress)
+
+
+@contextmanager
+def counting_cut(text_model: EncodesTexts, where: str) -> Iterator[None]:
+    """Count the captions that are cut inside."""
+    before = getattr(text_model, "truncated", 0)
+    yield
+    if cut := getattr(text_model, "truncated", 0) - before:
+        skip(Told("captions that the text encoder cut, so that their ends are not searched"), where, cut)
 
 
 def _named(encoder: Any) -> dict[str, str]:
@@ -195,7 +202,6 @@ class _Job:
         self.text_model, self.image_model, self.folder = text_model, image_model, folder
         self.batch_size, self.shard_size, self.show = batch_size, shard_size, progress
         self.known: set[str] = set()  # the images that earlier shards have
-        self.cut = 0  # texts that the encoder has cut
         self.bytes: dict[str, str] | None = None  # {image_id: a digest of its file}, of a stream, which checks no ids
 
     def run(self, dataset: ImageSource, made: int | None = None) -> int:
@@ -262,10 +268,10 @@ class _Job:
             waiting += [caption for _, caption in now.entries]
             while len(waiting) >= _TEXTS_AT_ONCE:
                 part, waiting = waiting[:_TEXTS_AT_ONCE], waiting[_TEXTS_AT_ONCE:]
-                texts.append(self._encode(part))
+                texts.append(unit_vectors(self.text_model.encode_texts(part), part))
             bar.update(now.rows)
         if waiting:
-            texts.append(self._encode(waiting))
+            texts.append(unit_vectors(self.text_model.encode_texts(waiting), waiting))
         if images:
             shard.image_vectors = np.concatenate(images)
         if texts:
@@ -276,12 +282,6 @@ class _Job:
         """Whether a stream has had another file under an id; of what another process encoded nothing is known."""
         then = (self.bytes or {}).get(image_id)
         return bool(then and (digest := bytes_digest(image)) and digest != then)  # what cannot be read is no other
-
-    def _encode(self, texts: list[str]) -> np.ndarray:
-        before = getattr(self.text_model, "truncated", 0)
-        vectors = unit_vectors(self.text_model.encode_texts(texts), texts)
-        self.cut += getattr(self.text_model, "truncated", 0) - before
-        return vectors
 
     def _open(self, rows: Iterator[Row], seen: set[str]) -> _Opened:
         """The next rows, up to batch_size, or until their images have more than `BATCH_PIXELS`.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captune.corpus import files
-from captune.corpus.build import CUT
 from captune.corpus.build import _Job as Encoding
+from captune.corpus.build import counting_cut
 from captune.data.pieces import Piece, Shard, pieces_of
 from captune.errors import CorpusError
 from captune.utils.ray_pool import Progress, answers, check_ray, cluster, default_workers
@@ -114,10 +114,9 @@ def _begin(job: _Job) -> Callable[[Any], tuple[int, float, dict[str, dict[str, i
         encoding.known.update(known)
         encoding.bytes = {}
         with counting() as skipped, ThreadPoolExecutor(max_workers=1) as pool, Bar(show=False) as bar:
-            shard = encoding.shard(iter(piece.read()), pool, bar)
+            with counting_cut(text_model, f"piece {number}"):
+                shard = encoding.shard(iter(piece.read()), pool, bar)
             files.write_shard(files.shard_path(folder, number), shard)
-            if encoding.cut:
-                skip(CUT, f"piece {number}", encoding.cut)
         return shard.rows, time.perf_counter() - started, skipped
 
     return make

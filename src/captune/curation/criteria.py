@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING
-
-from captune.data.schemes import blind
 from captune.errors import UsageError
-from captune.scorers.expression import is_expression
-from captune.scorers.registry import direction, known
+from captune.scorers.registry import check_higher_is_better, known
 
-if TYPE_CHECKING:
-    from captune.curation.base import Captions
-
-logger = logging.getLogger(__name__)
 COLUMN = "column:"
 RESERVED = frozenset(
     {"image", "image_id", "references", "caption", "scene", "row", "number", "entry", "text"}
@@ -33,12 +24,6 @@ def check_by(by: str) -> None:
         known(by)
 
 
-def say_blind(what: str, signature: str, captions: Captions) -> None:
-    """Warn where something looks at images through a model that has seen others alone."""
-    if said := blind(what, signature, captions.source, captions.images.column_names):
-        logger.warning(said)
-
-
 def check_column(name: str) -> None:
     """Refuse a name for a column that the set or its record has for something else.
 
@@ -50,8 +35,6 @@ def check_column(name: str) -> None:
 
 
 def check_direction(by: str, what: str) -> None:
-    """Refuse to rank by a scorer of which less is better; it is ranked by its negative."""
-    if not by.startswith(COLUMN) and direction(by) is False:
-        if is_expression(by):
-            raise UsageError(f"{what} takes the highest, and less of {by!r} is better: turn its signs round")
-        raise UsageError(f"{what} takes the highest, and less of {by!r} is better: write '-{by}'")
+    """Refuse to rank by a scorer of which less is better; which way a column is better nobody declares."""
+    if not by.startswith(COLUMN):
+        check_higher_is_better(by, what)

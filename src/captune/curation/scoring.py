@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captune.curation.base import Captions, Verdicts, Work, keep
-from captune.curation.criteria import COLUMN, say_blind
+from captune.curation.criteria import COLUMN
 from captune.data.checking import without_bad
 from captune.data.columns import LazyImages
+from captune.data.schemes import warn_if_blind
 from captune.errors import CurationError, MissingColumn
 from captune.scorers import Scorer, load_scorer, scorers_in
 from captune.utils.hashing import fingerprint
@@ -66,7 +67,7 @@ def scores(by: str, captions: Captions, work: Work) -> Scores:
     judge = _Judge(by, captions, work.device)
     scorer = judge.scorer
     if "image" in scorer.required_columns:
-        say_blind(scorer.name, scorer.signature, captions)
+        warn_if_blind(scorer.name, scorer.signature, captions.source, captions.images.column_names)
     # an image's captions are compared with each other, or with references: parts hold them together
     size = IMAGES if "image" in scorer.required_columns else TEXTS
     if any(one.together for one in scorers_in(scorer)):

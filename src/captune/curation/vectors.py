@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from captune.curation.base import Captions, Work, keep
-from captune.curation.criteria import say_blind
 from captune.curation.reading import read_table, write_table
 from captune.data.checking import without_bad
 from captune.data.columns import LazyImages
+from captune.data.schemes import warn_if_blind
 from captune.errors import CurationError
 from captune.models.encoders import unit_vectors
 from captune.utils.files import replacing
@@ -80,7 +80,8 @@ def image_vectors(
         name: of these vectors among those of the step.
         rows: of images that are known to open; None: all that open.
     """
-    say_blind(f"encoding by {encoder.name}", f"encoder:{encoder.name}", captions)
+    columns = captions.images.column_names
+    warn_if_blind(f"encoding by {encoder.name}", f"encoder:{encoder.name}", captions.source, columns)
     wanted = np.arange(len(captions.image_ids)) if rows is None else rows
     vectors = _encoded(wanted, IMAGES, _Images(encoder, captions, rows is not None), work, name)
     if rows is not None:

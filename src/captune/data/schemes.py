@@ -208,6 +208,12 @@ def blind(scorer: str, signature: str, source: str, columns: Iterable[str] | Non
     return ""
 
 
+def warn_if_blind(scorer: str, signature: str, source: str, columns: Iterable[str] | None = ()) -> None:
+    """Log what `blind` says, if anything."""
+    if said := blind(scorer, signature, source, columns):
+        logger.warning(said)
+
+
 def source_of(image_ids: Sequence[str]) -> str | None:
     """Return the source that ids come from, asked of every scheme."""
     return next((found for scheme in SOURCES.values() if (found := scheme.source_of(image_ids))), None)

@@ -21,7 +21,7 @@ from pydantic import Field
 from captune.errors import CaptionerError
 from captune.models.caching.prefill import PrefillCache
 from captune.scorers import Scorer, check_needs, load_scorer, scorers_in
-from captune.scorers.registry import direction
+from captune.scorers.registry import check_higher_is_better
 from captune.utils.hashing import pixels_digest
 from captune.utils.skipped import skip
 
@@ -50,10 +50,7 @@ class BestOf:
                 f"best-of: {', '.join(together)} compares the captions of several images, so that a caption would "
                 "depend on which images are in its batch; choose by another scorer"
             )
-        if direction(self.scorer) is False:
-            raise CaptionerError(
-                f"best-of keeps the highest, and less of {self.scorer!r} is better: write 'best-of:{self.n}:-...'"
-            )
+        check_higher_is_better(self.scorer, "best-of", CaptionerError)
         self.judge.check()
 
     @cached_property

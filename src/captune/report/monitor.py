@@ -97,9 +97,8 @@ def _cards(run: Run, rows: dict[float, dict[str, Any]], row: dict[str, Any], row
             grown = _increase(flag["figure"], before, now, shared)
         worse = -1.0 if sampled and direction(flag["figure"]) is not False else 1.0  # the way in which it is
         name = flag["figure"].replace("_", " ") if sampled or flag["figure"] in _HEALTH else "length"
-        for image_id in sorted((i for i in shared if i not in cards), key=lambda i: -worse * grown.get(i, 0.0))[
-            :EXAMPLES
-        ]:
+        order = sorted((i for i in shared if i not in cards), key=lambda i: -worse * grown.get(i, 0.0))
+        for image_id in order[:EXAMPLES]:
             change = f"{name} {grown.get(image_id, 0.0):+.2f}".replace("-", "−")
             entries = _entries(row_truth, image_id, before[image_id], f"step {flag['since']}", sampled)
             entries += _entries(row_truth, image_id, now[image_id], f"step {row['step']}: {change}", sampled)

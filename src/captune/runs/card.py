@@ -6,16 +6,13 @@ import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captune.models.hub import is_local
 from captune.utils.wording import span
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
-
-
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def model_card(
@@ -70,7 +67,7 @@ def model_card(
         library_name="peft",
         pipeline_tag="image-to-text",
         tags=["captune", "image-captioning"],
-        base_model=base if HUB_NAME.fullmatch(base) and not Path(base).is_dir() else None,
+        base_model=None if is_local(base, bare=False) else base,
         model_name=name if results else None,
         eval_results=results or None,
     )

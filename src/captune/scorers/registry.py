@@ -14,7 +14,7 @@ import warnings
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from captune.errors import ExpressionError, UnknownScorer, redact
+from captune.errors import CaptuneError, ExpressionError, UnknownScorer, UsageError, redact
 from captune.scorers.base import Cache, Scorer
 from captune.scorers.expression import Expression, is_expression, parse
 from captune.scorers.files import FILE, loaded_from_file, scorer_from_file
@@ -107,6 +107,19 @@ def group_of(name: str) -> str:
     parts = cls.__module__.split(".")
     folder = parts[2] if parts[:2] == ["captune", "scorers"] and len(parts) > 3 else "other"
     return cls.group or (folder if folder in GROUPS else "other")
+
+
+def check_higher_is_better(spec: str, what: str, error: type[CaptuneError] = UsageError) -> None:
+    """Refuse a scorer, or a weighted sum, of which less is better where the highest is taken.
+
+    Args:
+        spec: the scorer.
+        what: what takes the highest, for the message.
+        error: the kind that is raised.
+    """
+    if direction(spec) is False:
+        how = "turn its signs round" if is_expression(spec) else f"write '-{spec}'"
+        raise error(f"{what} takes the highest, and less of {spec!r} is better: {how}")
 
 
 def direction(spec: str | Scorer, figure: str | None = None) -> bool | None:

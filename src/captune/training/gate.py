@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from captune.data.schemes import blind
+from captune.data.schemes import warn_if_blind
 from captune.errors import TrainingError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import GATE, RESULTS, RunDir, plain
@@ -84,8 +84,7 @@ def check_reward(
         ScorerError: what a scorer runs on is missing or fails.
     """
     for scorer in (part for part, _ in parts if isinstance(part, Scorer)):
-        if said := blind(scorer.name, scorer.signature, config.images, images.column_names):
-            logger.warning(said)
+        warn_if_blind(scorer.name, scorer.signature, config.images, images.column_names)
     if not _asks(run_dir, config):
         return
     found = processes.on_first(_measure, captioner, images, parts, config, first_turn)

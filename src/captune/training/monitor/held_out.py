@@ -26,7 +26,7 @@ from datasets import Dataset
 
 from captune.data import load_images, load_references, without_bad
 from captune.data.columns import LazyImages
-from captune.data.schemes import blind, scheme_of
+from captune.data.schemes import scheme_of, warn_if_blind
 from captune.errors import EvaluationError, ScorerError
 from captune.models.captioner import Captioner
 from captune.runs.run_dir import RunDir, plain
@@ -101,8 +101,7 @@ class HeldOutMonitor:
             del self.columns["references"]
         check_served(self.scorers.values(), self.columns, len(dataset))
         for scorer in self.scorers.values():
-            if said := blind(scorer.name, scorer.signature, source, self.columns):
-                logger.warning(said)
+            warn_if_blind(scorer.name, scorer.signature, source, self.columns)
         self.primary = f"eval_{next(iter(self.scorers))}" if self.scorers else None
         self.greater_is_better = not self.scorers or next(iter(self.signs.values())) > 0
         scheme = scheme_of(source, self.columns)  # the truth is for health metrics where it is not the reward
