@@ -47,7 +47,7 @@ JUDGED = ("rows", "refine", "zero", "decoders")  # sections whose captions the s
 class Study(runner.Study):
     name, about = "photos", __doc__ or ""
     bases = ()
-    rows, default = ROWS, ("rows", "refine", "crops", "sums", "zero", "longer", "kin", "decoders", "scorers")
+    rows, default = ROWS, ("rows", "cropped", "refine", "crops", "sums", "zero", "longer", "kin", "decoders", "scorers")
     seeds = {  # noqa: RUF012
         "": (7, 8, 9), "refine": (7, 8, 9, 10, 11), "choices": (1,), "sums": (7,), "longer": (7,), "scorers": (7,)
     }  # fmt: skip

@@ -26,7 +26,7 @@ from studies.scorers.evaluate import named
 from .experiments import BAR, FILE, ROWS, SHARE, System
 
 COLUMNS = shared(FILE, "columns")
-BASES = {"refine": "stage 1", "zero": "base", "decoders": "greedy"}
+BASES = {"cropped": "HAR stage 1", "refine": "stage 1", "zero": "base", "decoders": "greedy"}
 SUPERVISED = "supervised"
 GAPS = {"CIDEr-D": "cider", "detected F1": "detected"}
 NO_GAP = "no gap"  # in place of a share, where supervision is not above the base
@@ -234,6 +234,8 @@ def write(folder: Path) -> list[Path]:
 
     add("rows", "Bar 1: stage 1", bar_1)
     add("rows", "Stage 1 on the test images", figures_table, "test")
+    add("cropped", "Stage 1 with two rows of choices", figures_table, "test")
+    add("cropped", "Stage 1 with two rows of choices, differences", differences_table, BASES["cropped"])
     add("refine", "Bar 2: SCST", bar_2)
     add("refine", "Stage 2", figures_table, "test")
     add("refine", "Stage 2, differences", differences_table, BASES["refine"])
