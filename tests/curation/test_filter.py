@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_text_encoders
 from broken_images import encode, photo
 from curation_sets import run, write
 
 from captune.curation.filter import Filter
 from captune.errors import CurationError, MissingColumn, SourceError, UsageError
 from captune.scorers import load_scorer
+from captune.utils.skipped import counting, sentences
 
 SETS = [["one", "one two three"], ["one two"], ["one two three four", "one two three", "two three four"]]
 
@@ -129,6 +131,18 @@ def test_images_that_cannot_be_opened_and_scores_that_are_no_numbers(tmp_path: P
     assert [row["score"] for row in rows] == [30, None, None, None, 32]
     assert rows[1]["reason"].endswith("the score is no number")
     assert rows[2]["reason"].endswith("the image cannot be opened")
+
+
+def test_captions_that_the_scorer_cuts_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sentence_transformers")
+    monkeypatch.setattr("captune.curation.scoring.TEXTS", 2)  # a part for each image
+    folder = tiny_text_encoders.sentences(tmp_path / "model")
+    source = write(tmp_path / "set.jsonl", [["a cat in " * 20, "a cat"], ["a dog", "a dog by " * 20], ["one", "two"]])
+    for by in (f"sbert:{folder}", f"sbert:{folder} - 0.01*length"):
+        with counting() as counts:
+            run(source, tmp_path / "out", {"filter": {"by": by, "min": -9}}, overwrite=True)
+        (said,) = sentences(counts)
+        assert said.startswith(f"captions are longer than {by} reads: their score is of their beginnings: 2 captions")
 
 
 def test_a_column_that_the_source_lacks(source: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import tiny_text_encoders
 
 from captune import scorers
 from captune.cli.main import main
@@ -17,6 +18,7 @@ from captune.evaluation.run import evaluate_files
 from captune.evaluation.statistics import holm
 from captune.evaluation.table import table
 from captune.scorers import Scorer
+from captune.scorers.reference.sentence_similarity import SbertSimilarity
 
 SAID = {f"i{i}": f"a {c} ball number {i} on the beach" for i, c in enumerate(["red", "blue", "green", "pink"] * 5)}
 
@@ -77,6 +79,20 @@ def test_a_scorer_that_fails_takes_no_others_scores_with_it(files, how, capsys) 
     assert "bleu_4" in out and "fragile" in err
     with pytest.raises(EvaluationError, match="fragile"):
         evaluate_files([poor], references=references, scorers=[f"fragile:{how}"])
+
+
+def test_captions_that_a_scorer_cuts_are_said_of_each_file(files, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("sentence_transformers")
+    references, good, poor = files
+    folder = tiny_text_encoders.sentences(tmp_path / "model")
+    monkeypatch.setitem(scorers.SCORERS.targets, "sbert", SbertSimilarity)
+    lines = poor.read_text().splitlines()
+    cut = [json.dumps(json.loads(line) | {"caption": "a cat in " * 20}) for line in lines[:5]]
+    poor.write_text("\n".join([*cut, *lines[5:]]) + "\n")
+    spec = f"sbert:{folder}"
+    result = evaluate_files([good, poor], scorers=[spec, "length"], references=references, bootstrap=0, cache=None)
+    said = f"25.0% of the captions in {poor} are too long for {spec}, which judges their beginnings"
+    assert [warning for warning in result["warnings"] if "too long" in warning] == [said]
 
 
 def test_all_scores_what_can_be_scored_and_says_why_not_the_rest(files) -> None:

@@ -24,6 +24,7 @@ from captune.data.schemes import warn_if_blind
 from captune.errors import CurationError, MissingColumn
 from captune.scorers import Scorer, load_scorer, scorers_in
 from captune.utils.hashing import fingerprint
+from captune.utils.skipped import Told, skip
 
 TEXTS, IMAGES = 4096, 256  # captions of a part: of scorers that read texts alone, and of those that look at images
 WHY = ("", "the image has no other caption to compare with", "the image cannot be opened", "the score is no number")
@@ -77,7 +78,8 @@ def scores(by: str, captions: Captions, work: Work) -> Scores:
         (f"scores-{mark}-{number:06d}.npy", (start, stop), stop - start)
         for number, (start, stop) in enumerate(captions.parts(size))
     ]
-    work.share(judge, parts, f"scoring by {by}")
+    if cut := sum(work.share(judge, parts, f"scoring by {by}")):  # of the parts that are made now
+        skip(Told(f"captions are longer than {by} reads: their score is of their beginnings"), captions.source, cut)
     made = [np.load(work.path(name)) for name, *_ in parts]
     whole = np.concatenate(made) if made else np.zeros((0, 2))
     values, why = whole[:, 0], whole[:, 1].astype(np.uint8)
@@ -145,12 +147,14 @@ class _Judge:
             fit(scorer, partial(_references, self.captions))
         return scorer
 
-    def __call__(self, path: Path, span: tuple[int, int]) -> None:
-        """Write the scores of a part."""
-        keep(path, self._score(*span))
+    def __call__(self, path: Path, span: tuple[int, int]) -> int:
+        """Write the scores of a part; tell how many of the captions were cut."""
+        made, cut = self._score(*span)
+        keep(path, made)
+        return cut
 
-    def _score(self, start: int, stop: int) -> np.ndarray:
-        """(captions of the part, 2): scores, and why one is missing."""
+    def _score(self, start: int, stop: int) -> tuple[np.ndarray, int]:
+        """(captions of the part, 2): scores, and why one is missing; how many captions were cut."""
         scorer, captions = self.scorer, self.captions
         needs = set(scorer.required_columns)
         texts, rows = captions.texts(start, stop), captions.rows[start:stop]
@@ -178,7 +182,7 @@ class _Judge:
             place = np.searchsorted(unique, rows)
             for name in besides - {"image"}:
                 columns[name] = [chosen.with_format(None)[name][i] for i in place.tolist()]
-        good = np.flatnonzero(made[:, 1] == 0)
+        good, cut = np.flatnonzero(made[:, 1] == 0), 0
         if len(good):
             if len(good) < len(texts):
                 texts = [texts[i] for i in good]
@@ -186,6 +190,7 @@ class _Judge:
             if "image" in needs:
                 columns["image"] = LazyImages(captions.images.select(rows[good].tolist()))
             made[good, 0] = scorer.per_caption(scorer.measure(texts, columns))
+            cut = round(scorer.truncated * len(good))
         made[(made[:, 1] == 0) & ~np.isfinite(made[:, 0]), 1] = 3
         made[made[:, 1] > 0, 0] = np.nan
-        return made
+        return made, cut

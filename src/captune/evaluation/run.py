@@ -184,6 +184,7 @@ def evaluate_files(
     warnings = _warnings(systems, len(ids), expected)
     shown = columns["image"].dataset.column_names if "image" in columns else ()
     warnings += _blind(next(iter(results.values())), images or references, shown)
+    warnings += _truncated(results)
     warnings += _among_references(texts, columns.get("references", ()), references)
     if bad:
         who = ", ".join(name for name, rows in scored.items() if unread.isdisjoint(rows))
@@ -230,6 +231,16 @@ def _blind(results: Mapping[str, Result], pictures: str | None, shown: Sequence[
     if pictures is None:
         return []
     return [said for spec, result in results.items() if (said := blind(spec, result.signature, pictures, shown))]
+
+
+def _truncated(results: Mapping[str, Mapping[str, Result]]) -> list[str]:
+    """Say which scorers read the beginnings of some captions alone."""
+    return [
+        f"{result.truncated:.1%} of the captions in {name} are too long for {spec}, which judges their beginnings"
+        for name, own in results.items()
+        for spec, result in own.items()
+        if result.truncated
+    ]
 
 
 def _scored(

@@ -31,6 +31,7 @@ class Result:
     rows: np.ndarray = field(repr=False)  # (N, D): what `paired` compares
     signature: str
     n: int
+    truncated: float = 0.0  # the share of the captions that the scorer's encoder cut
 
     def to_pandas(self) -> Any:
         """Return a pandas DataFrame: a row per figure, columns value, low and high (nan without an interval)."""
@@ -124,6 +125,7 @@ def evaluate(
             rows=rows,
             signature=scorer.signature,
             n=len(captions),
+            truncated=scorer.truncated,
         )
     return Results(results, [row for name, result in results.items() for row in figures(name, result)])
 

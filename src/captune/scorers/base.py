@@ -60,6 +60,7 @@ class Scorer:
             kept in `cache`.
         cache: where they are kept.
         kept_every: how many captions are judged between two writes to it.
+        truncated: the share of the captions judged last that its encoder cut, so that their ends decided nothing.
         fitted_file: the file of a run directory that keeps what `fit` froze.
         grouped: whether it compares the captions of an image with each other, so that one alone has no score.
         together: whether a caption's number depends on the other captions, or images, that are judged with it.
@@ -84,6 +85,7 @@ class Scorer:
     kept_every: int = 128
     grouped: bool = False
     together: bool = False
+    truncated: float = 0.0
     fitted_file: str = ""
     group: str = ""
     Settings: ClassVar[type | None] = None

@@ -132,6 +132,11 @@ class Expression(Scorer):
         """Whether the corpus figures of all parts are functions of the rows' totals."""
         return all(part.is_additive for part, _ in self.parts)
 
+    @property
+    def truncated(self) -> float:
+        """The largest share of the captions that the encoder of a part cut."""
+        return max(part.truncated for part, _ in self.parts)
+
     def corpus(self, rows: np.ndarray) -> dict[str, float]:
         """Return the corpus figures."""
         return {self.name: sum(w * next(iter(part.corpus(own).values())) for part, w, own in self._split(rows))}

@@ -68,7 +68,7 @@ class ClipScore(EncoderScorer["EncodesBoth"]):
         self.w, self.prefix = settings.w, settings.prefix.strip()
         self.batch_size = batch_size
         self._model, self._device, self._encoder = settings.model, device, encoder
-        self._cut, self._warned = 0.0, False
+        self.truncated, self._warned = 0.0, False
 
     def forget(self) -> None:
         """An empty caption is warned of again."""
@@ -80,7 +80,7 @@ class ClipScore(EncoderScorer["EncodesBoth"]):
         """(N, 1), or (N, 2) with RefCLIPScore, which is given only where every caption has a reference."""
         before = self.encoder.truncated
         texts = self._texts(captions)
-        self._cut = (self.encoder.truncated - before) / max(1, len(captions))
+        self.truncated = (self.encoder.truncated - before) / max(1, len(captions))
         score = self.w * (self._image_features(image) * texts).sum(-1).clamp(min=0).double()
         empty = [i for i, caption in enumerate(captions) if not caption.strip()]
         score[empty] = 0.0
@@ -111,7 +111,7 @@ class ClipScore(EncoderScorer["EncodesBoth"]):
         encoder = self.encoder
         return (
             f"clipscore|model:{described(encoder)}|w:{self.w:g}|prefix:{self.prefix or 'none'}"
-            f"|empty:0|context:{encoder.context_length}|truncated:{self._cut:.1%}"
+            f"|empty:0|context:{encoder.context_length}|truncated:{self.truncated:.1%}"
         )
 
     def __call__(self, completions: Sequence[Any], *, references: Any = None, **columns: Any) -> list[float]:

@@ -66,7 +66,7 @@ class RewardModelScorer(Scorer):
             raise SpecError(f"the scorer {self.name!r} needs the folder of a model: {self.usage}")
         if model is not None:
             self.model = model
-        self._cut, self._warned = 0.0, False
+        self.truncated, self._warned = 0.0, False
 
     @cached_property
     def model(self) -> RewardModel:
@@ -93,7 +93,7 @@ class RewardModelScorer(Scorer):
         """Return (N, 1): the reward of each caption."""
         before = self.model.encoder.truncated
         rewards = self.model.rewards(self._images(image, batch_size=self.batch_size)[1], captions)
-        self._cut = (self.model.encoder.truncated - before) / max(1, len(captions))
+        self.truncated = (self.model.encoder.truncated - before) / max(1, len(captions))
         empty = sum(not caption.strip() for caption in captions)
         if empty and not self._warned:
             self._warned = True
@@ -108,7 +108,7 @@ class RewardModelScorer(Scorer):
         model = self.model
         return (
             f"reward_model|model:{model.name}@{model.digest} ({model.note})|encoder:{model.config.encoder.name}"
-            f"|empty:least|context:{model.encoder.context_length}|truncated:{self._cut:.1%}"
+            f"|empty:least|context:{model.encoder.context_length}|truncated:{self.truncated:.1%}"
         )
 
     @cached_property

@@ -82,7 +82,7 @@ class SelfRetrieval(EncoderScorer["EncodesBoth"]):
         self.n = None if settings.n == "all" else settings.n
         self._model, self._device, self._encoder = settings.model, device, encoder
         self._pool = 0
-        self._cut = 0.0
+        self.truncated = 0.0
 
     def rows(self, captions: Sequence[str], *, image: Sequence[Any], **columns: Any) -> np.ndarray:
         """(N, len(k) + 1): whether the rank is at most each k that says something; 1 / rank."""
@@ -118,7 +118,7 @@ class SelfRetrieval(EncoderScorer["EncodesBoth"]):
             _log.warning("%s: %s is left out, as %s", self.name, names, among)
         before = self.encoder.truncated
         texts = self.encoder.encode_texts(list(captions))
-        self._cut = (self.encoder.truncated - before) / len(captions)
+        self.truncated = (self.encoder.truncated - before) / len(captions)
         place = {key: i for i, key in enumerate(circle)}
         own = torch.tensor([place[key] for key in keys])
         gallery = torch.stack([features[key] for key in circle]).T
@@ -154,5 +154,5 @@ class SelfRetrieval(EncoderScorer["EncodesBoth"]):
         encoder = self.encoder
         return (
             f"self_retrieval|model:{described(encoder)}|distractors:{self.n or 'all'}|images:{self._pool}"
-            f"|seed:{self.seed}|ties:against|empty:0|context:{encoder.context_length}|truncated:{self._cut:.1%}"
+            f"|seed:{self.seed}|ties:against|empty:0|context:{encoder.context_length}|truncated:{self.truncated:.1%}"
         )

@@ -154,7 +154,7 @@ class BertScore(EncoderScorer["TokenEncoder"]):
         self._idf_file = idf if self.weighted and idf != "1" else None
         self._idf: Idf | None = None
         self._rescale = settings.rescale
-        self._cut = 0.0
+        self.truncated = 0.0
         # with an idf of the evaluated references, a row depends on the other captions' references
         self.together = self.weighted and self._idf_file is None
         self.cached = not self.together
@@ -214,7 +214,7 @@ class BertScore(EncoderScorer["TokenEncoder"]):
         rows = super().measure(captions, columns)
         before = self.encoder.truncated
         self.encoder.token_ids(captions)
-        self._cut = (self.encoder.truncated - before) / max(1, len(captions))
+        self.truncated = (self.encoder.truncated - before) / max(1, len(captions))
         return rows
 
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
@@ -259,7 +259,7 @@ class BertScore(EncoderScorer["TokenEncoder"]):
         rescale = ",".join(f"{b:g}" for b in baseline) if baseline.any() else "no"
         return (
             f"bertscore|model:{encoder.name}@{encoder.digest}|layer:{encoder.layer}|idf:{idf}|rescale:{rescale}"
-            f"|references:max|context:{encoder.context_length}|truncated:{self._cut:.1%}"
+            f"|references:max|context:{encoder.context_length}|truncated:{self.truncated:.1%}"
             f"|transformers:{transformers.__version__}"
         )
 

@@ -59,12 +59,12 @@ class SbertSimilarity(SentenceScorer):
         settings = self.read(argument)
         self.refs = settings.refs
         self._model, self._encoder, self._device, self.batch_size = settings.model, encoder, device, batch_size
-        self._cut = 0.0
+        self.truncated = 0.0
 
     def measure(self, captions: Sequence[str], columns: Mapping[str, Any]) -> np.ndarray:
         """Return `rows`, of which the cache may have some; the share of texts that were cut is that of all."""
         rows = super().measure(captions, columns)
-        self._cut = float(np.mean(self.encoder.longer(captions))) if captions else 0.0
+        self.truncated = float(np.mean(self.encoder.longer(captions))) if captions else 0.0
         return rows
 
     def rows(self, captions: Sequence[str], *, references: Sequence[Sequence[str]], **others: Any) -> np.ndarray:
@@ -89,5 +89,5 @@ class SbertSimilarity(SentenceScorer):
         encoder = self.encoder
         return (
             f"sbert|model:{encoder.name}@{encoder.digest}|references:{self.refs}|context:{encoder.context_length}"
-            f"|truncated:{self._cut:.1%}|sentence-transformers:{version('sentence-transformers')}"
+            f"|truncated:{self.truncated:.1%}|sentence-transformers:{version('sentence-transformers')}"
         )
