@@ -36,6 +36,13 @@ def rows(captions: dict[str, str]) -> list[dict[str, str]]:
     return [{"image_id": key, "caption": text} for key, text in captions.items()]
 
 
+def test_a_single_line_without_an_image_id_is_no_table_of_ids(tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"image": "b.png", "caption": "a dog"}\n')
+    with pytest.raises(CaptionFileError, match="image_id"):
+        read_captions(path)
+
+
 def test_odd_captions_survive(tmp_path: Path) -> None:
     path = tmp_path / "new" / "caps.jsonl"
     with CaptionWriter(path) as writer:

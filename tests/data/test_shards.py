@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,12 +17,13 @@ from captune.data import SourceError, load_images
 from captune.data.sources import count_images
 from captune.inference.job import caption_source
 from captune.utils import progress
+from captune.utils.skipped import counting, sentences
 
 
-def tar(path: Path, keys: list[str], extra: str = "") -> None:
+def tar(path: Path, keys: list[str], extra: str = "", text: bytes = b"a dog") -> None:
     with tarfile.open(path, "w") as file:
         for key in keys:
-            for name, content in ((f"{key}.jpg", encode(photo(8, 8, len(key)), "JPEG")), (f"{key}.txt", b"a dog")):
+            for name, content in ((f"{key}.jpg", encode(photo(8, 8, len(key)), "JPEG")), (f"{key}.txt", text)):
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 file.addfile(member, io.BytesIO(content))
@@ -49,6 +51,27 @@ def test_braces_name_shards_as_a_shell_does(shards: Path) -> None:
     assert ids(f"{shards}/s-00{{3,1}}.tar") == [f"{n}-{i}" for n in (3, 1) for i in range(3)]
     assert ids(f"{shards}/s-0{{0,1}}{{0..1}}.tar?n=7") == [*(f"{n}-{i}" for n in (0, 1) for i in range(3)), "10-0"]
     assert ids(f"{shards}/s-0{{00..1}}.tar") == ids(f"{shards}/s-00{{0..1}}.tar")
+
+
+def test_captions_of_several_lines_are_one_and_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    tar(tmp_path / "s.tar", ["a", "b"], text=b"a dog runs\nthe dog is brown\n")
+    for _ in range(2):  # the second time from the cache
+        with counting() as counts:
+            rows = list(load_images(str(tmp_path / "s.tar"), decode=False))
+        assert [row["references"] for row in rows] == [["a dog runs\nthe dog is brown"]] * 2
+        (said,) = sentences(counts)
+        assert said.startswith("captions of several lines in shards are one each") and ": 2 captions (" in said
+
+
+def test_a_shuffled_stream_without_ids_is_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        rows = [{"image": encode(photo(8, 8, number), "PNG"), "caption": str(number)}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+    with pytest.raises(SourceError, match=r"no column of ids, and \?seed= shuffles the 2 files of a stream"):
+        load_images(f"{tmp_path}?streaming=1&seed=3")
+    assert len(ids(f"{tmp_path}?streaming=1&seed=3&id=caption")) == 2
+    assert ids(f"{tmp_path}?streaming=1") == ["000000", "000001"]
 
 
 def test_a_shard_that_is_not_there_is_named(shards: Path) -> None:

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from PIL import Image
@@ -174,6 +176,31 @@ def test_a_table_with_ids_beside_the_files_is_known_by_its_ids(tmp_path: Path, k
         load_images(str(path))
     write(path, "id,image,caption\n0,a.jpg,a dog\n1,a.jpg,a cat\n")  # which numbers the captions
     assert content(path) == {"a.jpg": ["a dog", "a cat"]}
+
+
+@pytest.mark.parametrize("form", ["c.jsonl", "c.json", "c.parquet"])
+def test_ids_that_number_captions_do_not_make_an_image_of_each(tmp_path: Path, form: str) -> None:
+    images(tmp_path, ["a.jpg", "b.jpg"])
+    rows = [{"id": i, "image": f"{'ab'[i // 2]}.jpg", "caption": f"caption {i}"} for i in range(4)]
+    if form.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / form)
+    else:
+        write(tmp_path / form, "\n".join(map(json.dumps, rows)) if form.endswith("l") else json.dumps(rows))
+    with pytest.raises(SourceError, match=r"name the file a\.jpg under the ids '0' and '1'.*one image would be two"):
+        load_images(str(tmp_path / form))
+    by_file = {"a.jpg": ["caption 0", "caption 1"], "b.jpg": ["caption 2", "caption 3"]}
+    if form.endswith("parquet"):
+        assert load_references(f"{tmp_path / form}?id=image&image=image") == by_file
+    for row in rows:
+        row["id"] = row["image"]  # of the image, once a caption
+    write(tmp_path / "own.jsonl", "\n".join(map(json.dumps, rows)))
+    assert load_references(str(tmp_path / "own.jsonl")) == by_file
+
+
+def test_an_empty_list_of_references_hides_no_caption(tmp_path: Path) -> None:
+    rows = [{"image_id": "a", "references": [], "caption": "a dog"}, {"image_id": "b", "references": None}]
+    write(tmp_path / "c.jsonl", "\n".join(map(json.dumps, rows)))
+    assert load_references(str(tmp_path / "c.jsonl")) == {"a": ["a dog"], "b": []}
 
 
 def test_images_elsewhere_are_named_in_the_source(tmp_path: Path) -> None:

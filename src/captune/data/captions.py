@@ -121,7 +121,8 @@ def _read(path: Path, format: str | None, images: Places | None) -> dict[str, st
 def is_jsonl(path: Path) -> bool:
     """Return whether a file holds JSON lines.
 
-    By content: the first line is an object with an image_id; of an empty or torn file the name decides.
+    By content: the first line is an object with an image_id. The name decides of a file that is empty or torn, and
+    whether another object is a row or all of the captions by their ids.
     """
     first = read_file(path, error=CaptionFileError).partition(b"\n")[0].strip()
     if not first:
@@ -130,7 +131,7 @@ def is_jsonl(path: Path) -> bool:
         row = json.loads(first)
     except (ValueError, RecursionError):
         return path.suffix.lower() in (".jsonl", ".ndjson")
-    return isinstance(row, dict) and "image_id" in row
+    return isinstance(row, dict) and ("image_id" in row or path.suffix.lower() in (".jsonl", ".ndjson"))
 
 
 class CaptionWriter:

@@ -53,6 +53,8 @@ BLANK = "references that are blank or a word for a missing value"
 HALF = "references with half a character, which is no text in UTF-8"
 """JSON can hold a lone surrogate; no table of images, tokenizer or trainer can."""
 
+NUMBERED = "if the ids number captions, let the file be the image's id"
+
 
 class Entry(NamedTuple):
     """One image of a caption file.
@@ -364,8 +366,27 @@ def _kind(name: str) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[Entry]:
-    for number, row in jsonl_rows(path, whole=True):
-        yield row_entry(row, path, "line", number)
+    return _row_entries(jsonl_rows(path, whole=True), path, "line")
+
+
+def _row_entries(rows: Iterable[tuple[int, dict[str, Any]]], path: Path, noun: str) -> Iterator[Entry]:
+    """The images of numbered objects.
+
+    Raises:
+        SourceError: a file stands under two ids of the name "id", which may number captions.
+    """
+    files: dict[str, Entry] = {}  # the first of each
+    for number, row in rows:
+        entry = row_entry(row, path, noun, number)
+        if entry.name is not None and first_key(row, ID_KEYS) == "id":
+            other = files.setdefault(entry.name, entry)
+            if other.image_id != entry.image_id:
+                raise SourceError(
+                    f"{path}: {noun} {other.number} and {noun} {number} name the file {entry.name} under the ids "
+                    f"{other.image_id!r} and {entry.image_id!r}, so that one image would be two; {NUMBERED}: leave "
+                    "them out"
+                )
+        yield entry
 
 
 def row_entry(row: dict[str, Any], path: Path, noun: str, number: int) -> Entry:
@@ -381,6 +402,8 @@ def row_entry(row: dict[str, Any], path: Path, noun: str, number: int) -> Entry:
         SourceError: it has no image and no id.
     """
     image_key, id_key, reference_key = (first_key(row, keys) for keys in (IMAGE_KEYS, ID_KEYS, REFERENCE_KEYS))
+    if reference_key and not row[reference_key]:  # an empty list beside a caption
+        reference_key = first_key((key for key in row if row[key]), REFERENCE_KEYS) or reference_key
     name = row[image_key] if image_key else None
     if isinstance(name, dict):
         name = name.get("path")
@@ -406,7 +429,7 @@ def _read_json(path: Path, split: str | None) -> tuple[Iterable[Entry], str | No
         for number, row in enumerate(content, start=1):
             if not isinstance(row, dict):
                 raise SourceError(f"{path}, entry {number}: expected an object with 'image_id' and 'caption'")
-        return [row_entry(row, path, "entry", number) for number, row in enumerate(content, start=1)], split
+        return _row_entries(enumerate(content, start=1), path, "entry"), split
     if not isinstance(content, dict):
         raise SourceError(f"{path}: expected COCO or Karpathy captions, a list of results or {{id: caption}}")
     images: Any = content.get("images")

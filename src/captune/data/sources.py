@@ -452,7 +452,9 @@ def _table(source: Source, limit: int | None, stream: bool, with_images: bool) -
         advice = f"; name its files: {path / '**' / source.split}-*.parquet" if path.is_dir() else ""
         raise SourceError(f"{source.where} has no splits; leave ?split={source.split} out{advice}")
     images = Path(source.images).expanduser() if source.images else base
-    dataset = normalise(dataset, source.where, options, images, with_images, data=base)
+    dataset = normalise(
+        dataset, source.where, options, images, with_images, data=base, shuffled=source.seed is not None
+    )
     taken = _take(dataset, source, limit)
     return guarded(taken, source.where) if isinstance(taken, IterableDataset) else taken
 

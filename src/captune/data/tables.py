@@ -34,6 +34,7 @@ from captune.data.readers import (
     ID_KEYS,
     IMAGE_KEYS,
     KEPT,
+    NUMBERED,
     REFERENCE_KEYS,
     Blanks,
     as_id,
@@ -137,7 +138,13 @@ def reason(error: BaseException) -> str:
 
 
 def normalise(
-    dataset: Any, name: str, options: Mapping[str, str], folder: Path, with_images: bool, data: Path | None = None
+    dataset: Any,
+    name: str,
+    options: Mapping[str, str],
+    folder: Path,
+    with_images: bool,
+    data: Path | None = None,
+    shuffled: bool = False,
 ) -> Dataset | IterableDataset:
     """Return the dataset with columns image ({"bytes", "path"}), image_id and references.
 
@@ -150,6 +157,7 @@ def normalise(
         folder: what relative image paths are relative to.
         with_images: False leaves the images out.
         data: the folder that the tables are in, if it is another one; paths may lead there too.
+        shuffled: a stream's files will be shuffled, so that the place of a row names no image.
 
     Raises:
         SourceError: if an id is missing, two images have one, a path leads out of the folder, or a column is missing or
@@ -166,11 +174,18 @@ def normalise(
     caption = options.get("caption") or first_key(columns, REFERENCE_KEYS)
     where = ImageFolder(name, folder, folder if data is None else data)
     if isinstance(dataset, IterableDataset):
+        if shuffled and id_column is None and dataset.num_shards > 1:
+            raise SourceError(
+                f"{name} has no column of ids, and ?seed= shuffles the {dataset.num_shards} files of a stream, so that "
+                "the place of a row names no image: name a column with ?id=, or leave ?seed= or ?streaming=1 out"
+            )
         return _normalise_stream(dataset, images, id_column, caption, where, name)
     references = _references(_values(dataset, caption), name) if caption else [[] for _ in range(len(dataset))]
     ids = _ids(_values(dataset, id_column), name, id_column) if id_column else [f"{i:06d}" for i in range(len(dataset))]
     if images and len(set(ids)) < len(ids):
         _same_images(dataset, images, ids, name, id_column)
+    if images and id_column == "id" and "id" not in options and dataset.features[images[0]] in _PATHS:
+        _one_id_each(dataset, images[0], ids, name)
     rows_ids = ids
     ids, references, first = _group(ids, references, name, id_column)
     keep = [column for column in columns if column in KEPT]
@@ -278,6 +293,17 @@ def _same_images(dataset: Dataset, images: list[str], ids: list[str], name: str,
                     f"{name}: rows {number} and {start + row + 1} have the id {image_id!r} ({id_column}) and different "
                     "images; give each image its own id"
                 )
+
+
+def _one_id_each(dataset: Dataset, column: str, ids: list[str], name: str) -> None:
+    """Refuse a file that stands beside two ids of the column "id", which may number captions."""
+    first: dict[str, int] = {}
+    for row, file in enumerate(_values(dataset, column)):
+        if file is not None and ids[other := first.setdefault(file, row)] != ids[row]:
+            raise SourceError(
+                f"{name}: rows {other + 1} and {row + 1} name the file {file} under the ids {ids[other]!r} and "
+                f"{ids[row]!r}, so that one image would be two; {NUMBERED}: ?id={column}"
+            )
 
 
 def _identity(value: Any) -> Any:

@@ -23,10 +23,11 @@ from captune.data.tables import FEATURES
 from captune.errors import SourceError
 from captune.utils.files import parse_json, replace_file, replacing
 from captune.utils.hashing import fingerprint
-from captune.utils.skipped import skip
+from captune.utils.skipped import Told, skip
 
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
-_FORMAT = 1  # of what is kept in the cache
+_FORMAT = 2  # of what is kept in the cache; 1 did not count captions of several lines
+LINES = "captions of several lines in shards are one each; a list in .json, or the lines beside an image, are several"
 
 Row = dict[str, Any]
 Skips = dict[str, list[Any]]
@@ -100,8 +101,7 @@ def _cached(files: list[str], options: dict[str, str]) -> Dataset:
             if not written:
                 raise SourceError(f"{files[0]} holds no images (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
         replace_file(notes, json.dumps(skips))
-    for reason, (item, count) in parse_json(notes.read_bytes(), str(notes), error=SourceError).items():
-        skip(reason, item, count)
+    say(parse_json(notes.read_bytes(), str(notes), error=SourceError))
     return Dataset.from_file(str(table))
 
 
@@ -151,6 +151,8 @@ def samples(
                         _count(found, "captions in shards without an image of their key", place)
                         continue
                     references = _captions(file, members, place, options, exact)
+                    if not exact and any("\n" in text for text in references):
+                        _count(found, LINES, place)
                     if not exact and blanks.remove(references):
                         blanks.note(place)
                     if not exact and not all(map(is_utf8, references)):
@@ -165,8 +167,7 @@ def samples(
         if blanks.count:
             found[BLANK] = [blanks.first, blanks.count]
         if skips is None:
-            for reason, (item, count) in found.items():
-                skip(reason, item, count)
+            say(found)
 
 
 def count_samples(name: str, options: dict[str, Any]) -> int:
@@ -177,6 +178,12 @@ def count_samples(name: str, options: dict[str, Any]) -> int:
     """
     with open(name, "rb") as file:
         return sum("" in members for members in _index(name, file, options, {}).values())
+
+
+def say(found: Skips) -> None:
+    """Count for the end of the command what was left out, and what was read as it may not be meant."""
+    for reason, (item, count) in found.items():
+        skip(Told(reason) if reason == LINES else reason, item, count)
 
 
 def _count(found: Skips, reason: str, item: str) -> None:
