@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import tiny
 import torch
 
 from captune.decoding import load_decoder
-from captune.errors import CaptionerError, SettingError
+from captune.errors import CaptionerError, CaptionFileError, SettingError
 from captune.inference.engines import check_engine
 from captune.inference.job import caption_to_file
 from captune.models.captioner import Captioner
-from captune.models.vllm_captioner import VllmCaptioner, adapter_rank, engine_arguments
+from captune.models.vllm_captioner import VllmCaptioner, _files_mark, adapter_rank, engine_arguments
 
 IMAGES = [tiny.picture(seed, (40, 40)) for seed in range(3)]
 
@@ -135,6 +136,32 @@ def test_the_job_with_the_engine(vllm: Any, tmp_path: Path) -> None:
         check_engine("vllm", "storybook", decoder="cfg:2")
     with pytest.raises(SettingError, match="vLLM picks the device itself"):
         check_engine("vllm", "storybook", device="cuda:1")
+
+
+def test_captions_of_a_model_with_other_last_bytes_are_not_mixed_in(
+    vllm: Any, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "caps.jsonl"
+
+    def job(name: str) -> None:
+        caption_to_file(tmp_path / name, "storybook:test?n=2", output, engine="vllm", max_new_tokens=4, progress=False)
+
+    for name, last in (("one", b"1"), ("two", b"2")):
+        shutil.copytree(folders[0], tmp_path / name)
+        (tmp_path / name / "more.safetensors").write_bytes(bytes(2**21) + last)
+    job("one")
+    with pytest.raises(CaptionFileError, match=r"\(weights: 'vllm, .*' of .*one then, 'vllm, .*' of .*two now\)"):
+        job("two")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    job("moved")  # the same weights under another name
+
+
+def test_weights_that_are_no_safetensors_are_marked_too(tmp_path: Path) -> None:
+    marks = set()
+    for last in (b"1", b"2"):
+        (tmp_path / "pytorch_model.bin").write_bytes(last)
+        marks.add(_files_mark(str(tmp_path)))
+    assert len(marks) == 2
 
 
 def test_without_vllm_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

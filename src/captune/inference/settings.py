@@ -99,8 +99,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
         if isinstance(then, dict) and isinstance(now, dict):
             found.append(differences(then, dict.fromkeys(then) | now))
         elif key != "model" and then != now:
+            of = [f" of {side.get('model')}" if key == "weights" else "" for side in (old, new)]  # a digest says little
             then, now = ("none" if value is None else repr(value) for value in (then, now))
-            found.append(f"{key}: {then} then, {now} now")
+            found.append(f"{key}: {then}{of[0]} then, {now}{of[1]} now")
     return "; ".join(filter(None, found))
 
 
