@@ -191,6 +191,21 @@ def test_a_server_without_a_field_is_asked_without_it(caplog: pytest.LogCaptureF
     assert "takes no top_k and no repetition_penalty" in caplog.text
 
 
+def test_a_refusal_that_repeats_the_request_costs_no_field(caplog: pytest.LogCaptureFixture) -> None:
+    def echo(payload: dict[str, Any], number: int) -> Reply | None:
+        if image_of(payload).width != IMAGES[1].width:
+            return None
+        sent = {name: value for name, value in payload.items() if name != "messages"}
+        return Reply(422, json.dumps({"detail": [{"msg": "cannot identify image file", "input": sent}]}).encode())
+
+    with serving(fault=echo) as server, caplog.at_level(logging.WARNING):
+        outcomes = captioner(server, workers=1).attempt(IMAGES[:4])
+    assert [isinstance(outcome, str) for outcome in outcomes] == [True, False, True, True]
+    assert "cannot identify image file" in str(outcomes[1])
+    assert all((request["top_k"], request["repetition_penalty"]) == (-1, 1.0) for request in server.requests[-2:])
+    assert "takes no" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [

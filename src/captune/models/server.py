@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
@@ -201,8 +201,9 @@ class ChatServer:
     def _send(self, payload: dict[str, Any], about: str) -> bytes:
         """Return the server's reply, bytes that may be anything; ServerError if all attempts failed."""
         attempt, answers = 0, self._gate.answers
+        without: list[str] = []  # optional fields that this request is sent without
         while True:
-            fields = {**self.optional, **payload}
+            fields = {**{name: value for name, value in self.optional.items() if name not in without}, **payload}
             if "max_tokens" in fields:
                 fields[self._length] = fields.pop("max_tokens")
             pause, status, busy, slow = 0.0, 0, False, False
@@ -211,11 +212,12 @@ class ChatServer:
                 try:
                     reply = self._post(fields)
                     self._gate.answered()
+                    self._leave_out(without)
                     return reply
                 except urllib.error.HTTPError as error:
                     status, busy = error.code, error.code in _BUSY
                     body = self.without_key(error.read(2000).decode(errors="replace"))
-                    if status in (400, 422) and self._adapt(fields, payload, body):
+                    if status in (400, 422) and self._adapt(fields, payload, body, without):
                         continue
                     failure = f"{status} {self.without_key(str(error.reason))}: {' '.join(body.split())[:200]}"
                     if status in (401, 403):
@@ -254,17 +256,24 @@ class ChatServer:
             raise RequestRefused(message, status)
         raise ServerError(message)
 
-    def _adapt(self, sent: dict[str, Any], payload: dict[str, Any], body: str) -> bool:
-        """Leave out or rename what a server refuses though it changes nothing; whether anything was of that kind."""
+    def _adapt(self, sent: dict[str, Any], payload: dict[str, Any], body: str, without: list[str]) -> bool:
+        """Rename, or add to `without`, what is refused though it changes nothing; whether anything was of that kind.
+
+        A server that refuses an image may repeat the whole request, so that a field is named there proves nothing yet.
+        """
         if "max_completion_tokens" in body and "max_tokens" in sent:
             self._length = "max_completion_tokens"
             return True
-        refused = [field for field in type(self).optional if field in sent and field not in payload and field in body]
-        if new := [field for field in refused if field in self.optional]:
+        named = [field for field in type(self).optional if field in sent and field not in payload and field in body]
+        without += named
+        return bool(named)
+
+    def _leave_out(self, fields: Sequence[str]) -> None:
+        """Send no further request with fields without which a refused one was answered."""
+        if new := [field for field in fields if field in self.optional]:
             self.optional = {field: value for field, value in self.optional.items() if field not in new}
             if told := [field for field in new if field != "chat_template_kwargs"]:
                 logger.warning("%s takes no %s, so that its own applies", self.address, " and no ".join(told))
-        return bool(refused)
 
     def _post(self, payload: dict[str, Any]) -> bytes:
         with _OPENER.open(self._request("/chat/completions", payload), timeout=self.timeout) as reply:
