@@ -295,6 +295,26 @@ def test_results_of_nothing_and_of_one_vote(arena: arenas.Arena) -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_votes_and_open_battles_of_other_images_do_not_count(folder: Path) -> None:
+    """One file of votes, first for some of the images, then for the others."""
+    file, images = Battles(folder / "arena.sqlite"), web.ImagesById(str(folder / "photos"))
+    first, second = (
+        arenas.Arena(file, {name: {f"{n}.png": f"{name} says {n}" for n in own} for name in PLANTED}, images)
+        for own in (range(3), range(3, 6))
+    )
+    for n in range(3):
+        battle = first.next("Ada")
+        assert battle is not None and file.vote(f"vote-000{n}", battle.id, "Ada", "left")
+    left = first.next("Bob")  # open when the arena ends
+    assert first.state("Ada") == {"battle": None, "done": 3, "of": 3, "last": "vote-0002"}
+    state = second.state("Ada")
+    assert state["battle"] is not None and (state["done"], state["of"], state["last"]) == (0, 3, None)
+    battle = second.next("Bob")
+    assert left is not None and battle is not None and battle.image_id not in first.systems["best"]
+    assert file.vote("vote-0003", battle.id, "Bob", "tie") and second.done("Bob") == 1
+    assert first.next("Bob") == left
+
+
 def test_agreement_is_of_what_two_raters_said_of_the_same_captions(arena: arenas.Arena) -> None:
     said = [("left", "left"), ("tie", "bad"), ("right", "left"), ("left", "skip")]
     for n, verdicts in enumerate(said):

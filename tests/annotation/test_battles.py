@@ -31,12 +31,12 @@ def issued(battles: Battles, rater: str = "Ada", image: str = "1", left: str = "
 
 def test_a_vote_counts_once(battles: Battles) -> None:
     battle = issued(battles)
-    assert battles.open("Ada") == battle and battles.open("Bob") is None
+    assert battles.open("Ada") == [battle] and battles.open("Bob") == []
     assert battles.vote("vote-0001", battle.id, "Ada", "left")
     assert battles.vote("vote-0001", battle.id, "Ada", "left")  # sent again
     assert not battles.vote("vote-0002", battle.id, "Ada", "right")  # another tab: the first stays
     assert [own.winner for own in battles.judgements()] == ["b"]
-    assert battles.open("Ada") is None and battles.last("Ada") == "vote-0001"
+    assert battles.open("Ada") == [] and battles.votes("Ada") == [("vote-0001", "1", "a", "b")]
 
 
 def test_undo_opens_the_battle_and_keeps_the_history(battles: Battles) -> None:
@@ -44,12 +44,12 @@ def test_undo_opens_the_battle_and_keeps_the_history(battles: Battles) -> None:
     battles.vote("vote-0001", first.id, "Ada", "left")
     assert not battles.undo("vote-0001", "Bob")
     assert battles.undo("vote-0001", "Ada") and not battles.undo("vote-0001", "Ada")
-    assert battles.open("Ada") == first and battles.judgements() == []
+    assert battles.open("Ada") == [first, second] and battles.judgements() == []
     assert battles.vote("vote-0001", first.id, "Ada", "left")  # a late copy of the vote that was taken back
     assert battles.judgements() == []
     assert battles.vote("vote-0003", first.id, "Ada", "tie")
     assert [own.winner for own in battles.judgements()] == ["tie"]
-    assert battles.undone() == 1 and battles.open("Ada") == second
+    assert battles.undone() == 1 and battles.open("Ada") == [second]
 
 
 def test_what_a_vote_means_does_not_depend_on_sides(battles: Battles) -> None:

@@ -125,8 +125,9 @@ class Arena:
     def next(self, rater: str) -> Battle | None:
         """Return the rater's open battle, or a new one; None where the rater has judged all."""
         with self._lock:
-            if (known := self.file.open(rater)) is not None:
-                return known
+            for known in self.file.open(rater):
+                if self.pairing.has(known.image_id, *sorted((known.left_system, known.right_system))):
+                    return known
             if self.done(rater) >= self.most:
                 return None
             shown = self.file.shown()
@@ -147,12 +148,16 @@ class Arena:
             return self.file.issue(rater, choice.image_id, *sides)
 
     def done(self, rater: str) -> int:
-        """Return how many battles the rater has judged; skips count."""
-        return self.file.raters().get(rater, 0)
+        """Return how many battles of this arena the rater has judged; skips count."""
+        return len(self._votes(rater))
+
+    def _votes(self, rater: str) -> list[str]:
+        """The ids of the rater's votes here; the file may hold others, of images or systems that are not."""
+        return [number for number, *battle in self.file.votes(rater) if self.pairing.has(*battle)]
 
     def state(self, rater: str) -> dict[str, Any]:
         """Return what the page shows: the battle without names, how many are done and of how many, the last vote."""
-        battle = self.next(rater)
+        battle, votes = self.next(rater), self._votes(rater)
         return {
             "battle": None
             if battle is None
@@ -162,9 +167,9 @@ class Arena:
                 "left": battle.left_caption,
                 "right": battle.right_caption,
             },
-            "done": self.done(rater),
+            "done": len(votes),
             "of": self.most,
-            "last": self.file.last(rater),
+            "last": votes[-1] if votes else None,
         }
 
     def vote(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def site(arena: Arena, guidelines: str) -> Starlette:
     told = rendered(guidelines)
 
     def entrance(request: Request) -> Response:
-        raters = {n: count for n, count in arena.file.raters().items() if not n.startswith(MODEL)}
+        raters = {name: arena.done(name) for name in arena.file.raters() if not name.startswith(MODEL)}
         return page("arena_entrance.html.j2", guidelines=told, raters=raters, most=arena.most, problem="")
 
     def judge(request: Request) -> Response:

@@ -198,15 +198,15 @@ class Battles:
                 f"{sorted(set(changed))[0]}: name another --output, or give the changed file another name"
             )
 
-    def open(self, rater: str) -> Battle | None:
-        """Return a battle that the rater was shown and has not judged; one that was undone comes first."""
+    def open(self, rater: str) -> list[Battle]:
+        """Return the battles that the rater was shown and has not judged; those that were undone come first."""
         rows = self._rows(
             "SELECT battles.id, rater, image_id, left_system, right_system, left_caption, right_caption FROM battles "
             "LEFT JOIN votes ON votes.battle = battles.id WHERE rater = ? GROUP BY battles.id "
-            "HAVING count(votes.id) = count(votes.undone_at) ORDER BY max(votes.undone_at) DESC, battles.rowid LIMIT 1",
+            "HAVING count(votes.id) = count(votes.undone_at) ORDER BY max(votes.undone_at) DESC, battles.rowid",
             rater,
         )
-        return Battle(*rows[0]) if rows else None
+        return [Battle(*row) for row in rows]
 
     def issue(
         self, rater: str, image_id: str, left: tuple[str, str], right: tuple[str, str], *, number: str | None = None
@@ -257,14 +257,13 @@ class Battles:
             )
             return done.rowcount == 1
 
-    def last(self, rater: str) -> str | None:
-        """Return the id of the rater's last vote that counts."""
-        rows = self._rows(
-            "SELECT votes.id FROM votes JOIN battles ON battles.id = battle WHERE rater = ? AND undone_at IS NULL "
-            "ORDER BY votes.rowid DESC LIMIT 1",
+    def votes(self, rater: str) -> list[tuple[str, str, str, str]]:
+        """Return (id, image_id, system a, system b) of the rater's votes that count, the last one last; skips too."""
+        return self._rows(
+            "SELECT votes.id, image_id, min(left_system, right_system), max(left_system, right_system) "
+            "FROM votes JOIN battles ON battles.id = battle WHERE rater = ? AND undone_at IS NULL ORDER BY votes.rowid",
             rater,
         )
-        return rows[0][0] if rows else None
 
     def undo(self, number: str, rater: str) -> bool:
         """Take a vote back, which stays in the history; its battle is open again.

@@ -82,6 +82,10 @@ class Pairing:
         pairs = [(image_id, pair) for pair, own in self.images.items() for image_id in own]
         return len(pairs) if self.repeat else len({image_id for image_id, _ in pairs})
 
+    def has(self, image_id: str, a: str, b: str) -> bool:
+        """Return whether an image is here with different captions of two systems, a the first by name."""
+        return image_id in self._known.get((a, b), ())
+
     def choose(
         self, rater: str, shown: Sequence[Shown], fit: Fit | None, waiting: Counter[tuple[str, str]], without: set[str]
     ) -> Choice | None:
@@ -102,7 +106,7 @@ class Pairing:
 
         due = math.floor((len(mine) + 1) * self.overlap) > math.floor(len(mine) * self.overlap)
         others = Counter(Choice(*row[1:]) for row in shown) if due else Counter()
-        common = {own: count for own, count in others.items() if own[0] in self._known.get(own[1:], ()) and new(*own)}
+        common = {own: count for own, count in others.items() if self.has(*own) and new(*own)}
         if common:
             return self._fewest(common)
         unseen = {(a, b): [i for i in own if new(i, a, b)] for (a, b), own in self.images.items()}
