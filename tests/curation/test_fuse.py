@@ -161,7 +161,7 @@ def test_answers_that_are_there_are_not_asked_for_again(
 @pytest.mark.parametrize(
     ("reply", "text"),
     [("a cat", "a cat"), (' "A cat." \n', "A cat."), ("\u201cA cat\u201d", "A cat"), ('"', '"'), ('""', ""),
-     ("", ""), ("Sure:\na cat", "")],
+     ("", ""), ("Sure:\na cat", ""), ("<think>\nA cat?\n</think>\n\nA cat.", "A cat."), ("<think> A cat", "")],
 )  # fmt: skip
 def test_replies(reply: str, text: str) -> None:
     assert read_reply(reply)[0] == text and bool(read_reply(reply)[1]) == (not text)

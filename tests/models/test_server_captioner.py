@@ -104,6 +104,8 @@ def test_passing_trouble_is_tried_again(trouble: Reply) -> None:
         (Reply(200, b"<html>hello"), "invalid chat completion: '<html>hello'"),
         (Reply(200, b'{"choices": []}'), "invalid chat completion"),
         (Reply(200, completion("  ")), "gave an empty caption .finish_reason 'stop'"),
+        (Reply(200, completion("<think>\nA dog, or")), "gave no caption: the answer was cut off within a thought"),
+        (Reply(200, completion("<think>\nA dog.\n</think>\n")), "gave an empty caption"),
         (Reply(200, completion(None)), "gave no text but null"),
         (Reply(200, completion([{"type": "text"}])), "gave no text but"),
         (
@@ -233,6 +235,16 @@ def test_log_probabilities_are_summed_and_missing_ones_are_an_error() -> None:
         pytest.raises(CaptionerError, match="gives no log-probabilities: use a server that does"),
     ):
         captioner(server).generate(IMAGES[:1], return_logprob=True)
+
+
+@pytest.mark.parametrize("thought", ["<think>\nA dog?\n</think>\n\n", "It is </think> a dog.</think>"])
+def test_a_thought_is_no_part_of_the_caption(thought: str) -> None:
+    logprobs = {"content": [{"token": "A", "logprob": -0.5}]}
+    reply = Reply(200, completion(f"{thought}A cat.", logprobs=logprobs))
+    with serving(fault=lambda payload, number: reply) as server:
+        assert captioner(server).generate(IMAGES[:2]) == ["A cat."] * 2
+        with pytest.raises(CaptionerError, match="thinks first, so that its log-prob"):
+            captioner(server).generate(IMAGES[:1], return_logprob=True)
 
 
 def test_a_caption_is_corrected_in_a_second_turn() -> None:

@@ -29,6 +29,7 @@ from captune.curation.criteria import check_direction
 from captune.data.readers import nfc
 from captune.data.schemes import SOURCES
 from captune.errors import CurationError, UsageError, redact
+from captune.models.plain_text import without_thought
 from captune.utils.files import LARGEST_CONFIG, read_file, read_jsonl, replace_file
 from captune.utils.progress import Bar
 from captune.utils.spec import parse
@@ -300,7 +301,11 @@ class _Source:
 
 def read_reply(reply: str) -> tuple[str, str]:
     """Return the caption that an answer holds, and why it holds none, of which one is empty."""
-    lines = [line.strip() for line in reply.strip().splitlines() if line.strip()]
+    try:
+        said = without_thought(reply)
+    except ValueError as error:
+        return "", str(error)
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     if not lines:
         return "", "the writer says nothing"
     if len(lines) > 1:

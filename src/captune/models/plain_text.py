@@ -1,4 +1,4 @@
-"""Texts of others in a prompt: a caption holds no image, and ends no turn."""
+"""Texts of others in a prompt: a caption holds no image, and ends no turn. Answers without the thought before them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ def plain(tokenizer: Any, text: str) -> str:
     for special in _specials(tokenizer, len(tokenizer)):
         text = text.replace(special, " ")
     return text
+
+
+def without_thought(reply: str) -> str:
+    """Return what a reasoning model says after its thought, which `</think>` ends; other replies as they are.
+
+    Raises:
+        ValueError: the reply was cut off within a thought.
+    """
+    said = reply.rpartition("</think>")[2]
+    if "<think>" in said:
+        raise ValueError("the answer was cut off within a thought")
+    return said
 
 
 @lru_cache(maxsize=4)

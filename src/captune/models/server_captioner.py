@@ -21,6 +21,7 @@ from PIL import Image
 from captune.data.images import upright_rgb
 from captune.errors import CaptionerError, CaptuneError, ServerError, redact
 from captune.models.image_url import MAX_BYTES, MAX_SIDE, data_url
+from captune.models.plain_text import without_thought
 from captune.models.requests import PROMPT, Completion, request_settings, sample_seed
 from captune.models.server import ChatServer, RequestRefused
 
@@ -223,9 +224,9 @@ class ServerCaptioner(ChatServer):
         return ServerError(f"{error}{advice}")
 
     def _caption(self, shown: _Shown, turns: Any, fields: dict[str, Any], logprobs: bool) -> Completion:
-        text = [{"type": "text", "text": self.prompt}] if self.prompt else []
+        prompt = [{"type": "text", "text": self.prompt}] if self.prompt else []
         messages: list[dict[str, Any]] = [
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": shown.url()}}, *text]},
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": shown.url()}}, *prompt]},
             *({"role": role, "content": said} for role, said in turns),
         ]
         try:
@@ -241,11 +242,17 @@ class ServerCaptioner(ChatServer):
             raise CaptionerError(f"{who} will not say: {self.without_key(str(message['refusal']))[:200]}")
         if not isinstance(said, str):
             raise CaptionerError(f"{who} gave no text but {self.without_key(json.dumps(said))[:80]}")
-        if not said.strip():
+        try:
+            text = without_thought(said).strip()
+        except ValueError as error:
+            raise CaptionerError(f"{who} gave no caption: {error}") from error
+        if not text:
             why = choice.get("finish_reason")
             raise CaptionerError(f"{who} gave an empty caption (finish_reason {str(why)[:40]!r})")
         if not logprobs:
-            return Completion(said.strip())
+            return Completion(text)
+        if text != said.strip():
+            raise CaptionerError(f"{who} thinks first, so that its log-probabilities are not those of the caption")
         try:
             values = tuple(float(token["logprob"]) for token in choice["logprobs"]["content"])
             if not values or not sum(values) <= 0.01:  # also for NaN
@@ -254,4 +261,4 @@ class ServerCaptioner(ChatServer):
             raise CaptionerError(
                 f"{who} gives no log-probabilities: use a server that does, such as vLLM or llama.cpp"
             ) from error
-        return Completion(said.strip(), values)
+        return Completion(text, values)

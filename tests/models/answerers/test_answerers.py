@@ -218,7 +218,7 @@ def numbers(value: object) -> list[int]:
 
 
 def test_json_is_read_strictly_and_asked_for_once_more() -> None:
-    answerer = Says("[1, 2]", "Here it is:\n```json\n[3]\n```\n", "[4", "```\n[5]\n```")
+    answerer = Says("<think>\n[1]?\n</think>\n[1, 2]", "Here it is:\n```json\n[3]\n```\n", "[4", "```\n[5]\n```")
     found = ask_json(answerer, [Prompt("a", about="A"), Prompt("b"), Prompt("c")], [numbers] * 3)  # type: ignore[arg-type]
     assert found == [[1, 2], [3], [5]] and [p.text[:1] for p in answerer.asked] == list("abcc")
     assert answerer.asked[3].text.startswith("c\n\nYour last answer could not be used: the answer is not valid JSON")
@@ -229,7 +229,8 @@ def test_json_is_read_strictly_and_asked_for_once_more() -> None:
     [
         ("", "not valid JSON"), ("Sure! [1]", "not valid JSON"), ("[1] and so on", "not valid JSON"), ("[NaN]", "JSON"),
         ('{"a": 1}', "no list of numbers"), ("[true]", "no list"), ("```\n[1]\n```\n```\n[2]\n```", "2 blocks"),
-        ('{"a": 1, "a": 2}', "twice in one object"), ("[" * 100_000, "JSON|deeply"),
+        ('{"a": 1, "a": 2}', "twice in one object"), ("<think> [1]", "cut off within a thought"),
+        ("[" * 100_000, "JSON|deeply"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_twice_is_an_error_that_names_the_item(reply: str, why: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from captune.errors import ScorerError
 from captune.models.answerers.base import Answerer, Prompt
+from captune.models.plain_text import without_thought
 from captune.utils.files import parse_json
 
 T = TypeVar("T")
@@ -17,11 +18,12 @@ AGAIN = "\n\nYour last answer could not be used: {why}. Answer again, with the J
 
 
 def read_json(reply: str) -> Any:
-    """Return what a reply says in JSON, which is all of it or its only fenced block.
+    """Return what a reply says in JSON, which is all of it behind a thought, or its only fenced block there.
 
     Raises:
-        ValueError: it is no JSON, or has several fenced blocks.
+        ValueError: it is no JSON, has several fenced blocks, or was cut off within a thought.
     """
+    reply = without_thought(reply)
     blocks = _FENCED.findall(reply)
     if len(blocks) > 1:
         raise ValueError(f"it has {len(blocks)} blocks of code")
