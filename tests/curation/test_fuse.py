@@ -14,7 +14,7 @@ from captune.curation.fuse import Fuse, read_reply
 from captune.data import load_images
 from captune.data.schemes import scheme_of
 from captune.errors import CurationError, SpecError, UsageError
-from captune.models.answerers import Prompt
+from captune.models.answerers import Cut, Prompt
 
 RAW = [["Rex in {raw} Paris", "img_001"], ["a boat"], ["nothing else is known"], ["a cat"]]
 
@@ -104,6 +104,13 @@ def test_what_the_writer_reads_and_what_is_used(source: str, writers: dict[str, 
     unknown = {str(tmp_path / "model.jsonl"): 1, str(tmp_path / "found.jsonl"): 2}
     assert report["records"][0]["notes"] == {"writers": ["one"], "images that a file does not know": unknown}
     assert report["out"]["captions"] == 5
+
+
+def test_an_answer_that_was_cut_is_not_used(source: str, writers: dict[str, Recorded], tmp_path: Path) -> None:
+    writers["one"].replies["Rex"] = Cut("A brown dog on the")
+    report, rows = run(source, tmp_path / "out", settings(tmp_path, "one"))
+    assert (rows[0]["verdict"], rows[0]["reason"]) == ("keep", "the answer was cut off: as it was")
+    assert report["records"][0]["reasons"]["keep: the answer was cut off: as it was"] == 1
 
 
 def test_what_contradicts_is_refused(source: str, writers: dict[str, Recorded], tmp_path: Path) -> None:

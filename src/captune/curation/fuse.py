@@ -34,6 +34,7 @@ from captune.utils.files import LARGEST_CONFIG, read_file, read_jsonl, replace_f
 from captune.utils.progress import Bar
 from captune.utils.spec import parse
 
+_Write = Callable[[list[int]], list[str | None]]  # captions -> what is written of each; None: an answer that was cut
 _PART = 64  # captions
 _EXAMPLE = "storybook?keep=vote"
 _FIELDS = ("{raw}", "{captions}", "{facts}")
@@ -103,7 +104,7 @@ class Fuse:
 
     def decide(self, captions: Captions, work: Work) -> Verdicts:
         """Return the verdicts."""
-        from captune.models.answerers import Prompt, load_answerer
+        from captune.models.answerers import Cut, Prompt, load_answerer
 
         verdicts = Verdicts(len(captions))
         ids = captions.image_ids.take(captions.rows).to_pylist()
@@ -121,12 +122,14 @@ class Fuse:
 
         settings = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": self.seed}
 
-        def by_model(writer: Any) -> Callable[[list[int]], list[str]]:
-            return lambda part: writer.complete(
-                [Prompt(_fill(template, texts[i], sources[ids[i]]), about=f"caption {i}") for i in part], **settings
-            )
+        def by_model(writer: Any) -> _Write:
+            def write(part: list[int]) -> list[str | None]:
+                prompts = [Prompt(_fill(template, texts[i], sources[ids[i]]), about=f"caption {i}") for i in part]
+                return [None if isinstance(said, Cut) else said for said in writer.complete(prompts, **settings)]
 
-        def by_program(program: Callable[[Sequence[str]], str]) -> Callable[[list[int]], list[str]]:
+            return write
+
+        def by_program(program: Callable[[Sequence[str]], str]) -> _Write:
             return lambda part: [program([texts[i], *sources[ids[i]].texts, *sources[ids[i]].facts]) for i in part]
 
         written = []
@@ -175,11 +178,9 @@ class Fuse:
             note(path, named)
         return found
 
-    def _write(
-        self, write: Callable[[list[int]], list[str]], number: int, todo: list[int], work: Work
-    ) -> dict[int, str]:
-        """{caption: what a writer says}, part by part."""
-        written: dict[int, str] = {}
+    def _write(self, write: _Write, number: int, todo: list[int], work: Work) -> dict[int, str | None]:
+        """{caption: what a writer says; None where its answer was cut}, part by part."""
+        written: dict[int, str | None] = {}
         starts = range(0, len(todo), _PART)
         bar = Bar(starts, desc="writing", unit="part", show=work.progress, delay=2)
         for start in bar:
@@ -191,7 +192,7 @@ class Fuse:
         return written
 
     def _choose(
-        self, captions: Captions, verdicts: Verdicts, texts: list[str], written: list[dict[int, str]],
+        self, captions: Captions, verdicts: Verdicts, texts: list[str], written: list[dict[int, str | None]],
         sources: dict[int, list[str]], work: Work,
     ) -> None:  # fmt: skip
         """Say of each caption what is made of it: the best of what was written, where that is one that can be used."""
@@ -299,8 +300,10 @@ class _Source:
     facts: list[str]
 
 
-def read_reply(reply: str) -> tuple[str, str]:
-    """Return the caption that an answer holds, and why it holds none, of which one is empty."""
+def read_reply(reply: str | None) -> tuple[str, str]:
+    """Return the caption that an answer holds (None: one that was cut), and why it holds none; one of them is empty."""
+    if reply is None:
+        return "", "the answer was cut off"
     try:
         said = without_thought(reply)
     except ValueError as error:

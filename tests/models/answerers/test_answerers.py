@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from captune.errors import ScorerError
-from captune.models.answerers import Prompt, Question, ask_json, load_answerer, one_line
+from captune.models.answerers import Cut, Prompt, Question, ask_json, load_answerer, one_line
 from captune.models.answerers.base import match_answer
 from captune.models.answerers.local import LanguageModel
 from captune.models.answerers.server import Server
@@ -192,6 +192,12 @@ def test_what_is_sampled_depends_on_the_seed_and_the_prompt_alone(folder: Path) 
     assert answerer.complete(PROMPTS[1:], max_new_tokens=8, temperature=1.0) == both[0][1:]
 
 
+@pytest.mark.parametrize(("says", "answer", "kind"), [("Yes", "YesYes", Cut), ("<|im_end|>", "", str)])
+def test_an_answer_without_an_end_was_cut(tmp_path: Path, says: str, answer: str, kind: type) -> None:
+    answerer = load_answerer(str(tiny_llm.gpt2(tmp_path / "m", {says: 9.0})), device="cpu")
+    assert [(text, type(text)) for text in answerer.complete(PROMPTS, max_new_tokens=2)] == [(answer, kind)] * 2
+
+
 def test_an_answer_needs_room(tmp_path: Path) -> None:
     answerer = load_answerer(str(tiny_llm.gpt2(tmp_path / "m")), device="cpu")
     with pytest.raises(ScorerError, match=r"about one has \d+ tokens, more than the 256 that"):
@@ -335,8 +341,8 @@ def test_a_server_that_does_not_answer_is_an_error(reply, says: str, requests: i
         assert len(seen) == requests
 
 
-def said(text: object) -> dict:
-    return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
+def said(text: object, finish: str = "stop") -> dict:
+    return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
 
 
 def test_a_server_writes() -> None:
@@ -347,6 +353,13 @@ def test_a_server_writes() -> None:
     first, _, last = seen
     assert (first["max_tokens"], first["temperature"], first.get("seed"), first.get("logprobs")) == (7, 0, None, None)
     assert (last["temperature"], last["seed"]) == (0.3, 2) and last["messages"][0]["content"][0]["type"] == "image_url"
+
+
+@pytest.mark.parametrize(("finish", "kind"), [("stop", str), ("length", Cut)])
+def test_a_server_says_which_answers_were_cut(finish: str, kind: type) -> None:
+    with tiny_llm.server(lambda payload, n: said("a brown dog on the", finish)) as (url, _):
+        (text,) = Server(f"{url}#some/model").complete(PROMPTS[:1])
+    assert (text, type(text)) == ("a brown dog on the", kind)
 
 
 @pytest.mark.parametrize(

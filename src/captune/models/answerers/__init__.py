@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from captune.models.answerers.base import Answerer, Prompt, Question, one_line
+from captune.models.answerers.base import Answerer, Cut, Prompt, Question, one_line
 from captune.models.answerers.replies import ask_json
 from captune.models.server import is_server
 
 __all__ = [
     "Answerer",
+    "Cut",
     "Prompt",
     "Question",
     "ask_json",

@@ -57,6 +57,10 @@ class Prompt:
     about: str = ""
 
 
+class Cut(str):
+    """An answer that ended because of `max_new_tokens`: as far as it came."""
+
+
 class Answerer(Protocol):
     """What fills the slot."""
 
@@ -73,7 +77,10 @@ class Answerer(Protocol):
     def complete(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
-        """Return for each prompt the model's text, without what its template put around it; temperature 0 is greedy."""
+        """Return for each prompt the model's text, without what its template put around it; temperature 0 is greedy.
+
+        An answer that `max_new_tokens` ended is a `Cut`, where the model can tell.
+        """
 
 
 def one_line(text: str) -> str:

@@ -15,6 +15,7 @@ from captune.models import hub
 from captune.models.answerers.base import (
     AROUND,
     SILENT,
+    Cut,
     Prompt,
     Question,
     check_length,
@@ -181,7 +182,7 @@ class LanguageModel:
 
         Args:
             prompts: texts alone.
-            max_new_tokens: the longest answer; a longer one is cut there.
+            max_new_tokens: the longest answer; a longer one is cut there, and a `Cut`.
             temperature: 0 takes the likeliest token; the checkpoint's own generation settings are not used.
             seed: of the sampling, with the prompt's own text: the answer does not depend on its neighbours.
 
@@ -217,8 +218,9 @@ class LanguageModel:
                         ids.to(self._model.device), attention_mask=mask.to(self._model.device), eos_token_id=ends,
                         pad_token_id=ends[0], **settings,
                     )  # fmt: skip
-                texts = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
-                answers.update(zip(batch, map(str.strip, texts), strict=True))
+                new = written[:, width:].tolist()
+                for i, row, text in zip(batch, new, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                    answers[i] = Cut(text.strip()) if set(ends).isdisjoint(row) else text.strip()
         finally:
             self._model.generation_config = own
         return [answers[i] for i in range(len(prompts))]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from captune.errors import ScorerError, ServerError
-from captune.models.answerers.base import SILENT, Prompt, Question, match_answer, normalise_answers
+from captune.models.answerers.base import SILENT, Cut, Prompt, Question, match_answer, normalise_answers
 from captune.models.image_url import SENT, data_url
 from captune.models.server import ChatServer
 from captune.utils.progress import Bar
@@ -47,7 +47,7 @@ class Server(ChatServer):
     def complete(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
-        """Ask for several texts at once.
+        """Ask for several texts at once; one whose reply says that its length ended it is a `Cut`.
 
         Raises:
             ScorerError: the server failed or refused, or its answer is no text.
@@ -60,7 +60,7 @@ class Server(ChatServer):
             text = message.get("content") if isinstance(message, dict) else None
             if not isinstance(text, str):
                 raise ScorerError(f"{self.model} at {self.address} gave no text about {prompt.about}")
-            return text.strip()
+            return Cut(text.strip()) if choice.get("finish_reason") == "length" else text.strip()
 
         return self._at_once(write, prompts)
 

@@ -97,7 +97,7 @@ class VisionModel:
     def complete(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
-        """Write on after each prompt and its image, one prompt at a time.
+        """Write on after each prompt and its image, one prompt at a time; which answers were cut is not told.
 
         Raises:
             ScorerError: the model cannot be loaded, a prompt has no image, or leaves no room for its answer.
