@@ -114,11 +114,14 @@ def test_an_answer_that_was_cut_is_not_used(source: str, writers: dict[str, Reco
 
 
 def test_what_contradicts_is_refused(source: str, writers: dict[str, Recorded], tmp_path: Path) -> None:
-    """The check sees the raw caption and the model's as references; ROUGE stands in for an NLI model."""
+    """The check sees the raw caption, the model's and each finding as references; ROUGE stands in for an NLI model."""
     _, rows = run(source, tmp_path / "out", settings(tmp_path, "two", check="rouge", least=0.9))
     assert [row["verdict"] for row in rows] == ["keep", "change", "change", "keep", "keep"]
     assert rows[0]["reason"] == rows[4]["reason"] == "what was written is below 0.9 by rouge: as it was"
     assert rows[1]["score"] == pytest.approx(1.0)
+    writers["two"].replies["Rex"] = "2 x dog, tree"
+    _, rows = run(source, tmp_path / "facts", settings(tmp_path, "two", check="rouge", least=0.8))
+    assert rows[0]["verdict"] == "change", "a fact says it, and no caption"
 
 
 @pytest.mark.parametrize("by", ["cider", "0.1*length + cider"])

@@ -118,6 +118,7 @@ class Fuse:
         if not todo:
             raise CurationError(f"{' and '.join((*self.captions, *self.facts))}: nothing is said there of any image")
         texts = captions.texts()
+        said = {i: [*sources[ids[i]].texts, *sources[ids[i]].facts] for i in todo}
         template = self._template()
 
         settings = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": self.seed}
@@ -125,12 +126,12 @@ class Fuse:
         def by_model(writer: Any) -> _Write:
             def write(part: list[int]) -> list[str | None]:
                 prompts = [Prompt(_fill(template, texts[i], sources[ids[i]]), about=f"caption {i}") for i in part]
-                return [None if isinstance(said, Cut) else said for said in writer.complete(prompts, **settings)]
+                return [None if isinstance(reply, Cut) else reply for reply in writer.complete(prompts, **settings)]
 
             return write
 
         def by_program(program: Callable[[Sequence[str]], str]) -> _Write:
-            return lambda part: [program([texts[i], *sources[ids[i]].texts, *sources[ids[i]].facts]) for i in part]
+            return lambda part: [program([texts[i], *said[i]]) for i in part]
 
         written = []
         for number, name in enumerate(self.model):
@@ -142,7 +143,7 @@ class Fuse:
                 write = by_model(writer)
             verdicts.notes.setdefault("writers", []).append(redact(name))
             written.append(self._write(write, number, todo, work))
-        self._choose(captions, verdicts, texts, written, {i: sources[ids[i]].texts for i in todo}, work)
+        self._choose(captions, verdicts, texts, written, said, work)
         return verdicts
 
     def _sources(self, captions: Captions, ids: set[str], notes: dict[str, Any]) -> dict[str, _Source]:
