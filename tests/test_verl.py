@@ -21,7 +21,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from captune import verl
-from captune.errors import MissingColumn
+from captune.errors import MissingColumn, SourceError
 from captune.scorers import Scorer, load_reward, load_scorer
 
 CAPTIONS = ["a red ball on the beach", "a dog a dog a dog", "", "two fish"]
@@ -178,10 +178,19 @@ def test_ray_can_send_the_function_to_another_process() -> None:
         ("[]", None),
         ("", None),
         (None, None),
+        ('[{"raw": "a dog"}]', ["a dog"]),
+        ({"raw": " a dog"}, ["a dog"]),
+        ('["a dog", null, "NaN"]', ["a dog"]),
+        ([None], None),
     ],
 )
 def test_the_references_of_ground_truth(truth: Any, references: list[str] | None) -> None:
     assert verl.read_references(truth) == references
+
+
+def test_a_ground_truth_of_something_else_is_refused() -> None:
+    with pytest.raises(SourceError, match="ground_truth: expected a caption or a list of captions, found int"):
+        verl.read_references("[1, 2]")
 
 
 @pytest.mark.parametrize("kind", ["path", "bytes", "pair", "pil"])

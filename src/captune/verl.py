@@ -31,6 +31,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from captune.data.readers import is_said, references_at
 from captune.errors import EvaluationError, MissingColumn, SettingError
 from captune.scorers import load_scorer, weighted_sum
 from captune.scorers.expression import Expression
@@ -74,6 +75,7 @@ def compute_score(
 
     Raises:
         MissingColumn: the row lacks what a scorer needs; the message says where it is expected.
+        SourceError: ground_truth holds something else than captions.
         EvaluationError: no scorer can judge the caption, and `unscorable` is not given.
     """
     from captune import verl  # by name: verl executes this file by its path, Ray then pickles what it finds by value
@@ -147,6 +149,7 @@ class Scoring:
 
         Raises:
             MissingColumn: the row lacks a column.
+            SourceError: ground_truth holds something else than captions.
         """
         given = dict(info or {}) | {"references": read_references(truth)}
         for need in self.required_columns:
@@ -190,12 +193,15 @@ def scored(answer: dict[str, float], caption: str, unscorable: float | None) -> 
 
 
 def read_references(truth: Any) -> list[str] | None:
-    """Return ground_truth as a list of captions, None without any."""
+    """Return ground_truth as a list of captions, None without any; they are read as those of an image source.
+
+    Raises:
+        SourceError: it holds something else.
+    """
     if isinstance(truth, str) and truth.lstrip().startswith("["):
         with contextlib.suppress(ValueError):  # a caption may open with a bracket
             truth = json.loads(truth)
-    texts = [truth] if isinstance(truth, str) else [str(text) for text in (truth if truth is not None else ())]
-    return [text for text in texts if text.strip()] or None
+    return [text for text in references_at(truth, "ground_truth") if is_said(text)] or None
 
 
 _BUILDING = threading.Lock()
