@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,34 @@ def test_what_holds_no_pairs_is_refused(tmp_path: Path, reviewed: Path) -> None:
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(EvaluationError, match="no table of scores"):
         pairs_of([tmp_path / "x.txt"])
+
+
+def test_scores_decide_nothing_of_what_people_said(tmp_path: Path, reviewed: Path) -> None:
+    with pytest.raises(UsageError, match="--by cider compares .* table of scores, and .*captions.jsonl holds"):
+        pairs_of([reviewed], by="cider")
+    scores = table(tmp_path / "scores.jsonl", cider=[("d.png", "good", 0.9), ("d.png", "bad", 0.1)])
+    assert pairs_of([reviewed, scores], by="cider") == [*pairs_of([reviewed]), Pair("d.png", "good", "bad")]
+
+
+def test_an_id_in_the_other_unicode_form_is_the_same_image(tmp_path: Path) -> None:
+    """A pair meets its opposite, and its image."""
+    names = {form: unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD")}
+    path = tmp_path / "pairs.jsonl"
+    write_pairs([Pair(names["NFD"], "good", "bad"), Pair(names["NFD"], "x", "y"), Pair(names["NFC"], "y", "x")], path)
+    with counting() as skipped:
+        assert pairs_of([path]) == [Pair(names["NFC"], "good", "bad")]
+    assert skipped.keys() == {"pairs of which as many say the opposite"}
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "photos" / names["NFC"])
+    assert write_pairs(pairs_of([path]), tmp_path / "all.jsonl", images=str(tmp_path / "photos")) == 1
+
+
+def test_a_pair_of_equal_captions_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    write_pairs([Pair("a.png", "good", "bad"), Pair("a.png", "same", "same"), Pair("a.png", "one", "one")], path)
+    with counting() as skipped:
+        assert pairs_of([path]) == [Pair("a.png", "good", "bad")]
+    assert skipped == {"pairs of equal captions": {"a.png: same": 1, "a.png: one": 1}}
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

@@ -58,16 +58,27 @@ def pairs_of(
 
     Raises:
         AnnotationError: a file of another kind, or no pair in all of them.
+        UsageError: `by` decides nothing, as none is a table of scores, or nobody declares which scores are better.
     """
     if better not in (None, "higher", "lower"):
         raise UsageError(f"better is higher or lower, not {better!r}")
     said: Counter[Pair] = Counter()
+    tables = 0
     for file in files:
-        said.update(_pairs_of(Path(file), by, margin, better))
+        pairs, scored = _pairs_of(Path(file), by, margin, better)
+        said.update(pairs)
+        tables += scored
+    if by is not None and not tables:
+        raise UsageError(
+            f"--by {by} compares the captions of a table of scores, and {' and '.join(map(str, files))} holds what "
+            "people said: leave --by out, or name a table that was not reviewed"
+        )
     kept = []
     for pair, times in said.items():
         opposite = said[Pair(pair.image_id, pair.rejected, pair.chosen)]
-        if times > opposite:
+        if pair.chosen == pair.rejected:
+            skip("pairs of equal captions", f"{pair.image_id}: {pair.chosen}", times)
+        elif times > opposite:
             kept.append(pair)
         elif times == opposite and pair.chosen < pair.rejected:
             skip("pairs of which as many say the opposite", pair.image_id)
@@ -78,11 +89,12 @@ def pairs_of(
     return kept
 
 
-def _pairs_of(file: Path, by: str | None, margin: float, better: str | None) -> Iterable[Pair]:
+def _pairs_of(file: Path, by: str | None, margin: float, better: str | None) -> tuple[Iterable[Pair], bool]:
+    """The pairs of a file, and whether scores decide them."""
     if file.suffix.lower() in ARENAS:
-        return _of_arena(file)
+        return _of_arena(file), False
     if file.with_name(file.name + EDITS).is_file():
-        return [Pair(image_id, *texts) for image_id, texts in Reviewed(file).corrections().items()]
+        return [Pair(image_id, *texts) for image_id, texts in Reviewed(file).corrections().items()], False
     if file.is_dir():
         raise AnnotationError(
             f"{file} is a folder, of which no pairs are made: captions in it become a file that can be reviewed with "
@@ -90,13 +102,13 @@ def _pairs_of(file: Path, by: str | None, margin: float, better: str | None) -> 
         )
     rows = read_rows(file)
     if rows and {"prompt", "chosen", "rejected"} <= rows[0].keys():
-        return read_pairs(file)
+        return read_pairs(file), False
     if by is None:
         raise AnnotationError(
             f"{file} holds no pairs: it was not reviewed ({file.name}{EDITS} is not beside it) and is no arena's file; "
             "of a table of scores say which column decides: --by COLUMN"
         )
-    return _of_scores(file, rows, by, margin, better)
+    return _of_scores(file, rows, by, margin, better), True
 
 
 def _of_arena(file: Path) -> Iterator[Pair]:

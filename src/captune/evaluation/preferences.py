@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captune.data.judgements import is_database, read_judgements
+from captune.data.readers import nfc
 from captune.errors import AnnotationError
 from captune.evaluation.table import read_rows
 from captune.utils.skipped import skip
@@ -76,7 +77,7 @@ def read_preferences(path: str | os.PathLike[str]) -> Preferences:
         told = [Preference(*pair, 1) for pair in _pairs(path, rows)]
         images: dict[str, Any] = {}
         for number, row in enumerate(rows, start=1):
-            if (own := row.get("images")) and images.setdefault(str(row.get("image_id")), own[0]) != own[0]:
+            if (own := row.get("images")) and images.setdefault(nfc(row["image_id"]), own[0]) != own[0]:
                 raise AnnotationError(
                     f"{path}, row {number} has another image under the id {row.get('image_id')!r} than a row before it"
                 )
@@ -111,7 +112,7 @@ def _pairs(path: str | os.PathLike[str], rows: list[dict[str, Any]]) -> list[Pai
         texts = [_text(row.get(name)) for name in ("chosen", "rejected")]
         if not isinstance(row.get("image_id"), str) or None in texts:
             raise AnnotationError(f"{path}, row {number} is no pair: it needs image_id, chosen and rejected")
-        pairs.append(Pair(row["image_id"], *(text or "" for text in texts)))
+        pairs.append(Pair(nfc(row["image_id"]), *(text or "" for text in texts)))
     return pairs
 
 

@@ -68,7 +68,7 @@ def judged(source: str, images: str | None, limit: int | None = None) -> Judged:
     if images is not None:
         rows = _of_source(wanted, images)
     elif found.images:
-        rows = _of_file(wanted, {nfc(image_id): image for image_id, image in found.images.items()})
+        rows = _of_file(wanted, found.images)
     else:
         raise SourceError(f"{source} neither holds nor names its images: say where they are with --images")
     if rows is not None:
