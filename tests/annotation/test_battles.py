@@ -18,6 +18,7 @@ from captune.annotation.battles import VERDICTS, Battle, Battles, as_csv, counti
 from captune.annotation.results import fought, results
 from captune.data.judgements import OF_MODELS, SKIPPED, read_judgements
 from captune.errors import AnnotationError, SourceError
+from captune.evaluation.human import correlate
 
 
 @pytest.fixture
@@ -114,6 +115,17 @@ def test_correlate_reads_the_file_and_its_export(battles: Battles, tmp_path: Pat
         assert found.candidates[found.battles[0].first].caption == "a says"
         assert (found.read, found.left_out) == (5, {SKIPPED: 1})
         assert found.format == ("arena" if file == battles.path else "plain")
+
+
+def test_a_vote_on_an_empty_caption_is_read(battles: Battles, tmp_path: Path) -> None:
+    """The page shows it as one, and `correlate` scores it."""
+    battle = battles.issue("Ada", "1", ("a", ""), ("b", "a dog"))
+    battles.vote("vote-1000", battle.id, "Ada", "right")
+    (tmp_path / "votes.csv").write_text(as_csv(battles.judgements()), encoding="utf-8")
+    for file in (battles.path, tmp_path / "votes.csv"):
+        found = read_judgements(file)
+        assert found.battles == [(0, 1, -1, "")] and [own.caption for own in found.candidates] == ["", "a dog"]
+        assert correlate(file, scorers=["length"], bootstrap=0)["used"] == 1
 
 
 def test_who_only_looked_is_no_rater(battles: Battles) -> None:

@@ -265,6 +265,7 @@ def test_plain_references_come_from_the_captions_file(tmp_path: Path, captions: 
         ("o.jsonl", "[1]\n", "line 1: expected a JSON object, found list"),
         ("o.jsonl", '{"image_id": 1, "caption": "x", "rating": true}\n', "line 1: 'rating' is True"),
         ("o.jsonl", '{"image_id": 1, "caption": "x", "references": [1], "rating": 1}\n', "expected a list of texts"),
+        ("o.jsonl", '{"image_id": 1, "caption_a": "", "winner": "a"}\n', "line 1: 'caption_b' is missing"),
         ("o.json", "{", "is not valid JSON"),
         ("o.json", '{"a": {"b": 1}}', "no known human judgements"),
         ("o.json", '{"a": 1, "a": 2}', "stands twice"),

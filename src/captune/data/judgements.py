@@ -497,10 +497,11 @@ def _left_out_as_odd(found: Judgements, path: Path, place: str, row: Any) -> boo
     return odd is not None
 
 
-def _given(row: Mapping[str, Any], key: str, kind: type | tuple[type, ...], place: str) -> Any:
-    """A value of an entry; an error that names the place where it is missing or of another kind."""
+def _given(row: Mapping[str, Any], key: str, kind: type | tuple[type, ...], place: str, *, blank: bool = False) -> Any:
+    """A value of an entry; an error that names the place where it is missing, of another kind, or blank and may not."""
     value = row.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, str) and not value.strip()):
+    empty = isinstance(value, str) and not value.strip() and not blank
+    if not isinstance(value, kind) or isinstance(value, bool) or empty:
         what = "is missing" if key not in row else f"is {str(value)[:_SHOWN]!r}"
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = {str: "a text", list: "a list", int: "a number", float: "a number", dict: "an object"}
@@ -637,7 +638,7 @@ def _plain(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], captions: 
 
     Columns: image_id (or image), caption and rating (a number, or a list of them), or caption_a, caption_b and winner
     (a, b or tie; bad, which both are, is a tie, and skip is left out); references (a list; in a table a JSON list or
-    one text), else those of the captions file; category.
+    one text), else those of the captions file; category. A caption of a battle may be empty, as a captioner's can be.
     A caption that is one of its references is left out. Battles that `captune arena` exports name their `rater`: models
     do not count where a person has voted.
     """
@@ -672,7 +673,7 @@ def _plain(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], captions: 
                 continue
             if winner not in _WINNERS:
                 raise SourceError(f"{here}: the winner is {row['winner']!r}; write a, b or tie")
-            texts = [_given(row, key, str, here) for key in ("caption_a", "caption_b")]
+            texts = [_given(row, key, str, here, blank=True) for key in ("caption_a", "caption_b")]
         else:
             texts = [_given(row, "caption", str, here)]
             numbers = [_number(value, here) for value in (ratings if isinstance(ratings, list) else [ratings])]
