@@ -313,6 +313,11 @@ def test_votes_and_open_battles_of_other_images_do_not_count(folder: Path) -> No
     assert left is not None and battle is not None and battle.image_id not in first.systems["best"]
     assert file.vote("vote-0003", battle.id, "Bob", "tie") and second.done("Bob") == 1
     assert first.next("Bob") == left
+    captions = {f"{n}.png": f"third says {n}" for n in range(3)}
+    others = arenas.Arena(file, {"third": captions, "best": first.systems["best"]}, images)
+    battle = others.next("Ada")  # the same images, another system
+    assert battle is not None and "third" in (battle.left_system, battle.right_system)
+    assert (others.done("Ada"), others.most) == (0, 3)
 
 
 def test_agreement_is_of_what_two_raters_said_of_the_same_captions(arena: arenas.Arena) -> None:

@@ -91,7 +91,7 @@ def test_captions_that_a_scorer_cuts_are_said_of_each_file(files, tmp_path, monk
     poor.write_text("\n".join([*cut, *lines[5:]]) + "\n")
     spec = f"sbert:{folder}"
     result = evaluate_files([good, poor], scorers=[spec, "length"], references=references, bootstrap=0, cache=None)
-    said = f"25.0% of the captions in {poor} are too long for {spec}, which judges their beginnings"
+    said = f"5 of the 20 captions in {poor} are too long for {spec}, which judges their beginnings"
     assert [warning for warning in result["warnings"] if "too long" in warning] == [said]
 
 

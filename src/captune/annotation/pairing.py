@@ -98,7 +98,7 @@ class Pairing:
             waiting: {pair: how many of its battles have no vote yet}.
             without: images that cannot be shown.
         """
-        mine = [row for row in shown if row[0] == rater]
+        mine = [row for row in shown if row[0] == rater and self.has(*row[1:])]
         seen = {row[1:] if self.repeat else row[1] for row in mine}
 
         def new(image_id: str, a: str, b: str) -> bool:

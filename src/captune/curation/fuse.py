@@ -69,7 +69,9 @@ class Fuse:
         (),
     )
     check: str | None = setting(
-        "the scorer that refuses what contradicts; its references are the texts that were fused: nli:MODEL", None
+        "the scorer that refuses what contradicts; its references are the texts that were fused and "
+        "what was found: nli:MODEL",
+        None,
     )
     least: float = setting("the least score of the check", 0.0)
     judge: str | None = setting("the scorer, or sum, that chooses among several writers", None)
@@ -244,7 +246,7 @@ class Fuse:
         self, by: str, captions: Captions, usable: Sequence[tuple[int, int, str]], texts: list[str],
         sources: dict[int, list[str]], work: Work, notes: dict[str, Any], what: str,
     ) -> np.ndarray:  # fmt: skip
-        """(n,) scores of what was written; references are the texts that it was written from."""
+        """(n,) scores of what was written; references are what it was written from."""
         from captune.curation.scoring import fit
         from captune.data.columns import LazyImages
         from captune.scorers import load_scorer, scorers_in

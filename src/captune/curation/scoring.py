@@ -21,7 +21,7 @@ from captune.curation.criteria import COLUMN
 from captune.data.checking import without_bad
 from captune.data.columns import LazyImages
 from captune.data.schemes import warn_if_blind
-from captune.errors import CurationError, MissingColumn
+from captune.errors import CurationError, MissingColumn, redact
 from captune.scorers import Scorer, load_scorer, scorers_in
 from captune.utils.hashing import fingerprint
 from captune.utils.skipped import Told, skip
@@ -79,7 +79,8 @@ def scores(by: str, captions: Captions, work: Work) -> Scores:
         for number, (start, stop) in enumerate(captions.parts(size))
     ]
     if cut := sum(work.share(judge, parts, f"scoring by {by}")):  # of the parts that are made now
-        skip(Told(f"captions are longer than {by} reads: their score is of their beginnings"), captions.source, cut)
+        told = Told(f"captions are longer than {redact(by)} reads: their score is of their beginnings")
+        skip(told, f"{captions.source}, step {work.folder.name}", cut)
     made = [np.load(work.path(name)) for name, *_ in parts]
     whole = np.concatenate(made) if made else np.zeros((0, 2))
     values, why = whole[:, 0], whole[:, 1].astype(np.uint8)

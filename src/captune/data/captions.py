@@ -103,7 +103,9 @@ def _read(path: Path, format: str | None, images: Places | None) -> dict[str, st
     outside: list[str] = []
     for noun, number, image_id, caption in entries:
         if image_id is None or isinstance(image_id, bool | list | dict) or image_id == "":
-            raise CaptionFileError(f"{path}, {noun} {number}: needs an image_id (a string or a number)")
+            why = "needs an image_id (a string or a number)"
+            why += "; captions by their ids in one object are a .json file" if path.suffix.lower() == ".jsonl" else ""
+            raise CaptionFileError(f"{path}, {noun} {number}: {why}")
         if not isinstance(caption, str):
             raise CaptionFileError(f"{path}, {noun} {number}: image {image_id!r} needs one caption, a string")
         key = nfc(image_id if isinstance(image_id, str) else str(image_id))

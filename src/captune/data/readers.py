@@ -384,7 +384,7 @@ def _row_entries(rows: Iterable[tuple[int, dict[str, Any]]], path: Path, noun: s
                 raise SourceError(
                     f"{path}: {noun} {other.number} and {noun} {number} name the file {entry.name} under the ids "
                     f"{other.image_id!r} and {entry.image_id!r}, so that one image would be two; {NUMBERED}: leave "
-                    "them out"
+                    "them out; if they number images, call them image_id"
                 )
         yield entry
 

@@ -302,7 +302,8 @@ def _one_id_each(dataset: Dataset, column: str, ids: list[str], name: str) -> No
         if file is not None and ids[other := first.setdefault(file, row)] != ids[row]:
             raise SourceError(
                 f"{name}: rows {other + 1} and {row + 1} name the file {file} under the ids {ids[other]!r} and "
-                f"{ids[row]!r}, so that one image would be two; {NUMBERED}: ?id={column}"
+                f"{ids[row]!r}, so that one image would be two; {NUMBERED}: ?id={column}; if they "
+                "number images, say so: ?id=id"
             )
 
 

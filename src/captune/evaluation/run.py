@@ -236,7 +236,8 @@ def _blind(results: Mapping[str, Result], pictures: str | None, shown: Sequence[
 def _truncated(results: Mapping[str, Mapping[str, Result]]) -> list[str]:
     """Say which scorers read the beginnings of some captions alone."""
     return [
-        f"{result.truncated:.1%} of the captions in {name} are too long for {spec}, which judges their beginnings"
+        f"{round(result.truncated * result.n)} of the {result.n} captions in {name} are too long for {spec}, which "
+        "judges their beginnings"
         for name, own in results.items()
         for spec, result in own.items()
         if result.truncated

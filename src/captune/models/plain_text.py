@@ -20,7 +20,7 @@ def without_thought(reply: str) -> str:
         ValueError: the reply was cut off within a thought.
     """
     said = reply.rpartition("</think>")[2]
-    if "<think>" in said:
+    if said.lstrip().startswith("<think>"):
         raise ValueError("the answer was cut off within a thought")
     return said
 
