@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+_LINES = (".jsonl", ".ndjson")  # suffixes of JSON lines
 OUTSIDE = Told("ids are paths from the metadata to images elsewhere; --images SOURCE gives those of the source")
 EDITS = ".edits.jsonl"
 """What is added to a caption file's name for the journal of what people changed; see `captune.annotation.edits`."""
@@ -104,7 +105,7 @@ def _read(path: Path, format: str | None, images: Places | None) -> dict[str, st
     for noun, number, image_id, caption in entries:
         if image_id is None or isinstance(image_id, bool | list | dict) or image_id == "":
             why = "needs an image_id (a string or a number)"
-            why += "; captions by their ids in one object are a .json file" if path.suffix.lower() == ".jsonl" else ""
+            why += "; captions by their ids in one object are a .json file" if path.suffix.lower() in _LINES else ""
             raise CaptionFileError(f"{path}, {noun} {number}: {why}")
         if not isinstance(caption, str):
             raise CaptionFileError(f"{path}, {noun} {number}: image {image_id!r} needs one caption, a string")
@@ -132,8 +133,8 @@ def is_jsonl(path: Path) -> bool:
     try:
         row = json.loads(first)
     except (ValueError, RecursionError):
-        return path.suffix.lower() in (".jsonl", ".ndjson")
-    return isinstance(row, dict) and ("image_id" in row or path.suffix.lower() in (".jsonl", ".ndjson"))
+        return path.suffix.lower() in _LINES
+    return isinstance(row, dict) and ("image_id" in row or path.suffix.lower() in _LINES)
 
 
 class CaptionWriter:

@@ -53,8 +53,6 @@ BLANK = "references that are blank or a word for a missing value"
 HALF = "references with half a character, which is no text in UTF-8"
 """JSON can hold a lone surrogate; no table of images, tokenizer or trainer can."""
 
-NUMBERED = "if the ids number captions, let the file be the image's id"
-
 
 class Entry(NamedTuple):
     """One image of a caption file.
@@ -378,15 +376,31 @@ def _row_entries(rows: Iterable[tuple[int, dict[str, Any]]], path: Path, noun: s
     files: dict[str, Entry] = {}  # the first of each
     for number, row in rows:
         entry = row_entry(row, path, noun, number)
-        if entry.name is not None and first_key(row, ID_KEYS) == "id":
+        if "id" in row and entry.name is not None and first_key(row, ID_KEYS) == "id":
             other = files.setdefault(entry.name, entry)
             if other.image_id != entry.image_id:
-                raise SourceError(
-                    f"{path}: {noun} {other.number} and {noun} {number} name the file {entry.name} under the ids "
-                    f"{other.image_id!r} and {entry.image_id!r}, so that one image would be two; {NUMBERED}: leave "
-                    "them out; if they number images, call them image_id"
-                )
+                raise two_ids(
+                    f"{path}: {noun} {other.number} and {noun} {number}", entry.name, other.image_id, entry.image_id,
+                    file="leave them out", own="call them image_id",
+                )  # fmt: skip
         yield entry
+
+
+def two_ids(rows: str, name: str, first: str, second: str, *, file: str, own: str) -> SourceError:
+    """Return the refusal of a file that stands under two ids of the name "id", which may number captions.
+
+    Args:
+        rows: the places of both.
+        name: the file.
+        first: its id in one.
+        second: its id in the other.
+        file: how the file becomes the image's id.
+        own: how it is said that the ids are those of images.
+    """
+    return SourceError(
+        f"{rows} name the file {name} under the ids {first!r} and {second!r}, so that one image would be two; if the "
+        f"ids number captions, let the file be the image's id: {file}; if they number images, {own}"
+    )
 
 
 def row_entry(row: dict[str, Any], path: Path, noun: str, number: int) -> Entry:

@@ -34,7 +34,6 @@ from captune.data.readers import (
     ID_KEYS,
     IMAGE_KEYS,
     KEPT,
-    NUMBERED,
     REFERENCE_KEYS,
     Blanks,
     as_id,
@@ -42,6 +41,7 @@ from captune.data.readers import (
     nfc,
     references_at,
     same_values,
+    two_ids,
 )
 from captune.errors import CaptuneError, SourceError
 
@@ -300,11 +300,10 @@ def _one_id_each(dataset: Dataset, column: str, ids: list[str], name: str) -> No
     first: dict[str, int] = {}
     for row, file in enumerate(_values(dataset, column)):
         if file is not None and ids[other := first.setdefault(file, row)] != ids[row]:
-            raise SourceError(
-                f"{name}: rows {other + 1} and {row + 1} name the file {file} under the ids {ids[other]!r} and "
-                f"{ids[row]!r}, so that one image would be two; {NUMBERED}: ?id={column}; if they "
-                "number images, say so: ?id=id"
-            )
+            raise two_ids(
+                f"{name}: row {other + 1} and row {row + 1}", file, ids[other], ids[row], file=f"?id={column}",
+                own="say so: ?id=id",
+            )  # fmt: skip
 
 
 def _identity(value: Any) -> Any:

@@ -101,7 +101,7 @@ def _cached(files: list[str], options: dict[str, str]) -> Dataset:
             if not written:
                 raise SourceError(f"{files[0]} holds no images (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
         replace_file(notes, json.dumps(skips))
-    say(parse_json(notes.read_bytes(), str(notes), error=SourceError))
+    _say(parse_json(notes.read_bytes(), str(notes), error=SourceError))
     return Dataset.from_file(str(table))
 
 
@@ -167,7 +167,7 @@ def samples(
         if blanks.count:
             found[BLANK] = [blanks.first, blanks.count]
         if skips is None:
-            say(found)
+            _say(found)
 
 
 def count_samples(name: str, options: dict[str, Any]) -> int:
@@ -180,7 +180,7 @@ def count_samples(name: str, options: dict[str, Any]) -> int:
         return sum("" in members for members in _index(name, file, options, {}).values())
 
 
-def say(found: Skips) -> None:
+def _say(found: Skips) -> None:
     """Count for the end of the command what was left out, and what was read as it may not be meant."""
     for reason, (item, count) in found.items():
         skip(Told(reason) if reason == LINES else reason, item, count)
